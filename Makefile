@@ -1,0 +1,47 @@
+# make run: train maer on the embedded benchmark.  make test: the whole suite.  make help: the rest.
+PYTHON ?= python3
+VENV   ?= .venv
+PY     := $(VENV)/bin/python
+STAMP  := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test lint bench ui clean
+
+help:
+	@echo "make run    train maer on seq-digits (real 8x8 digits, no download) and print the result"
+	@echo "make test   lint and the whole test suite"
+	@echo "make lint   ruff only"
+	@echo "make bench  speed of the trainer and of the data path, as ratios"
+	@echo "make ui     browse the logged runs (mlflow ui)"
+	@echo "make clean  remove the environment"
+
+$(STAMP): pyproject.toml
+	@echo "== creating $(VENV) and installing the dependencies of pyproject.toml"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $(PYTHON) is older than Python 3.11; try make PYTHON=python3.11"; exit 1; }
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check uv
+	$(PY) -m uv pip install --python $(PY) -r pyproject.toml --extra dev
+	@touch $(STAMP)
+
+install: $(STAMP)
+
+run: $(STAMP)
+	$(PY) main.py --model=maer --dataset=seq-digits
+
+test: $(STAMP)
+	$(PY) -m ruff check .
+	$(PY) -m pytest -n 2 --dist worksteal
+
+lint: $(STAMP)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+bench: $(STAMP)
+	$(PY) scripts/bench.py
+
+ui: $(STAMP)
+	$(PY) -m mlflow ui
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,1 @@
+"""Backbones: one architecture family per file, found by file name."""

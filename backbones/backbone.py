@@ -1,0 +1,62 @@
+"""Backbone: the one interface of every architecture: features, a head, logits."""
+
+import torch
+from torch import Tensor, nn
+
+from backbones.heads import SharedHead, TaskHeads
+from utils import registry, seeding
+
+
+class Backbone(nn.Module):
+    """An architecture without its last layer; `attach` gives it a head.
+
+    Subclasses set `feature_dim` (D) and define `features`; `init_weights` is for architectures with
+    an initialisation of their own.
+    """
+
+    feature_dim: int
+    head: nn.Module
+
+    def features(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) images → (N, D) penultimate activations."""
+        raise NotImplementedError(f"{type(self).__name__} must define features(x)")
+
+    def forward(self, x: Tensor, task_id: Tensor | None = None) -> Tensor:
+        """(N, C, H, W) images → (N, n_classes) logits; `task_id` (N,) is read by per-task heads only."""
+        return self.head(self.features(x), task_id)
+
+    def init_weights(self) -> None:
+        """Called once the head is attached; PyTorch's own initialisation stands by default."""
+
+    def attach(self, head: nn.Module) -> "Backbone":
+        """Put the classifier on top."""
+        self.head = head
+        self.init_weights()
+        return self
+
+
+def build_network(name: str, options, benchmark, seed: int) -> Backbone:
+    """The network for a benchmark: backbone `name` with a shared head or one per task.
+
+    The weights depend on `seed` alone, whatever was drawn before.
+    """
+    with seeding.isolated(seed, "init"):
+        backbone = registry.load("backbones", name).build(options, benchmark.input_shape, name)
+        if benchmark.scenario == "task-il":
+            classes = [task.classes for task in benchmark.tasks]
+            head = TaskHeads(backbone.feature_dim, classes)
+        else:
+            head = SharedHead(backbone.feature_dim, benchmark.n_classes)
+        network = backbone.attach(head)
+    return network.to(benchmark.device)
+
+
+def load_weights(network: Backbone, state: dict[str, torch.Tensor]) -> None:
+    """Load weights by name; a mismatch is one error that says what differs."""
+    own = network.state_dict()
+    wrong = [k for k in own.keys() | state.keys() if k not in own or k not in state]
+    wrong += [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
+    if wrong:
+        listed = ", ".join(sorted(wrong)[:4])
+        raise ValueError(f"the weights belong to another network; {len(wrong)} tensors differ: {listed}")
+    network.load_state_dict(state)

@@ -1,0 +1,39 @@
+"""Small convolutional network: three 3x3 convolutions with pooling, for short runs on a CPU."""
+
+import itertools
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from backbones.backbone import Backbone
+from utils.options import OptionSet, option
+
+
+@dataclass(frozen=True)
+class Options(OptionSet):
+    """Flags of the small convolutional network."""
+
+    channels: tuple[int, ...] = option((32, 64, 128), "channels of each convolution, e.g. 32,64,128", ge=1)
+
+
+class CNN(Backbone):
+    """(3x3 convolution, ReLU, 2x2 max-pool) per entry of `channels`, then a global average."""
+
+    def __init__(self, in_channels: int, channels: tuple[int, ...]):
+        super().__init__()
+        sizes = (in_channels, *channels)
+        layers = []
+        for fan_in, fan_out in itertools.pairwise(sizes):
+            pool = nn.MaxPool2d(2, ceil_mode=True)  # ceil: 8x8 digits survive any number of poolings
+            layers += [nn.Conv2d(fan_in, fan_out, 3, padding=1), nn.ReLU(), pool]
+        self.layers = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.feature_dim = sizes[-1]
+
+    def features(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) → (N, last channels)."""
+        return self.layers(x)
+
+
+def build(options: Options, input_shape: tuple[int, ...], name: str) -> CNN:
+    """A CNN for images of `input_shape` (C, H, W)."""
+    return CNN(input_shape[0], options.channels)

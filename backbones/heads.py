@@ -1,0 +1,49 @@
+"""Heads: one classifier shared by all tasks, or one per task (true task-incremental training)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class SharedHead(nn.Linear):
+    """One linear layer over all classes."""
+
+    def forward(self, features: Tensor, task_id: Tensor | None = None) -> Tensor:
+        """(N, D) → (N, C); the task is not used."""
+        return super().forward(features)
+
+    def select(self, task_ids: tuple[int, ...]) -> None:
+        """Nothing to select: every task trains the whole head."""
+
+
+class TaskHeads(nn.Module):
+    """One linear layer per task.
+
+    Tasks with classes of their own: logits are the heads side by side, (N, C), and the caller masks
+    what is not the task's. Tasks that share their classes (domains): each sample gets the logits of
+    its own task's head.
+    """
+
+    def __init__(self, feature_dim: int, classes: list[tuple[int, ...]]):
+        super().__init__()
+        self.heads = nn.ModuleList(nn.Linear(feature_dim, len(c)) for c in classes)
+        self.n_shared = len(classes[0]) if len(set(classes)) == 1 and len(classes) > 1 else 0
+
+    def forward(self, features: Tensor, task_id: Tensor | None = None) -> Tensor:
+        """(N, D), (N,) → (N, C) logits."""
+        weight = torch.cat([head.weight for head in self.heads])
+        bias = torch.cat([head.bias for head in self.heads])
+        logits = F.linear(features, weight, bias)
+        if not self.n_shared:
+            return logits
+        if task_id is None:
+            raise ValueError("per-task heads over shared classes need task_id")
+        each = logits.view(len(features), len(self.heads), self.n_shared)
+        # expand + gather rather than indexing with two tensors: vmap can batch it
+        choice = task_id.view(-1, 1, 1).expand(-1, 1, self.n_shared)
+        return each.gather(1, choice).squeeze(1)
+
+    def select(self, task_ids: tuple[int, ...]) -> None:
+        """Let only these tasks' heads learn, so that weight decay cannot touch the others."""
+        for i, head in enumerate(self.heads):
+            head.requires_grad_(i in task_ids)

@@ -1,0 +1,1 @@
+"""Benchmarks: one per file, found by file name."""

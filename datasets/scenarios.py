@@ -1,0 +1,40 @@
+"""Scenarios: pure index splitting. Arrays in, arrays out; no images, no devices, no global state."""
+
+import numpy as np
+from sklearn.model_selection import train_test_split
+
+
+def class_order(n_classes: int, seed: int, permute: bool) -> np.ndarray:
+    """Original class at each position of the stream, shape (n_classes,).
+
+    Permuted exactly as in the memorization paper's code (`RandomState(seed).permutation`), so that a
+    run with the same seed sees the same tasks as the published logs.
+    """
+    return np.random.RandomState(seed).permutation(n_classes) if permute else np.arange(n_classes)
+
+
+def relabel(y: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Labels as positions in the class order, (N,): task t then owns consecutive labels."""
+    position = np.empty(len(order), dtype=np.int64)
+    position[order] = np.arange(len(order))
+    return position[y]
+
+
+def split_classes(n_classes: int, n_tasks: int) -> list[tuple[int, ...]]:
+    """Consecutive labels of each task; where the division leaves a rest, the first tasks take one more."""
+    if not 1 <= n_tasks <= n_classes:
+        raise ValueError(f"--n_tasks {n_tasks}: {n_classes} classes can be split into 1 to {n_classes} tasks")
+    return [tuple(int(c) for c in part) for part in np.array_split(np.arange(n_classes), n_tasks)]
+
+
+def positions_of(y: np.ndarray, classes: tuple[int, ...]) -> np.ndarray:
+    """Positions in `y` whose label is one of `classes`, ascending."""
+    return np.flatnonzero(np.isin(y, classes))
+
+
+def hold_out(y: np.ndarray, percent: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions (kept, held out) of a split that takes `percent` % of every class, each ascending."""
+    kept, held = train_test_split(
+        np.arange(len(y)), test_size=percent / 100, stratify=y, random_state=seed, shuffle=True
+    )
+    return np.sort(kept), np.sort(held)

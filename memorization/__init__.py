@@ -1,0 +1,1 @@
+"""Programs that measure which training examples a network memorizes."""

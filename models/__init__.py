@@ -1,0 +1,1 @@
+"""Continual-learning methods: one paper per file, found by file name."""

@@ -1,0 +1,10 @@
+"""Joint training on all tasks at once: the upper bound; only the last row of R exists."""
+
+from models.method import Method
+
+
+class Joint(Method):
+    """The contract's defaults on a stream of one task that holds all data."""
+
+    stream = "joint"
+    rehearses = True

@@ -1,0 +1,143 @@
+"""Method: the contract of every continual-learning method.
+
+Seven hooks with working defaults and one step, `observe`, that fixes their order. A paper overrides
+one to three of them; only methods with an inner loop (MER) override `observe`.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from backbones.backbone import Backbone
+from datasets.benchmark import Batch, Benchmark, Task
+from utils import seeding, state
+from utils.config import TrainOptions
+from utils.options import OptionSet
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a method may know about its run besides its own options."""
+
+    benchmark: Benchmark
+    train: TrainOptions
+    seed: int
+
+    @property
+    def device(self) -> torch.device:
+        """The training device."""
+        return self.benchmark.device
+
+    def generator(self, purpose: str, device: torch.device | str = "cpu") -> torch.Generator:
+        """A random stream of the run; name the purpose."""
+        return seeding.generator(self.seed, purpose, device=device)
+
+
+class Method:
+    """Plain fine-tuning; subclass it and override what the paper changes.
+
+    Every attribute that a method sets is saved in checkpoints: tensors, numbers, dicts and lists of
+    them, generators, and objects with a `state_dict` (buffers, modules). Key tensors by parameter
+    name, never by parameter. Hooks must not read values back from the device inside a step.
+    """
+
+    # Scenarios the paper's algorithm is defined for; a mismatch is refused before training.
+    scenarios: ClassVar[tuple[str, ...]] = ("class-il", "task-il", "domain-il")
+    # True: begin_task / end_task carry part of the algorithm, so task-free streams are refused.
+    needs_boundaries: ClassVar[bool] = False
+    # True: old tasks' samples are trained on again, so per-task heads stay trainable.
+    rehearses: ClassVar[bool] = False
+    # "sequential", or "joint" for upper bounds that see all tasks at once.
+    stream: ClassVar[str] = "sequential"
+
+    # Attributes that the trainer provides and that are not the method's state.
+    _PROVIDED = ("options", "setup", "device", "task", "epoch", "optimizer", "head_mask")
+
+    def __init__(self, net: Backbone, options: OptionSet, setup: Setup):
+        self.net, self.options, self.setup, self.device = net, options, setup, setup.device
+        self.task: Task | None = None
+        self.epoch = 0
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.replay_draws = setup.generator("replay augmentation", self.device)
+        # (T, C) bool: with per-task heads over separate classes, a sample may only use its own head
+        benchmark = setup.benchmark
+        separate = benchmark.scenario == "task-il" and not getattr(net.head, "n_shared", 0)
+        self.head_mask = benchmark.class_masks if separate else None
+
+    # --- hooks -----------------------------------------------------------------------------------
+
+    def begin_task(self, task: Task) -> None:
+        """Called before the task's optimizer is built."""
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Scalar data loss; cross-entropy by default."""
+        return F.cross_entropy(self.logits(batch.x, batch.task_id), batch.y)
+
+    def penalty(self) -> Tensor | None:
+        """Scalar term that needs no data, added to the loss; None when there is nothing to add."""
+        return None
+
+    def edit_gradients(self, batch: Batch) -> None:
+        """Change `.grad` after backward and before the optimizer's step."""
+
+    def after_step(self, batch: Batch) -> None:
+        """Store samples, accumulate statistics."""
+
+    def end_task(self, task: Task) -> None:
+        """Consolidate: importances, teachers, exemplars."""
+
+    def predict(self, x: Tensor, task_id: Tensor) -> Tensor:
+        """(N, C) unmasked logits for evaluation; `x` is normalised, the network in eval mode."""
+        return self.net(x, task_id)
+
+    # --- the step --------------------------------------------------------------------------------
+
+    def observe(self, batch: Batch) -> dict[str, Tensor]:
+        """One training step; returns detached scalars on the device."""
+        self.optimizer.zero_grad()
+        loss = self.loss(batch)
+        penalty = self.penalty()
+        (loss if penalty is None else loss + penalty).backward()
+        self.edit_gradients(batch)
+        self.optimizer.step()
+        self.after_step(batch)
+        return {"loss": loss.detach()}
+
+    # --- for subclasses --------------------------------------------------------------------------
+
+    def logits(self, x: Tensor, task_id: Tensor) -> Tensor:
+        """(N, C) training logits; with per-task heads other tasks' classes are −inf."""
+        logits = self.net(x, task_id)
+        if self.head_mask is None:
+            return logits
+        return logits.masked_fill(~self.head_mask[task_id], -torch.inf)
+
+    def augment(self, x_raw: Tensor) -> Tensor:
+        """Replayed uint8 images, augmented and normalised exactly as the stream's."""
+        return self.setup.benchmark.augment(x_raw, self.replay_draws)
+
+    def trainable(self) -> dict[str, torch.nn.Parameter]:
+        """Name → parameter of everything that learns in the current task."""
+        return {name: p for name, p in self.net.named_parameters() if p.requires_grad}
+
+    # --- for the trainer -------------------------------------------------------------------------
+
+    def enter(self, task: Task) -> None:
+        """Make `task` the current one; `begin_task` follows unless a checkpoint is resumed."""
+        self.task = task
+        everything = tuple(range(len(self.setup.benchmark.tasks)))
+        self.net.head.select(everything if self.rehearses else task.parts)
+
+    def state_dict(self) -> dict:
+        """Network and every attribute set by the method, fit for `weights_only` loading."""
+        own = {k: v for k, v in vars(self).items() if k not in self._PROVIDED}
+        return {name: state.pack(value, f"{type(self).__name__}.{name}") for name, value in own.items()}
+
+    def load_state_dict(self, saved: dict) -> None:
+        """Continue exactly where `saved` was taken."""
+        for name, value in saved.items():
+            current = getattr(self, name, None)
+            setattr(self, name, state.unpack(current, value, self.device, name))

@@ -1,0 +1,1 @@
+"""Ideas that several methods share, as functions."""

@@ -1,0 +1,54 @@
+"""Replay: options that every rehearsal method shares, and drawing a batch from its buffer."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from datasets.benchmark import Batch
+from utils.options import OptionSet, option
+
+
+@dataclass(frozen=True)
+class ReplayOptions(OptionSet):
+    """Size of the memory and of what is drawn from it."""
+
+    buffer_size: int = option(200, "samples kept in the memory; 0 turns replay off", ge=0)
+    minibatch_size: int = option(0, "samples replayed per step; 0 takes --batch_size", ge=0)
+
+
+class Replayed(NamedTuple):
+    """Samples drawn from a buffer: x (N, C, H, W) augmented float32, y (N,), task_id (N,)."""
+
+    x: Tensor
+    y: Tensor
+    task_id: Tensor
+
+
+def draw(method) -> Replayed | None:
+    """A batch from `method.buffer`, augmented as the stream is; None while the buffer is empty."""
+    if not len(method.buffer):
+        return None
+    n = method.options.minibatch_size or method.setup.train.batch_size
+    sample = method.buffer.sample(n)
+    return Replayed(method.augment(sample["x"]), sample["y"], sample["task_id"])
+
+
+def joined(batch: Batch, replayed: Replayed | None) -> tuple[Tensor, Tensor, Tensor]:
+    """x, y and task_id of stream and replay, one after the other, for a single forward pass."""
+    if replayed is None:
+        return batch.x, batch.y, batch.task_id
+    pairs = zip((batch.x, batch.y, batch.task_id), replayed, strict=True)
+    x, y, task_id = (torch.cat(pair) for pair in pairs)
+    return x, y, task_id
+
+
+def store(method, batch: Batch) -> None:
+    """Offer the batch to `method.buffer`, in the first epoch of a task only.
+
+    Each sample is offered once: offering it again in later epochs would make the reservoir count
+    repetitions as new data and keep copies of one image.
+    """
+    if method.epoch == 0:
+        method.buffer.add(x=batch.x_raw, y=batch.y, task_id=batch.task_id, index=batch.index)

@@ -1,0 +1,7 @@
+"""Fine-tuning with plain SGD: no defence against forgetting, the lower bound."""
+
+from models.method import Method
+
+
+class SGD(Method):
+    """The contract's defaults, unchanged."""

@@ -1,0 +1,1 @@
+"""The machinery: configuration, training, evaluation, metrics, buffers, tracking."""

@@ -1,0 +1,30 @@
+"""Seeding: one named random stream per purpose, all derived from `--seed`; no global generator.
+
+Names in use: `init`, `order` (of samples within an epoch), `augmentation`, `buffer`, `method`,
+`transforms` (permutations and angles), `validation`. Extra keys (task, epoch, block) give a stream
+its place in the run, so that a resumed run draws what the uninterrupted one would have drawn.
+"""
+
+import hashlib
+from contextlib import contextmanager
+
+import torch
+
+
+def derive(seed: int, purpose: str, *keys: int) -> int:
+    """A 63-bit seed for one purpose; different purposes and keys are independent."""
+    text = ":".join([str(seed), purpose, *map(str, keys)])
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+
+
+def generator(seed: int, purpose: str, *keys: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator on `device` for one purpose."""
+    return torch.Generator(device).manual_seed(derive(seed, purpose, *keys))
+
+
+@contextmanager
+def isolated(seed: int, purpose: str, *keys: int):
+    """Run library code that only knows the global CPU generator (layer initialisation), and restore it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(seed, purpose, *keys))
+        yield

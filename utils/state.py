@@ -1,0 +1,50 @@
+"""State: turn an object's attributes into plain tensors, numbers and dicts, and back.
+
+What goes into a checkpoint must load with `weights_only=True`; anything else is refused when it is
+saved, by name, rather than lost silently.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+PLAIN = (bool, int, float, str, type(None))
+
+
+def pack(value: Any, where: str) -> Any:
+    """A checkpoint-safe copy of `value`; `where` names it in errors."""
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, PLAIN):
+        return value
+    if isinstance(value, torch.Generator):
+        return value.get_state()
+    if hasattr(value, "state_dict"):
+        return value.state_dict()
+    if isinstance(value, dict):
+        return {key: pack(item, f"{where}[{key!r}]") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(pack(item, f"{where}[{i}]") for i, item in enumerate(value))
+    raise TypeError(f"{where} is a {type(value).__name__}, which cannot be saved in a checkpoint")
+
+
+def unpack(current: Any, saved: Any, device: torch.device, where: str) -> Any:
+    """The value that `saved` stands for; `current` is the freshly built one it replaces."""
+    if isinstance(current, torch.Generator):
+        current.set_state(saved.cpu())
+        return current
+    if hasattr(current, "load_state_dict"):
+        current.load_state_dict(saved)
+        return current
+    if isinstance(saved, Tensor):
+        return saved.to(current.device if isinstance(current, Tensor) else device)
+    if isinstance(saved, dict):
+        known = current if isinstance(current, dict) else {}
+        return {k: unpack(known.get(k), v, device, f"{where}[{k!r}]") for k, v in saved.items()}
+    if isinstance(saved, list | tuple):
+        same = isinstance(current, list | tuple) and len(current) == len(saved)
+        known = current if same else [None] * len(saved)
+        pairs = zip(known, saved, strict=True)
+        return type(saved)(unpack(k, v, device, f"{where}[{i}]") for i, (k, v) in enumerate(pairs))
+    return saved
