@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from backbones.heads import SharedHead, TaskHeads
 from utils import registry, seeding
+from utils.errors import UserError
 
 
 class Backbone(nn.Module):
@@ -58,5 +59,5 @@ def load_weights(network: Backbone, state: dict[str, torch.Tensor]) -> None:
     wrong += [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
     if wrong:
         listed = ", ".join(sorted(wrong)[:4])
-        raise ValueError(f"the weights belong to another network; {len(wrong)} tensors differ: {listed}")
+        raise UserError(f"the weights belong to another network; {len(wrong)} tensors differ: {listed}")
     network.load_state_dict(state)

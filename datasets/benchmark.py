@@ -12,6 +12,8 @@ from datasets import scenarios
 from datasets.augment import Augment
 from datasets.sources import Source
 from utils import seeding
+from utils.errors import UserError
+from utils.scores import order_hash
 
 # Images augmented in one call, in bytes of float32: large enough to spread the cost of a call over
 # many small batches, small enough to stay in a CPU's cache.
@@ -67,6 +69,7 @@ class Benchmark:
     """A data set, a scenario, a class order and a seed: the stream that a method learns.
 
     scenario: `class-il` or `domain-il`, or `task-il` when every task has its own head.
+    transforms: what was drawn for the tasks' transforms (angles, permutations), to be saved with the run.
     """
 
     def __init__(
@@ -79,7 +82,9 @@ class Benchmark:
         class_order: np.ndarray,
         seed: int,
         device: torch.device | str,
+        transforms: dict[str, list] | None = None,
     ):
+        self.transforms = transforms or {}
         self.name, self.scenario, self.tasks = name, scenario, tasks
         self.augment, self.class_order, self.seed = augment, class_order, seed
         self.device = torch.device(device)
@@ -92,14 +97,12 @@ class Benchmark:
         self._current: tuple[Task, Samples] | None = None
         self._test: Samples | None = None
         self.test_ends = np.cumsum([len(task.test_index) for task in tasks])
-
-    @property
-    def class_masks(self) -> Tensor:
-        """(T, C) bool: the classes of each task."""
-        masks = torch.zeros(len(self.tasks), self.n_classes, dtype=torch.bool)
-        for task in self.tasks:
+        self.order_hash = order_hash(source.train_y)
+        # (T, C) bool: the classes of each task
+        masks = torch.zeros(len(tasks), self.n_classes, dtype=torch.bool)
+        for task in tasks:
             masks[task.id, list(task.classes)] = True
-        return masks.to(self.device)
+        self.class_masks = masks.to(self.device)
 
     def joint(self) -> list[Task]:
         """One task that presents the training data of all of them and ends where the stream ends."""
@@ -166,7 +169,7 @@ def class_incremental(name: str, source: Source, augment: Augment, config, devic
     train_y, test_y = (scenarios.relabel(y.numpy(), order) for y in source.labels)
     tasks = []
     for i, classes in enumerate(scenarios.split_classes(len(order), stream.n_tasks)):
-        train = np.intersect1d(scenarios.positions_of(train_y, classes), kept)
+        train = np.intersect1d(scenarios.positions_of(train_y, classes), kept, assume_unique=True)
         test = scenarios.positions_of(test_y, classes)
         tasks.append(Task(i, classes, (i,), torch.from_numpy(train), torch.from_numpy(test)))
     scenario = "task-il" if stream.multi_head else "class-il"
@@ -174,17 +177,27 @@ def class_incremental(name: str, source: Source, augment: Augment, config, devic
 
 
 def domain_incremental(
-    name: str, source: Source, augment: Augment, transforms: list[Callable], config, device
+    name: str,
+    source: Source,
+    augment: Augment,
+    changes: list[Callable],
+    config,
+    device,
+    drawn: dict[str, list] | None = None,
 ) -> Benchmark:
-    """The same classes in every task, each task's images changed by its own transform."""
+    """The same classes in every task, each task's images changed by its own transform.
+
+    changes: raw uint8 images → the task's uint8 images, one for each task. drawn: what they were made
+    from, to be saved with the run.
+    """
     stream, seed = config.stream, config.run.seed
     order = scenarios.class_order(len(source.classes), seed, permute=False)
     source, kept = with_validation(source, stream.validation, seed)
     train, test = torch.from_numpy(kept), torch.arange(len(source.test_y))
     classes = tuple(range(len(source.classes)))
-    tasks = [Task(i, classes, (i,), train, test, change) for i, change in enumerate(transforms)]
+    tasks = [Task(i, classes, (i,), train, test, change) for i, change in enumerate(changes)]
     scenario = "task-il" if stream.multi_head else "domain-il"
-    return Benchmark(name, scenario, source, tasks, augment, order, seed, device)
+    return Benchmark(name, scenario, source, tasks, augment, order, seed, device, drawn)
 
 
 def with_validation(source: Source, percent: float, seed: int) -> tuple[Source, np.ndarray]:
@@ -194,6 +207,9 @@ def with_validation(source: Source, percent: float, seed: int) -> tuple[Source, 
     """
     if not percent:
         return source, np.arange(len(source.train_y))
-    kept, held = scenarios.hold_out(source.train_y.numpy(), percent, seed)
+    try:
+        kept, held = scenarios.hold_out(source.train_y.numpy(), percent, seed)
+    except ValueError as error:  # a share of less than one sample per class
+        raise UserError(f"--validation {percent}: cannot be taken from every class: {error}") from error
     held = torch.from_numpy(held)
     return replace(source, test_x=source.train_x[held], test_y=source.train_y[held]), kept

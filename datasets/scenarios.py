@@ -3,6 +3,8 @@
 import numpy as np
 from sklearn.model_selection import train_test_split
 
+from utils.errors import UserError
+
 
 def class_order(n_classes: int, seed: int, permute: bool) -> np.ndarray:
     """Original class at each position of the stream, shape (n_classes,).
@@ -23,7 +25,7 @@ def relabel(y: np.ndarray, order: np.ndarray) -> np.ndarray:
 def split_classes(n_classes: int, n_tasks: int) -> list[tuple[int, ...]]:
     """Consecutive labels of each task; where the division leaves a rest, the first tasks take one more."""
     if not 1 <= n_tasks <= n_classes:
-        raise ValueError(f"--n_tasks {n_tasks}: {n_classes} classes can be split into 1 to {n_classes} tasks")
+        raise UserError(f"--n_tasks {n_tasks}: {n_classes} classes can be split into 1 to {n_classes} tasks")
     return [tuple(int(c) for c in part) for part in np.array_split(np.arange(n_classes), n_tasks)]
 
 

@@ -15,6 +15,7 @@ from backbones.backbone import Backbone
 from datasets.benchmark import Batch, Benchmark, Task
 from utils import seeding, state
 from utils.config import TrainOptions
+from utils.errors import UserError
 from utils.options import OptionSet
 
 
@@ -141,3 +142,13 @@ class Method:
         for name, value in saved.items():
             current = getattr(self, name, None)
             setattr(self, name, state.unpack(current, value, self.device, name))
+
+
+def check_scenario(method: type[Method], name: str, benchmark: Benchmark) -> None:
+    """Refuse a benchmark that the method is not defined for, before anything is trained."""
+    if benchmark.scenario not in method.scenarios:
+        raise UserError(
+            f"--model {name} is defined for {', '.join(method.scenarios)}; {benchmark.name} is "
+            f"{benchmark.scenario}. Choose another benchmark"
+            + (", or add --multi_head for task-il" if "task-il" in method.scenarios else "")
+        )

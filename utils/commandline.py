@@ -12,7 +12,7 @@ import yaml
 from utils import config as settings
 from utils import registry
 from utils.config import GROUPS, PLUGINS, Config
-from utils.options import OptionError, OptionSet, value_type
+from utils.options import OptionError, OptionSet, convert, value_type
 
 TITLES = {
     "run": "run", "stream": "stream of tasks", "train": "training", "log": "measuring, logging, saving",
@@ -126,9 +126,8 @@ def _parser(sets: dict[str, type[OptionSet]], chosen: dict, chooser: Parser | No
     for part, options in sets.items():
         own = [f for f in dataclasses.fields(options) if f.name not in {"model", "dataset", "backbone"}]
         if own:
-            title = TITLES[part].format(
-                **{k: v or "" for k, v in chosen.items()} or dict.fromkeys(TITLES, "")
-            )
+            names = {flag: chosen.get(flag) or "" for flag, _ in PLUGINS.values()}
+            title = TITLES[part].format(**names)
             group = parser.add_argument_group(title.strip())
             for field in own:
                 _add_flag(group, field, defaults.get(field.name, field.default))
@@ -200,3 +199,19 @@ def general_help(chooser: Parser) -> str:
         "shows the values in force. Example: python main.py --model er --buffer_size 500 --dataset seq-mnist"
     )
     return "\n\n".join(parts)
+
+
+def flags_to_resume(saved: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """The flags of a run to resume; of those given again only operational ones may differ."""
+    fields = {f.name: f for options in GROUPS.values() for f in dataclasses.fields(options)}
+    changed = {}
+    for name, raw in given.items():
+        value = convert(fields[name], raw)
+        same = list(value) == saved.get(name) if isinstance(value, tuple) else value == saved.get(name)
+        if not same and name not in settings.OPERATIONAL:
+            raise OptionError(
+                f"--{name} {raw}: the run to resume has {saved.get(name)}; leave the flag out, or start a "
+                f"new run (only {', '.join('--' + n for n in sorted(settings.OPERATIONAL))} may change)"
+            )
+        changed[name] = value
+    return saved | changed

@@ -13,6 +13,8 @@ import types
 import typing
 from typing import Any
 
+from utils.errors import UserError
+
 BOUNDS = {
     "ge": (">=", lambda value, bound: value >= bound),
     "gt": (">", lambda value, bound: value > bound),
@@ -21,7 +23,7 @@ BOUNDS = {
 }
 
 
-class OptionError(ValueError):
+class OptionError(UserError):
     """A value the user gave is not valid; the message says what is."""
 
 

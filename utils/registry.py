@@ -13,18 +13,20 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
+from utils.errors import UserError
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # Files in a plugin folder that are not plugins: the contract and what plugins share.
 CONTRACTS = {
     "models": {"method"},
-    "datasets": {"benchmark", "scenarios", "sources", "augment"},
+    "datasets": {"benchmark", "scenarios", "sources", "images", "augment"},
     "backbones": {"backbone", "heads"},
 }
 WORDS = {"models": "method", "datasets": "benchmark", "backbones": "backbone"}
 
 
-class UnknownPluginError(ValueError):
+class UnknownPluginError(UserError):
     """No plugin of that name; the message lists near matches and all names."""
 
 

@@ -1,0 +1,85 @@
+"""Train a continual-learning method on a benchmark: parse, build, train, report."""
+
+import sys
+import time
+
+from utils import commandline
+from utils.config import Config, git_commit, resolve
+from utils.errors import UserError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run what the command line asks for; returns the exit code."""
+    try:
+        request = commandline.parse(sys.argv[1:] if argv is None else argv)
+        config, folder = prepare(request)
+        return run(config, folder, resume=request.resume is not None)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def prepare(request: commandline.Request):
+    """The resolved configuration and the run's folder (None: made once data and method are built)."""
+    from utils.folder import RunFolder
+
+    if not request.resume:
+        return request.config, None
+    output_dir = request.overrides.get("output_dir", "runs")
+    folder = RunFolder.find(request.resume, output_dir)
+    flags = commandline.flags_to_resume(folder.load_config(), request.overrides)
+    return resolve([(str(folder.config), flags)]), folder
+
+
+def build(config: Config):
+    """Benchmark, network and method of a configuration, on its device."""
+    from backbones.backbone import build_network, load_weights
+    from models.method import Method, Setup, check_scenario
+    from utils import checkpoint, device, registry
+
+    where = device.choose(config.run.device)
+    device.set_threads(config.run.num_threads, config.run.backbone)
+    device.set_precision(config.run.precision)
+    method_class = registry.plugin_class(registry.load("models", config.run.model), Method)
+    started = time.monotonic()
+    benchmark = registry.load("datasets", config.run.dataset).build(config, where)
+    benchmark.build_seconds = time.monotonic() - started
+    check_scenario(method_class, config.run.model, benchmark)
+    net = build_network(config.run.backbone, config.architecture, benchmark, config.run.seed)
+    if config.log.loadcheck:
+        load_weights(net, checkpoint.read_weights(config.log.loadcheck))
+    return method_class(net, config.method, Setup(benchmark, config.train, config.run.seed))
+
+
+def run(config: Config, folder=None, resume: bool = False) -> int:
+    """Train, measure and report one run; returns the exit code."""
+    from utils.folder import RunFolder
+    from utils.interrupt import InterruptedRunError
+    from utils.progress import DivergedError
+    from utils.recording import Recorder
+    from utils.training import Trainer
+
+    method = build(config)
+    folder = folder or RunFolder.create(config.flat())
+    trainer = Trainer(config, method, folder.path)
+    trainer.results.seconds["data"] += method.setup.benchmark.build_seconds
+    if resume:
+        trainer.load()
+    with Recorder(config, folder, trainer, git_commit()) as recorder:
+        trainer.on_task = recorder.after_task
+        try:
+            trainer.run()
+        except InterruptedRunError as stop:
+            recorder.interrupted(stop)
+            return stop.code
+        except DivergedError as error:
+            recorder.failed(str(error))
+            return 1
+        recorder.finished()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

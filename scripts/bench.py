@@ -1,0 +1,198 @@
+"""Speed, as ratios taken in one process: the trainer against a bare loop, the data path against PIL.
+
+    python scripts/bench.py                  everything (about six minutes on two cores)
+    python scripts/bench.py trainer-mlp      one part; parts: trainer-mlp trainer-resnet data
+
+Rounds alternate between the two sides, so that a machine whose speed drifts slows both. Images are
+random: their content does not change the time. Prints the machine, medians and their ratio.
+"""
+
+import argparse
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+import torch.nn.functional as F
+
+from backbones.backbone import build_network
+from datasets.augment import Augment
+from datasets.benchmark import Benchmark, class_incremental
+from datasets.sources import Source
+from models.method import Setup
+from models.sgd import SGD
+from utils.config import Config, resolve
+from utils.results import versions
+from utils.training import Trainer
+
+CIFAR = Augment((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2615), crop_padding=4, flip=True)
+
+
+def random_source(n_train: int, n_test: int, shape: tuple[int, ...]) -> Source:
+    """Random images with ten classes in turn."""
+    draws = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (n_train + n_test, *shape), dtype=torch.uint8, generator=draws)
+    y = torch.arange(n_train + n_test) % 10
+    names = tuple(map(str, range(10)))
+    return Source("random", images[:n_train], y[:n_train], images[n_train:], y[n_train:], names)
+
+
+def build(config: Config, source: Source, augment: Augment) -> tuple[Benchmark, SGD]:
+    """Benchmark and method as main.py would build them."""
+    benchmark = class_incremental("bench", source, augment, config, "cpu")
+    net = build_network(config.run.backbone, config.architecture, benchmark, seed=0)
+    return benchmark, SGD(net, config.method, Setup(benchmark, config.train, 0))
+
+
+def trainer_run(config: Config, source: Source, augment: Augment) -> float:
+    """Seconds of a whole run of the trainer: data, steps, evaluations, checkpoints, progress."""
+    _, method = build(config, source, augment)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(config, method, Path(folder), quiet=True)
+        started = time.perf_counter()
+        trainer.run()
+        return time.perf_counter() - started
+
+
+def bare_run(config: Config, source: Source, augment: Augment) -> float:
+    """Seconds of the same steps and evaluations, written out plainly over float tensors in memory."""
+    benchmark, method = build(config, source, augment)
+    net, size = method.net, config.train.batch_size
+    test = benchmark.test(len(benchmark.tasks))
+    test_x, test_y = augment.normalise(test.x_raw), test.y
+    tasks = [(augment.normalise(benchmark.train(t).x_raw), benchmark.train(t).y) for t in benchmark.tasks]
+    started = time.perf_counter()
+    bare_accuracy(net, test_x, test_y)
+    for x, y in tasks:
+        optimizer = torch.optim.SGD(net.parameters(), lr=config.train.lr)
+        for i in range(0, len(y), size):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(net(x[i : i + size]), y[i : i + size])
+            loss.backward()
+            optimizer.step()
+        bare_accuracy(net, test_x, test_y)
+    return time.perf_counter() - started
+
+
+@torch.no_grad()
+def bare_accuracy(net: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
+    """Accuracy in chunks of 500."""
+    net.eval()
+    hits = sum((net(a).argmax(1) == b).sum() for a, b in zip(x.split(500), y.split(500), strict=True))
+    net.train()
+    return hits.item() / len(y)
+
+
+def alternate(ours: Callable[[], float], theirs: Callable[[], float], rounds: int) -> tuple[float, ...]:
+    """(median ours, median theirs, median of the round-wise ratios), after one warm-up of each."""
+    ours(), theirs()
+    pairs = [(ours(), theirs()) for _ in range(rounds)]
+    ratio = statistics.median(a / b for a, b in pairs)
+    return statistics.median(a for a, _ in pairs), statistics.median(b for _, b in pairs), ratio
+
+
+def compare_trainer(title: str, flags: dict, source: Source, augment: Augment, rounds: int) -> None:
+    """Print the overhead of the trainer over the bare loop."""
+    config = resolve([("bench", {"model": "sgd", "n_epochs": 1, "n_tasks": 2, "lr": 0.01, **flags})])
+    sides = [lambda run=run: run(config, source, augment) for run in (trainer_run, bare_run)]
+    ours, bare, ratio = alternate(*sides, rounds)
+    n_steps = -(-len(source.train_y) // config.train.batch_size)
+    print(
+        f"{title}: trainer / bare loop = {ratio:.3f}  ({n_steps} steps + 3 evaluations of "
+        f"{len(source.test_y)} images; medians of {rounds} rounds: {ours:.2f} s, {bare:.2f} s)"
+    )
+
+
+def trainer_mlp() -> None:
+    """The 784-100-100-10 MLP at batch 10, one thread."""
+    torch.set_num_threads(1)
+    source = random_source(12_000, 2_000, (1, 28, 28))
+    flags = {"backbone": "mlp", "batch_size": 10}
+    compare_trainer("MLP, 28x28, batch 10, 1 thread", flags, source, Augment(), rounds=7)
+
+
+def trainer_resnet() -> None:
+    """ResNet-18 on CIFAR-sized images at batch 32, all cores; ours also crops and flips."""
+    torch.set_num_threads(torch.get_num_threads())
+    source = random_source(384, 64, (3, 32, 32))
+    flags = {"backbone": "resnet18", "batch_size": 32}
+    compare_trainer("ResNet-18, 32x32, batch 32", flags, source, CIFAR, rounds=5)
+
+
+def data_path() -> None:
+    """Images/s of augmented CIFAR batches: ours against torchvision's PIL transforms in a DataLoader."""
+    source = random_source(10_000, 10, (3, 32, 32))
+    config = resolve([("bench", {"model": "sgd", "dataset": "seq-cifar10", "n_tasks": 1})])
+    benchmark = class_incremental("bench", source, CIFAR, config, "cpu")
+    loaders = {workers: pil_loader(source, workers) for workers in (0, 2)}
+
+    def ours() -> float:
+        return seconds_to_drain(benchmark.batches(benchmark.tasks[0], 0, 32))
+
+    for workers, loader in loaders.items():
+        mine, theirs, ratio = alternate(ours, lambda loader=loader: seconds_to_drain(loader), rounds=3)
+        n = len(source.train_y)
+        print(
+            f"data path, CIFAR crop + flip + normalise, batch 32: {1 / ratio:.1f}x the images/s of a "
+            f"torchvision-PIL DataLoader with {workers} workers ({n / mine:,.0f} against {n / theirs:,.0f})"
+        )
+
+
+def seconds_to_drain(batches) -> float:
+    """Time to produce every batch."""
+    started = time.perf_counter()
+    for _ in batches:
+        pass
+    return time.perf_counter() - started
+
+
+def pil_loader(source: Source, workers: int) -> torch.utils.data.DataLoader:
+    """The usual data path: PIL image, crop, flip, tensor, normalise, one sample at a time."""
+    from torchvision import transforms
+
+    steps = [transforms.ToPILImage(), transforms.RandomCrop(32, 4), transforms.RandomHorizontalFlip()]
+    change = transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(CIFAR.mean, CIFAR.std)])
+
+    class Images(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return len(source.train_y)
+
+        def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
+            return change(source.train_x[i]), source.train_y[i]
+
+    return torch.utils.data.DataLoader(Images(), batch_size=32, shuffle=True, num_workers=workers)
+
+
+PARTS = {"trainer-mlp": trainer_mlp, "trainer-resnet": trainer_resnet, "data": data_path}
+
+
+def main() -> None:
+    """Run the parts asked for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="parts to run (default: all)")
+    chosen = parser.parse_args().parts or PARTS
+    listed = ", ".join(f"{k} {v}" for k, v in versions().items())
+    print(f"{platform.machine()}, {torch.get_num_threads()} threads, {cpu_name()}; {listed}")
+    for part in chosen:
+        PARTS[part]()
+
+
+def cpu_name() -> str:
+    """The processor's model name where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next(
+        (line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown CPU"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""The house: imports point one way, files and functions stay short, rooms are the ones drawn."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+# Room → rooms it may import from.
+MAY_IMPORT = {
+    "utils": {"utils"},
+    "backbones": {"backbones", "utils"},
+    "datasets": {"datasets", "utils"},
+    "models": {"models", "datasets", "backbones", "utils"},
+    "memorization": {"memorization", "utils", "backbones", "datasets"},
+}
+ROOMS = {*MAY_IMPORT, "scripts", "tests", "main"}
+TOP_LEVEL = {
+    "main.py", "backbones", "datasets", "models", "utils", "memorization", "scripts", "env.yml", "tests",
+    "README.md", "pyproject.toml", "Makefile", "CONTRIBUTING.md", "LICENSE", ".ci", ".gitignore",
+    ".pre-commit-config.yaml",
+}  # fmt: skip
+SOURCES = sorted(p for room in MAY_IMPORT for p in (ROOT / room).rglob("*.py"))
+SOURCES += [ROOT / "main.py", *sorted((ROOT / "scripts").glob("*.py"))]
+
+
+def imported_rooms(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            found.add(node.module.split(".")[0])
+    return found & ROOMS
+
+
+@pytest.mark.parametrize("room", list(MAY_IMPORT))
+def test_imports_point_one_way(room):
+    for path in (ROOT / room).rglob("*.py"):
+        wrong = imported_rooms(path) - MAY_IMPORT[room]
+        assert not wrong, f"{path.relative_to(ROOT)} imports {wrong}"
+
+
+def test_the_check_above_can_fail(tmp_path):
+    file = tmp_path / "x.py"
+    file.write_text("def f():\n    from models import er\n")
+    assert imported_rooms(file) == {"models"}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_and_functions_are_short(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= 300
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno < 60, f"{node.name} in {path.name}"
+
+
+def test_nothing_else_at_the_top():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    top = {line.split("/")[0] for line in listed.stdout.splitlines()}
+    assert top <= TOP_LEVEL, top - TOP_LEVEL
+
+
+def test_env_yml_installs_what_pyproject_lists():
+    env = yaml.safe_load((ROOT / "env.yml").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert env["name"] == "engram" == project["project"]["name"]
+    pip = next(item["pip"] for item in env["dependencies"] if isinstance(item, dict))
+    assert pip == ["-e .[dev]"], "conda installs the list in pyproject.toml and nothing of its own"
+    assert "dev" in project["project"]["optional-dependencies"]
+    assert "python" + project["project"]["requires-python"] in env["dependencies"]
+    assert project["tool"]["setuptools"]["packages"] == []
+
+
+def test_third_party_imports_are_declared():
+    """Every package imported by the sources is a dependency; nothing undeclared, nothing unused."""
+    names = {"sklearn": "scikit-learn", "PIL": "pillow", "yaml": "pyyaml"}
+    names |= {"sqlalchemy": "mlflow", "alembic": "mlflow"}  # come with it; its own errors are theirs
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {d.split(">")[0].split("=")[0].strip() for d in project["dependencies"]}
+    imported = set()
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            if isinstance(node, ast.ImportFrom):
+                imported.add(node.module.split(".")[0])
+    third_party = {names.get(n, n) for n in imported - ROOMS - set(sys.stdlib_module_names)}
+    assert third_party <= declared, f"imported but not declared: {third_party - declared}"
+    assert declared <= third_party, f"declared but never imported: {declared - third_party}"

@@ -1,0 +1,80 @@
+"""Shared pieces of the tests: a tiny benchmark, methods built on it, runs of the program."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from backbones.backbone import build_network
+from datasets.augment import Augment
+from datasets.benchmark import class_incremental, domain_incremental
+from datasets.sources import Source
+from models.method import Method, Setup
+from utils import registry
+from utils.config import Config, resolve
+
+ROOT = Path(__file__).resolve().parent.parent
+torch.set_num_threads(1)
+
+
+def synthetic_source(n_classes: int = 6, per_class: int = 20, size: int = 6) -> Source:
+    """Noisy class prototypes, (per_class · n_classes, 1, size, size), the same at every call."""
+    generator = torch.Generator().manual_seed(0)
+    prototypes = torch.randint(0, 256, (n_classes, 1, size, size), generator=generator)
+    labels = torch.arange(n_classes).repeat(per_class)
+    noise = torch.randint(-40, 41, (len(labels), 1, size, size), generator=generator)
+    images = (prototypes[labels] + noise).clamp(0, 255).to(torch.uint8)
+    n_train = len(labels) * 3 // 4
+    names = tuple(f"class {i}" for i in range(n_classes))
+    return Source("tiny", images[:n_train], labels[:n_train], images[n_train:], labels[n_train:], names)
+
+
+def tiny_config(model: str = "sgd", **flags) -> Config:
+    """A resolved configuration for the tiny benchmark: 3 tasks, batches of 4, a small MLP."""
+    base = {
+        "n_tasks": 3,
+        "batch_size": 4,
+        "n_epochs": 1,
+        "lr": 0.05,
+        "hidden_sizes": (8,),
+        "disable_log": True,
+    }
+    return resolve([("test", {"model": model, **base, **flags})])
+
+
+def tiny_benchmark(config: Config, scenario: str = "class-il"):
+    """The tiny stream in a scenario; domains are fixed pixel permutations."""
+    source, augment = synthetic_source(), Augment(crop_padding=1, flip=True)
+    if scenario != "domain-il":
+        return class_incremental("tiny", source, augment, config, "cpu")
+    orders = [np.random.RandomState(i).permutation(36) for i in range(config.stream.n_tasks)]
+    transforms = [lambda raw, order=o: raw.flatten(1)[:, order].view_as(raw) for o in orders]
+    return domain_incremental("tiny", source, augment, transforms, config, "cpu")
+
+
+def tiny_method(model: str, scenario: str = "class-il", **flags) -> tuple[Method, Config]:
+    """A freshly built method on the tiny benchmark."""
+    config = tiny_config(model, multi_head=scenario == "task-il", **flags)
+    benchmark = tiny_benchmark(config, scenario)
+    net = build_network(config.run.backbone, config.architecture, benchmark, config.run.seed)
+    method_class = registry.plugin_class(registry.load("models", model), Method)
+    return method_class(net, config.method, Setup(benchmark, config.train, config.run.seed)), config
+
+
+def run_main(*flags: str, cwd: Path, check: bool = True, **env: str) -> subprocess.CompletedProcess:
+    """Run main.py as a user would, with its output captured."""
+    command = [sys.executable, str(ROOT / "main.py"), *flags]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **env}
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An empty folder to run in."""
+    return tmp_path

@@ -1,0 +1,178 @@
+"""One contract for every method in the registry; a new file in models/ is tested by being there."""
+
+import dataclasses
+import io
+
+import pytest
+import torch
+
+from models.method import Method
+from tests.conftest import tiny_benchmark, tiny_method
+from utils import registry
+from utils.evaluation import accuracies
+from utils.training import Trainer, build_optimizer
+
+MODELS = list(registry.names("models"))
+# The flag that turns a method off, and the value that does. A method without one is listed with None
+# and the reason.
+OFF = {
+    "sgd": None,  # is plain SGD
+    "joint": None,  # changes the stream, not the step
+    "er": {"buffer_size": 0},
+    "maer": {"buffer_size": 0},
+    "gem": {"buffer_size": 0},
+    "ewc": {"e_lambda": 0},
+    "mas": {"mas_lambda": 0},
+    "mer": {"buffer_size": 0, "beta": 1, "gamma": 1, "batches_per_example": 1, "batch_size": 1},
+}
+
+
+def classes_of(model: str) -> type[Method]:
+    return registry.plugin_class(registry.load("models", model), Method)
+
+
+CASES = [(m, s) for m in MODELS for s in classes_of(m).scenarios]
+
+
+def train(method: Method, config, tasks=None) -> Method:
+    trainer = Trainer(config, method, folder=None, quiet=True)
+    trainer.save = lambda: None
+    trainer.tasks = trainer.tasks if tasks is None else trainer.tasks[:tasks]
+    trainer.run()
+    return method, trainer.results
+
+
+def steps(method: Method, config, n: int = 3) -> None:
+    """`n` steps on the second task, as the trainer would do them."""
+    benchmark = method.setup.benchmark
+    task = benchmark.tasks[1]
+    method.enter(task)
+    method.begin_task(task)
+    method.optimizer = build_optimizer(method.trainable().values(), config.train)
+    for _, batch in zip(range(n), benchmark.batches(task, 0, config.train.batch_size), strict=False):
+        method.observe(batch)
+
+
+def weights(method: Method) -> dict[str, torch.Tensor]:
+    return {k: v.clone() for k, v in method.net.state_dict().items()}
+
+
+def assert_same(a: dict, b: dict) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+def test_every_method_states_how_to_turn_it_off():
+    assert set(OFF) == set(MODELS)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_documented(model):
+    module = registry.load("models", model)
+    assert module.__doc__.split("\n")[0].endswith("."), "the first docstring line is the --help line"
+    assert len(module.__doc__.split("\n")[0]) <= 100
+    options = getattr(module, "Options", None)
+    for field in dataclasses.fields(options) if options else ():
+        assert field.metadata["help"], field.name
+
+
+@pytest.mark.parametrize(("model", "scenario"), CASES)
+def test_learns_a_tiny_stream_and_repeats_itself(model, scenario):
+    runs = [train(*tiny_method(model, scenario)) for _ in range(2)]
+    (first, results), (second, again) = runs
+    assert_same(weights(first), weights(second))
+    for view in results.R:
+        torch.testing.assert_close(results.R[view], again.R[view], rtol=0, atol=0, equal_nan=True)
+    untrained = weights(tiny_method(model, scenario)[0])
+    assert any(not torch.equal(untrained[k], v) for k, v in weights(first).items())
+    assert all(torch.isfinite(v).all() for v in weights(first).values() if v.is_floating_point())
+    last = results.R["task_il"][-1]
+    assert (last >= 0).all() and (last <= 1).all()
+
+
+@pytest.mark.parametrize("model", [m for m in MODELS if classes_of(m).stream == "sequential"])
+def test_the_seed_matters(model):
+    a, b = (train(*tiny_method(model, seed=seed), tasks=1)[0] for seed in (0, 1))
+    assert any(not torch.equal(x, y) for x, y in zip(weights(a).values(), weights(b).values(), strict=True))
+
+
+@pytest.mark.parametrize("model", [m for m in MODELS if OFF[m]])
+def test_turned_off_is_plain_sgd_bit_for_bit(model):
+    size = {"batch_size": OFF[model].get("batch_size", 4)}
+    method, _ = train(*tiny_method(model, **OFF[model]))
+    plain, _ = train(*tiny_method("sgd", **size))
+    assert_same(weights(method), weights(plain))
+
+
+@pytest.mark.parametrize(("model", "scenario"), CASES)
+def test_save_load_step_equals_step(model, scenario):
+    """A method saved after a task and a few steps continues identically in a fresh process."""
+    method, config = tiny_method(model, scenario)
+    if classes_of(model).stream == "sequential":
+        train(method, config, tasks=1)
+    steps(method, config)
+    file = io.BytesIO()
+    torch.save(method.state_dict(), file)
+    file.seek(0)
+    restored, _ = tiny_method(model, scenario)
+    restored.load_state_dict(torch.load(file, weights_only=True))
+    for each in (method, restored):
+        steps(each, config)
+    assert_same(weights(method), weights(restored))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_batch_is_not_mutated(model):
+    method, config = tiny_method(model)
+    train(method, config, tasks=1)
+    benchmark = method.setup.benchmark
+    task = benchmark.tasks[-1]
+    method.enter(task)
+    method.begin_task(task)
+    method.optimizer = build_optimizer(method.trainable().values(), config.train)
+    batch = next(benchmark.batches(task, 0, 4))
+    before = [field.clone() for field in batch]
+    method.observe(batch)
+    for field, copy in zip(batch, before, strict=True):
+        assert torch.equal(field, copy)
+
+
+@pytest.mark.parametrize("model", [m for m in MODELS if "buffer_size" in (OFF[m] or {})])
+@pytest.mark.parametrize("size", [1, 7, 10_000])
+def test_a_buffer_never_exceeds_its_size(model, size):
+    if model == "gem" and size < 3:
+        pytest.skip("GEM needs one place per task and says so; tested with the method")
+    method, config = tiny_method(model, buffer_size=size)
+    train(method, config)
+    stored = method.buffer.stored() if hasattr(method, "buffer") else {}
+    for field in stored.values():
+        assert 0 < len(field) <= size
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_loss_is_a_detached_scalar_on_the_device(model):
+    method, config = tiny_method(model)
+    benchmark = method.setup.benchmark
+    task = benchmark.tasks[0]
+    method.enter(task)
+    method.begin_task(task)
+    method.optimizer = build_optimizer(method.trainable().values(), config.train)
+    out = method.observe(next(benchmark.batches(task, 0, 4)))
+    assert out["loss"].shape == () and not out["loss"].requires_grad
+    assert torch.isfinite(out["loss"])
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_prediction_is_unmasked_logits(model):
+    method, config = tiny_method(model)
+    train(method, config)
+    samples = tiny_benchmark(config).test(3)
+    x = method.setup.benchmark.augment.normalise(samples.x_raw)
+    logits = method.predict(x, samples.task_id)
+    assert logits.shape == (len(x), 6)
+    found = accuracies(method, 3, 3)[:, 0]
+    for j in range(3):
+        mine = samples.task_id == j
+        expected = (logits[mine].argmax(1) == samples.y[mine]).double().mean()
+        torch.testing.assert_close(found[j], expected)

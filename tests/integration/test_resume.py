@@ -1,0 +1,115 @@
+"""Killed at any step and resumed, a run ends with the same R, bit for bit."""
+
+import json
+import multiprocessing
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import main as program
+from models.method import Method
+from tests.conftest import ROOT
+from utils import registry
+from utils.training import Trainer
+
+MODELS = list(registry.names("models"))
+FLAGS = ["--dataset", "seq-digits", "--disable_log", "--n_epochs", "2", "--batch_size", "40"]
+# Where the method's cost would make the test slow.
+EXTRA = {"mer": ["--minibatch_size", "3", "--batches_per_example", "1", "--n_epochs", "1"]}
+
+
+def flags_of(model: str) -> list[str]:
+    return ["--model", model, *FLAGS, *EXTRA.get(model, [])]
+
+
+def in_child(flags: list[str], die_at: int | None = None) -> int:
+    """Run the program in a forked process, which kills itself with SIGKILL at training step `die_at`."""
+
+    def child():
+        if die_at is not None:
+            after_step = Trainer._between_steps
+
+            def dying(self, *args):
+                if self.position.total >= die_at:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                after_step(self, *args)
+
+            Trainer._between_steps = dying
+        sys.stdout = sys.stderr = open(os.devnull, "w")
+        os._exit(program.main(flags))
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join(300)
+    return process.exitcode
+
+
+def only_run(folder: Path) -> Path:
+    (found,) = folder.glob("*/*/*")
+    return found
+
+
+def measured(run: Path) -> dict:
+    document = json.loads((run / "results.json").read_text())
+    assert document["status"] == "finished"
+    kept = {view: document[view] for view in ("class_il", "task_il")}
+    return kept | {"b": document["b"], "fwt": document["fwt"], "class_order": document["class_order"]}
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+@pytest.mark.parametrize("model", MODELS)
+def test_sigkill_at_a_random_step_changes_nothing(model, folder):
+    n_tasks = 1 if registry.plugin_class(registry.load("models", model), Method).stream == "joint" else 5
+    epochs = 1 if "--n_epochs" in EXTRA.get(model, []) else 2
+    steps = epochs * 38 if n_tasks > 1 else epochs * 36
+    die_at = random.Random(f"{model}{time.time()}").randrange(2, steps)
+    whole, killed = folder / "whole", folder / "killed"
+    assert in_child([*flags_of(model), "--output_dir", str(whole)]) == 0
+    saving = ["--checkpoint_every", "0.0003"]  # about every 18 ms: the kill falls between two checkpoints
+    assert in_child([*flags_of(model), *saving, "--output_dir", str(killed)], die_at) == -signal.SIGKILL
+    run = only_run(killed)
+    assert in_child(["--resume", str(run)]) == 0
+    assert measured(run) == measured(only_run(whole)), f"killed at step {die_at}"
+
+
+def test_resume_by_id_and_of_a_finished_run(folder, capsys):
+    assert program.main([*flags_of("er"), "--output_dir", str(folder)]) == 0
+    run = only_run(folder)
+    before = measured(run)
+    capsys.readouterr()
+    assert program.main(["--resume", run.name, "--output_dir", str(folder)]) == 0
+    assert measured(run) == before
+    assert capsys.readouterr().out.splitlines()[-1] == f"results: {run}/results.json"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_says_how_to_continue(number, code, folder):
+    flags = [*flags_of("er"), "--n_epochs", "200", "--checkpoint_every", "60", "--output_dir", str(folder)]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "main.py"), *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    log = None
+    for _ in range(600):  # until a task is done
+        time.sleep(0.1)
+        log = next(folder.glob("*/*/*/results.json"), None)
+        if log:
+            break
+    assert log, process.stderr.read() if process.poll() is not None else "no result after a minute"
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert re.search(r"continue with\n  python main.py --resume \S+", err)
+    document = json.loads(log.read_text())
+    assert document["status"] == "interrupted" and document["class_il"]["R"][0][0] is not None
+    assert out.splitlines()[-1] == f"results: {log}"
+    assert (log.parent / "checkpoint.pt").exists()

@@ -1,0 +1,86 @@
+"""Augmentation against a loop over images, its distribution, and the closed form of normalisation.
+
+The statistical tests draw from fixed seeds; each would fail for fewer than one seed in a million.
+"""
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binom, chi2
+
+from datasets.augment import Augment, random_crop, random_flip
+
+FALSE_ALARM = 1e-6
+
+
+def images(n: int, channels: int, height: int, width: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (n, channels, height, width), generator=generator, dtype=torch.uint8)
+
+
+def draws(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize(("shape", "padding"), [((9, 3, 8, 8), 2), ((5, 1, 6, 10), 1), ((4, 3, 32, 32), 4)])
+def test_a_crop_is_the_window_of_the_padded_image(shape, padding):
+    raw = images(*shape)
+    down, right = torch.randint(2 * padding + 1, (2, shape[0]), generator=draws()).tolist()
+    cropped = random_crop(raw, padding, draws())
+    for i in range(shape[0]):
+        padded = np.pad(raw[i].numpy(), ((0, 0), (padding, padding), (padding, padding)))
+        window = padded[:, down[i] : down[i] + shape[2], right[i] : right[i] + shape[3]]
+        assert np.array_equal(cropped[i].numpy(), window)
+
+
+def test_crop_offsets_are_uniform_and_independent():
+    n, padding = 50_000, 2
+    position = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8).expand(n, 1, 8, 8)
+    centre = random_crop(position, padding, draws())[:, 0, 4, 4].long()  # never outside the image
+    offsets = (centre // 8 - 2) * 5 + (centre % 8 - 2)
+    counts = torch.bincount(offsets, minlength=25).double()
+    assert len(counts) == 25
+    statistic = ((counts - n / 25) ** 2 / (n / 25)).sum().item()
+    assert statistic < chi2.isf(FALSE_ALARM, df=24)
+
+
+def test_a_flip_mirrors_the_columns_of_half_the_images():
+    n = 10_000
+    raw = images(n, 2, 3, 5)
+    flipped = random_flip(raw, draws())
+    mirrored = (flipped == raw.flip(-1)).flatten(1).all(1)
+    kept = (flipped == raw).flatten(1).all(1)
+    assert bool((mirrored | kept).all())
+    assert binom.isf(1 - FALSE_ALARM / 2, n, 0.5) < mirrored.sum().item() < binom.isf(FALSE_ALARM / 2, n, 0.5)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_normalise_is_pixel_minus_mean_over_deviation(channels):
+    raw = images(4, channels, 5, 5)
+    mean, std = (0.49, 0.48, 0.44)[:channels], (0.2, 0.3, 0.4)[:channels]
+    x = Augment(mean=mean, std=std).normalise(raw)
+    expected = (raw.double().numpy() / 255 - np.reshape(mean, (-1, 1, 1))) / np.reshape(std, (-1, 1, 1))
+    assert x.dtype == torch.float32 and np.abs(x.numpy() - expected).max() < 2e-6
+
+
+def test_pixels_are_scaled_to_the_unit_interval_by_default():
+    raw = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    x = Augment()(raw, draws())
+    assert x.min() == 0 and abs(x.max().item() - 1) < 1e-6
+    assert torch.allclose(x, raw.float() / 255, rtol=1e-6, atol=0)
+
+
+def test_the_call_crops_then_flips_then_normalises_and_changes_no_input():
+    raw = images(16, 3, 8, 8)
+    copy, augment = raw.clone(), Augment(mean=(0.5,) * 3, std=(0.25,) * 3, crop_padding=2, flip=True)
+    x, generator = augment(raw, draws(3)), draws(3)
+    expected = augment.normalise(random_flip(random_crop(raw, 2, generator), generator))
+    assert torch.equal(x, expected) and torch.equal(raw, copy)
+    assert torch.equal(x, augment(raw, draws(3))) and not torch.equal(x, augment(raw, draws(4)))
+
+
+def test_nothing_random_is_drawn_when_nothing_is_asked_for():
+    generator = draws()
+    before = generator.get_state()
+    Augment()(images(2, 1, 4, 4), generator)
+    assert torch.equal(before, generator.get_state())

@@ -1,0 +1,67 @@
+"""Checkpoints: atomic, safe to load, and honest about what cannot be saved."""
+
+import pickle
+
+import pytest
+import torch
+
+from utils import checkpoint, state
+from utils.checkpoint import CheckpointError
+
+
+def test_round_trip_and_no_leftovers(tmp_path):
+    path = tmp_path / "deep" / "checkpoint.pt"
+    content = {"a": torch.arange(3), "b": [1, 2.5, "x", None], "c": {"d": True}}
+    checkpoint.write(content, path)
+    checkpoint.write(content, path)
+    found = checkpoint.read(path)
+    assert torch.equal(found["a"], content["a"]) and found["b"] == content["b"] and found["c"] == content["c"]
+    assert [p.name for p in path.parent.iterdir()] == ["checkpoint.pt"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    checkpoint.write({"good": 1}, path)
+    with pytest.raises((AttributeError, pickle.PicklingError)):
+        checkpoint.write({"bad": lambda: None}, path)
+    assert checkpoint.read(path) == {"good": 1}
+
+
+def test_damage_is_one_clear_error(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        checkpoint.read(path)
+    checkpoint.write({"a": torch.zeros(1000)}, path)
+    whole = path.read_bytes()
+    for damaged in (b"", b"junk", whole[: len(whole) // 2]):
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match="damaged or not a checkpoint"):
+            checkpoint.read(path)
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("this must never run",))
+
+
+def test_code_in_a_checkpoint_is_refused(tmp_path, capsys):
+    path = tmp_path / "evil.pt"
+    torch.save({"a": Evil()}, path)
+    with pytest.raises(CheckpointError, match="damaged or not a checkpoint"):
+        checkpoint.read(path)
+    assert "never run" not in capsys.readouterr().out
+
+
+def test_what_cannot_be_saved_is_named():
+    with pytest.raises(TypeError, match=r"ER.helper\['f'\] is a function"):
+        state.pack({"f": print.__call__ if False else (lambda: None)}, "ER.helper")
+
+
+def test_generators_continue():
+    generator = torch.Generator().manual_seed(1)
+    torch.rand(5, generator=generator)
+    saved = state.pack({"draws": generator}, "x")
+    expected = torch.rand(5, generator=generator)
+    fresh = torch.Generator()
+    state.unpack({"draws": fresh}, saved, torch.device("cpu"), "x")
+    assert torch.equal(torch.rand(5, generator=fresh), expected)

@@ -1,0 +1,212 @@
+"""Configuration: types, bounds, precedence, suggestions; every message says what to do."""
+
+import dataclasses
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from utils import config as settings
+from utils import registry
+from utils.commandline import flags_to_resume, parse
+from utils.config import GROUPS, resolve
+from utils.options import OptionError, OptionSet, option
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def config_of(*argv: str):
+    return parse(list(argv)).config
+
+
+def test_the_papers_command_runs_unchanged_through_the_parser():
+    command = (
+        "--model=maer --buffer_policy=min --dataset=seq-cifar100 --lr=0.1 --buffer_size=500 "
+        "--ignore_other_metrics --seed=42 --n_epochs=50 --n_tasks=10 --device=cuda:0 "
+        "--experiment_name=CIFAR100"
+    )
+    config = config_of(*command.split(), "--run_name=maer min seed 42")
+    assert config.method.buffer_policy == "min" and config.method.buffer_size == 500
+    assert config.log.ignore_other_metrics is True and config.log.run_name == "maer min seed 42"
+    assert config.run.dataset == "seq-cifar100" and config.run.device == "cuda:0"
+    assert config.stream.n_tasks == 10 and config.stream.permute_classes is True
+    assert (config.train.n_epochs, config.train.batch_size, config.train.lr) == (50, 32, 0.1)
+    assert config.train.lr_milestones == (35, 45) and config.run.backbone == "resnet18"
+
+
+@pytest.mark.parametrize("spelling", ["seq_digits", "SEQ-DIGITS", "seq-digits"])
+def test_dashes_and_underscores_are_the_same(spelling):
+    assert config_of("--model", "er", "--dataset", spelling).run.dataset == "seq-digits"
+
+
+def test_precedence(tmp_path, monkeypatch):
+    """defaults < benchmark < preset < file < command line, each layer visible."""
+    presets = tmp_path / "models" / "presets"
+    presets.mkdir(parents=True)
+    preset = {"seq-digits": {100: {"lr": 0.3, "optim_wd": 0.3, "optim_mom": 0.3, "source": "a test"}}}
+    (presets / "er.yaml").write_text(yaml.safe_dump(preset))
+    monkeypatch.setattr(registry, "ROOT", tmp_path)
+    file = tmp_path / "run.yaml"
+    file.write_text("optim_wd: 0.4\noptim_mom: 0.4\nbuffer_size: 100\n")
+    argv = ["--model", "er", "--load_best_args", "--config", str(file), "--optim_mom", "0.5"]
+    config = config_of(*argv)
+    assert config.train.optimizer == "sgd"  # default
+    assert config.train.n_epochs == 5  # benchmark
+    assert config.train.lr == 0.3  # preset over benchmark
+    assert config.train.optim_wd == 0.4  # file over preset
+    assert config.train.optim_mom == 0.5  # command line over file
+
+
+def test_missing_preset_lists_what_there_is():
+    with pytest.raises(OptionError, match=r"no preset for sgd on seq-digits with buffer_size any"):
+        config_of("--model", "sgd", "--load_best_args")
+
+
+def test_saved_configuration_starts_the_same_run(tmp_path):
+    first = config_of("--model", "maer", "--buffer_policy", "0.9max", "--lr_milestones", "2,4",
+                      "--lr_scheduler", "multistep", "--permute_classes", "1")  # fmt: skip
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(first.flat()))
+    assert config_of("--config", str(file)) == first
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--model", "err"], r"unknown method 'err'; did you mean er.*valid:.*sgd"),
+        (
+            ["--model", "er", "--dataset", "seq-minst"],
+            r"unknown benchmark 'seq-minst'; did you mean seq-mnist",
+        ),
+        (["--model", "er", "--backbone", "resnet19"], r"unknown backbone 'resnet19'; did you mean resnet18"),
+        (
+            ["--model", "er", "--bufer_size", "5"],
+            r"unknown argument --bufer_size; did you mean --buffer_size",
+        ),
+        (["--model", "sgd", "--buffer_size", "5"], r"unknown argument --buffer_size"),
+        (["--dataset", "seq-digits"], r"--model is missing; choose one of er"),
+        (["--model", "er", "--lr", "-1"], r"--lr -1.0: must be > 0"),
+        (["--model", "er", "--lr", "nan"], r"--lr nan: must be a finite number"),
+        (["--model", "er", "--lr", "fast"], r"--lr fast: expected a number"),
+        (["--model", "er", "--n_epochs", "2.5"], r"--n_epochs 2.5: expected a whole number"),
+        (["--model", "er", "--optimizer", "sdg"], r"--optimizer sdg: choose one of sgd, adam, adamw"),
+        (["--model", "er", "--permute_classes", "maybe"], r"--permute_classes maybe: expected 0 or 1"),
+        (["--model", "er", "--lr"], r"--lr: expected one argument"),
+        (
+            ["--model", "er", "--early_stopping_patience", "3"],
+            r"needs validation data: add e.g. --validation",
+        ),
+        (["--model", "er", "--lr_scheduler", "multistep"], r"needs --lr_milestones"),
+        (["--model", "er", "--hidden_sizes", "10,0"], r"--hidden_sizes 0: must be >= 1"),
+        (["--model", "er", "--config", "nowhere.yaml"], r"--config nowhere.yaml: cannot be read"),
+    ],
+)
+def test_bad_input_is_one_clear_error(argv, message):
+    with pytest.raises(ValueError, match=message):
+        config_of(*argv)
+
+
+def test_unknown_key_in_a_file_names_the_file(tmp_path):
+    file = tmp_path / "typo.yaml"
+    file.write_text("model: er\nlearning_rate: 0.1\n")
+    with pytest.raises(OptionError, match=r"typo.yaml: unknown flag --learning_rate"):
+        config_of("--config", str(file))
+    file.write_text("- er\n")
+    with pytest.raises(OptionError, match="expected a mapping"):
+        config_of("--config", str(file))
+
+
+def test_only_operational_flags_may_change_on_resume():
+    saved = config_of("--model", "er").flat()
+    assert flags_to_resume(saved, {"device": "cpu", "lr": "0.1"})["device"] == "cpu"
+    with pytest.raises(OptionError, match=r"--lr 0.2: the run to resume has 0.1"):
+        flags_to_resume(saved, {"lr": "0.2"})
+
+
+def test_booleans_take_a_value_or_none():
+    assert config_of("--model", "er", "--disable_log").log.disable_log is True
+    assert config_of("--model", "er", "--disable_log", "0").log.disable_log is False
+    assert config_of("--model", "er", "--disable_log=true").log.disable_log is True
+
+
+def test_options_check_themselves():
+    @dataclasses.dataclass(frozen=True)
+    class Shares(OptionSet):
+        share: float = option(0.5, "a share", ge=0, le=1)
+
+    with pytest.raises(OptionError, match=r"--share 1.5: must be <= 1"):
+        Shares(share=1.5)
+
+
+def test_no_flag_is_defined_twice():
+    for model in registry.names("models"):
+        for backbone in registry.names("backbones"):
+            settings.option_sets(model, "seq-digits", backbone)
+    for dataset in registry.names("datasets"):
+        settings.option_sets("er", dataset, "mlp")
+
+
+def test_benchmark_defaults_are_valid_flags():
+    for dataset in registry.names("datasets"):
+        config = resolve([("test", {"model": "er", "dataset": dataset})])
+        for key, value in settings.benchmark_defaults(dataset).items():
+            found = config.flat()[key]
+            assert found == (list(value) if isinstance(value, tuple) else value)
+
+
+def test_presets_are_valid_and_say_where_they_come_from():
+    for path in (ROOT / "models" / "presets").glob("*.yaml"):
+        for dataset, sizes in yaml.safe_load(path.read_text()).items():
+            for size, flags in sizes.items():
+                assert flags.pop("source"), f"{path.name} {dataset} {size}"
+                own = {} if size == "any" else {"buffer_size": size}
+                resolve([("preset", {"model": path.stem, "dataset": dataset, **own, **flags})])
+
+
+def test_every_flag_has_a_test():
+    """The text of some test mentions each common flag and each flag of a plugin."""
+    texts = "".join(p.read_text() for p in (ROOT / "tests").rglob("*.py"))
+    fields = {f.name for group in GROUPS.values() for f in dataclasses.fields(group)}
+    for kind in ("models", "datasets", "backbones"):
+        for name in registry.names(kind):
+            options = getattr(registry.load(kind, name), "Options", OptionSet)
+            fields |= {f.name for f in dataclasses.fields(options)}
+    fields |= {"resume", "config", "load_best_args", "version", "help"}
+    untested = [f for f in sorted(fields) if f not in texts]
+    assert not untested
+
+
+@pytest.mark.parametrize("flag", ["--help", "--version"])
+def test_help_and_version_are_quick_and_import_no_torch(flag):
+    code = (
+        "import sys, main\n"
+        "try: main.main(sys.argv[1:])\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        "heavy = {'torch', 'mlflow', 'numpy', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", code, flag], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - started < 3, "0.2 s on an idle machine; 3 s says that torch came in"
+    if flag == "--help":
+        for kind in ("models", "datasets", "backbones"):
+            for name, line in registry.summaries(kind).items():
+                assert f"{name} " in done.stdout and line in done.stdout
+    else:
+        assert done.stdout.startswith("engram 0.")
+
+
+def test_help_of_a_choice_shows_its_flags_and_defaults(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(["--model", "maer", "--dataset", "seq-cifar100", "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert "--buffer_policy min|max|middle|0.1min|0.9max|randomized" in text
+    assert "method maer" in text and "--width" in text
+    assert "passes over each task's data (default: 50)" in text

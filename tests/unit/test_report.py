@@ -1,0 +1,139 @@
+import numpy as np
+import pytest
+
+from utils import metrics, report
+
+CHECK = [[0.80, 0.10, None], [0.85, 0.90, 0.10], [0.90, 0.60, 1.0]]
+
+TABLE = """\
+class-IL
+after \\ on      0      1      2
+         0   80.0   10.0      ·
+         1   85.0   90.0   10.0
+         2   90.0   60.0  100.0"""
+
+SUMMARY = """\
+in %                                    class-IL     task-IL
+average accuracy                            80.7        90.0
+forgetting                                  12.5           –
+backward transfer (BWT)                    -10.0         0.0
+learning accuracy                           87.3        90.0
+average incremental accuracy                82.7           –
+forward transfer (FWT)                         –         2.0"""
+
+FULL = """
+class-IL accuracy in % (test data)
+after \\ on      0
+         0   50.0
+
+task-IL accuracy in % (test data)
+after \\ on      0
+         0   75.0
+
+in %                                    class-IL     task-IL
+average accuracy                            50.0        75.0
+forgetting                                     –           –
+backward transfer (BWT)                        –           –
+learning accuracy                              –           –
+average incremental accuracy                   –           –
+min-ACC, inside tasks                       40.0           –
+
+time     3.2 s train, 0.4 s eval, 3.7 s total; 12,346 images/s in training
+device   cpu (x86_64, 2 threads)
+browse   mlflow ui   then open http://127.0.0.1:5000
+"""
+
+
+def document(**more) -> dict:
+    class_il = {
+        "average_accuracy": 0.80667, "forgetting": 0.125, "bwt": -0.1, "learning_accuracy": 0.8733,
+        "average_incremental_accuracy": 0.827,
+    }  # fmt: skip
+    task_il = {"average_accuracy": 0.9, "forgetting": None, "bwt": -0.00001, "learning_accuracy": 0.9}
+    return {
+        "class_il": class_il,
+        "task_il": task_il,
+        "fwt": 0.02,
+        "scenario": "class-il",
+        "config": {},
+    } | more
+
+
+def test_matrix_table():
+    assert report.matrix_table(CHECK, "class-IL") == TABLE
+
+
+def test_nan_is_a_missing_number_too():
+    assert report.matrix_table(np.array(CHECK, dtype=float), "class-IL") == TABLE
+
+
+@pytest.mark.parametrize("T, width", [(10, 80), (20, 130)])
+def test_width(T, width):
+    lines = report.matrix_table(np.ones((T, T)), "t").splitlines()
+    assert {len(line) for line in lines[1:]} == {width}
+    assert lines[-1].split() == [str(T - 1)] + ["100.0"] * T
+
+
+def test_many_tasks_show_diagonal_and_last_row():
+    R = np.full((25, 25), np.nan)
+    np.fill_diagonal(R, 0.9)
+    R[-1] = np.arange(25) / 100
+    R[-1, -1] = 0.9
+    lines = report.matrix_table(R, "t").splitlines()
+    assert len(lines) == 1 + 3 * 3 + 1 and max(map(len, lines)) < 110
+    assert lines[4].split() == ["task", *map(str, range(10, 20))]
+    assert lines[5].split() == ["learned"] + ["90.0"] * 10
+    assert lines[6].split() == ["at", "the", "end"] + [f"{j:.1f}" for j in range(10, 20)]
+    assert lines[-1].strip() == f"mean   learned 90.0, at the end {(sum(range(24)) + 90) / 25:.1f}"
+
+
+def test_summary():
+    assert report.summary(document()) == SUMMARY
+
+
+def test_summary_agrees_with_metrics():
+    R = np.array([[0.80, 0.10, 0.05], [0.85, 0.90, 0.10], [0.90, 0.60, 0.92]])
+    lines = report.summary(document(class_il=metrics.summary(R), scenario="domain-il")).splitlines()
+    assert lines[0].split() == ["in", "%", "domain-IL"]
+    assert [line.split()[-1] for line in lines[1:5]] == ["80.7", "12.5", "-10.0", "87.3"]
+    assert lines[-1].split() == ["forward", "transfer", "(FWT)", "2.0"]
+
+
+def test_without_forward_transfer():
+    assert "FWT" not in report.summary(document(fwt=None))
+
+
+def test_full(monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    data = document(
+        class_il={"R": [[0.5]], "average_accuracy": 0.5, "min_acc": 0.4},
+        task_il={"R": [[0.75]], "average_accuracy": 0.75},
+        fwt=None, seconds={"train": 3.21, "eval": 0.4, "total": 3.7},
+        images_per_second=12345.6, device="cpu (x86_64, 2 threads)",
+    )  # fmt: skip
+    assert report.full(data, logged=True) == FULL
+    assert "mlflow" not in report.full(data, logged=False)
+    assert "(validation data)" in report.full(data | {"evaluated_on": "validation"}, logged=False)
+
+
+@pytest.mark.parametrize(
+    "uri, hint",
+    [
+        ("https://me:pa55@host", "browse   https://***@host\n"),
+        ("sqlite:////data/x.db", "browse   mlflow ui --backend-store-uri sqlite:////data/x.db   then"),
+    ],
+)
+def test_where_to_look(uri, hint):
+    data = document(class_il={"R": [[0.5]]}, task_il={"R": [[0.5]]}, config={"tracking_uri": uri})
+    assert hint in report.full(data, logged=True)
+
+
+def test_cost_without_numbers():
+    assert report.cost({}) == "time     –"
+
+
+def test_headline():
+    assert (
+        report.headline(document()) == "class-IL accuracy 80.7 %, forgetting 12.5 %; task-IL accuracy 90.0 %"
+    )
+    assert report.headline(document(scenario="domain-il")) == "domain-IL accuracy 80.7 %, forgetting 12.5 %"

@@ -1,0 +1,119 @@
+"""The benchmark files: each builds from data in its public layout, and its tasks are what its name says."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datasets import perm_mnist, rot_mnist
+from tests.unit.test_sources import MNIST_DIR, image_folder, mnist_folder, tiny_layout
+from utils import registry
+from utils.config import resolve
+
+EXPECTED = {  # name: tasks, classes, image, scenario, backbone
+    "seq-digits": (5, 10, (1, 8, 8), "class-il", "mlp"),
+    "seq-mnist": (5, 10, (1, 28, 28), "class-il", "mlp"),
+    "seq-fmnist": (5, 10, (1, 28, 28), "class-il", "mlp"),
+    "perm-mnist": (20, 10, (1, 28, 28), "domain-il", "mlp"),
+    "rot-mnist": (20, 10, (1, 28, 28), "domain-il", "mlp"),
+    "seq-cifar10": (5, 10, (3, 32, 32), "class-il", "resnet18"),
+    "seq-cifar100": (10, 100, (3, 32, 32), "class-il", "resnet18"),
+    "seq-tinyimg": (20, 200, (3, 64, 64), "class-il", "resnet18"),
+    "seq-imagefolder": (5, 10, (3, 16, 16), "class-il", "resnet18"),
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """A few images of every set."""
+    root = tmp_path_factory.mktemp("data")
+    mnist_folder(root, "MNIST")
+    mnist_folder(root, "FashionMNIST")
+    image_folder(root / "cifar10", 10, 32)
+    image_folder(root / "cifar100", 100, 32)
+    image_folder(root / "own", 10, 20)
+    tiny_layout(root / "tiny-imagenet-200")
+    return root
+
+
+def build(name: str, data_dir: Path, **flags):
+    config = resolve([("test", {"model": "sgd", "dataset": name, "data_dir": str(data_dir), **flags})])
+    return registry.load("datasets", name).build(config, torch.device("cpu")), config
+
+
+def test_every_benchmark_is_expected():
+    assert set(registry.names("datasets")) == set(EXPECTED)
+    assert all(0 < len(line) < 100 and line.endswith(".") for line in registry.summaries("datasets").values())
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_every_benchmark_builds_with_its_defaults(name, data):
+    flags = {"image_dir": str(data / "own"), "img_size": 16} if name == "seq-imagefolder" else {}
+    stream, config = build(name, data, **flags)
+    n_tasks, n_classes, shape, scenario, backbone = EXPECTED[name]
+    assert (len(stream.tasks), stream.n_classes, stream.input_shape) == (n_tasks, n_classes, shape)
+    assert (stream.name, stream.scenario, config.run.backbone) == (name, scenario, backbone)
+    x = stream.augment(stream.test(1).x_raw, torch.Generator())
+    assert x.shape[1:] == shape and bool(x.isfinite().all())
+    assert stream.augment.crop_padding == {28: 0, 8: 0, 16: 2, 32: 4, 64: 4}[shape[1]]
+
+
+def test_the_image_folder_defaults_to_the_data_folder(data):
+    stream, _ = build("seq-imagefolder", data / "own", n_tasks=2)
+    assert stream.input_shape == (3, 20, 20) and stream.name == "seq-imagefolder"
+
+
+def test_permuted_tasks_hold_the_same_pixels_in_drawn_orders(data):
+    stream, _ = build("perm-mnist", data, n_tasks=3, seed=4)
+    orders = stream.transforms["permutations"]
+    assert [sorted(order) for order in orders] == [list(range(784))] * 3
+    assert len({tuple(order) for order in orders}) == 3 and orders[0] != list(range(784))
+    plain, _ = build("seq-mnist", data, n_tasks=1)
+    images = plain.train(plain.tasks[0]).x_raw.flatten(1)
+    for task, order in zip(stream.tasks, orders, strict=True):
+        assert torch.equal(stream.train(task).x_raw.flatten(1), images[:, order])
+
+
+@pytest.mark.parametrize("angle", [0.0, 12.5, 90.0, 101.3, 179.9])
+def test_rotation_is_pillows_pixel_for_pixel(angle):
+    raw = torch.randint(
+        0, 256, (20, 1, 28, 28), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
+    turned = rot_mnist.rearrange(raw, rot_mnist.origin((28, 28), angle))
+    expected = [np.asarray(Image.fromarray(image[0].numpy()).rotate(angle)) for image in raw]
+    assert np.array_equal(turned[:, 0].numpy(), np.stack(expected))
+    if angle in (0, 90):
+        assert torch.equal(turned, torch.rot90(raw, int(angle // 90), (2, 3)))
+
+
+def test_rotated_tasks_use_the_angles_that_are_saved(data):
+    stream, _ = build("rot-mnist", data, n_tasks=4, seed=1)
+    angles = stream.transforms["angles"]
+    assert len(set(angles)) == 4 and all(0 <= angle < 180 for angle in angles)
+    plain, _ = build("seq-mnist", data, n_tasks=1)
+    image = plain.test(1).x_raw[3, 0].numpy()
+    index = plain.test(1).index[3]
+    for task, angle in zip(stream.tasks, angles, strict=True):
+        whole = stream.test(4)
+        turned = whole.x_raw[(whole.task_id == task.id) & (whole.index == index)][0, 0].numpy()
+        assert np.array_equal(turned, np.asarray(Image.fromarray(image).rotate(angle)))
+
+
+def test_draws_depend_on_the_seed_and_the_task_alone():
+    """A longer stream begins like a shorter one. Angles are uniform: Kolmogorov-Smirnov, alarm below 1e-6."""
+    assert torch.equal(perm_mnist.draw(784, 3, 5), perm_mnist.draw(784, 3, 5))
+    assert not torch.equal(perm_mnist.draw(784, 3, 5), perm_mnist.draw(784, 4, 5))
+    angles = np.sort([rot_mnist.draw(seed, task) for seed in range(50) for task in range(20)]) / 180
+    distance = np.abs(angles - (np.arange(1000) + 0.5) / 1000).max()
+    assert distance < np.sqrt(np.log(2e6) / 2000)
+
+
+@pytest.mark.skipif(MNIST_DIR is None, reason="the real MNIST is not here")
+def test_the_real_mnist_as_streams():
+    stream, _ = build("seq-mnist", MNIST_DIR)
+    assert [len(task.train_index) for task in stream.tasks] == [12665, 12089, 11263, 12183, 11800]
+    assert stream.test_ends.tolist() == [2115, 4157, 6031, 8017, 10000]
+    stream, _ = build("rot-mnist", MNIST_DIR, n_tasks=2)
+    assert len(stream.test(2).y) == 20000 and stream.n_steps(stream.tasks[0], 128) == 469

@@ -1,0 +1,5 @@
+"""Errors that are the user's to mend: one clear line and a non-zero exit, no traceback."""
+
+
+class UserError(ValueError):
+    """Says what was given, what is valid and what to do."""

@@ -1,0 +1,35 @@
+"""Evaluation: one pass over the stacked test samples gives every task's accuracy in both views."""
+
+import torch
+from torch import Tensor
+
+# Images per forward pass: enough to fill a device, little enough for a wide network's activations.
+CHUNK = {"cpu": 500, "cuda": 2000}
+
+
+@torch.no_grad()
+def accuracies(method, n_tasks: int, n_seen: int) -> Tensor:
+    """Accuracy on each of the first `n_tasks` tasks, (n_tasks, 2) on the CPU: class-IL, task-IL.
+
+    class-IL: argmax over the classes of the first `n_seen` tasks. task-IL: argmax over the classes
+    of the sample's own task. The network is in eval mode meanwhile; one read from the device.
+    """
+    benchmark = method.setup.benchmark
+    samples, masks = benchmark.test(n_tasks), benchmark.class_masks
+    seen = masks[:n_seen].any(0) if n_seen else torch.ones_like(masks[0])
+    hits = torch.zeros(n_tasks, 2, dtype=torch.float64, device=benchmark.device)
+    was_training = method.net.training
+    method.net.eval()
+    for parts in zip(*(field.split(CHUNK[benchmark.device.type]) for field in samples), strict=True):
+        raw, y, task_id, _ = parts
+        logits = method.predict(benchmark.augment.normalise(raw), task_id)
+        views = [masked_argmax(logits, seen), masked_argmax(logits, masks[task_id])]
+        hits.index_add_(0, task_id, torch.stack([view == y for view in views], 1).double())
+    method.net.train(was_training)
+    counts = torch.tensor([len(task.test_index) for task in benchmark.tasks[:n_tasks]])
+    return hits.cpu() / counts.view(-1, 1)
+
+
+def masked_argmax(logits: Tensor, allowed: Tensor) -> Tensor:
+    """(N,) best class among the allowed ones; `allowed` is (C,) or (N, C) bool."""
+    return logits.masked_fill(~allowed, -torch.inf).argmax(1)

@@ -1,0 +1,39 @@
+"""Interrupt: turn SIGTERM and SIGINT into a request that the training loop answers between two steps."""
+
+import signal
+from types import FrameType
+
+
+class InterruptedRunError(Exception):
+    """The run stopped on request after saving a checkpoint; `code` is the exit code (128 + signal)."""
+
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
+        self.code = 128 + number
+
+
+class Interrupt:
+    """Context manager: `requested` is the number of the signal received, 0 while there is none.
+
+    A second signal ends the process at once, as if nothing had been installed.
+    """
+
+    def __init__(self):
+        self.requested = 0
+        self._previous = {}
+
+    def __enter__(self) -> "Interrupt":
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.requested = number
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def __exit__(self, *exception: object) -> None:
+        self._restore()

@@ -1,0 +1,117 @@
+"""Metrics: pure functions of the accuracy matrix.
+
+R[i, j] is the test accuracy on task j after training task i, zero-based, a fraction in [0, 1], NaN
+where not evaluated; T tasks. b[j] is the accuracy of the untrained network. A metric is NaN where a
+number it needs was not measured.
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+
+def _matrix(R: ArrayLike) -> np.ndarray:
+    R = np.asarray(R, dtype=np.float64)
+    if R.ndim != 2 or R.shape[0] != R.shape[1]:
+        raise ValueError(f"R must be a square matrix (tasks x tasks), got shape {R.shape}")
+    return R
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else float("nan")
+
+
+def average_accuracy(R: ArrayLike) -> float:
+    """A = mean_j R[T-1, j]. Lopez-Paz & Ranzato 2017 (ACC), eq. 2; MER's retained accuracy RA."""
+    return _mean(_matrix(R)[-1])
+
+
+def learning_accuracy(R: ArrayLike) -> float:
+    """LA = mean_j R[j, j]. Riemer et al. 2019."""
+    return _mean(np.diag(_matrix(R)))
+
+
+def backward_transfer(R: ArrayLike) -> float:
+    """BWT = mean_{j<T-1} (R[T-1, j] − R[j, j]). Lopez-Paz & Ranzato 2017, eq. 3."""
+    R = _matrix(R)
+    return _mean((R[-1] - np.diag(R))[:-1])
+
+
+def retained_minus_learned(R: ArrayLike) -> float:
+    """BTI = RA − LA, over all T tasks. Riemer et al. 2019 ("backward transfer and interference")."""
+    return average_accuracy(R) - learning_accuracy(R)
+
+
+def forward_transfer(R: ArrayLike, b: ArrayLike) -> float:
+    """FWT = mean_{j>0} (R[j-1, j] − b[j]). Lopez-Paz & Ranzato 2017, eq. 4.
+
+    Meaningful only where an unseen task's classes may be predicted: task-IL and domain-IL.
+    """
+    R, b = _matrix(R), np.asarray(b, dtype=np.float64)
+    return _mean(np.diag(R, k=1) - b[1:])
+
+
+def forgetting(R: ArrayLike) -> float:
+    """F = mean_{j<T-1} (max_{i<T-1} R[i, j] − R[T-1, j]); negative when old tasks improve.
+
+    Chaudhry et al. 2018 (RWalk), eq. 3; the maximum is over evaluated rows from the task's own on.
+    """
+    R = _matrix(R)
+    return _mean(np.array([_best(R[j:-1, j]) - R[-1, j] for j in range(len(R) - 1)]))
+
+
+def forgetting_over_tasks(R: ArrayLike) -> float:
+    """FM = 1/T Σ_j (max_i R[i, j] − R[T-1, j]), the maximum over all rows, the last included.
+
+    Kozal et al. 2025 (the memorization paper's tables).
+    """
+    R = _matrix(R)
+    return _mean(np.array([_best(R[j:, j]) - R[-1, j] for j in range(len(R))]))
+
+
+def average_incremental_accuracy(R: ArrayLike) -> float:
+    """Mean over i of the average accuracy on the tasks seen so far, mean_{j<=i} R[i, j]. iCaRL 2017."""
+    R = _matrix(R)
+    return _mean(np.array([R[i, : i + 1].mean() for i in range(len(R))]))
+
+
+def min_accuracy(curve: list[tuple[int, np.ndarray]]) -> float:
+    """min-ACC: mean over old tasks of the lowest accuracy at any evaluation after the task was learned.
+
+    De Lange et al. 2023 (ContinualEvaluation), eq. 2. curve: evaluations in time order, each (task
+    being trained or just finished, accuracies of the tasks seen, NaN for others). Old tasks are all
+    but the last one trained.
+    """
+    last = curve[-1][0]
+    lowest = [[acc[j] for task, acc in curve if task > j] for j in range(last)]
+    return _mean(np.array([min(values) for values in lowest]))
+
+
+def worst_case_accuracy(curve: list[tuple[int, np.ndarray]]) -> float:
+    """WC-ACC = A_k / k + (1 − 1/k) min-ACC, k tasks seen, A_k the last task's accuracy now.
+
+    De Lange et al. 2023, eq. 3.
+    """
+    last, accuracies = curve[-1]
+    k = last + 1
+    if k == 1:
+        return float(accuracies[0])
+    return float(accuracies[last] / k + (1 - 1 / k) * min_accuracy(curve))
+
+
+def _best(values: np.ndarray) -> float:
+    """Largest evaluated accuracy; NaN when none was, without a warning."""
+    values = values[~np.isnan(values)]
+    return float(values.max()) if len(values) else float("nan")
+
+
+def summary(R: ArrayLike) -> dict[str, float]:
+    """All metrics of one evaluation view that need R alone."""
+    return {
+        "average_accuracy": average_accuracy(R),
+        "forgetting": forgetting(R),
+        "fm": forgetting_over_tasks(R),
+        "bwt": backward_transfer(R),
+        "learning_accuracy": learning_accuracy(R),
+        "bti": retained_minus_learned(R),
+        "average_incremental_accuracy": average_incremental_accuracy(R),
+    }

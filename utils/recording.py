@@ -1,0 +1,109 @@
+"""Recording: everything a run leaves behind, on the terminal, in its folder and in MLflow."""
+
+from pathlib import Path
+from typing import Any
+
+from utils import checkpoint, report
+from utils.config import Config
+from utils.folder import RunFolder
+from utils.interrupt import InterruptedRunError
+from utils.results import VIEWS, device_name, to_json
+from utils.tracking import open_tracker
+from utils.training import Trainer
+
+
+class Recorder:
+    """Writes results after every task; a context manager that ends the MLflow run whatever happens."""
+
+    def __init__(self, config: Config, folder: RunFolder, trainer: Trainer, commit: str | None):
+        self.config, self.folder, self.trainer, self.commit = config, folder, trainer, commit
+        self.status = "failed"
+
+    def __enter__(self) -> "Recorder":
+        config, benchmark = self.config, self.trainer.benchmark
+        auto = " (chosen by --device auto)" if config.run.device == "auto" else ""
+        self.folder.say(f"run:     {self.folder.path}")
+        self.folder.say(f"device:  {device_name(benchmark.device)}{auto}")
+        self.folder.say(
+            f"stream:  {config.run.dataset}, {benchmark.scenario}, {len(benchmark.tasks)} tasks, "
+            f"{config.run.model} on {config.run.backbone}, seed {config.run.seed}"
+        )
+        if config.run.debug_mode:
+            self.folder.say("debug:   at most 5 steps per epoch, nothing is sent to MLflow")
+        self.tracker = open_tracker(config, self.folder.path, self.folder.tracking_id)
+        self.folder.tracking_id = self.tracker.run_id
+        self._catch_up()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.status == "failed":
+            self._write("failed")
+        self.tracker.finish(self.status)
+
+    def _catch_up(self) -> None:
+        """After a resume: log the tasks that were finished but not logged when the run was killed."""
+        logged = self.tracker.logged_steps("mean_acc_class_il")
+        for task in self.trainer.tasks[: self.trainer.position.task]:
+            if task.id not in logged:
+                self._log(task.id)
+
+    def after_task(self, row: int) -> None:
+        """Results so far to disk, a line to the terminal, metrics to MLflow."""
+        self._write("running")
+        results = self.trainer.results
+        means = [100 * results.R[view][row, : row + 1].mean() for view in VIEWS]
+        views = (
+            "accuracy {1:.1f} %"
+            if results.scenario == "domain-il"
+            else "class-IL {0:.1f} %, task-IL {1:.1f} %"
+        )
+        self.trainer.progress.say(f"after task {row}: mean over tasks seen: {views.format(*means)}")
+        self._log(row)
+        if self.config.log.savecheck == "task":
+            self._save_weights(f"task_{row}.pt")
+
+    def _log(self, row: int) -> None:
+        results = self.trainer.results
+        self.tracker.log_metrics(results.task_metrics(row), step=row)
+        self.tracker.log_history(results.curve_metrics(row))
+
+    def _save_weights(self, name: str) -> None:
+        content = {"config": self.config.flat(), "net": self.trainer.method.net.state_dict()}
+        checkpoint.write(content, self.folder.path / "weights" / name)
+
+    def _write(self, status: str) -> dict[str, Any]:
+        trainer = self.trainer
+        document = trainer.results.document(status, self.config.flat(), trainer.benchmark, self.commit)
+        checkpoint.write_text(to_json(document), self.folder.results)
+        return document
+
+    def finished(self) -> None:
+        """Tables, figures, artifacts, the last lines."""
+        self.status = "finished"
+        document = self._write("finished")
+        if self.config.log.savecheck:
+            self._save_weights("last.pt")
+        self.tracker.log_artifacts(self._artifacts(document))
+        self.tracker.describe(report.headline(document))
+        self.folder.say(report.full(document, logged=self.tracker.run_id is not None))
+        self.folder.say(f"results: {self.folder.results}")
+
+    def _artifacts(self, document: dict[str, Any]) -> list[Path]:
+        from utils import plots  # matplotlib takes a second to import
+
+        return [self.folder.results, self.folder.config, *plots.write_all(document, self.folder.path)]
+
+    def interrupted(self, stop: InterruptedRunError) -> None:
+        """Say how to go on."""
+        self.status = "interrupted"
+        self._write("interrupted")
+        self.folder.say(
+            f"{stop}: checkpoint saved; continue with\n  python main.py --resume {self.folder.path}", True
+        )
+        self.folder.say(f"results: {self.folder.results}")
+
+    def failed(self, reason: str) -> None:
+        """Keep what was measured; say why it ended."""
+        self._write("failed")
+        self.folder.say(f"error: {reason}", True)
+        self.folder.say(f"results: {self.folder.results}")

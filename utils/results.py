@@ -1,0 +1,165 @@
+"""Results: the accuracy matrices of a run as they grow, and the document that results.json holds."""
+
+import json
+import platform
+import resource
+import time
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+import torch
+
+from utils import metrics
+
+VIEWS = ("class_il", "task_il")
+# The memorization paper's names: task-IL numbers carry this suffix in forgetting, bwt and fwt.
+SUFFIX = {"class_il": "", "task_il": "_mask_classes"}
+
+
+class Results:
+    """R per view (T, T), the untrained network's b (T,) and the evaluations made inside tasks."""
+
+    def __init__(self, n_tasks: int, scenario: str):
+        self.scenario = scenario
+        self.R = {view: np.full((n_tasks, n_tasks), np.nan) for view in VIEWS}
+        self.b = np.full(n_tasks, np.nan)
+        self.curve: list[dict[str, Any]] = []
+        self.seconds = {"total": 0.0, "train": 0.0, "eval": 0.0, "data": 0.0}
+        self.n_images = 0
+        self._clock = time.monotonic()
+
+    def tick(self) -> None:
+        """Bring the total time, which survives a resume, up to now."""
+        now = time.monotonic()
+        self.seconds["total"] += now - self._clock
+        self._clock = now
+
+    def set_row(self, row: int, accuracies: np.ndarray) -> None:
+        """Store an evaluation after task `row`; `accuracies` is (tasks evaluated, 2 views)."""
+        for column, view in enumerate(VIEWS):
+            self.R[view][row, : len(accuracies)] = accuracies[:, column]
+
+    def add_point(self, step: int, task: int, accuracies: np.ndarray) -> None:
+        """Store an evaluation of the seen tasks made at a training step inside or at the end of `task`."""
+        views = {view: accuracies[: task + 1, i].tolist() for i, view in enumerate(VIEWS)}
+        self.curve.append({"step": step, "task": task, **views})
+
+    @property
+    def forward_transfer(self) -> float:
+        """FWT of the view in which unseen tasks can be predicted."""
+        return metrics.forward_transfer(self.R["task_il"], self.b)
+
+    def task_metrics(self, row: int) -> dict[str, float]:
+        """What is logged after task `row`, in percent, under the memorization paper's names."""
+        logged = {}
+        for view in VIEWS:
+            R = self.R[view][: row + 1, : row + 1]
+            logged[f"mean_acc_{view}"] = metrics.average_accuracy(R)
+            logged |= {f"acc_{view}_task_{k}": R[row, k] for k in range(row + 1)}
+            logged[f"forgetting{SUFFIX[view]}"] = metrics.forgetting(R)
+            logged[f"bwt{SUFFIX[view]}"] = metrics.backward_transfer(R)
+        if row == len(self.b) - 1:
+            logged["fwt_mask_classes"] = self.forward_transfer
+            if self.scenario == "domain-il":
+                logged["fwt"] = self.forward_transfer
+        return {name: 100 * float(value) for name, value in logged.items()}
+
+    def curve_metrics(self, task: int) -> list[tuple[int, dict[str, float]]]:
+        """(training step, accuracies in percent) of the evaluations made while `task` was trained."""
+        rows = []
+        for point in self.curve:
+            if point["task"] == task:
+                named = {f"step_acc_{v}_task_{k}": 100 * a for v in VIEWS for k, a in enumerate(point[v])}
+                rows.append((point["step"], named))
+        return rows
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything measured so far, as plain lists."""
+        self.tick()
+        return {
+            "R": {view: R.tolist() for view, R in self.R.items()},
+            "b": self.b.tolist(),
+            "curve": self.curve,
+            "seconds": self.seconds,
+            "n_images": self.n_images,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state`."""
+        self.R = {view: np.array(R) for view, R in state["R"].items()}
+        self.b = np.array(state["b"])
+        self.curve, self.seconds, self.n_images = state["curve"], state["seconds"], state["n_images"]
+
+    def view_document(self, view: str) -> dict[str, Any]:
+        """R and its metrics, and those of the evaluations inside tasks where there are any."""
+        document = {"R": self.R[view].tolist(), **metrics.summary(self.R[view])}
+        if self.curve:
+            curve = [(point["task"], np.array(point[view])) for point in self.curve]
+            document["min_acc"] = metrics.min_accuracy(curve)
+            document["wc_acc"] = metrics.worst_case_accuracy(curve)
+        return document
+
+    def document(self, status: str, config: dict, benchmark: Any, commit: str | None) -> dict[str, Any]:
+        """The content of results.json (DESIGN: fractions, NaN as null)."""
+        self.tick()
+        trained = self.seconds["train"]
+        document = {
+            "config": config,
+            "seed": config["seed"],
+            "status": status,
+            "scenario": self.scenario,
+            "evaluated_on": "validation" if config["validation"] else "test",
+            **{view: self.view_document(view) for view in VIEWS},
+            "fwt": self.forward_transfer,
+            "b": self.b.tolist(),
+            "curve": self.curve,
+            "seconds": self.seconds,
+            "images_per_second": self.n_images / trained if trained else None,
+            "peak_memory_bytes": peak_memory(benchmark.device),
+            "device": device_name(benchmark.device),
+            "versions": versions(),
+            "git_commit": commit,
+            "class_order": benchmark.class_order.tolist(),
+            "transforms": benchmark.transforms,
+        }
+        return _without_nan(document)
+
+
+def to_json(document: dict[str, Any]) -> str:
+    """Compact where it is long (matrices, orders), readable at the top level."""
+    lines = [f"  {json.dumps(k)}: {json.dumps(v, allow_nan=False)}" for k, v in document.items()]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_nan(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(v) for v in value]
+    return None if isinstance(value, float) and np.isnan(value) else value
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most that CUDA allocated, or the process's largest resident set on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def device_name(device: torch.device) -> str:
+    """`cuda (NVIDIA H100)` or `cpu (x86_64, 2 threads)`."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the packages that numbers depend on."""
+    found = {"python": platform.python_version()}
+    for package in ("torch", "torchvision", "numpy", "scipy", "scikit-learn"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,279 @@
+"""Training: the one loop that takes a method through a stream of tasks, measures it and can be resumed."""
+
+import importlib
+import time
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from utils import checkpoint
+from utils.checkpoint import CheckpointError
+from utils.config import OPERATIONAL, Config
+from utils.evaluation import accuracies
+from utils.interrupt import Interrupt, InterruptedRunError
+from utils.progress import DivergedError, LossLog, Progress
+from utils.results import Results
+
+DEBUG_STEPS = 5
+
+
+@dataclass
+class Position:
+    """The next step to run: index in the stream, epoch, step in the epoch, steps done in the whole run."""
+
+    task: int = 0
+    epoch: int = 0
+    step: int = 0
+    total: int = 0
+
+
+class Trainer:
+    """Runs the stream; calls `on_task(row)` after each task and keeps a checkpoint in `folder`."""
+
+    def __init__(
+        self, config: Config, method: Any, folder: Path, on_task=lambda row: None, quiet: bool = False
+    ):
+        self.config, self.method, self.folder, self.on_task = config, method, folder, on_task
+        self.benchmark = method.setup.benchmark
+        self.tasks = self.benchmark.joint() if method.stream == "joint" else self.benchmark.tasks
+        self.results = Results(len(self.benchmark.tasks), self.benchmark.scenario)
+        self.position = Position()
+        self.losses = LossLog(self.benchmark.device)
+        self.quiet = quiet
+        self.best, self.n_worse = -1.0, 0  # early stopping
+        self._resumed: dict[str, Any] | None = None
+        self._saved_at = time.monotonic()
+        self._unshown = 0
+        # torch.optim imports this at its first step; done here, those seconds do not count as training
+        importlib.import_module("torch._dynamo")
+
+    # --- the stream ------------------------------------------------------------------------------
+
+    def run(self) -> Results:
+        """Train on what is left of the stream; raises `InterruptedRunError` or `DivergedError`."""
+        self.progress = Progress(self._count_steps(), self.position.total, self.quiet)
+        try:
+            with Interrupt() as self.interrupt:
+                self._measure_untrained()
+                while self.position.task < len(self.tasks):
+                    self._run_task(self.tasks[self.position.task])
+        finally:
+            self.progress.close()
+        return self.results
+
+    def _run_task(self, task: Any) -> None:
+        with self._timed("data"):
+            self.benchmark.train(task)
+        with self._timed("train"):
+            scheduler = self._begin(task)
+        while self.position.epoch < self.config.train.n_epochs:
+            with self._timed("train"):
+                self._run_epoch(task)
+                if scheduler:
+                    scheduler.step()
+            self.position.epoch, self.position.step = self.position.epoch + 1, 0
+            if self._stopped_early(task):
+                break
+        with self._timed("train"):
+            self.method.end_task(task)
+        self._finish(task)
+
+    def _begin(self, task: Any) -> Any:
+        """Optimizer and scheduler for the task: new, or as the checkpoint left them."""
+        method, resumed = self.method, self._resumed
+        method.enter(task)
+        method.net.train()
+        begun = resumed is not None and (self.position.epoch or self.position.step)
+        if not begun:
+            method.begin_task(task)
+            self.best, self.n_worse = -1.0, 0
+        method.optimizer = build_optimizer(method.trainable().values(), self.config.train)
+        self.scheduler = build_scheduler(method.optimizer, self.config.train)
+        if begun:
+            method.optimizer.load_state_dict(resumed["optimizer"])
+            if self.scheduler:
+                self.scheduler.load_state_dict(resumed["scheduler"])
+        self._resumed = None
+        return self.scheduler
+
+    def _run_epoch(self, task: Any) -> None:
+        size, place = self.config.train.batch_size, self._place(task)
+        batches = self.benchmark.batches(task, self.position.epoch, size, self.position.step)
+        self.method.epoch = self.position.epoch
+        for batch in islice(batches, self._steps_per_epoch(task) - self.position.step):
+            with self._precision():
+                out = self.method.observe(batch)
+            self.losses.add(self.position.total, out["loss"])
+            self.position.step += 1
+            self.position.total += 1
+            self._unshown += len(batch.y)
+            if self.losses.full or self.progress.due:
+                self._show(place)
+            self._between_steps(task, place)
+        self._show(place)
+
+    def _between_steps(self, task: Any, place: str) -> None:
+        every = self.config.log.eval_every
+        if every and self.position.total % every == 0:
+            self._evaluate_inside(task)
+        overdue = time.monotonic() - self._saved_at >= 60 * self.config.log.checkpoint_every
+        if overdue or self.interrupt.requested:
+            self._show(place)  # also makes sure that what is saved is finite
+            self.save()
+        if self.interrupt.requested:
+            raise InterruptedRunError(self.interrupt.requested)
+
+    def _finish(self, task: Any) -> None:
+        """Evaluate after the task, save, report."""
+        self._evaluate_row(task)
+        self.position = Position(self.position.task + 1, 0, 0, self.position.total)
+        self.save()
+        self.on_task(task.id)
+        if self.interrupt.requested:
+            raise InterruptedRunError(self.interrupt.requested)
+
+    # --- measuring -------------------------------------------------------------------------------
+
+    def _measure_untrained(self) -> None:
+        """b[j], before the first step of the run."""
+        if self.config.log.ignore_other_metrics or self.position != Position():
+            return
+        with self._timed("eval"):
+            n_tasks = len(self.benchmark.tasks)
+            self.results.b[:] = accuracies(self.method, n_tasks, n_seen=0)[:, 1].numpy()
+
+    def _evaluate_row(self, task: Any) -> None:
+        seen = task.id + 1
+        n_tasks = seen if self.config.log.ignore_other_metrics else len(self.benchmark.tasks)
+        with self._timed("eval"):
+            found = accuracies(self.method, n_tasks, seen).numpy()
+        self.results.set_row(task.id, found)
+        if self.config.log.eval_every:
+            self.results.add_point(self.position.total, task.id, found)
+
+    def _evaluate_inside(self, task: Any) -> None:
+        started = time.monotonic()
+        found = accuracies(self.method, task.id + 1, task.id + 1).numpy()
+        self.results.add_point(self.position.total, task.id, found)
+        spent = time.monotonic() - started
+        self.results.seconds["eval"] += spent
+        self.results.seconds["train"] -= spent
+
+    def _stopped_early(self, task: Any) -> bool:
+        """Whether the task's validation accuracy has stopped rising (`with_validation`: never test data)."""
+        patience = self.config.train.early_stopping_patience
+        if not patience:
+            return False
+        with self._timed("eval"):
+            found = accuracies(self.method, task.id + 1, task.id + 1)[list(task.parts), 1].mean().item()
+        self.n_worse = 0 if found > self.best else self.n_worse + 1
+        self.best = max(self.best, found)
+        return self.n_worse >= patience
+
+    def _show(self, place: str) -> None:
+        """Read the losses; stop the run if one is not finite."""
+        try:
+            losses = self.losses.read_finite()
+        except DivergedError as error:
+            raise DivergedError(f"{error} ({place}); {self._last_good()}") from None
+        self.progress.show(place, losses, self._unshown)
+        self.results.n_images += self._unshown
+        self._unshown = 0
+
+    def _last_good(self) -> str:
+        path = self.folder / "checkpoint.pt"
+        if not path.exists():
+            return "no checkpoint had been written yet; try a smaller --lr"
+        return f"last good checkpoint: {path}; try a smaller --lr"
+
+    # --- saving ----------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write the checkpoint from which this run continues exactly."""
+        method = self.method
+        content = {
+            "config": self.config.flat(),
+            "position": asdict(self.position),
+            "results": self.results.state_dict(),
+            "early_stopping": [self.best, self.n_worse],
+            "method": method.state_dict(),
+            "optimizer": method.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict() if self.scheduler else None,
+        }
+        checkpoint.write(content, self.folder / "checkpoint.pt")
+        self._saved_at = time.monotonic()
+
+    def load(self) -> None:
+        """Continue from the folder's checkpoint; a folder without one starts at the beginning."""
+        path = self.folder / "checkpoint.pt"
+        if not path.exists():
+            return
+        saved = checkpoint.read(path)
+        check_same_run(saved, self.config, path)
+        self.position = Position(**saved["position"])
+        self.results.load_state_dict(saved["results"])
+        self.best, self.n_worse = saved["early_stopping"]
+        self.method.load_state_dict(saved["method"])
+        self._resumed = saved
+
+    # --- small things ----------------------------------------------------------------------------
+
+    def _steps_per_epoch(self, task: Any) -> int:
+        n_steps = self.benchmark.n_steps(task, self.config.train.batch_size)
+        return min(n_steps, DEBUG_STEPS) if self.config.run.debug_mode else n_steps
+
+    def _count_steps(self) -> int:
+        return self.config.train.n_epochs * sum(self._steps_per_epoch(task) for task in self.tasks)
+
+    def _place(self, task: Any) -> str:
+        epoch = f"epoch {self.position.epoch + 1}/{self.config.train.n_epochs}"
+        return f"task {task.id} ({self.position.task + 1}/{len(self.tasks)}) {epoch}"
+
+    def _precision(self):
+        if self.config.run.precision != "bf16":
+            return nullcontext()
+        return torch.autocast(self.benchmark.device.type, torch.bfloat16)
+
+    @contextmanager
+    def _timed(self, what: str):
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.results.seconds[what] += time.monotonic() - started
+
+
+def check_same_run(saved: dict[str, Any], config: Config, path: Path) -> None:
+    """Refuse a checkpoint that another configuration has written."""
+    own, other = config.flat(), saved.get("config", {})
+    names = [k for k in own if k not in OPERATIONAL and own[k] != other.get(k)]
+    if names:
+        differ = ", ".join(f"--{k} is {own[k]}, there {other.get(k)}" for k in names[:3])
+        raise CheckpointError(f"{path} belongs to another run: {differ}")
+
+
+def build_optimizer(parameters: Any, options: Any) -> torch.optim.Optimizer:
+    """The optimizer of one task."""
+    parameters = list(parameters)
+    fused = True  # one kernel per step instead of several per tensor, on CPU and CUDA alike
+    if options.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters, lr=options.lr, momentum=options.optim_mom, weight_decay=options.optim_wd, fused=fused
+        )
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[options.optimizer]
+    return kind(parameters, lr=options.lr, weight_decay=options.optim_wd, fused=fused)
+
+
+def build_scheduler(optimizer: torch.optim.Optimizer, options: Any) -> Any:
+    """The learning-rate scheduler of one task, stepped once per epoch; None for a constant rate."""
+    if options.lr_scheduler == "multistep":
+        return torch.optim.lr_scheduler.MultiStepLR(
+            optimizer, list(options.lr_milestones), options.sched_multistep_lr_gamma
+        )
+    if options.lr_scheduler == "cosine":
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.n_epochs)
+    return None
