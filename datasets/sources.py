@@ -1,9 +1,43 @@
 """Sources: get, verify and decode a data set once, into uint8 tensors."""
 
+import http.client
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from datasets import images
+from datasets.images import DataError
+
+__all__ = [
+    "DataError",
+    "Source",
+    "cifar10",
+    "cifar100",
+    "digits",
+    "fmnist",
+    "imagefolder",
+    "mnist",
+    "tinyimagenet",
+]
+
+TINY_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+TINY_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
+CIFAR_FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}  # torchvision's
+DIGIT_NAMES = tuple("0123456789")
+FASHION_NAMES = (
+    "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -32,8 +66,187 @@ def digits() -> Source:
     from sklearn.model_selection import train_test_split
 
     bunch = load_digits()
-    images = torch.from_numpy(bunch.images * (255 / 16)).round().to(torch.uint8).unsqueeze(1)
+    pixels = torch.from_numpy(bunch.images * (255 / 16)).round().to(torch.uint8).unsqueeze(1)
     labels = torch.from_numpy(bunch.target).long()
     train, test = train_test_split(range(len(labels)), test_size=0.2, stratify=bunch.target, random_state=0)
-    names = tuple(str(i) for i in range(10))
-    return Source("digits", images[train], labels[train], images[test], labels[test], names)
+    return Source("digits", pixels[train], labels[train], pixels[test], labels[test], DIGIT_NAMES)
+
+
+def mnist(data_dir: str | Path) -> Source:
+    """MNIST, 60,000 + 10,000 images 1x28x28, from `MNIST/raw/` in torchvision's layout."""
+    return _idx_source("mnist", "MNIST", DIGIT_NAMES, data_dir)
+
+
+def fmnist(data_dir: str | Path) -> Source:
+    """Fashion-MNIST, 60,000 + 10,000 images 1x28x28, from `FashionMNIST/raw/` in torchvision's layout."""
+    return _idx_source("fmnist", "FashionMNIST", FASHION_NAMES, data_dir)
+
+
+def cifar10(data_dir: str | Path) -> Source:
+    """CIFAR-10, 50,000 + 10,000 images 3x32x32, from torchvision's layout or an image folder `cifar10/`."""
+    return _cifar("cifar10", 10, "CIFAR10", data_dir)
+
+
+def cifar100(data_dir: str | Path) -> Source:
+    """CIFAR-100, 50,000 + 10,000 images 3x32x32, from torchvision's layout or an image folder `cifar100/`."""
+    return _cifar("cifar100", 100, "CIFAR100", data_dir)
+
+
+def tinyimagenet(data_dir: str | Path) -> Source:
+    """Tiny-ImageNet, 100,000 + 10,000 images 3x64x64: the labelled validation set is the test set.
+
+    From the official `tiny-imagenet-200/{train,val}` or an image folder `tinyimagenet/`; classes are
+    in alphabetical order of their WordNet ids.
+    """
+    root = Path(data_dir).expanduser()
+    if not (root / "tiny-imagenet-200").is_dir():
+        if (root / "tinyimagenet").is_dir():
+            return _known_folder("tinyimagenet", root, 200, 64)
+        _download_tiny_imagenet(root)
+    folder = root / "tiny-imagenet-200"
+    splits = images.list_tiny_imagenet(folder)
+    return _known("tinyimagenet", images.read_folder(folder, splits, images.cache_folder(root), side=64), 200)
+
+
+def imagefolder(folder: str | Path, img_size: int | None, data_dir: str | Path) -> Source:
+    """A user's own images, RGB, all of one size or brought to `img_size`; cached under `data_dir`."""
+    root = Path(folder).expanduser()
+    if not root.is_dir():
+        raise DataError(f"--image_dir {folder}: no such folder; give one that holds train/ and test/")
+    cache = images.cache_folder(Path(data_dir).expanduser())
+    return _source("imagefolder", images.read_folder(root, images.list_folder(root), cache, img_size))
+
+
+def _source(name: str, data: dict[str, Any]) -> Source:
+    return Source(name, *(data[field] for field in images.FIELDS), tuple(data["classes"]))
+
+
+def _known(name: str, data: dict[str, Any], n_classes: int) -> Source:
+    if len(data["classes"]) != n_classes:
+        raise DataError(
+            f"{name}: {n_classes} classes expected, {len(data['classes'])} found; the folder is incomplete"
+        )
+    return _source(name, data)
+
+
+def _known_folder(name: str, root: Path, n_classes: int, side: int) -> Source:
+    folder = root / name
+    data = images.read_folder(folder, images.list_folder(folder), images.cache_folder(root), side=side)
+    return _known(name, data, n_classes)
+
+
+@contextmanager
+def _downloading(name: str, root: Path, files: str) -> Iterator[None]:
+    """Turn every way in which a download can fail into one `DataError`."""
+    print(f"{name}: not found in {root}, downloading it there", file=sys.stderr)
+    failures = (
+        OSError,
+        RuntimeError,
+        EOFError,
+        http.client.HTTPException,
+        zipfile.BadZipFile,
+        tarfile.TarError,
+    )
+    try:
+        yield
+    except failures as error:
+        reason = " ".join(str(error).split())
+        raise DataError(
+            f"{name}: the download failed ({reason}); put {files} into {root} by hand, "
+            "or give the folder that holds it: --data_dir DIR"
+        ) from error
+
+
+def _download_tiny_imagenet(root: Path) -> None:
+    """Unpack next to the final place, then move: an interrupted run leaves no half data set."""
+    from torchvision.datasets.utils import download_and_extract_archive
+
+    with _downloading("tinyimagenet", root, "tiny-imagenet-200/ (or tiny-imagenet-200.zip)"):
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=root, prefix="unpacking-") as place:
+            download_and_extract_archive(TINY_URL, str(root), place, md5=TINY_MD5, remove_finished=True)
+            (Path(place) / "tiny-imagenet-200").rename(root / "tiny-imagenet-200")
+
+
+def _idx_source(name: str, folder: str, classes: tuple[str, ...], data_dir: str | Path) -> Source:
+    root = Path(data_dir).expanduser()
+    kinds = {"images": "idx3", "labels": "idx1"}
+    files = [
+        root / folder / "raw" / f"{split}-{kind}-{number}-ubyte"
+        for split in ("train", "t10k")
+        for kind, number in kinds.items()
+    ]
+    if not all(file.is_file() for file in files):
+        with _downloading(name, root, f"{folder}/raw/ with {', '.join(file.name for file in files)}"):
+            _reader(folder)(str(root), download=True)
+    parts = []
+    for image_file, label_file in (files[:2], files[2:]):
+        pixels, labels = read_idx(image_file, 3), read_idx(label_file, 1)
+        if len(pixels) != len(labels) or int(labels.max()) >= len(classes):
+            raise DataError(
+                f"{label_file}: does not fit {image_file.name}; delete both to have them downloaded again"
+            )
+        parts += [pixels.unsqueeze(1), labels.long()]
+    return Source(name, *parts, classes)
+
+
+def read_idx(file: Path, n_dims: int) -> Tensor:
+    """The uint8 tensor in an idx file (MNIST's format); raises `DataError` if the file is damaged.
+
+    Format: bytes 0, 0, 8 (unsigned byte), number of dimensions; each size as 4 bytes, most significant
+    first; then the values.
+    """
+    try:
+        content = np.fromfile(file, dtype=np.uint8)
+    except OSError as error:
+        raise DataError(f"{file}: unreadable ({error}); check its permissions") from error
+    again = f"delete {file} and run again to have it downloaded"
+    start = 4 + 4 * n_dims
+    if len(content) < start or content[:4].tolist() != [0, 0, 8, n_dims]:
+        raise DataError(f"{file}: not an idx file of {n_dims}-dimensional bytes; {again}")
+    shape = content[4:start].view(">u4").tolist()
+    if len(content) - start != prod(shape) or not prod(shape):
+        raise DataError(f"{file}: {len(content) - start} bytes of data, {prod(shape)} expected; {again}")
+    return torch.from_numpy(content[start:]).view(shape)
+
+
+def _cifar(name: str, n_classes: int, reader_name: str, data_dir: str | Path) -> Source:
+    """The original batches where they are, else an image folder of that name, else a download."""
+    root = Path(data_dir).expanduser()
+    batches = root / CIFAR_FOLDERS[name]
+    if not batches.is_dir():
+        if (root / name).is_dir():
+            return _known_folder(name, root, n_classes, 32)
+        with _downloading(name, root, f"{batches.name}/ (or its .tar.gz, or an image folder {name}/)"):
+            _reader(reader_name)(str(root), download=True)
+    files = sorted(file.name for file in batches.iterdir())
+    key = images.fingerprint(batches, [images.Listing(files, [name] * len(files))])
+    cache = images.cache_folder(root)
+    path = cache and cache / f"{name}-{key[:16]}.pt"
+    return _known(
+        name, images.cached(path, key, lambda: _read_batches(_reader(reader_name), root)), n_classes
+    )
+
+
+def _reader(name: str) -> Any:
+    import torchvision  # takes a second, and is not needed for what is cached
+
+    return getattr(torchvision.datasets, name)
+
+
+def _read_batches(reader: Any, root: Path) -> dict[str, Any]:
+    """Read CIFAR's pickles with torchvision, which does so only right after checking their MD5 sums."""
+    from torchvision.datasets.utils import check_integrity
+
+    folder, meta = root / reader.base_folder, (reader.meta["filename"], reader.meta["md5"])
+    for file, md5 in (*reader.train_list, *reader.test_list, meta):
+        if not check_integrity(str(folder / file), md5):
+            raise DataError(
+                f"{folder / file}: missing or damaged (MD5); delete {folder} to have it downloaded again"
+            )
+    data: dict[str, Any] = {}
+    for split in ("train", "test"):
+        read = reader(str(root), train=split == "train")
+        data[f"{split}_x"] = torch.from_numpy(read.data).permute(0, 3, 1, 2).contiguous()
+        data[f"{split}_y"] = torch.tensor(read.targets)
+    return data | {"classes": tuple(read.classes)}

@@ -34,10 +34,21 @@ def png_size(path: Path) -> tuple[int, int]:
     return struct.unpack(">II", header[16:24])
 
 
+def in_view(place: float, interval: tuple[float, float]) -> bool:
+    return min(interval) <= place <= max(interval)
+
+
 def texts_that_overlap(figure) -> list[tuple[str, str]]:
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw(renderer)
-    shown = [t for t in figure.findobj(Text) if t.get_visible() and t.get_text()]
+    ticks = [
+        (tick, axis)
+        for axes in figure.axes
+        for axis in (axes.xaxis, axes.yaxis)
+        for tick in axis.get_major_ticks()
+    ]
+    outside = {tick.label1 for tick, axis in ticks if not in_view(tick.get_loc(), axis.get_view_interval())}
+    shown = [t for t in figure.findobj(Text) if t.get_visible() and t.get_text() and t not in outside]
     boxes = [(t.get_text(), t.get_window_extent(renderer)) for t in shown]
     pairs = [(a, b) for i, a in enumerate(boxes) for b in boxes[:i] if a[1].overlaps(b[1])]
     return [(a[0], b[0]) for a, b in pairs]

@@ -1,0 +1,16 @@
+"""Split Fashion-MNIST: 5 tasks of 2 kinds of clothing, 28x28 grey.
+
+Data: Xiao et al. 2017, arXiv 1708.07747. Settings of seq-mnist.
+"""
+
+from datasets import sources
+from datasets.augment import Augment
+from datasets.benchmark import Benchmark, class_incremental
+
+DEFAULTS = {"n_tasks": 5, "n_epochs": 1, "batch_size": 10, "lr": 0.1, "backbone": "mlp"}
+
+
+def build(config, device) -> Benchmark:
+    """The stream for a resolved configuration, on `device`."""
+    source = sources.fmnist(config.run.data_dir)
+    return class_incremental("seq-fmnist", source, Augment(), config, device)

@@ -1,0 +1,41 @@
+"""Split image folder: your own JPEG or PNG images, split by class (see --image_dir).
+
+Folder: `train/<class>/*.jpg|png` and `test/<class>/...`, or `train.csv` and `test.csv` with columns
+`path,label` (paths relative to the folder), which also fix the order of the samples. Training settings of
+seq-cifar10; crop padding is an eighth of the image's side. Pixels are scaled to [-1, 1] (mean and
+deviation 0.5), whatever the images.
+"""
+
+from dataclasses import dataclass
+
+from datasets import sources
+from datasets.augment import Augment
+from datasets.benchmark import Benchmark, class_incremental
+from utils.options import OptionSet, option
+
+DEFAULTS = {
+    "n_tasks": 5, "n_epochs": 50, "batch_size": 32, "lr": 0.1, "backbone": "resnet18",
+    "lr_scheduler": "multistep", "lr_milestones": (35, 45),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Options(OptionSet):
+    """Flags of the image folder."""
+
+    image_dir: str | None = option(
+        None, "folder with train/<class>/ and test/<class>/, or train.csv and test.csv (default: --data_dir)"
+    )
+    img_size: int | None = option(
+        None, "bring every image to this side: shorter side scaled, centre cropped (default: as they are)",
+        ge=8,
+    )  # fmt: skip
+
+
+def build(config, device) -> Benchmark:
+    """The stream for a resolved configuration, on `device`."""
+    options, data_dir = config.benchmark, config.run.data_dir
+    source = sources.imagefolder(options.image_dir or data_dir, options.img_size, data_dir)
+    padding = min(source.train_x.shape[2:]) // 8
+    augment = Augment(mean=(0.5,) * 3, std=(0.5,) * 3, crop_padding=padding, flip=True)
+    return class_incremental("seq-imagefolder", source, augment, config, device)

@@ -1,0 +1,17 @@
+"""Split MNIST: 5 tasks of 2 digits, 28x28 grey.
+
+Data: LeCun et al. 1998. Split and settings (1 epoch, batches of 10, pixels in [0, 1], no augmentation) as
+in mammoth; split introduced by Zenke et al. 2017 (SI).
+"""
+
+from datasets import sources
+from datasets.augment import Augment
+from datasets.benchmark import Benchmark, class_incremental
+
+DEFAULTS = {"n_tasks": 5, "n_epochs": 1, "batch_size": 10, "lr": 0.1, "backbone": "mlp"}
+
+
+def build(config, device) -> Benchmark:
+    """The stream for a resolved configuration, on `device`."""
+    source = sources.mnist(config.run.data_dir)
+    return class_incremental("seq-mnist", source, Augment(), config, device)
