@@ -84,7 +84,7 @@ def table(documents: list[dict]) -> str:
     by_benchmark = defaultdict(dict)
     for (benchmark, name), runs in groups(documents).items():
         by_benchmark[benchmark][name] = runs
-    for benchmark, settings in by_benchmark.items():
+    for settings in by_benchmark.values():
         config = next(iter(settings.values()))[0]["config"]
         lines = [
             "**{dataset}**: {n_tasks} tasks, {backbone}, {n_epochs} epoch(s), batch {batch_size}, "

@@ -127,22 +127,10 @@ def stability(
     tasks = range(max(point["task"] for point in curve) + 1)
     many = len(tasks) > MAX_NAMED
     scale = ScalarMappable(Normalize(0, max(len(tasks) - 1, 1)), "viridis")
+    colours = [scale.to_rgba(j) if many else colormaps["tab10"](j) for j in tasks]
     for axes, (view, name) in zip(panels, names.items(), strict=True):
-        for j in tasks:
-            points = [(p["step"], 100 * p[view][j]) for p in curve if len(p[view]) > j]
-            colour = scale.to_rgba(j) if many else colormaps["tab10"](j)
-            axes.plot(
-                *zip(*points, strict=True),
-                color=colour,
-                label=f"task {j}",
-                linewidth=1.2,
-                marker=".",
-                markersize=3,
-            )
-        for step in _boundaries(curve):
-            axes.axvline(step, color="0.5", linestyle="--", linewidth=0.4 if many else 0.8, zorder=0)
+        _draw_tasks(axes, curve, view, colours)
         axes.set(ylim=(-2, 102), ylabel="accuracy (%)", title=f"{name} accuracy of each task while training")
-        axes.grid(alpha=0.3)
     panels[-1].set_xlabel("training step")
     if many:
         ticks = MaxNLocator(integer=True)
@@ -151,6 +139,17 @@ def stability(
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
     figure.suptitle(title, fontsize=11)
     return _save(figure, path)
+
+
+def _draw_tasks(axes: Axes, curve: list[dict[str, Any]], view: str, colours: list[Any]) -> None:
+    style = {"linewidth": 1.2, "marker": ".", "markersize": 3}
+    for j, colour in enumerate(colours):
+        points = [(p["step"], 100 * p[view][j]) for p in curve if len(p[view]) > j]
+        axes.plot(*zip(*points, strict=True), color=colour, label=f"task {j}", **style)
+    for step in _boundaries(curve):
+        width = 0.4 if len(colours) > MAX_NAMED else 0.8
+        axes.axvline(step, color="0.5", linestyle="--", linewidth=width, zorder=0)
+    axes.grid(alpha=0.3)
 
 
 def _boundaries(curve: list[dict[str, Any]]) -> list[int]:

@@ -1,0 +1,68 @@
+"""Elastic Weight Consolidation (EWC), online or separate: a Fisher-weighted pull to old solutions.
+
+Source: Kirkpatrick et al. 2017, "Overcoming catastrophic forgetting in neural networks" (arXiv
+1612.00796), eq. 3 (separate); Schwarz et al. 2018, "Progress & Compress" (arXiv 1805.06370),
+section 3 (online): F̃ ← γ F̃ + F, one anchor, and γ F̃ in the loss.
+The loss is CE + (λ/2) Σ_i F_i (θ_i − θ*_i)², summed over past tasks in the separate form. F is the
+diagonal Fisher information per sample, averaged over samples and exact: the expectation over labels
+is a sum weighted by the network's own probabilities. No other normalisation.
+Differs from the papers: the sum over separate tasks is kept as one quadratic (equal, memory does not
+grow with tasks); at most `--fisher_n` samples of each task are used. A head that all tasks share is
+protected like any layer; per-task heads are not.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from models.method import Method
+from models.parts import importance
+from models.parts.quadratic import Quadratic
+from utils.options import OptionSet, option
+
+
+@dataclass(frozen=True)
+class Options(OptionSet):
+    """Flags of EWC."""
+
+    e_lambda: float = option(100.0, "strength λ of the penalty; 0 turns it off", ge=0)
+    ewc_mode: str = option(
+        "online", "one running Fisher and anchor, or one per past task", choices=("online", "separate")
+    )
+    gamma: float = option(1.0, "online: what is kept of the old Fisher at each new task", ge=0, le=1)
+    fisher_n: int = option(1000, "training samples per task for the Fisher; 0: all", ge=0)
+
+
+class EWC(Method):
+    """Cross-entropy plus a quadratic penalty that is renewed at the end of each task."""
+
+    needs_boundaries = True
+
+    def __init__(self, net, options, setup):
+        super().__init__(net, options, setup)
+        self.draws = setup.generator("method")
+        self.quadratic = Quadratic(importance.shared_parameters(net))
+
+    def penalty(self) -> Tensor | None:
+        """(λ/2) Σ F (θ − θ*)²."""
+        if not self.quadratic:
+            return None
+        kept = self.options.gamma if self.options.ewc_mode == "online" else 1.0
+        return 0.5 * self.options.e_lambda * kept * self.quadratic.value()
+
+    def end_task(self, task):
+        """Add the task's Fisher."""
+        if not self.options.e_lambda:
+            return
+        fisher = importance.of_task(self, task, self.options.fisher_n, self.draws, log_probabilities, power=2)
+        if self.options.ewc_mode == "separate":
+            self.quadratic.add(fisher)
+        else:
+            old = self.quadratic.importance
+            self.quadratic.set({n: f + self.options.gamma * old[n] if old else f for n, f in fisher.items()})
+
+
+def log_probabilities(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, C) log p(c|x), and p(c|x) as weights: Σ_c p_c (∂ log p_c / ∂θ)² is the Fisher diagonal."""
+    log_p = logits.log_softmax(1)
+    return log_p, log_p.exp()
