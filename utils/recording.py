@@ -1,5 +1,6 @@
 """Recording: everything a run leaves behind, on the terminal, in its folder and in MLflow."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ class Recorder:
         if config.run.debug_mode:
             self.folder.say("debug:   at most 5 steps per epoch, nothing is sent to MLflow")
         self.tracker = open_tracker(config, self.folder.path, self.folder.tracking_id)
+        self.tracker.set_tags({"device": device_name(benchmark.device)})
         self.folder.tracking_id = self.tracker.run_id
         self._catch_up()
         return self
@@ -85,13 +87,18 @@ class Recorder:
             self._save_weights("last.pt")
         self.tracker.log_artifacts(self._artifacts(document))
         self.tracker.describe(report.headline(document))
-        self.folder.say(report.full(document, logged=self.tracker.run_id is not None))
+        self.folder.say(report.full(document, logged=self.tracker.active))
         self.folder.say(f"results: {self.folder.results}")
 
     def _artifacts(self, document: dict[str, Any]) -> list[Path]:
         from utils import plots  # matplotlib takes a second to import
 
-        return [self.folder.results, self.folder.config, *plots.write_all(document, self.folder.path)]
+        order = self.folder.path / "class_order.json"
+        benchmark = self.trainer.benchmark
+        named = {"class_order": benchmark.class_order.tolist(), "class_names": benchmark.class_names}
+        checkpoint.write_text(json.dumps(named) + "\n", order)
+        figures = plots.write_all(document, self.folder.path)
+        return [self.folder.results, self.folder.config, order, *figures]
 
     def interrupted(self, stop: InterruptedRunError) -> None:
         """Say how to go on."""

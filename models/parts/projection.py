@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def solve_dual(gram: np.ndarray, dots: np.ndarray, margin: float, eps: float) -> np.ndarray:
-    """argmin ½ vᵀ(GGᵀ + eps·I)v + (Gg)ᵀv subject to v ≥ margin.
+    """The v that minimises ½ vᵀ(GGᵀ + eps·I)v + (Gg)ᵀv subject to v ≥ margin.
 
     gram: (T, T) GGᵀ. dots: (T,) Gg. With v = u + margin and P = LLᵀ this is the non-negative
     least-squares problem min ‖Lᵀu − b‖², b = −L⁻¹(Gg + P·margin), u ≥ 0.
@@ -21,7 +21,7 @@ def solve_dual(gram: np.ndarray, dots: np.ndarray, margin: float, eps: float) ->
 
 
 def project(g: Tensor, past: Tensor, margin: float, eps: float) -> Tensor | None:
-    """g + Gᵀv, the vector nearest to g (up to margin and eps) with ⟨g_k, ·⟩ ≥ 0 for every past task.
+    """The vector g + Gᵀv nearest to g (up to margin and eps) with ⟨g_k, g + Gᵀv⟩ ≥ 0 for all k.
 
     g: (P,). past: G, (T, P). None when no constraint is violated. That flag is read from the device,
     as is the (T, T) Gram matrix when there is something to solve; the solution goes back.

@@ -1,0 +1,241 @@
+"""Reservoirs: who stays, with what probability, and that batches change nothing.
+
+Statistical tests use fixed seeds; "false alarm" is the chance that another seed would fail a correct
+implementation.
+"""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from utils.buffer import BalancedBuffer, Buffer, distinct, last_writer
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def filled(size: int, n: int, batch: int, seed: int = 0) -> Buffer:
+    """A reservoir that was offered 0 .. n − 1 in batches."""
+    buffer = Buffer(size, generator(seed), "cpu")
+    for values in torch.arange(n).split(batch):
+        buffer.add(x=values, y=values % 3)
+    return buffer
+
+
+def naive_reservoir(size: int, n: int, draws: list[float]) -> list[int]:
+    """Vitter's algorithm R with the k-th sample's slot being ⌊draw · k⌋."""
+    kept = []
+    for k in range(n):
+        if k < size:
+            kept.append(k)
+        elif (slot := int(draws[k] * (k + 1))) < size:
+            kept[slot] = k
+    return kept
+
+
+def naive_balanced(size: int, y: list[int], draws: list[float], chances: list[float], n_classes: int) -> list:
+    """Accepted as in a reservoir; the place is a random one of the most populated class."""
+    kept: list[int] = []
+    left = iter(chances)
+    for k in range(len(y)):
+        if k < size:
+            kept.append(k)
+        elif int(draws[k] * (k + 1)) < size:
+            counts = [sum(y[i] == c for i in kept) for c in range(n_classes)]
+            members = [slot for slot, i in enumerate(kept) if y[i] == counts.index(max(counts))]
+            kept[members[int(next(left) * len(members))]] = k
+    return kept
+
+
+# --- who stays ----------------------------------------------------------------------------------
+
+
+def test_every_sample_is_kept_with_the_same_probability():
+    """Chi-square over 40 samples and 4,000 runs; false alarm 1e-4."""
+    size, n, runs = 8, 40, 4000
+    counts = np.zeros(n)
+    for seed in range(runs):
+        kept = filled(size, n, batch=7, seed=seed).stored()["x"]
+        assert len(kept.unique()) == size
+        counts[kept.numpy()] += 1
+    expected = runs * size / n
+    # samples of one run exclude each other, so the statistic is Σ(...)²/(p(1−p)runs)·(n−1)/n ~ χ²(n−1)
+    statistic = ((counts - expected) ** 2).sum() / (expected * (1 - size / n)) * (n - 1) / n
+    assert statistic < stats.chi2.ppf(1 - 1e-4, n - 1)
+
+
+def test_the_kth_sample_is_accepted_with_probability_size_over_k():
+    """Not size / (k + 1), as in MER's code; binomial z-test, false alarm 1e-5, power > 0.99."""
+    size, k, runs = 5, 6, 20_000
+    accepted = 0
+    buffer = Buffer(size, generator(1), "cpu")
+    buffer.add(x=torch.zeros(size))
+    for _ in range(runs):
+        buffer.n_seen = k - 1
+        accepted += len(buffer._place(1)[0])
+    deviation = abs(accepted / runs - size / k) / np.sqrt(size / k * (1 - size / k) / runs)
+    assert deviation < stats.norm.ppf(1 - 0.5e-5)
+
+
+def test_every_slot_is_as_likely_to_be_overwritten():
+    """Chi-square over 6 slots; false alarm 1e-4."""
+    buffer = Buffer(6, generator(2), "cpu")
+    buffer.n_seen = 6
+    slots = []
+    for _ in range(6000):
+        buffer.n_seen = 11
+        slots += buffer._place(1)[1].tolist()
+    assert stats.chisquare(np.bincount(slots, minlength=6)).pvalue > 1e-4
+
+
+# --- batches ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7, 64, 100])
+def test_batches_leave_what_one_by_one_insertion_leaves(batch):
+    draws = torch.rand(100, generator=generator(3), dtype=torch.float64).tolist()
+    expected = naive_reservoir(9, 100, draws)
+    assert filled(9, 100, batch, seed=3).stored()["x"].tolist() == expected
+
+
+def test_all_fields_of_a_sample_stay_together():
+    stored = filled(9, 100, 13).stored()
+    assert torch.equal(stored["y"], stored["x"] % 3)
+
+
+def test_of_rows_bound_for_one_slot_the_last_wins():
+    rows, slots = last_writer(torch.tensor([0, 1, 2, 3]), torch.tensor([5, 2, 5, 5]))
+    assert rows.tolist() == [1, 3] and slots.tolist() == [2, 5]
+
+
+def test_balanced_batch_leaves_what_one_by_one_insertion_leaves():
+    y = torch.randint(4, (120,), generator=generator(4)) ** 2 % 4  # classes of unequal size
+    fresh = generator(5)
+    buffer = BalancedBuffer(10, 4, fresh, "cpu")
+    buffer.add(x=torch.arange(120), y=y)
+    same = generator(5)
+    draws = torch.rand(120, generator=same, dtype=torch.float64)
+    positions = torch.arange(120)
+    accepted = ((draws * (positions + 1)).long() < 10)[10:].sum()
+    chances = torch.rand(int(accepted), generator=same).tolist()
+    expected = naive_balanced(10, y.tolist(), draws.tolist(), chances, 4)
+    assert buffer.stored()["x"].tolist() == expected
+    assert torch.equal(buffer.stored()["y"], y[expected])
+
+
+def test_balanced_buffer_takes_from_the_crowded_class_only():
+    buffer = BalancedBuffer(12, 3, generator(6), "cpu")
+    buffer.add(x=torch.arange(12), y=torch.zeros(12, dtype=torch.long))
+    for step in range(400):
+        before = buffer.stored()["y"].bincount(minlength=3)
+        buffer.add(x=torch.tensor([step]), y=torch.tensor([1 + step % 2]))
+        lost = before - buffer.stored()["y"].bincount(minlength=3)
+        for label in torch.nonzero(lost > 0).view(-1):
+            assert before[label] == before.max()
+    assert buffer.stored()["y"].bincount(minlength=3).max() <= 5
+
+
+def test_balanced_buffer_evicts_uniformly_within_the_class():
+    """Chi-square over the 5 members of the crowded class; false alarm 1e-4."""
+    buffer = BalancedBuffer(8, 2, generator(7), "cpu")
+    buffer.add(x=torch.arange(8), y=torch.tensor([0, 1, 1, 0, 1, 1, 0, 1]))
+    chances = torch.rand(5000, generator=generator(8)).tolist()
+    evicted = [buffer._crowded_slot(chance).item() for chance in chances]
+    counts = np.bincount(evicted, minlength=8)
+    assert counts[[0, 3, 6]].sum() == 0
+    assert stats.chisquare(counts[[1, 2, 4, 5, 7]]).pvalue > 1e-4
+
+
+# --- drawing ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("population", "n"), [(5, 2), (5, 3), (6, 1)])
+def test_distinct_is_uniform_over_ordered_draws(population, n):
+    """Both branches; chi-square over all ordered selections, false alarm 1e-4 each."""
+    draws, source = 6000, generator(9)
+    places = {p: i for i, p in enumerate(itertools.permutations(range(population), n))}
+    found = [places[tuple(distinct(population, n, source).tolist())] for _ in range(draws)]
+    assert stats.chisquare(np.bincount(found, minlength=len(places))).pvalue > 1e-4
+
+
+@pytest.mark.parametrize(("population", "n"), [(1000, 30), (10, 10), (3, 0), (1, 1)])
+def test_distinct_is_distinct(population, n):
+    rows = distinct(population, n, generator())
+    assert len(rows) == len(rows.unique()) == n
+    assert ((rows >= 0) & (rows < population)).all()
+
+
+def test_sample_gives_what_there_is():
+    buffer = filled(9, 4, 4)
+    assert sorted(buffer.sample(20)["x"].tolist()) == [0, 1, 2, 3]
+    assert len(buffer.sample(2)["x"]) == 2
+
+
+def test_drawing_with_replacement_is_uniform_and_independent():
+    """Chi-square over pairs of consecutive draws; false alarm 1e-4."""
+    rows = filled(4, 4, 4).sample_with_replacement(20_000)["x"].view(-1, 2)
+    pairs = (rows[:, 0] * 4 + rows[:, 1]).bincount(minlength=16)
+    assert stats.chisquare(pairs.numpy()).pvalue > 1e-4
+
+
+# --- size and state -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 5, 64])
+@pytest.mark.parametrize("kind", ["reservoir", "balanced"])
+def test_never_over_size(kind, size):
+    buffer = Buffer(size, generator(), "cpu")
+    if kind == "balanced":
+        buffer = BalancedBuffer(size, 3, generator(), "cpu")
+    for n_seen, values in enumerate(torch.arange(100).split(9), 1):
+        buffer.add(x=values, y=values % 3)
+        assert len(buffer) == len(buffer.stored()["x"]) == min(size, 9 * n_seen, 100)
+    assert len(buffer.stored()["x"].unique()) == min(size, 100)
+
+
+@pytest.mark.parametrize("kind", ["reservoir", "balanced"])
+def test_size_zero_keeps_and_draws_nothing(kind):
+    source = generator()
+    buffer = Buffer(0, source, "cpu") if kind == "reservoir" else BalancedBuffer(0, 3, source, "cpu")
+    buffer.add(x=torch.arange(9), y=torch.arange(9) % 3)
+    assert len(buffer) == 0 and buffer.stored() == {}
+    assert torch.equal(source.get_state(), generator().get_state())
+
+
+def test_what_is_stored_is_a_copy():
+    buffer, values = Buffer(4, generator(), "cpu"), torch.arange(4)
+    buffer.add(x=values)
+    values.zero_()
+    assert buffer.stored()["x"].tolist() == [0, 1, 2, 3]
+
+
+def test_replace_overwrites_the_slots_given():
+    buffer = filled(5, 5, 5)
+    buffer.replace(torch.tensor([1, 4]), x=torch.tensor([70, 80]), y=torch.tensor([7, 8]))
+    assert buffer.stored()["x"].tolist() == [0, 70, 2, 3, 80]
+    assert buffer.stored()["y"].tolist() == [0, 7, 2, 0, 8]
+
+
+@pytest.mark.parametrize("kind", ["reservoir", "balanced"])
+def test_a_restored_buffer_continues_exactly(kind):
+    def build(seed: int) -> Buffer:
+        if kind == "reservoir":
+            return Buffer(7, generator(seed), "cpu")
+        return BalancedBuffer(7, 3, generator(seed), "cpu")
+
+    def go_on(buffer: Buffer) -> list:
+        for values in torch.arange(50, 90).split(6):
+            buffer.add(x=values, y=values % 3)
+        return [buffer.stored()["x"].tolist(), buffer.sample(3)["x"].tolist()]
+
+    first, second = build(0), build(1)
+    first.add(x=torch.arange(50), y=torch.arange(50) % 3)
+    saved = {k: v for k, v in first.state_dict().items()}
+    saved["fields"] = {k: v.clone() for k, v in saved["fields"].items()}
+    expected = go_on(first)
+    second.load_state_dict(saved)
+    assert go_on(second) == expected
