@@ -24,6 +24,7 @@ Value = TypeVar("Value")
 
 METRICS_PER_BATCH, PARAMS_PER_BATCH = 1000, 100  # MLflow's limits
 ENDINGS = {"finished": "FINISHED", "failed": "FAILED"}  # anything else is KILLED
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 TAG_FLAGS = ("model", "dataset", "backbone", "seed", "device", "buffer_size", "buffer_policy")
 
 
@@ -150,8 +151,9 @@ class MlflowTracker(Tracker):
 
         found = self._client.get_experiment_by_name(name)
         if found is None:
-            try:
-                return self._client.create_experiment(name, store.artifact_location(self.uri, name))
+            where = store.artifact_location(self.uri, name)
+            try:  # without the tag the browser takes it for an experiment with language models
+                return self._client.create_experiment(name, where, tags=EXPERIMENT_TAGS)
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise

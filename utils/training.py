@@ -187,8 +187,8 @@ class Trainer:
     def _last_good(self) -> str:
         path = self.folder / "checkpoint.pt"
         if not path.exists():
-            return "no checkpoint had been written yet; try a smaller --lr"
-        return f"last good checkpoint: {path}; try a smaller --lr"
+            return "no checkpoint had been written yet; try a smaller --lr or a weaker penalty"
+        return f"last good checkpoint: {path}; try a smaller --lr or a weaker penalty"
 
     # --- saving ----------------------------------------------------------------------------------
 

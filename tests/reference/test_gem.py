@@ -1,0 +1,242 @@
+"""GEM: the projection against other solvers, the ring against a deque, the step against the algorithm."""
+
+import itertools
+from collections import deque
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.optimize import minimize
+
+from models.gem import EPS
+from models.parts.projection import project, solve_dual
+from models.parts.ring import RingMemory
+from tests.conftest import tiny_method
+from utils.errors import UserError
+from utils.training import build_optimizer
+
+
+def problem(seed: int, n_tasks: int, size: int = 30) -> tuple[torch.Tensor, torch.Tensor]:
+    """A gradient (P,) and past gradients (T, P), at least one of which it violates."""
+    generator = torch.Generator().manual_seed(seed)
+    past = torch.randn(n_tasks, size, generator=generator, dtype=torch.float64)
+    g = torch.randn(size, generator=generator, dtype=torch.float64) - 0.5 * past[0]
+    return g, past
+
+
+def active_sets(gram: np.ndarray, dots: np.ndarray, margin: float, eps: float) -> np.ndarray:
+    """The dual's solution by trying every set of variables that sit on their bound v = margin."""
+    P, n = gram + eps * np.eye(len(dots)), len(dots)
+    best, best_value = None, np.inf
+    for bound in itertools.product([True, False], repeat=n):
+        free = [i for i in range(n) if not bound[i]]
+        v = np.full(n, margin)
+        fixed = [i for i in range(n) if bound[i]]
+        if free:
+            rhs = -dots[free] - P[np.ix_(free, fixed)] @ v[fixed]
+            v[free] = np.linalg.solve(P[np.ix_(free, free)], rhs)
+        value = 0.5 * v @ P @ v + dots @ v
+        if (v >= margin - 1e-12).all() and value < best_value:
+            best, best_value = v, value
+    return best
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("n_tasks", [1, 2, 3, 6])
+@pytest.mark.parametrize("seed", range(5))
+def test_dual_equals_enumeration_of_active_sets(seed, n_tasks, margin):
+    g, past = problem(seed, n_tasks)
+    gram, dots = (past @ past.T).numpy(), (past @ g).numpy()
+    found = solve_dual(gram, dots, margin, EPS)
+    np.testing.assert_allclose(found, active_sets(gram, dots, margin, EPS), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.5])
+def test_dual_equals_a_general_solver_with_twenty_tasks(margin):
+    g, past = problem(0, 20, size=100)
+    gram, dots = (past @ past.T).numpy(), (past @ g).numpy()
+    P = gram + EPS * np.eye(20)
+    found = solve_dual(gram, dots, margin, EPS)
+    other = minimize(
+        lambda v: 0.5 * v @ P @ v + dots @ v,
+        np.full(20, margin + 0.1),
+        jac=lambda v: P @ v + dots,
+        bounds=[(margin, None)] * 20,
+        method="SLSQP",
+        options={"ftol": 1e-15, "maxiter": 1000},
+    )
+    np.testing.assert_allclose(found, other.x, atol=1e-6)
+
+
+def test_dual_of_dependent_and_vanishing_gradients():
+    """Past gradients that are equal, opposite or zero: finite, and still the minimum."""
+    g = torch.tensor([-1.0, 0.5, 0.0], dtype=torch.float64)
+    past = torch.tensor([[1.0, 0, 0], [1.0, 0, 0], [-1.0, 0, 0], [0, 0, 0]], dtype=torch.float64)
+    gram, dots = (past @ past.T).numpy(), (past @ g).numpy()
+    found = solve_dual(gram, dots, 0.0, EPS)
+    np.testing.assert_allclose(found, active_sets(gram, dots, 0.0, EPS), atol=1e-9)
+
+
+@pytest.mark.parametrize("n_tasks", [1, 3, 10])
+@pytest.mark.parametrize("seed", range(5))
+def test_every_constraint_holds_up_to_eps(seed, n_tasks):
+    """KKT: G(g + Gᵀv) + eps·v ≥ 0, with equality where v > margin; exactly ≥ 0 as eps → 0."""
+    g, past = problem(seed, n_tasks)
+    projected = project(g, past, margin=0.0, eps=EPS)
+    v = torch.linalg.lstsq(past.T, projected - g).solution
+    slack = past @ projected + EPS * v
+    assert (slack >= -1e-9).all()
+    assert (slack[v > 1e-6].abs() < 1e-6).all()
+    assert (past @ project(g, past, margin=0.0, eps=1e-10) >= -1e-7).all()
+
+
+def test_projection_is_the_nearest_feasible_gradient():
+    g, past = problem(1, 3, size=8)
+    found = project(g, past, margin=0.0, eps=1e-12).numpy()
+    nearest = minimize(
+        lambda z: 0.5 * ((z - g.numpy()) ** 2).sum(),
+        g.numpy(),
+        jac=lambda z: z - g.numpy(),
+        constraints={"type": "ineq", "fun": lambda z: past.numpy() @ z, "jac": lambda z: past.numpy()},
+        method="SLSQP",
+        options={"ftol": 1e-15, "maxiter": 1000},
+    )
+    np.testing.assert_allclose(found, nearest.x, atol=1e-6)
+
+
+def test_nothing_is_projected_without_a_violation():
+    g, past = torch.tensor([1.0, 1.0]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    assert project(g, past, margin=0.5, eps=EPS) is None
+    assert project(torch.tensor([1.0, 0.0]), past, margin=0.5, eps=EPS) is None  # orthogonal: not violated
+
+
+def test_a_diverged_network_is_left_to_the_trainer():
+    past = torch.tensor([[1.0, float("nan")], [-1.0, 0.0]])
+    assert project(torch.tensor([1.0, 0.0]), past, margin=0.5, eps=EPS) is None
+
+
+# --- the memory ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("per_task", [1, 4, 7])
+@pytest.mark.parametrize("batch", [1, 3, 10])
+def test_ring_holds_what_a_deque_holds(per_task, batch):
+    ring = RingMemory(2, per_task, torch.device("cpu"))
+    deques = [deque(maxlen=per_task) for _ in range(2)]
+    for step, values in enumerate(torch.arange(80).split(batch)):
+        task = step % 2
+        ring.add(task, x=values, y=-values)
+        deques[task].extend(values.tolist())
+        assert sorted(ring.of(task)["x"].tolist()) == sorted(deques[task])
+        assert torch.equal(ring.of(task)["y"], -ring.of(task)["x"])
+    assert ring.tasks() == [0, 1]
+    assert len(ring.stored()["x"]) == 2 * per_task
+
+
+def test_only_filled_places_are_used():
+    ring = RingMemory(3, 5, torch.device("cpu"))
+    assert ring.tasks() == [] and ring.stored() == {}
+    ring.add(1, x=torch.tensor([7, 8]))
+    assert ring.tasks() == [1] and ring.of(1)["x"].tolist() == [7, 8]
+    assert ring.stored()["x"].tolist() == [7, 8]
+
+
+def test_ring_survives_saving():
+    ring = RingMemory(2, 3, torch.device("cpu"))
+    ring.add(0, x=torch.arange(5))
+    restored = RingMemory(2, 3, torch.device("cpu"))
+    restored.load_state_dict(ring.state_dict())
+    for each in (ring, restored):
+        each.fields = {n: t.clone() for n, t in each.fields.items()}
+        each.add(0, x=torch.tensor([90]))
+    assert restored.of(0)["x"].tolist() == ring.of(0)["x"].tolist()
+
+
+def test_a_memory_smaller_than_the_number_of_tasks_is_refused():
+    with pytest.raises(UserError, match="at least 3"):
+        tiny_method("gem", buffer_size=2)
+    assert tiny_method("gem", buffer_size=3)[0].buffer.per_task == 1
+    assert tiny_method("gem", buffer_size=11)[0].buffer.per_task == 3
+
+
+# --- the step -----------------------------------------------------------------------------------
+
+
+def naive_gem(net, options, n_tasks: int, steps: list, lr: float) -> list[int]:
+    """Algorithm 1 in plain Python, a list per task; returns the steps at which it projected.
+
+    steps: (task, batch) in order; both are the stream's. Images are only normalised.
+    """
+    m = options.buffer_size // n_tasks
+    memory = [deque(maxlen=m) for _ in range(n_tasks)]
+    parameters, projections = list(net.parameters()), []
+    for number, (task, batch) in enumerate(steps):
+        loss = F.cross_entropy(net(batch.x, batch.task_id), batch.y)
+        gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)]).double()
+        past = []
+        for k in range(task):
+            x, y = (torch.stack(parts) for parts in zip(*memory[k], strict=True))
+            loss = F.cross_entropy(net(x, torch.full_like(y, k)), y)
+            past.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)]).double())
+        if past and any(gradient @ p < 0 for p in past):
+            G = torch.stack(past)
+            v = active_sets((G @ G.T).numpy(), (G @ gradient).numpy(), options.memory_strength, EPS)
+            gradient = gradient + G.T @ torch.from_numpy(v)
+            projections.append(number)
+        with torch.no_grad():
+            for p, g in zip(parameters, gradient.split([p.numel() for p in parameters]), strict=True):
+                p -= lr * g.view_as(p).float()
+        memory[task].extend(zip(batch.x, batch.y, strict=True))
+    return projections
+
+
+@pytest.mark.parametrize("scenario", ["class-il", "domain-il"])
+@pytest.mark.parametrize(("buffer_size", "strength"), [(15, 0.5), (15, 0.0), (300, 0.5)])
+def test_training_equals_a_naive_transcription(scenario, buffer_size, strength):
+    """Over three tasks, in which the gradient is projected many times: parameters to 1e-5."""
+    flags = {"buffer_size": buffer_size, "memory_strength": strength}
+    method, config = tiny_method("gem", scenario, **flags)
+    twin, _ = tiny_method("gem", scenario, **flags)
+    method.augment = method.setup.benchmark.augment.normalise
+    steps = []
+    for task in method.setup.benchmark.tasks:
+        method.enter(task)
+        method.optimizer = build_optimizer(method.trainable().values(), config.train)
+        for batch in method.setup.benchmark.batches(task, 0, config.train.batch_size):
+            batch = batch._replace(x=method.augment(batch.x_raw))
+            method.observe(batch)
+            steps.append((task.id, batch))
+    projections = naive_gem(twin.net, method.options, 3, steps, config.train.lr)
+    assert 10 < len(projections) < len(steps)
+    for (name, a), b in zip(method.net.named_parameters(), twin.net.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5, msg=name)
+
+
+def test_a_gradient_that_violates_nothing_is_untouched():
+    method, _ = tiny_method("gem")
+    first, second = method.setup.benchmark.tasks[:2]
+    batch = next(method.setup.benchmark.batches(first, 0, 4))
+    method.enter(first)
+    method.buffer.add(0, x=batch.x_raw, y=batch.y, task_id=batch.task_id, index=batch.index)
+    method.enter(second)
+    method.augment = lambda raw: batch.x
+    F.cross_entropy(method.logits(batch.x, batch.task_id), batch.y).backward()
+    before = [p.grad.clone() for p in method.net.parameters()]
+    method.edit_gradients(batch)  # memory and batch are the same samples
+    for p, g in zip(method.net.parameters(), before, strict=True):
+        assert torch.equal(p.grad, g)
+
+
+def test_a_sample_is_stored_once_whatever_the_epochs():
+    method, config = tiny_method("gem", buffer_size=3000)
+    task = method.setup.benchmark.tasks[0]
+    method.enter(task)
+    method.optimizer = build_optimizer(method.trainable().values(), config.train)
+    for epoch in range(3):
+        method.epoch = epoch
+        for batch in method.setup.benchmark.batches(task, epoch, 4):
+            method.observe(batch)
+    index = method.buffer.stored()["index"]
+    assert sorted(index.tolist()) == sorted(method.setup.benchmark.train(task).index.tolist())
+    assert method.buffer.stored()["x"].dtype == torch.uint8
