@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -23,10 +22,8 @@ class Augment:
 
     def __call__(self, raw: Tensor, generator: torch.Generator) -> Tensor:
         """(N, C, H, W) uint8 → (N, C, H, W) float32, augmented and normalised."""
-        if self.crop_padding:
-            raw = random_crop(raw, self.crop_padding, generator)
-        if self.flip:
-            raw = random_flip(raw, generator)
+        if self.crop_padding or self.flip:
+            raw = random_windows(raw, self.crop_padding, self.flip, generator)
         return self.normalise(raw)
 
     def normalise(self, raw: Tensor) -> Tensor:
@@ -41,15 +38,30 @@ class Augment:
         return x.mul_(scale.to(raw.device)).add_(shift.to(raw.device))
 
 
-def random_crop(raw: Tensor, padding: int, generator: torch.Generator) -> Tensor:
-    """A random window of each zero-padded image, original size kept."""
-    n, _, height, width = raw.shape
-    windows = F.pad(raw, (padding,) * 4).unfold(2, height, 1).unfold(3, width, 1)  # a view
-    shift = torch.randint(2 * padding + 1, (2, n), generator=generator, device=raw.device)
-    return windows[torch.arange(n, device=raw.device), :, shift[0], shift[1]]
+def random_windows(raw: Tensor, padding: int, flip: bool, generator: torch.Generator) -> Tensor:
+    """A random window of each zero-padded image, original size kept, mirrored or not with equal chance.
 
+    Rows of a window are runs of bytes at computed places, so one `index_select` over overlapping runs
+    copies them all: several times faster on a CPU than indexing a view of all windows.
+    """
+    n, channels, height, width = raw.shape
+    tall, wide = height + 2 * padding, width + 2 * padding
+    kinds = 1 + flip  # the image, and its mirror image
+    padded = raw.new_zeros(n, kinds, channels, tall, wide)
+    inner = padded[..., padding : padding + height, padding : padding + width]
+    inner[:, 0] = raw
+    top, left = torch.randint(2 * padding + 1, (2, n), generator=generator, device=raw.device)
+    kind = torch.zeros_like(top)
+    if flip:
+        inner[:, 1] = raw.flip(-1)
+        kind = (torch.rand(n, generator=generator, device=raw.device) < 0.5).long()
+        left = torch.where(kind == 1, 2 * padding - left, left)  # the mirror image of the same window
 
-def random_flip(raw: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image mirrored left to right with probability one half."""
-    mirrored = torch.rand(len(raw), generator=generator, device=raw.device) < 0.5
-    return torch.where(mirrored.view(-1, 1, 1, 1), raw.flip(-1), raw)
+    def steps(count: int, size: int) -> Tensor:
+        return torch.arange(count, device=raw.device) * size
+
+    image = steps(n, kinds * channels * tall * wide) + kind * (channels * tall * wide)
+    corner = (image + top * wide + left).view(-1, 1, 1)
+    starts = corner + steps(channels, tall * wide).view(-1, 1) + steps(height, wide)
+    runs = padded.as_strided((padded.numel() - width + 1, width), (1, 1))
+    return runs.index_select(0, starts.flatten()).view(raw.shape)

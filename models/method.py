@@ -15,6 +15,7 @@ from backbones.backbone import Backbone
 from datasets.benchmark import Batch, Benchmark, Task
 from utils import seeding, state
 from utils.config import TrainOptions
+from utils.device import one_thread
 from utils.errors import UserError
 from utils.options import OptionSet
 
@@ -118,7 +119,8 @@ class Method:
 
     def augment(self, x_raw: Tensor) -> Tensor:
         """Replayed uint8 images, augmented and normalised exactly as the stream's."""
-        return self.setup.benchmark.augment(x_raw, self.replay_draws)
+        with one_thread():
+            return self.setup.benchmark.augment(x_raw, self.replay_draws)
 
     def trainable(self) -> dict[str, torch.nn.Parameter]:
         """Name → parameter of everything that learns in the current task."""

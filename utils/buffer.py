@@ -52,12 +52,12 @@ class Buffer:
     def sample(self, n: int) -> dict[str, Tensor]:
         """`min(n, len(self))` distinct samples, uniformly; each field (n, ...)."""
         rows = distinct(len(self), min(n, len(self)), self.generator).to(self.device)
-        return {name: values[rows] for name, values in self.fields.items()}
+        return {name: values.index_select(0, rows) for name, values in self.fields.items()}
 
     def sample_with_replacement(self, n: int) -> dict[str, Tensor]:
         """`n` independent uniform draws, so possibly repeated; each field (n, ...). Not when empty."""
         rows = torch.randint(len(self), (n,), generator=self.generator).to(self.device)
-        return {name: values[rows] for name, values in self.fields.items()}
+        return {name: values.index_select(0, rows) for name, values in self.fields.items()}
 
     def stored(self) -> dict[str, Tensor]:
         """Views of everything in the buffer, in slot order."""

@@ -1,6 +1,7 @@
 """Device: which one to use, and how many threads."""
 
 import re
+from contextlib import contextmanager
 
 import torch
 
@@ -35,6 +36,21 @@ def set_threads(requested: int, backbone: str) -> None:
     """
     if requested or backbone == "mlp":
         torch.set_num_threads(requested or 1)
+
+
+@contextmanager
+def one_thread():
+    """Small memory-bound work on one CPU thread, whatever the network uses.
+
+    Indexing and normalising a few images gains nothing from threads and, on a machine that others
+    use too, loses more than a factor of ten to their synchronisation.
+    """
+    n = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n)
 
 
 def set_precision(precision: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.stats import binom, chi2
 
-from datasets.augment import Augment, random_crop, random_flip
+from datasets.augment import Augment, random_windows
 
 FALSE_ALARM = 1e-6
 
@@ -22,21 +22,28 @@ def draws(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.mark.parametrize(("shape", "padding"), [((9, 3, 8, 8), 2), ((5, 1, 6, 10), 1), ((4, 3, 32, 32), 4)])
-def test_a_crop_is_the_window_of_the_padded_image(shape, padding):
-    raw = images(*shape)
-    down, right = torch.randint(2 * padding + 1, (2, shape[0]), generator=draws()).tolist()
-    cropped = random_crop(raw, padding, draws())
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "padding"), [((9, 3, 8, 8), 2), ((12, 1, 6, 10), 1), ((4, 3, 32, 32), 4), ((6, 2, 5, 4), 0)]
+)
+def test_a_window_of_the_padded_image_mirrored_or_not(shape, padding, flip):
+    """Crop, then flip, image by image, given the same draws."""
+    raw, generator = images(*shape), draws()
+    down, right = torch.randint(2 * padding + 1, (2, shape[0]), generator=generator).tolist()
+    mirrored = (torch.rand(shape[0], generator=generator) < 0.5).tolist() if flip else [False] * shape[0]
+    assert not flip or len(set(mirrored)) == 2, "both cases occur"
+    found = random_windows(raw, padding, flip, draws())
     for i in range(shape[0]):
         padded = np.pad(raw[i].numpy(), ((0, 0), (padding, padding), (padding, padding)))
         window = padded[:, down[i] : down[i] + shape[2], right[i] : right[i] + shape[3]]
-        assert np.array_equal(cropped[i].numpy(), window)
+        assert np.array_equal(found[i].numpy(), window[:, :, ::-1] if mirrored[i] else window)
 
 
 def test_crop_offsets_are_uniform_and_independent():
     n, padding = 50_000, 2
     position = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8).expand(n, 1, 8, 8)
-    centre = random_crop(position, padding, draws())[:, 0, 4, 4].long()  # never outside the image
+    windows = random_windows(position, padding, False, draws())
+    centre = windows[:, 0, 4, 4].long()  # never outside the image
     offsets = (centre // 8 - 2) * 5 + (centre % 8 - 2)
     counts = torch.bincount(offsets, minlength=25).double()
     assert len(counts) == 25
@@ -47,7 +54,7 @@ def test_crop_offsets_are_uniform_and_independent():
 def test_a_flip_mirrors_the_columns_of_half_the_images():
     n = 10_000
     raw = images(n, 2, 3, 5)
-    flipped = random_flip(raw, draws())
+    flipped = random_windows(raw, 0, True, draws())
     mirrored = (flipped == raw.flip(-1)).flatten(1).all(1)
     kept = (flipped == raw).flatten(1).all(1)
     assert bool((mirrored | kept).all())
@@ -74,7 +81,7 @@ def test_the_call_crops_then_flips_then_normalises_and_changes_no_input():
     raw = images(16, 3, 8, 8)
     copy, augment = raw.clone(), Augment(mean=(0.5,) * 3, std=(0.25,) * 3, crop_padding=2, flip=True)
     x, generator = augment(raw, draws(3)), draws(3)
-    expected = augment.normalise(random_flip(random_crop(raw, 2, generator), generator))
+    expected = augment.normalise(random_windows(raw, 2, True, generator))
     assert torch.equal(x, expected) and torch.equal(raw, copy)
     assert torch.equal(x, augment(raw, draws(3))) and not torch.equal(x, augment(raw, draws(4)))
 
