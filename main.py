@@ -64,9 +64,9 @@ def run(config: Config, folder=None, resume: bool = False) -> int:
     method = build(config)
     folder = folder or RunFolder.create(config.flat())
     trainer = Trainer(config, method, folder.path)
-    trainer.results.seconds["data"] += method.setup.benchmark.build_seconds
     if resume:
         trainer.load()
+    trainer.results.seconds["data"] += method.setup.benchmark.build_seconds
     with Recorder(config, folder, trainer, git_commit()) as recorder:
         trainer.on_task = recorder.after_task
         try:

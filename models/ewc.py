@@ -25,7 +25,7 @@ from utils.options import OptionSet, option
 class Options(OptionSet):
     """Flags of EWC."""
 
-    e_lambda: float = option(100.0, "strength λ of the penalty; 0 turns it off", ge=0)
+    e_lambda: float = option(3.0, "strength λ of the penalty; 0 turns it off", ge=0)
     ewc_mode: str = option(
         "online", "one running Fisher and anchor, or one per past task", choices=("online", "separate")
     )

@@ -29,8 +29,10 @@ class Options(ReplayOptions):
     """Flags of MER."""
 
     minibatch_size: int = option(10, "samples k drawn to join the current one in each batch", ge=1)
-    batches_per_example: int = option(10, "batches s drawn for each example of the stream", ge=1)
-    beta: float = option(0.03, "Reptile step within a batch", gt=0, le=1)
+    batches_per_example: int = option(
+        1, "batches s drawn for each example of the stream (the paper's runs: 10)", ge=1
+    )
+    beta: float = option(0.3, "Reptile step within a batch (the paper's runs: 0.01 to 0.03)", gt=0, le=1)
     gamma: float = option(1.0, "Reptile step across the batches of an example", gt=0, le=1)
 
 

@@ -35,14 +35,9 @@ def synthetic_source(n_classes: int = 6, per_class: int = 20, size: int = 6) -> 
 
 def tiny_config(model: str = "sgd", **flags) -> Config:
     """A resolved configuration for the tiny benchmark: 3 tasks, batches of 4, a small MLP."""
-    base = {
-        "n_tasks": 3,
-        "batch_size": 4,
-        "n_epochs": 1,
-        "lr": 0.05,
-        "hidden_sizes": (8,),
-        "disable_log": True,
-    }
+    base = {"n_tasks": 3, "batch_size": 4, "n_epochs": 1, "lr": 0.05, "disable_log": True}
+    if flags.get("backbone", "mlp") == "mlp":
+        base["hidden_sizes"] = (8,)
     return resolve([("test", {"model": model, **base, **flags})])
 
 
@@ -78,3 +73,8 @@ def run_main(*flags: str, cwd: Path, check: bool = True, **env: str) -> subproce
 def folder(tmp_path: Path) -> Path:
     """An empty folder to run in."""
     return tmp_path
+
+
+def small_batch(method: Method, task):
+    """The first batch of a task."""
+    return next(method.setup.benchmark.batches(task, 0, method.setup.train.batch_size))

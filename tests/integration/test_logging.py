@@ -1,0 +1,79 @@
+"""A run in MLflow: names, steps, tags and artifacts read back through its own client."""
+
+import json
+
+import numpy as np
+import pytest
+
+import main as program
+
+FLAGS = ["--model", "er", "--dataset", "seq-digits", "--n_epochs", "1", "--batch_size", "20"]
+
+
+@pytest.fixture(scope="module")
+def logged(tmp_path_factory):
+    """(client, run, results, flags) of one run, logged to a database of its own."""
+    from mlflow.tracking import MlflowClient
+
+    folder = tmp_path_factory.mktemp("mlflow")
+    uri = f"sqlite:///{folder}/store.db"
+    flags = [*FLAGS, "--tracking_uri", uri, "--output_dir", str(folder / "runs")]
+    named = ["--experiment_name", "digits test", "--run_name", "er by name"]
+    assert program.main([*flags, *named, "--eval_every", "30"]) == 0
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("digits test")
+    (run,) = client.search_runs([experiment.experiment_id])
+    (path,) = (folder / "runs").glob("*/*/*/results.json")
+    return client, run, json.loads(path.read_text()), path.parent
+
+
+def history(client, run, name) -> list[tuple[int, float]]:
+    return [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, name)]
+
+
+def test_metrics_are_the_papers_names_in_percent_by_task(logged):
+    client, run, results, _ = logged
+    R = 100 * np.array(results["class_il"]["R"], dtype=float)
+    assert history(client, run, "mean_acc_class_il") == pytest.approx(
+        [(i, R[i, : i + 1].mean()) for i in range(5)]
+    )
+    assert history(client, run, "acc_class_il_task_2") == pytest.approx([(i, R[i, 2]) for i in (2, 3, 4)])
+    last = dict(history(client, run, "forgetting"))
+    assert last[4] == pytest.approx(100 * results["class_il"]["forgetting"])
+    for name, view in (("bwt_mask_classes", "task_il"), ("bwt", "class_il")):
+        assert dict(history(client, run, name))[4] == pytest.approx(100 * results[view]["bwt"])
+    assert history(client, run, "fwt_mask_classes") == pytest.approx([(4, 100 * results["fwt"])])
+
+
+def test_evaluations_inside_tasks_are_on_the_step_axis(logged):
+    client, run, results, _ = logged
+    steps = [step for step, _ in history(client, run, "step_acc_class_il_task_0")]
+    assert steps == [point["step"] for point in results["curve"]]
+
+
+def test_params_tags_name_and_status(logged):
+    _, run, results, _ = logged
+    assert run.data.params["buffer_size"] == "200" and run.data.params["lr"] == "0.1"
+    assert set(results["config"]) <= set(run.data.params)
+    tags = run.data.tags
+    assert tags["model"] == "er" and tags["seed"] == "0" and tags["device"].startswith("cpu")
+    assert {"host", "python", "torch"} <= set(tags)
+    assert run.info.run_name == "er by name" and run.info.status == "FINISHED"
+    assert f"{100 * results['class_il']['average_accuracy']:.1f}" in tags["mlflow.note.content"]
+
+
+def test_artifacts(logged):
+    client, run, _, _ = logged
+    names = {a.path for a in client.list_artifacts(run.info.run_id)}
+    assert names == {
+        "results.json", "config.yaml", "class_order.json", "curves.png", "stability.png",
+        *(f"accuracy_matrix_{view}.{kind}" for view in ("class_il", "task_il") for kind in ("png", "csv")),
+    }  # fmt: skip
+
+
+def test_resuming_logs_nothing_twice(logged):
+    client, run, _, folder = logged
+    before = history(client, run, "mean_acc_class_il")
+    assert program.main(["--resume", str(folder)]) == 0
+    assert history(client, run, "mean_acc_class_il") == before
+    assert len(client.search_runs([run.info.experiment_id])) == 1

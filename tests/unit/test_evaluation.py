@@ -1,0 +1,38 @@
+"""The one-pass evaluation against a loop over tasks and samples."""
+
+import pytest
+import torch
+
+from tests.conftest import tiny_method
+from utils.evaluation import CHUNK, accuracies
+
+
+@pytest.mark.parametrize("scenario", ["class-il", "task-il", "domain-il"])
+@pytest.mark.parametrize(("n_tasks", "n_seen"), [(3, 3), (3, 1), (2, 2), (3, 0)])
+def test_against_a_loop(scenario, n_tasks, n_seen, monkeypatch):
+    monkeypatch.setitem(CHUNK, "cpu", 7)
+    method, _ = tiny_method("sgd", scenario)
+    benchmark = method.setup.benchmark
+    samples, found = benchmark.test(n_tasks), accuracies(method, n_tasks, n_seen)
+    seen = sorted({c for task in benchmark.tasks[:n_seen] for c in task.classes}) or list(range(6))
+    method.net.eval()
+    for j, task in enumerate(benchmark.tasks[:n_tasks]):
+        hits, total = [0, 0], 0
+        for i in torch.nonzero(samples.task_id == j).view(-1).tolist():
+            x = benchmark.augment.normalise(samples.x_raw[i : i + 1])
+            logits = method.net(x, samples.task_id[i : i + 1])[0].detach()
+            for view, allowed in enumerate((seen, list(task.classes))):
+                hits[view] += max(allowed, key=lambda c: logits[c].item()) == samples.y[i].item()
+            total += 1
+        assert found[j].tolist() == [h / total for h in hits]
+
+
+def test_the_networks_mode_and_statistics_stay_as_they_were():
+    method, _ = tiny_method("sgd")
+    method.net.layers.append(torch.nn.BatchNorm1d(8))
+    before = {k: v.clone() for k, v in method.net.state_dict().items()}
+    method.net.train()
+    accuracies(method, 3, 3)
+    assert method.net.training and method.net.layers[-1].training
+    for name, value in method.net.state_dict().items():
+        assert torch.equal(value, before[name])
