@@ -41,7 +41,12 @@ class Results:
             self.R[view][row, : len(accuracies)] = accuracies[:, column]
 
     def add_point(self, step: int, task: int, accuracies: np.ndarray) -> None:
-        """Store an evaluation of the seen tasks made at a training step inside or at the end of `task`."""
+        """Store an evaluation of the seen tasks made at a training step inside or at the end of `task`.
+
+        The one at the end, after the method has consolidated, replaces one just before it.
+        """
+        if self.curve and self.curve[-1]["step"] == step:
+            self.curve.pop()
         views = {view: accuracies[: task + 1, i].tolist() for i, view in enumerate(VIEWS)}
         self.curve.append({"step": step, "task": task, **views})
 
