@@ -21,7 +21,8 @@ $(STAMP): pyproject.toml
 	  { echo "error: $(PYTHON) is older than Python 3.11; try make PYTHON=python3.11"; exit 1; }
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check uv
-	$(PY) -m uv pip install --python $(PY) -r pyproject.toml --extra dev
+	$(PY) -m uv pip install --python $(PY) -r pyproject.toml --extra dev || \
+	  { echo "== uv could not; trying pip (slower)"; $(PY) -m pip install --quiet -e '.[dev]'; }
 	@touch $(STAMP)
 
 install: $(STAMP)
