@@ -24,7 +24,9 @@ from utils.options import OptionSet, option
 class Options(OptionSet):
     """Flags of MAS."""
 
-    mas_lambda: float = option(0.01, "strength λ of the penalty (the paper's, at small rates: 1); 0 turns it off", ge=0)
+    mas_lambda: float = option(
+        0.01, "strength λ of the penalty (the paper's, at small rates: 1); 0 turns it off", ge=0
+    )
     mas_n: int = option(0, "training samples per task for the importance; 0: all", ge=0)
 
 

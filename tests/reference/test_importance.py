@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from backbones import resnet
+from backbones.backbone import Backbone
 from backbones.cnn import CNN
 from backbones.heads import SharedHead, TaskHeads
 from backbones.mlp import MLP
@@ -17,11 +19,9 @@ from tests.conftest import tiny_method
 KINDS = {"fisher": (log_probabilities, 2), "mas": (squared_norm, 1)}
 
 
-def resnet(n_classes: int) -> nn.Module:
-    """Width 1/16 with batch-norm statistics and affine parameters that are not at their start values."""
-    from backbones.resnet import Options, build
-
-    net = build(Options(width=1 / 16), (3, 8, 8), "resnet18").attach(SharedHead(32, n_classes))
+def resnet_body(in_channels: int) -> Backbone:
+    """Width 1/16, with batch-norm statistics and affine parameters that are not at their start values."""
+    net = resnet.build(resnet.Options(width=1 / 16), (in_channels, 8, 8), "resnet18")
     generator = torch.Generator().manual_seed(3)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -39,7 +39,7 @@ def network(name: str, n_classes: int = 4) -> nn.Module:
         elif name == "cnn":
             net = CNN(3, (4, 6)).attach(SharedHead(6, n_classes))
         else:
-            net = resnet(n_classes)
+            net = resnet_body(3).attach(SharedHead(32, n_classes))
     return net.double().eval()
 
 
@@ -147,18 +147,21 @@ def test_mas_of_a_linear_network_is_twice_output_times_input(accumulate):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("backbone", ["mlp", "cnn"])
+@pytest.mark.parametrize("backbone", ["mlp", "cnn", "resnet"])
 @pytest.mark.parametrize("scenario", ["class-il", "domain-il", "task-il"])
 def test_of_a_task_is_the_mean_over_its_samples_in_eval_mode(kind, backbone, scenario, monkeypatch):
     """Un-augmented; with heads of their own, over the task's classes and without the heads."""
     quantities, power = KINDS[kind]
-    method = tiny_method("ewc", scenario)[0] if backbone == "mlp" else cnn_method(scenario)
+    method = method_with(backbone, scenario)
     benchmark = method.setup.benchmark
     task = benchmark.tasks[1]
     monkeypatch.setitem(importance.CHUNK_FLOATS, "cpu", 3000)  # several chunks, the last one smaller
     method.net.train()
+    buffers = {n: b.clone() for n, b in method.net.named_buffers()}
     found = importance.of_task(method, task, 0, method.draws, quantities, power)
     assert method.net.training
+    for n, b in method.net.named_buffers():
+        assert torch.equal(b, buffers[n]), n
     samples = benchmark.train(task)
     x = benchmark.augment.normalise(samples.x_raw)
     method.net.eval()
@@ -173,12 +176,15 @@ def test_of_a_task_is_the_mean_over_its_samples_in_eval_mode(kind, backbone, sce
         torch.testing.assert_close(value, expected[name] / len(x), rtol=2e-5, atol=1e-7)
 
 
-def cnn_method(scenario: str) -> Method:
-    """`tiny_method` with a convolutional network in place of the MLP."""
+def method_with(backbone: str, scenario: str) -> Method:
+    """`tiny_method`, with a convolutional network in place of the MLP if so wanted."""
     method, _ = tiny_method("ewc", scenario)
+    if backbone == "mlp":
+        return method
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        method.net = CNN(1, (3, 4)).attach(_head_like(method.net.head, 4))
+        body = CNN(1, (3, 4)) if backbone == "cnn" else resnet_body(in_channels=1)
+        method.net = body.attach(_head_like(method.net.head, body.feature_dim))
     return method
 
 
