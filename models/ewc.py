@@ -8,7 +8,8 @@ diagonal Fisher information per sample, averaged over samples and exact: the exp
 is a sum weighted by the network's own probabilities. No other normalisation.
 Differs from the papers: the sum over separate tasks is kept as one quadratic (equal, memory does not
 grow with tasks); at most `--fisher_n` samples of each task are used. A head that all tasks share is
-protected like any layer; per-task heads are not.
+protected like any layer; per-task heads are not. Gradient steps on the penalty diverge once
+lr · λ · max ΣF exceeds 2: a larger λ needs a smaller --lr.
 """
 
 from dataclasses import dataclass

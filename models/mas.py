@@ -6,7 +6,8 @@ eq. 3 with the squared L2 norm of the outputs (section 4.1), eq. 4:
 θ* are the parameters at the end of the last task. The absolute value is taken per sample.
 Differs from the authors' code: that takes the absolute value of a batch's summed gradient by default;
 weight decay stays L2 (there L1). A head that all tasks share is protected like any layer; per-task
-heads are not, as in the paper.
+heads are not, as in the paper. Gradient steps on the penalty diverge once lr · 2λ · max ΣΩ exceeds 2: a
+larger λ needs a smaller --lr.
 """
 
 from dataclasses import dataclass
