@@ -2,12 +2,14 @@
 
     python scripts/bench.py                  everything (about six minutes on two cores)
     python scripts/bench.py trainer-mlp      one part; parts: trainer-mlp trainer-resnet data
+    python scripts/bench.py --update README.md    and put the lines between the file's markers
 
 Rounds alternate between the two sides, so that a machine whose speed drifts slows both. Images are
 random: their content does not change the time. Prints the machine, medians and their ratio.
 """
 
 import argparse
+import os
 import platform
 import statistics
 import sys
@@ -97,35 +99,35 @@ def alternate(ours: Callable[[], float], theirs: Callable[[], float], rounds: in
     return statistics.median(a for a, _ in pairs), statistics.median(b for _, b in pairs), ratio
 
 
-def compare_trainer(title: str, flags: dict, source: Source, augment: Augment, rounds: int) -> None:
-    """Print the overhead of the trainer over the bare loop."""
+def compare_trainer(title: str, flags: dict, source: Source, augment: Augment, rounds: int) -> str:
+    """The overhead of the trainer over the bare loop."""
     config = resolve([("bench", {"model": "sgd", "n_epochs": 1, "n_tasks": 2, "lr": 0.01, **flags})])
     sides = [lambda run=run: run(config, source, augment) for run in (trainer_run, bare_run)]
     ours, bare, ratio = alternate(*sides, rounds)
     n_steps = -(-len(source.train_y) // config.train.batch_size)
-    print(
+    return (
         f"{title}: trainer / bare loop = {ratio:.3f}  ({n_steps} steps + 3 evaluations of "
         f"{len(source.test_y)} images; medians of {rounds} rounds: {ours:.2f} s, {bare:.2f} s)"
     )
 
 
-def trainer_mlp() -> None:
+def trainer_mlp() -> str:
     """The 784-100-100-10 MLP at batch 10, one thread."""
     torch.set_num_threads(1)
     source = random_source(12_000, 2_000, (1, 28, 28))
     flags = {"backbone": "mlp", "batch_size": 10}
-    compare_trainer("MLP, 28x28, batch 10, 1 thread", flags, source, Augment(), rounds=7)
+    return compare_trainer("MLP, 28x28, batch 10, 1 thread", flags, source, Augment(), rounds=7)
 
 
-def trainer_resnet() -> None:
+def trainer_resnet() -> str:
     """ResNet-18 on CIFAR-sized images at batch 32, all cores; ours also crops and flips."""
-    torch.set_num_threads(torch.get_num_threads())
+    torch.set_num_threads(os.cpu_count())
     source = random_source(384, 64, (3, 32, 32))
     flags = {"backbone": "resnet18", "batch_size": 32}
-    compare_trainer("ResNet-18, 32x32, batch 32", flags, source, CIFAR, rounds=5)
+    return compare_trainer("ResNet-18, 32x32, batch 32", flags, source, CIFAR, rounds=5)
 
 
-def data_path() -> None:
+def data_path() -> str:
     """Images/s of augmented CIFAR batches: ours against torchvision's PIL transforms in a DataLoader."""
     source = random_source(10_000, 10, (3, 32, 32))
     config = resolve([("bench", {"model": "sgd", "dataset": "seq-cifar10", "n_tasks": 1})])
@@ -135,13 +137,15 @@ def data_path() -> None:
     def ours() -> float:
         return seconds_to_drain(benchmark.batches(benchmark.tasks[0], 0, 32))
 
+    lines = []
     for workers, loader in loaders.items():
         mine, theirs, ratio = alternate(ours, lambda loader=loader: seconds_to_drain(loader), rounds=3)
         n = len(source.train_y)
-        print(
+        lines.append(
             f"data path, CIFAR crop + flip + normalise, batch 32: {1 / ratio:.1f}x the images/s of a "
             f"torchvision-PIL DataLoader with {workers} workers ({n / mine:,.0f} against {n / theirs:,.0f})"
         )
+    return "\n".join(lines)
 
 
 def seconds_to_drain(batches) -> float:
@@ -177,12 +181,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="parts to run (default: all)")
-    chosen = parser.parse_args().parts or PARTS
+    parser.add_argument("parts", nargs="*", help=f"parts to run: {', '.join(PARTS)} (default: all)")
+    parser.add_argument("--update", type=Path, metavar="FILE", help="file whose marked part is replaced")
+    args = parser.parse_args()
+    if unknown := set(args.parts) - set(PARTS):
+        parser.error(f"unknown part {', '.join(unknown)}; choose from {', '.join(PARTS)}")
     listed = ", ".join(f"{k} {v}" for k, v in versions().items())
-    print(f"{platform.machine()}, {torch.get_num_threads()} threads, {cpu_name()}; {listed}")
-    for part in chosen:
-        PARTS[part]()
+    lines = [f"{platform.machine()}, {os.cpu_count()} cores, {cpu_name()}; {listed}"]
+    print(lines[0], flush=True)
+    for part in args.parts or PARTS:
+        lines.append(PARTS[part]())
+        print(lines[-1], flush=True)
+    if args.update:
+        update(args.update, "\n".join(lines))
+
+
+def update(path: Path, text: str) -> None:
+    """Replace what stands between the file's markers."""
+    before, rest = path.read_text(encoding="utf-8").split("<!-- bench -->")
+    after = rest.split("<!-- end bench -->")[1]
+    block = f"<!-- bench -->\n```text\n{text}\n```\n<!-- end bench -->"
+    path.write_text(before + block + after, encoding="utf-8")
 
 
 def cpu_name() -> str:
