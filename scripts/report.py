@@ -2,6 +2,7 @@
 
     python scripts/report.py runs/mnist                         print the table
     python scripts/report.py runs/mnist --update README.md      put it between the file's markers
+    python scripts/report.py mer runs/mer [--update README.md]  the MER paper's tables; also CSV and a figure
 
 Reads every results.json below the folders given; numbers are never typed. Standard deviations are
 over seeds, ddof = 1. The markers are `<!-- table NAME -->` and `<!-- end NAME -->`, NAME being the
@@ -15,6 +16,10 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from scripts import mer_report
 
 # Flags that tell runs of one method apart.
 DISTINGUISHING = ("buffer_size", "buffer_policy", "e_lambda", "mas_lambda", "memory_strength", "multi_head")
@@ -55,13 +60,13 @@ def groups(documents: list[dict]) -> dict[tuple[str, str], list[dict]]:
     return found
 
 
-def spread(values: list[float | None], factor: float = 100, digits: int = 2) -> str:
+def spread(values: list[float | None]) -> str:
     """`86.40 ± 0.52`, or `–` where a run has no such number."""
     if any(v is None for v in values):
         return "–"
-    numbers = factor * np.array(values)
-    deviation = f" ± {numbers.std(ddof=1):.{digits}f}" if len(numbers) > 1 else ""
-    return f"{numbers.mean():.{digits}f}{deviation}"
+    numbers = 100 * np.array(values)
+    deviation = f" ± {numbers.std(ddof=1):.2f}" if len(numbers) > 1 else ""
+    return f"{numbers.mean():.2f}{deviation}"
 
 
 def row(runs: list[dict]) -> list[str]:
@@ -69,7 +74,6 @@ def row(runs: list[dict]) -> list[str]:
     views = [runs[0]["scenario"] != "domain-il" and "class_il", "task_il"]
     cells = [spread([r[v]["average_accuracy"] for r in runs]) if v else "–" for v in views]
     cells.append(spread([r[views[0] or "task_il"]["forgetting"] for r in runs]))
-    cells.append(spread([r["seconds"]["train"] + r["seconds"]["eval"] for r in runs], factor=1, digits=1))
     return [*cells, str(len(runs))]
 
 
@@ -84,14 +88,14 @@ def table(documents: list[dict]) -> str:
     by_benchmark = defaultdict(dict)
     for (benchmark, name), runs in groups(documents).items():
         by_benchmark[benchmark][name] = runs
-    for settings in by_benchmark.values():
+    for _, settings in sorted(by_benchmark.items(), reverse=True):
         config = next(iter(settings.values()))[0]["config"]
         lines = [
             "**{dataset}**: {n_tasks} tasks, {backbone}, {n_epochs} epoch(s), batch {batch_size}, "
             "learning rate {lr}".format(**config),
             "",
-            "| method | class-IL accuracy | task- or domain-IL accuracy | forgetting | seconds | seeds |",
-            "| --- | --- | --- | --- | --- | --- |",
+            "| method | class-IL accuracy | task- or domain-IL accuracy | forgetting | seeds |",
+            "| --- | --- | --- | --- | --- |",
         ]
         for name, members in sorted(settings.items(), key=lambda item: mean_accuracy(item[1])):
             lines.append("| " + " | ".join([name, *row(members)]) + " |")
@@ -107,10 +111,7 @@ def footer(documents: list[dict]) -> str:
         "commits": {(d["git_commit"] or "unknown")[:10] for d in documents},
     }
     listed = "; ".join(f"{name}: {', '.join(sorted(values))}" for name, values in known.items())
-    return (
-        "In %, mean ± standard deviation over seeds (ddof = 1); seconds of training and evaluation. "
-        f"{listed}."
-    )
+    return f"In %, mean ± standard deviation over seeds (ddof = 1). {listed}."
 
 
 def update(path: Path, name: str, text: str) -> None:
@@ -128,12 +129,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folders", nargs="+", type=Path, help="folders that hold run folders")
+    parser.add_argument(
+        "folders", nargs="+", help="folders that hold run folders; first `mer` for its tables"
+    )
     parser.add_argument("--update", type=Path, metavar="FILE", help="file whose marked part is replaced")
     args = parser.parse_args()
-    text = table(load(args.folders))
+    mer = args.folders[0] == "mer"
+    folders = [Path(folder) for folder in args.folders[mer:]]
+    if not folders:
+        parser.error("no folder given")
+    documents = load(folders)
+    text = "\n\n".join([mer_report.markdown(documents), footer(documents)]) if mer else table(documents)
+    if mer:
+        mer_report.write_csv(documents, folders[0] / "mer.csv")
+        mer_report.plot(documents, folders[0] / "mer.png")
     if args.update:
-        update(args.update, args.folders[0].name, text)
+        update(args.update, folders[0].name, text)
     else:
         print(text)
 
