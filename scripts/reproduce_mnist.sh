@@ -3,7 +3,7 @@
 # perm-mnist. About half an hour on two cores. Edit the lists and run it again; runs are added.
 #
 #     scripts/reproduce_mnist.sh [DATA_DIR]          (default: ~/.cache/engram; downloads MNIST if absent)
-#     python scripts/report.py runs/seq-mnist runs/perm-mnist --update README.md
+#     python scripts/report.py runs/mnist --update README.md
 set -euo pipefail
 cd "$(dirname "$0")/.."
 data=${1:-$HOME/.cache/engram}
