@@ -1,4 +1,7 @@
-"""Heads: one classifier shared by all tasks, or one per task (true task-incremental training)."""
+"""Heads: one classifier shared by all tasks, or one per task; and any module once per task."""
+
+from collections.abc import Iterable
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -47,3 +50,35 @@ class TaskHeads(nn.Module):
         """Let only these tasks' heads learn, so that weight decay cannot touch the others."""
         for i, head in enumerate(self.heads):
             head.requires_grad_(i in task_ids)
+
+
+class PerTask(nn.Module):
+    """Copies of a module, one for each task: each sample goes through its own task's."""
+
+    def __init__(self, copies: Iterable[nn.Module]):
+        super().__init__()
+        self.copies = nn.ModuleList(copies)
+        self._only: int | None = None
+
+    def forward(self, x: Tensor, task_id: Tensor) -> Tensor:
+        """(N, ...), (N,) → (N, ...). The tasks that occur are read from the device, except in `only`."""
+        if self._only is not None:
+            return self.copies[self._only](x)
+        order = task_id.argsort(stable=True)
+        counts = task_id.bincount(minlength=len(self.copies)).tolist()
+        parts = zip(self.copies, x[order].split(counts), strict=True)
+        return torch.cat([copy(part) for copy, part in parts if len(part)])[order.argsort()]
+
+    @contextmanager
+    def only(self, task: int):
+        """Inside, all samples are known to be of this task."""
+        self._only = task
+        try:
+            yield
+        finally:
+            self._only = None
+
+    def select(self, task_ids: tuple[int, ...]) -> None:
+        """Let only these tasks' copies learn."""
+        for i, copy in enumerate(self.copies):
+            copy.requires_grad_(i in task_ids)

@@ -4,6 +4,7 @@ Source: Riemer et al. 2019 (MER) and Lopez-Paz & Ranzato 2017 (GEM): weights U(�
 biases 0, output layer included.
 """
 
+import copy
 import itertools
 from dataclasses import dataclass
 from math import prod
@@ -11,6 +12,8 @@ from math import prod
 from torch import Tensor, nn
 
 from backbones.backbone import Backbone
+from backbones.heads import PerTask, SharedHead
+from utils.errors import UserError
 from utils.options import OptionSet, option
 
 
@@ -26,6 +29,7 @@ class MLP(Backbone):
 
     def __init__(self, input_size: int, hidden_sizes: tuple[int, ...]):
         super().__init__()
+        self.input_size, self.hidden_sizes = input_size, hidden_sizes
         sizes = (input_size, *hidden_sizes)
         layers = [nn.Flatten()]
         for fan_in, fan_out in itertools.pairwise(sizes):
@@ -43,6 +47,56 @@ class MLP(Backbone):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
+
+
+class TaskInputMLP(Backbone):
+    """The shape of an MLP, with a first layer of its own for each task; all weights new.
+
+    PyTorch's initialisation of linear layers, biases 0.
+    """
+
+    def __init__(self, mlp: MLP, n_tasks: int):
+        super().__init__()
+        _, first, *rest = copy.deepcopy(mlp.layers)
+        self.inputs = PerTask(copy.deepcopy(first) for _ in range(n_tasks))
+        self.layers = nn.Sequential(*rest)
+        self.feature_dim = mlp.feature_dim
+        self.attach(copy.deepcopy(mlp.head))
+
+    def forward(self, x: Tensor, task_id: Tensor | None = None) -> Tensor:
+        """(N, ...), (N,) → (N, C) logits."""
+        return self.head(self.layers(self.inputs(x.flatten(1), task_id)), task_id)
+
+    def init_weights(self) -> None:
+        """U(±1/sqrt(fan_in)) weights, zero biases."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                module.reset_parameters()
+                nn.init.zeros_(module.bias)
+
+
+class SplitMLP(Backbone):
+    """A whole MLP for each task, with its share of another MLP's hidden units; all weights new."""
+
+    def __init__(self, mlp: MLP, n_tasks: int, n_classes: int):
+        super().__init__()
+        sizes = tuple(size // n_tasks for size in mlp.hidden_sizes)
+        if 0 in sizes:
+            given = ",".join(map(str, mlp.hidden_sizes))
+            raise UserError(f"--hidden_sizes {given} split over {n_tasks} tasks leaves no units for a task")
+        self.feature_dim = mlp.input_size
+        networks = (MLP(mlp.input_size, sizes) for _ in range(n_tasks))
+        self.head = PerTask(net.attach(SharedHead(net.feature_dim, n_classes)) for net in networks)
+
+    def features(self, x: Tensor) -> Tensor:
+        """(N, ...) → (N, inputs): tasks share nothing but their inputs."""
+        return x.flatten(1)
+
+
+def require_mlp(net: Backbone, method: str) -> None:
+    """Refuse networks that a method cannot divide among tasks."""
+    if not isinstance(net, MLP) or not net.hidden_sizes:
+        raise UserError(f"{method} divides a perceptron among tasks: use --backbone mlp with hidden layers")
 
 
 def build(options: Options, input_shape: tuple[int, ...], name: str) -> MLP:

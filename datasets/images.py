@@ -23,6 +23,7 @@ FORMAT = 1  # of the cache: a new number makes every old file unread
 FIELDS = ("train_x", "train_y", "test_x", "test_y")
 SUFFIXES = (".jpg", ".jpeg", ".png")
 LAYOUT = "expected {0}/<class>/*.jpg|png, or {0}.csv with columns path,label"
+OMNIGLOT = ("images_background", "images_evaluation")
 USER_CACHE = "~/.cache/engram"
 CHUNK = 64
 # What Pillow raises for a file that is cut short, damaged, or no image at all.
@@ -88,6 +89,23 @@ def list_tiny_imagenet(root: Path) -> tuple[Listing, Listing]:
     if any(len(row) != 2 for row in rows):
         raise DataError(f"{root}/val/val_annotations.txt: damaged; expected file and class on each line")
     return train, Listing([f"val/images/{file}" for file, _ in rows], [name for _, name in rows])
+
+
+def list_omniglot(root: Path) -> tuple[Listing, Listing]:
+    """Files of torchvision's `omniglot-py`: drawings 1 to 15 of a character train, 16 to 20 test.
+
+    Classes are called PART/ALPHABET/CHARACTER, so that the background set sorts before the evaluation set.
+    """
+    train, test = Listing([], []), Listing([], [])
+    folders = [folder for part in OMNIGLOT for folder in root.glob(f"{part}/*/*/")]
+    for folder in sorted(f.relative_to(root).as_posix() for f in folders):
+        paths = _images_in(root, folder)
+        if len(paths) != 20:
+            raise DataError(f"{root / folder}: {len(paths)} drawings, 20 expected; delete {root}")
+        for split, part in ((train, paths[:15]), (test, paths[15:])):
+            split.paths.extend(part)
+            split.labels.extend([folder] * len(part))
+    return train, test
 
 
 def class_names(root: Path, train: Listing, test: Listing) -> tuple[str, ...]:

@@ -48,4 +48,4 @@ def origin(size: tuple[int, int], angle: float) -> Tensor:
 
 def rearrange(raw: Tensor, origin: Tensor) -> Tensor:
     """(N, 1, H, W) uint8 → the same images with every pixel taken from where `origin` says."""
-    return F.pad(raw.flatten(1), (1, 0)).index_select(1, origin).view_as(raw)
+    return F.pad(raw.flatten(1), (1, 0)).gather(1, origin.expand(len(raw), -1)).view_as(raw)

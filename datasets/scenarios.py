@@ -1,8 +1,10 @@
 """Scenarios: pure index splitting. Arrays in, arrays out; no images, no devices, no global state."""
 
 import numpy as np
+import torch
 from sklearn.model_selection import train_test_split
 
+from utils import seeding
 from utils.errors import UserError
 
 
@@ -27,6 +29,36 @@ def split_classes(n_classes: int, n_tasks: int) -> list[tuple[int, ...]]:
     if not 1 <= n_tasks <= n_classes:
         raise UserError(f"--n_tasks {n_tasks}: {n_classes} classes can be split into 1 to {n_classes} tasks")
     return [tuple(int(c) for c in part) for part in np.array_split(np.arange(n_classes), n_tasks)]
+
+
+def group_order(groups: list[str], seed: int, permute: bool) -> np.ndarray:
+    """Class order that keeps groups of classes (alphabets) together, shape (n_classes,).
+
+    groups: the group of each class. Groups stand in the order of their first class, or permuted by the
+    seed; the classes of a group stay in their own order.
+    """
+    names = list(dict.fromkeys(groups))
+    place = np.argsort(class_order(len(names), seed, permute))  # of each group
+    return np.argsort([place[names.index(group)] for group in groups], kind="stable")
+
+
+def split_groups(groups: list[str], n_tasks: int) -> list[tuple[int, ...]]:
+    """Labels of each task when task t is the t-th group, whatever its size; later groups are left out.
+
+    groups: the group of each label, the labels of one group next to each other.
+    """
+    names = list(dict.fromkeys(groups))
+    if not 1 <= n_tasks <= len(names):
+        raise UserError(f"--n_tasks {n_tasks}: there are {len(names)} groups of classes, one for each task")
+    return [tuple(c for c, group in enumerate(groups) if group == name) for name in names[:n_tasks]]
+
+
+def subset(positions: np.ndarray, count: int, seed: int, task: int) -> np.ndarray:
+    """At most `count` of the positions, ascending, drawn by seed and task alone; 0 takes all."""
+    if not 0 < count < len(positions):
+        return positions
+    drawn = torch.randperm(len(positions), generator=seeding.generator(seed, "samples", task))[:count]
+    return positions[drawn.sort().values.numpy()]
 
 
 def positions_of(y: np.ndarray, classes: tuple[int, ...]) -> np.ndarray:

@@ -28,12 +28,14 @@ __all__ = [
     "fmnist",
     "imagefolder",
     "mnist",
+    "omniglot",
     "tinyimagenet",
 ]
 
 TINY_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 TINY_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
 CIFAR_FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}  # torchvision's
+OMNIGLOT_CLASSES = 1623
 DIGIT_NAMES = tuple("0123456789")
 FASHION_NAMES = (
     "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"
@@ -106,6 +108,32 @@ def tinyimagenet(data_dir: str | Path) -> Source:
     folder = root / "tiny-imagenet-200"
     splits = images.list_tiny_imagenet(folder)
     return _known("tinyimagenet", images.read_folder(folder, splits, images.cache_folder(root), side=64), 200)
+
+
+def omniglot(data_dir: str | Path) -> Source:
+    """Omniglot, 1,623 characters of 50 alphabets, 1x28x28, ink 255 on 0; 15 + 5 drawings of each.
+
+    From torchvision's `omniglot-py/` or an image folder `omniglot/` whose classes are called
+    `ALPHABET.CHARACTER`, dark ink on white; the classes of the result are called `ALPHABET/CHARACTER`.
+    """
+    root = Path(data_dir).expanduser()
+    folder, own = root / "omniglot-py", root / "omniglot"
+    official = all((folder / part).is_dir() for part in images.OMNIGLOT)
+    if not official and not own.is_dir():
+        with _downloading("omniglot", root, "omniglot-py/ (or its zip files, or an image folder omniglot/)"):
+            for background in (True, False):
+                _reader("Omniglot")(str(root), background, download=True)
+        official = True
+    folder, list_files = (folder, images.list_omniglot) if official else (own, images.list_folder)
+    data = images.read_folder(folder, list_files(folder), images.cache_folder(root), resize=28)
+    data |= {split: 255 - data[split][:, :1] for split in ("train_x", "test_x")}
+    if official:
+        data["classes"] = [name.partition("/")[2] for name in data["classes"]]
+        return _known("omniglot", data, OMNIGLOT_CLASSES)
+    if alien := [name for name in data["classes"] if "." not in name]:
+        raise DataError(f"{own}: class '{alien[0]}' is not called ALPHABET.CHARACTER; rename it")
+    data["classes"] = [name.replace(".", "/", 1) for name in data["classes"]]
+    return _source("omniglot", data)
 
 
 def imagefolder(folder: str | Path, img_size: int | None, data_dir: str | Path) -> Source:

@@ -1,22 +1,42 @@
 """Experience Replay (ER) with a reservoir memory.
 
 Source: Chaudhry et al. 2019, "On Tiny Episodic Memories in Continual Learning" (arXiv 1902.10486),
-Algorithm 1 with the reservoir of Algorithm 2; Riemer et al. 2019.
-Differs from the paper: with several epochs a sample is offered to the memory once, not once per epoch.
+Algorithm 1 with the reservoir of Algorithm 2 (`--er_variant batch`); Riemer et al. 2019 (MER, arXiv
+1810.11910), Algorithm 4 (`alg4`: the mean over current and drawn samples) and Algorithm 5 (`alg5`: the
+sum over tasks of each task's mean), official code `eralg4` and `eralg5`.
+Differs from the papers: with several epochs a sample is offered to the memory once, not once per epoch.
+alg4 and alg5 follow the official code where it departs from the paper: min(k, |M|) samples are drawn
+with replacement to join the current one (paper: `--draws distinct`), and once the memory is full the
+n-th sample enters with probability M/(n+1) (paper: M/n, `--reservoir uniform`). That code takes the
+stream one sample at a time: --batch_size 1; larger batches join the drawn samples whole.
 """
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F
+from torch import Tensor
 
 from models.method import Method
-from models.parts.replay import ReplayOptions, draw, joined, store
+from models.parts.replay import Replayed, ReplayOptions, draw, joined, store
+from models.parts.steps import weighted_loss
 from utils.buffer import Buffer
+from utils.options import option
 
 
 @dataclass(frozen=True)
 class Options(ReplayOptions):
-    """Flags of ER: those of every replay method."""
+    """Flags of ER."""
+
+    er_variant: str = option(
+        "batch", "Chaudhry's, or algorithm 4 or 5 of the MER paper", choices=("batch", "alg4", "alg5")
+    )
+    draws: str | None = option(
+        None, "from the memory (default: distinct for batch, otherwise replacement)",
+        choices=("replacement", "distinct"),
+    )  # fmt: skip
+    reservoir: str | None = option(
+        None, "chance to enter a full memory (default: uniform for batch, otherwise original)",
+        choices=("original", "uniform"),
+    )  # fmt: skip
 
 
 class ER(Method):
@@ -26,13 +46,25 @@ class ER(Method):
 
     def __init__(self, net, options, setup):
         super().__init__(net, options, setup)
-        self.buffer = Buffer(options.buffer_size, setup.generator("buffer"), self.device)
+        of_chaudhry = options.er_variant == "batch"
+        self.draws = options.draws or ("distinct" if of_chaudhry else "replacement")
+        rule = options.reservoir or ("uniform" if of_chaudhry else "original")
+        self.buffer = Buffer(options.buffer_size, setup.generator("buffer"), self.device, rule)
+
+    def examples(self, batch) -> tuple[Replayed, Tensor | None]:
+        """Stream and replay, and their weights in the loss (None: the mean)."""
+        samples = Replayed(*joined(batch, draw(self, self.draws)))
+        return samples, balanced(samples.task_id) if self.options.er_variant == "alg5" else None
 
     def loss(self, batch):
-        """Mean over stream and replayed samples."""
-        x, y, task_id = joined(batch, draw(self))
-        return F.cross_entropy(self.logits(x, task_id), y)
+        """Over stream and replayed samples together."""
+        return weighted_loss(self, *self.examples(batch))
 
     def after_step(self, batch):
         """Reservoir update, after training on the batch."""
         store(self, batch)
+
+
+def balanced(task_id: Tensor) -> Tensor:
+    """(n,) weights 1/n_t, n_t samples of one's own task: with them a sum is the sum of tasks' means."""
+    return 1 / (task_id.view(-1, 1) == task_id).sum(1)

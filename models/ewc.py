@@ -10,15 +10,22 @@ Differs from the papers: the sum over separate tasks is kept as one quadratic (e
 grow with tasks); at most `--fisher_n` samples of each task are used. A head that all tasks share is
 protected like any layer; per-task heads are not. Gradient steps on the penalty diverge once
 lr · λ · max ΣF exceeds 2: a larger λ needs a smaller --lr.
+`--ewc_variant mer` is the baseline of the GEM and MER papers' official code: F is the square of the
+gradient of the mean loss over the first `--n_memories` samples that the task presented, with their
+labels (one backward pass, so no Fisher of single samples); the penalty is λ Σ_t Σ_i F_ti (θ_i − θ*_ti)²,
+without ½. Differs from that code: of a first batch larger than --n_memories the rest is dropped.
 """
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from models.method import Method
 from models.parts import importance
 from models.parts.quadratic import Quadratic
+from models.parts.replay import Replayed
+from models.parts.steps import gradient, split
 from utils.options import OptionSet, option
 
 
@@ -32,6 +39,10 @@ class Options(OptionSet):
     )
     gamma: float = option(1.0, "online: what is kept of the old Fisher at each new task", ge=0, le=1)
     fisher_n: int = option(1000, "training samples per task for the Fisher; 0: all", ge=0)
+    ewc_variant: str = option(
+        "standard", "mer: the baseline of the MER and GEM papers (without ½)", choices=("standard", "mer")
+    )
+    n_memories: int = option(10, "mer: a task's first samples, of which the Fisher is made", ge=1)
 
 
 class EWC(Method):
@@ -43,17 +54,39 @@ class EWC(Method):
         super().__init__(net, options, setup)
         self.draws = setup.generator("method")
         self.quadratic = Quadratic(importance.shared_parameters(net))
+        self.first: dict[str, Tensor] = {}  # mer: the task's first samples
+
+    def begin_task(self, task):
+        """The samples that are kept are the task's own."""
+        self.first = {}
 
     def penalty(self) -> Tensor | None:
-        """(λ/2) Σ F (θ − θ*)²."""
+        """(λ/2) Σ F (θ − θ*)²; without ½ in MER's form."""
         if not self.quadratic:
             return None
+        if self.options.ewc_variant == "mer":
+            return self.options.e_lambda * self.quadratic.value()
         kept = self.options.gamma if self.options.ewc_mode == "online" else 1.0
         return 0.5 * self.options.e_lambda * kept * self.quadratic.value()
+
+    def after_step(self, batch):
+        """MER's form: keep the task's first samples."""
+        if self.options.ewc_variant != "mer" or self.epoch > 0:
+            return
+        missing = self.options.n_memories - (len(self.first["y"]) if self.first else 0)
+        if missing > 0:
+            fields = {"x": batch.x_raw, "y": batch.y, "task_id": batch.task_id}
+            new = {name: field[:missing] for name, field in fields.items()}
+            self.first = {
+                n: torch.cat((self.first[n], f)) if self.first else f.clone() for n, f in new.items()
+            }
 
     def end_task(self, task):
         """Add the task's Fisher."""
         if not self.options.e_lambda:
+            return
+        if self.options.ewc_variant == "mer":
+            self.quadratic.add(self.squared_gradient())
             return
         fisher = importance.of_task(self, task, self.options.fisher_n, self.draws, log_probabilities, power=2)
         if self.options.ewc_mode == "separate":
@@ -61,6 +94,15 @@ class EWC(Method):
         else:
             old = self.quadratic.importance
             self.quadratic.set({n: f + self.options.gamma * old[n] if old else f for n, f in fisher.items()})
+
+    def squared_gradient(self) -> dict[str, Tensor]:
+        """Name → square of the gradient of the mean loss over the first samples, in eval mode."""
+        shared = importance.shared_parameters(self.net)
+        x = self.setup.benchmark.augment.normalise(self.first["x"])
+        samples = Replayed(x, self.first["y"], self.first["task_id"])
+        with importance.evaluating(self.net):
+            squared = gradient(self, list(shared.values()), samples).square()
+        return dict(zip(shared, split(squared, list(shared.values())), strict=True))
 
 
 def log_probabilities(logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,18 +7,20 @@ Differs from the paper's code: only filled places of the memory are used (there 
 too); of a batch that crosses the end of the ring nothing is dropped; with several epochs a sample is
 stored once; replayed images are augmented as the stream's. The quadratic program is solved as
 non-negative least squares. One read from the device per step, of whether a constraint is violated, is
-inherent. With batch norm, the passes over the memory count in its running statistics, as there.
+inherent. With batch norm, the passes over the memory count in its running statistics, as there. That
+code writes a batch to the memory before its step and not after it, which changes nothing: a step reads
+the memories of past tasks only. n memories per task of the GEM and MER papers are --buffer_size n · T.
 """
 
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from models.method import Method
 from models.parts.projection import project
+from models.parts.replay import Replayed
 from models.parts.ring import RingMemory
+from models.parts.steps import flat, gradients_by_part, set_gradients
 from utils.errors import UserError
 from utils.options import OptionSet, option
 
@@ -54,28 +56,20 @@ class GEM(Method):
         past = [task for task in self.buffer.tasks() if task != self.task.id]
         if not past:
             return
-        learning = [p for p in self.trainable().values() if p.grad is not None]
-        gradient = flat(p.grad for p in learning)
-        memories = torch.stack([self.memory_gradient(task, learning) for task in past])
+        learning = {name: p for name, p in self.trainable().items() if p.grad is not None}
+        gradient = flat(p.grad for p in learning.values())
+        memories = gradients_by_part(self, learning, *self.kept(past))
         projected = project(gradient, memories, self.options.memory_strength, EPS)
         if projected is not None:
-            pieces = projected.split([p.numel() for p in learning])
-            for p, piece in zip(learning, pieces, strict=True):
-                p.grad.copy_(piece.view_as(p))
+            set_gradients(list(learning.values()), projected)
 
-    def memory_gradient(self, task: int, learning: list[Tensor]) -> Tensor:
-        """(P,) gradient of the mean loss over all that is kept of a task."""
-        memory = self.buffer.of(task)
-        logits = self.logits(self.augment(memory["x"]), memory["task_id"])
-        loss = F.cross_entropy(logits, memory["y"])
-        return flat(torch.autograd.grad(loss, learning, materialize_grads=True))
+    def kept(self, tasks: list[int]) -> tuple[Replayed, list[int]]:
+        """All samples in the memories of the tasks, one task after the other, and how many of each."""
+        parts = [self.buffer.of(task) for task in tasks]
+        x, y, task_id = (torch.cat([part[name] for part in parts]) for name in ("x", "y", "task_id"))
+        return Replayed(self.augment(x), y, task_id), [self.buffer.count(task) for task in tasks]
 
     def after_step(self, batch):
         """Write the batch to the current task's ring, in the first epoch."""
         if self.epoch == 0:
             self.buffer.add(self.task.id, x=batch.x_raw, y=batch.y, task_id=batch.task_id, index=batch.index)
-
-
-def flat(tensors) -> Tensor:
-    """(P,) all tensors one after the other."""
-    return torch.cat([t.flatten() for t in tensors])

@@ -1,27 +1,31 @@
 """Meta-Experience Replay (MER): Reptile over sequential single-sample steps through the memory.
 
 Source: Riemer et al. 2019, "Learning to Learn without Forgetting by Maximizing Transfer and
-Minimizing Interference" (arXiv 1810.11910), Algorithm 1; official code `meralg1`.
-Differs from the paper, as the official code does: the current sample comes first in each batch (in the
-paper last), and k draws join it (there k − 1), with replacement. Differs from that code: the reservoir
-keeps the n-th sample with probability M/n (there M/(n+1)); with several epochs a sample is offered to
-the memory once; a batch of the stream is taken example by example, whatever its size.
-The learning rate of the inner steps is --lr; momentum and weight decay have no part in the algorithm.
-Batch norm sees batches of one sample: use a network without it.
+Minimizing Interference" (arXiv 1810.11910), Algorithm 1 (`--mer_variant alg1`), 6 (one big batch) and 7
+(alg6 with the current example weighted); official code `meralg1`, `meralg6`, `meralg7`.
+Differs from the paper, as the official code does: in alg1 the current sample comes first in each batch
+(paper: `--current last`); k draws join it (paper: k − 1), with replacement (paper: `--draws distinct`);
+once the memory is full the n-th sample enters with probability M/(n+1) (paper: M/n, `--reservoir
+uniform`); alg7 does not train on the run's first example and multiplies the current example's loss,
+which for plain SGD is the paper's higher rate. Differs from that code: with several epochs a sample is
+offered to the memory once; a batch of the stream is taken example by example, whatever its size.
+alg6 and alg7 have the Reptile step γ after each batch and no β. The rate of the inner steps is --lr;
+momentum and weight decay have no part in the algorithm. Batch norm sees batches of one sample: use a
+network without it.
 """
 
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from datasets.benchmark import Batch
 from models.method import Method
-from models.parts.replay import Replayed, ReplayOptions, store
+from models.parts.replay import Replayed, ReplayOptions, store, take
+from models.parts.steps import reptile, sequential_sgd, snapshot
 from utils.buffer import Buffer
 from utils.errors import UserError
-from utils.options import option
+from utils.options import OptionError, option
 
 
 @dataclass(frozen=True)
@@ -30,10 +34,24 @@ class Options(ReplayOptions):
 
     minibatch_size: int = option(10, "samples k drawn to join the current one in each batch", ge=1)
     batches_per_example: int = option(
-        1, "batches s drawn for each example of the stream (the paper's runs: 10)", ge=1
+        1, "alg1, alg6: batches s for each example of the stream (the paper's alg1: 10)", ge=1
     )
-    beta: float = option(0.3, "Reptile step within a batch (the paper's runs: 0.01 to 0.03)", gt=0, le=1)
-    gamma: float = option(1.0, "Reptile step across the batches of an example", gt=0, le=1)
+    beta: float = option(0.3, "alg1: Reptile step within a batch (the paper's: 0.01 to 0.03)", gt=0, le=1)
+    gamma: float = option(
+        1.0, "Reptile step across an example's batches (alg1) or after each batch (alg6, alg7)", gt=0, le=1
+    )
+    mer_variant: str = option("alg1", "algorithm of the paper", choices=("alg1", "alg6", "alg7"))
+    current_weight: float = option(1.0, "alg7: factor s of the current example's loss", gt=0)
+    current: str = option("first", "alg1: place of the current sample", choices=("first", "last"))
+    draws: str = option("replacement", "from the memory", choices=("replacement", "distinct"))
+    reservoir: str = option("original", "chance to enter a full memory", choices=("original", "uniform"))
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.mer_variant == "alg7" and self.batches_per_example > 1:
+            raise OptionError("--batches_per_example: alg7 has one batch per example; see --current_weight")
+        if self.mer_variant != "alg7" and self.current_weight != 1:
+            raise OptionError("--current_weight belongs to --mer_variant alg7")
 
 
 class MER(Method):
@@ -47,55 +65,64 @@ class MER(Method):
             raise UserError(
                 "mer takes plain SGD steps of its own: use --optimizer sgd, --optim_mom 0 and --optim_wd 0"
             )
-        self.buffer = Buffer(options.buffer_size, setup.generator("buffer"), self.device)
+        self.buffer = Buffer(options.buffer_size, setup.generator("buffer"), self.device, options.reservoir)
+        self.places = setup.generator("method")
+        self.age = 0  # examples learned from
 
     def observe(self, batch: Batch) -> dict[str, Tensor]:
-        """Learn from each example in turn; the loss is the mean of those before an example's first step."""
+        """Learn from each example in turn; the loss is the mean of those when an example is first met."""
         losses = []
         for i in range(len(batch.y)):
             example = Batch(*(field[i : i + 1] for field in batch))
             losses.append(self.learn(Replayed(example.x, example.y, example.task_id)))
             store(self, example)
+            self.age += 1
         return {"loss": torch.stack(losses).mean()}
 
     def learn(self, current: Replayed) -> Tensor:
         """The paper's loop body for one example (each field (1, ...)); returns its first loss."""
-        parameters, drawn = list(self.trainable().values()), self.draw()
-        k = len(drawn) // self.options.batches_per_example
-        before, losses = snapshot(parameters), []  # θ^A_0
-        for i in range(self.options.batches_per_example):
-            start = snapshot(parameters)  # θ^W_0
-            losses.append(self.sgd_step(current, parameters))
-            for sample in drawn[i * k : (i + 1) * k]:
-                self.sgd_step(sample, parameters)
-            reptile(parameters, start, self.options.beta)
-        reptile(parameters, before, self.options.gamma)
-        return losses[0]
+        o, parameters = self.options, list(self.trainable().values())
+        lr = self.optimizer.param_groups[0]["lr"]
+        within, across = (o.beta, o.gamma) if o.mer_variant == "alg1" else (o.gamma, 1.0)
+        if o.mer_variant == "alg7" and self.age == 0:
+            lr = 0.0
+        before, met = snapshot(parameters), []  # θ^A_0
+        for drawn in self.batches(current):
+            start, place = snapshot(parameters), self.place(len(drawn.y) + 1)  # θ^W_0
+            losses = sequential_sgd(self, inserted(current, drawn, place), lr, self.scale(drawn, place))
+            met.append(losses[place])
+            reptile(parameters, start, within)
+        reptile(parameters, before, across)
+        return met[0]
 
-    def draw(self) -> list[Replayed]:
-        """All s·min(k, |M|) single samples that one example needs, in one draw: the memory stands still."""
-        n = self.options.batches_per_example * min(self.options.minibatch_size, len(self.buffer))
-        if not n:
-            return []
-        sample = self.buffer.sample_with_replacement(n)
-        fields = (self.augment(sample["x"]), sample["y"], sample["task_id"])
-        return [Replayed(*each) for each in zip(*(field.split(1) for field in fields), strict=True)]
+    def batches(self, current: Replayed) -> list[Replayed]:
+        """s batches of min(k, |M|) samples, in one draw: the memory stands still meanwhile."""
+        s, k = self.options.batches_per_example, min(self.options.minibatch_size, len(self.buffer))
+        if not k:
+            return [Replayed(*(field[:0] for field in current))] * s
+        drawn = take(self, k, self.options.draws, times=s)
+        return [Replayed(*parts) for parts in zip(*(field.split(k) for field in drawn), strict=True)]
 
-    def sgd_step(self, sample: Replayed, parameters: list[Tensor]) -> Tensor:
-        """θ ← θ − α ∇CE(f(x), y) for one sample; returns the loss before it."""
-        loss = F.cross_entropy(self.logits(sample.x, sample.task_id), sample.y)
-        gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
-        with torch.no_grad():
-            torch._foreach_add_(parameters, gradients, alpha=-self.optimizer.param_groups[0]["lr"])
-        return loss.detach()
+    def place(self, n: int) -> int:
+        """Where among a batch's n samples the current one goes.
+
+        In alg7, which shuffles: the drawn samples are in random order already, so a uniform place for
+        the current one is a uniform order of all.
+        """
+        if self.options.mer_variant == "alg7":
+            return int(torch.randint(n, (), generator=self.places))
+        return 0 if self.options.mer_variant == "alg1" and self.options.current == "first" else n - 1
+
+    def scale(self, drawn: Replayed, place: int) -> Tensor | None:
+        """(n,) factors of the losses, None for ones."""
+        if self.options.current_weight == 1:
+            return None
+        scale = torch.ones(len(drawn.y) + 1, device=self.device)
+        scale[place] = self.options.current_weight
+        return scale
 
 
-def snapshot(parameters: list[Tensor]) -> list[Tensor]:
-    """Copies of the parameters."""
-    return [p.detach().clone() for p in parameters]
-
-
-@torch.no_grad()
-def reptile(parameters: list[Tensor], start: list[Tensor], rate: float) -> None:
-    """θ ← θ_start + rate (θ − θ_start); exactly nothing for a rate of 1."""
-    torch._foreach_lerp_(parameters, start, 1 - rate)
+def inserted(current: Replayed, drawn: Replayed, place: int) -> Replayed:
+    """The drawn samples with the current one at a place among them."""
+    pairs = zip(drawn, current, strict=True)
+    return Replayed(*(torch.cat((many[:place], one, many[place:])) for many, one in pairs))

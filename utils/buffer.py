@@ -12,11 +12,19 @@ class Buffer:
     """At most `size` samples, kept as a uniform sample of everything offered (reservoir sampling).
 
     Fields are declared by the first `add`: any tensors with a common first dimension. Vitter's
-    algorithm R (1985): the k-th sample offered (k = 1, 2, ...) is kept with probability size / k.
+    algorithm R (1985): the k-th sample offered (k = 1, 2, ...) is kept with probability size / k. The
+    rule "original" is that of the MER paper's code: size / (k + 1) once the buffer is full, so that
+    early samples stay a little longer.
     """
 
-    def __init__(self, size: int, generator: torch.Generator, device: torch.device | str):
+    RULES = ("uniform", "original")
+
+    def __init__(
+        self, size: int, generator: torch.Generator, device: torch.device | str, rule: str = "uniform"
+    ):
+        assert rule in self.RULES, rule
         self.size, self.generator, self.device = size, generator, torch.device(device)
+        self.n_places = 1 if rule == "uniform" else 2  # the k-th sample draws one of k − 1 + n_places
         self.n_seen = 0
         self.fields: dict[str, Tensor] = {}
 
@@ -35,7 +43,7 @@ class Buffer:
         """Which of `n` offered samples go to which slots, as if they came one by one."""
         position = torch.arange(self.n_seen, self.n_seen + n)
         draws = torch.rand(n, generator=self.generator, dtype=torch.float64)
-        slots = torch.where(position < self.size, position, (draws * (position + 1)).long())
+        slots = torch.where(position < self.size, position, (draws * (position + self.n_places)).long())
         self.n_seen += n
         rows = torch.nonzero(slots < self.size).view(-1)
         return rows, slots[rows]

@@ -1,8 +1,9 @@
 """Seeding: one named random stream per purpose, all derived from `--seed`; no global generator.
 
 Names in use: `init`, `order` (of samples within an epoch), `augmentation`, `buffer`, `method`,
-`transforms` (permutations and angles), `validation`. Extra keys (task, epoch, block) give a stream
-its place in the run, so that a resumed run draws what the uninterrupted one would have drawn.
+`transforms` (permutations and angles), `samples` (each task's subset), `validation`. Extra keys (task,
+epoch, block) give a stream its place in the run, so that a resumed run draws what the uninterrupted one
+would have drawn.
 """
 
 import hashlib

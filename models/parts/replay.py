@@ -26,12 +26,22 @@ class Replayed(NamedTuple):
     task_id: Tensor
 
 
-def draw(method) -> Replayed | None:
+def draw(method, draws: str = "distinct") -> Replayed | None:
     """A batch from `method.buffer`, augmented as the stream is; None while the buffer is empty."""
-    if not len(method.buffer):
-        return None
-    n = method.options.minibatch_size or method.setup.train.batch_size
-    sample = method.buffer.sample(n)
+    n = min(method.options.minibatch_size or method.setup.train.batch_size, len(method.buffer))
+    return take(method, n, draws) if n else None
+
+
+def take(method, n: int, draws: str, times: int = 1) -> Replayed:
+    """`times` batches of `n` samples of `method.buffer`, one after the other, augmented as the stream is.
+
+    draws: "distinct" (within a batch), or "replacement" (independent, so possibly repeated).
+    """
+    if draws == "distinct":
+        batches = [method.buffer.sample(n) for _ in range(times)]
+        sample = {name: torch.cat([b[name] for b in batches]) for name in batches[0]}
+    else:
+        sample = method.buffer.sample_with_replacement(times * n)
     return Replayed(method.augment(sample["x"]), sample["y"], sample["task_id"])
 
 

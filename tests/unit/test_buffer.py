@@ -68,17 +68,48 @@ def test_every_sample_is_kept_with_the_same_probability():
     assert statistic < stats.chi2.ppf(1 - 1e-4, n - 1)
 
 
-def test_the_kth_sample_is_accepted_with_probability_size_over_k():
-    """Not size / (k + 1), as in MER's code; binomial z-test, false alarm 1e-5, power > 0.99."""
+@pytest.mark.parametrize(("rule", "extra"), [("uniform", 0), ("original", 1)])
+def test_the_kth_sample_is_accepted_with_probability_size_over_k(rule, extra):
+    """Not size / (k + 1), the rule of MER's code; binomial z-test, false alarm 1e-5, power > 0.99."""
     size, k, runs = 5, 6, 20_000
     accepted = 0
-    buffer = Buffer(size, generator(1), "cpu")
+    buffer = Buffer(size, generator(1), "cpu", rule)
     buffer.add(x=torch.zeros(size))
     for _ in range(runs):
         buffer.n_seen = k - 1
         accepted += len(buffer._place(1)[0])
-    deviation = abs(accepted / runs - size / k) / np.sqrt(size / k * (1 - size / k) / runs)
+    chance = size / (k + extra)
+    deviation = abs(accepted / runs - chance) / np.sqrt(chance * (1 - chance) / runs)
     assert deviation < stats.norm.ppf(1 - 0.5e-5)
+
+
+def test_the_original_rule_is_mers_codes():
+    """P(kept) of the k-th of n: entering (1, then M/(k+1)) times surviving each later entry (1 − 1/(j+1))."""
+    size, n, runs = 4, 16, 6000
+    counts = np.zeros(n)
+    for seed in range(runs):
+        buffer = Buffer(size, generator(seed), "cpu", "original")
+        for values in torch.arange(n).split(5):
+            buffer.add(x=values)
+        counts[buffer.stored()["x"].numpy()] += 1
+    chances = np.array(
+        [
+            (1 if k <= size else size / (k + 1))
+            * np.prod([1 - 1 / (j + 1) for j in range(max(k, size) + 1, n + 1)])
+            for k in range(1, n + 1)
+        ]
+    )
+    np.testing.assert_allclose(chances.sum(), size)
+    deviations = np.abs(counts / runs - chances) / np.sqrt(chances * (1 - chances) / runs)
+    assert (deviations < stats.norm.ppf(1 - 1e-5)).all()  # false alarm 3e-4
+    assert chances[0] > 1.2 * chances[-1]  # uneven: the uniform rule would fail above
+
+
+def test_the_default_rule_is_uniform():
+    draws = torch.rand(60, generator=generator(3), dtype=torch.float64).tolist()
+    buffer = Buffer(9, generator(3), "cpu")
+    buffer.add(x=torch.arange(60))
+    assert buffer.stored()["x"].tolist() == naive_reservoir(9, 60, draws)
 
 
 def test_every_slot_is_as_likely_to_be_overwritten():

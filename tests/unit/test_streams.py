@@ -22,6 +22,11 @@ EXPECTED = {  # name: tasks, classes, image, scenario, backbone
     "seq-cifar100": (10, 100, (3, 32, 32), "class-il", "resnet18"),
     "seq-tinyimg": (20, 200, (3, 64, 64), "class-il", "resnet18"),
     "seq-imagefolder": (5, 10, (3, 16, 16), "class-il", "resnet18"),
+    "seq-omniglot": (50, 52, (1, 28, 28), "class-il", "mlp"),
+    "mnist-rotations": (20, 10, (1, 28, 28), "domain-il", "mlp"),
+    "mnist-permutations": (20, 10, (1, 28, 28), "domain-il", "mlp"),
+    "mnist-manypermutations": (100, 10, (1, 28, 28), "domain-il", "mlp"),
+    "gem-file": (20, 10, (1, 28, 28), "domain-il", "mlp"),
 }
 
 
@@ -35,7 +40,20 @@ def data(tmp_path_factory) -> Path:
     image_folder(root / "cifar100", 100, 32)
     image_folder(root / "own", 10, 20)
     tiny_layout(root / "tiny-imagenet-200")
+    alphabet_folder(root / "omniglot", [1] * 48 + [2, 2])
+    torch.save([[[0, torch.zeros(2, 784), torch.tensor([0, 9])] for _ in range(20)]] * 2, root / "gem.pt")
     return root
+
+
+def alphabet_folder(root: Path, sizes: list[int]) -> None:
+    """Alphabets of so many characters, two drawings of each to train on and one to test with."""
+    for i, size in enumerate(sizes):
+        for c in range(size):
+            for split, n in (("train", 2), ("test", 1)):
+                folder = root / split / f"Alphabet{i:02}.character{c:02}"
+                folder.mkdir(parents=True)
+                for k in range(n):
+                    Image.new("L", (105, 105), 4 * i + c).save(folder / f"{k}.png")
 
 
 def build(name: str, data_dir: Path, **flags):
@@ -50,7 +68,8 @@ def test_every_benchmark_is_expected():
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_every_benchmark_builds_with_its_defaults(name, data):
-    flags = {"image_dir": str(data / "own"), "img_size": 16} if name == "seq-imagefolder" else {}
+    own = {"image_dir": str(data / "own"), "img_size": 16}
+    flags = {"seq-imagefolder": own, "gem-file": {"gem_file": str(data / "gem.pt")}}.get(name, {})
     stream, config = build(name, data, **flags)
     n_tasks, n_classes, shape, scenario, backbone = EXPECTED[name]
     assert (len(stream.tasks), stream.n_classes, stream.input_shape) == (n_tasks, n_classes, shape)

@@ -1,0 +1,76 @@
+"""Averaged GEM (A-GEM): no step may raise the average loss on samples of all past tasks.
+
+Source: Chaudhry et al. 2019, "Efficient Lifelong Learning with A-GEM" (arXiv 1812.00420), Algorithm 1 and
+eq. 11: g̃ = g − (gᵀg_ref / g_refᵀg_ref) g_ref where gᵀg_ref < 0, g_ref the gradient of the mean loss
+over a batch drawn from the memories of past tasks. `--buffer_size` is the total M; each of the T tasks
+has a ring of m = M // T. Nothing is read from the device: the choice is a `torch.where` there.
+Differs from the paper: with several epochs a sample is stored once; replayed images are augmented as the
+stream's; samples of a reference batch are distinct. With batch norm, the pass over the memory counts in
+its running statistics.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.method import Method
+from models.parts.replay import Replayed, ReplayOptions
+from models.parts.ring import RingMemory
+from models.parts.steps import flat, gradient, set_gradients
+from utils.buffer import distinct
+from utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class Options(ReplayOptions):
+    """Flags of A-GEM: those of every replay method; --minibatch_size is that of the reference batch."""
+
+
+class AGEM(Method):
+    """Plain SGD whose gradient loses what would hurt the past tasks on average."""
+
+    needs_boundaries = True
+    rehearses = True
+
+    def __init__(self, net, options, setup):
+        super().__init__(net, options, setup)
+        n_tasks = len(setup.benchmark.tasks)
+        if 0 < options.buffer_size < n_tasks:
+            raise UserError(
+                f"--buffer_size {options.buffer_size}: A-GEM keeps a memory per task and there are {n_tasks} "
+                f"tasks; give at least {n_tasks}, or 0 for no memory"
+            )
+        self.buffer = RingMemory(n_tasks, options.buffer_size // n_tasks, self.device)
+        self.draws = setup.generator("buffer")
+
+    def edit_gradients(self, batch):
+        """Project the batch's gradient if it points against the reference."""
+        reference = self.reference_batch()
+        if reference is None:
+            return
+        learning = [p for p in self.trainable().values() if p.grad is not None]
+        g = flat(p.grad for p in learning)
+        set_gradients(learning, project(g, gradient(self, learning, reference)))
+
+    def reference_batch(self) -> Replayed | None:
+        """Distinct samples of past tasks' memories, uniformly; None in the first task."""
+        ring, past = self.buffer, [task for task in self.buffer.tasks() if task != self.task.id]
+        if not past:
+            return None
+        slots = torch.cat([torch.arange(ring.count(task)) + task * ring.per_task for task in past])
+        n = min(self.options.minibatch_size or self.setup.train.batch_size, len(slots))
+        slots = slots[distinct(len(slots), n, self.draws)].to(self.device)
+        x, y, task_id = (ring.fields[name].index_select(0, slots) for name in ("x", "y", "task_id"))
+        return Replayed(self.augment(x), y, task_id)
+
+    def after_step(self, batch):
+        """Write the batch to the current task's ring, in the first epoch."""
+        if self.epoch == 0:
+            self.buffer.add(self.task.id, x=batch.x_raw, y=batch.y, task_id=batch.task_id, index=batch.index)
+
+
+def project(g: Tensor, reference: Tensor) -> Tensor:
+    """The vector nearest to g (P,) whose inner product with the reference (P,) is not negative."""
+    inner = g.dot(reference)
+    return torch.where(inner < 0, g - inner / reference.dot(reference) * reference, g)

@@ -1,0 +1,46 @@
+"""One network per task, each with its share of the hidden units: no forgetting, less to learn with.
+
+Source: Lopez-Paz & Ranzato 2017 (GEM, arXiv 1706.08840), baseline `independent`, as in the MER paper's
+code: T perceptrons with int(h / T) units where the shared one has h, Xavier-uniform; a sample is
+classified by its own task's network. `--warm_start` (that code's `finetune`): a new task's network
+starts as a copy of the last one's.
+Differs from that code: only perceptrons (there also narrow ResNets for CIFAR). Every network has all of
+the benchmark's classes, whatever the heads.
+"""
+
+from dataclasses import dataclass
+
+from backbones.mlp import SplitMLP, require_mlp
+from models.method import Method
+from utils import seeding
+from utils.options import OptionSet, option
+
+
+@dataclass(frozen=True)
+class Options(OptionSet):
+    """Flags of the independent networks."""
+
+    warm_start: bool = option(True, "a new task's network starts as a copy of the last one's")
+
+
+class Independent(Method):
+    """The contract's defaults on a network per task."""
+
+    needs_boundaries = True
+
+    def __init__(self, net, options, setup):
+        require_mlp(net, "independent")
+        with seeding.isolated(setup.seed, "init"):
+            networks = SplitMLP(net, len(setup.benchmark.tasks), setup.benchmark.n_classes)
+        super().__init__(networks.to(setup.device), options, setup)
+
+    def begin_task(self, task):
+        """Copy what the last task has learned."""
+        if self.options.warm_start and task.id > 0:
+            networks = self.net.head.copies
+            networks[task.id].load_state_dict(networks[task.id - 1].state_dict())
+
+    def loss(self, batch):
+        """Cross-entropy of the current task's network."""
+        with self.net.head.only(self.task.id):
+            return super().loss(batch)

@@ -1,0 +1,95 @@
+"""Steps: the inner work of the methods of the MER and GEM papers, one function per idea.
+
+P: number of parameters, as one flat vector in the order given. T: tasks. n: samples.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from models.parts.replay import Replayed
+
+
+def sequential_sgd(method, samples: Replayed, lr: float, scale: Tensor | None = None) -> Tensor:
+    """θ ← θ − lr · scale_i ∇CE(f(x_i), y_i) for one sample after the other.
+
+    scale: (n,), ones by default. Returns (n,) losses, unscaled, each before its own step.
+    """
+    parameters, losses = list(method.trainable().values()), []
+    for i, (x, y, task_id) in enumerate(zip(*(field.split(1) for field in samples), strict=True)):
+        loss = F.cross_entropy(method.logits(x, task_id), y)
+        scaled = loss if scale is None else scale[i] * loss
+        gradients = torch.autograd.grad(scaled, parameters, materialize_grads=True)
+        with torch.no_grad():
+            torch._foreach_add_(parameters, gradients, alpha=-lr)
+        losses.append(loss.detach())
+    return torch.stack(losses)
+
+
+def weighted_loss(method, samples: Replayed, weights: Tensor | None = None) -> Tensor:
+    """Scalar Σ_i w_i CE(f(x_i), y_i); the mean without weights (n,)."""
+    logits = method.logits(samples.x, samples.task_id)
+    if weights is None:
+        return F.cross_entropy(logits, samples.y)
+    return (weights * F.cross_entropy(logits, samples.y, reduction="none")).sum()
+
+
+def gradient(method, parameters: list[Tensor], samples: Replayed, weights: Tensor | None = None) -> Tensor:
+    """(P,) gradient of `weighted_loss`; `.grad` stays as it is."""
+    loss = weighted_loss(method, samples, weights)
+    return flat(torch.autograd.grad(loss, parameters, materialize_grads=True))
+
+
+def gradients_by_part(method, parameters: dict[str, Tensor], samples: Replayed, counts: list[int]) -> Tensor:
+    """(T, P) gradients of the mean loss on each of the T parts, of `counts` samples, of the samples.
+
+    Parts of equal size are one batched pass, unless the network keeps statistics (batch norm).
+    """
+    if len(set(counts)) > 1 or any(True for _ in method.net.buffers()):
+        parts = zip(*(field.split(counts) for field in samples), strict=True)
+        return torch.stack([gradient(method, list(parameters.values()), Replayed(*part)) for part in parts])
+    network = _Logits(method)
+
+    def loss(values: dict[str, Tensor], x: Tensor, y: Tensor, task_id: Tensor) -> Tensor:
+        return F.cross_entropy(functional_call(network, values, (x, task_id)), y)
+
+    values = {f"net.{name}": p.detach() for name, p in parameters.items()}
+    parts = (field.unflatten(0, (len(counts), -1)) for field in samples)
+    found = vmap(grad(loss), in_dims=(None, 0, 0, 0))(values, *parts)
+    return torch.cat([found[name].flatten(1) for name in values], 1)
+
+
+class _Logits(nn.Module):
+    """A method's training logits as a module, for `functional_call`."""
+
+    def __init__(self, method):
+        super().__init__()
+        self.net, self.forward = method.net, method.logits
+
+
+def flat(tensors) -> Tensor:
+    """(P,) all tensors one after the other."""
+    return torch.cat([t.flatten() for t in tensors])
+
+
+def split(vector: Tensor, parameters: list[Tensor]) -> list[Tensor]:
+    """Views of (P,) in the shapes of the parameters: the inverse of `flat`."""
+    pieces = vector.split([p.numel() for p in parameters])
+    return [piece.view_as(p) for piece, p in zip(pieces, parameters, strict=True)]
+
+
+def set_gradients(parameters: list[Tensor], vector: Tensor) -> None:
+    """Overwrite `.grad` of the parameters with (P,)."""
+    torch._foreach_copy_([p.grad for p in parameters], split(vector, parameters))
+
+
+def snapshot(parameters: list[Tensor]) -> list[Tensor]:
+    """Copies of the parameters."""
+    return [p.detach().clone() for p in parameters]
+
+
+@torch.no_grad()
+def reptile(parameters: list[Tensor], start: list[Tensor], rate: float) -> None:
+    """θ ← θ_start + rate (θ − θ_start); exactly nothing for a rate of 1."""
+    torch._foreach_lerp_(parameters, start, 1 - rate)
