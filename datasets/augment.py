@@ -1,6 +1,7 @@
 """Augmentation: batched, per sample, on the device, on uint8; one call for stream and replay alike."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -28,14 +29,19 @@ class Augment:
 
     def normalise(self, raw: Tensor) -> Tensor:
         """(N, C, H, W) uint8 → float32 `(raw / 255 − mean) / std`, nothing random."""
-        std = torch.tensor(self.std, dtype=torch.float32).view(-1, 1, 1)
-        mean = torch.tensor(self.mean, dtype=torch.float32).view(-1, 1, 1)
-        scale, shift = 1 / (255 * std), -mean / std
+        scale, shift = self._affine
         x = raw.to(torch.float32)
         if len(self.mean) == 1:  # Python scalars spare a broadcast and a copy to the device
-            x = x.mul_(scale.item())
-            return x.add_(shift.item()) if self.mean[0] else x
+            x = x.mul_(float(scale))
+            return x.add_(float(shift)) if self.mean[0] else x
         return x.mul_(scale.to(raw.device)).add_(shift.to(raw.device))
+
+    @cached_property
+    def _affine(self) -> tuple[Tensor, Tensor]:
+        """(C, 1, 1) scale and shift that normalise a raw pixel."""
+        std = torch.tensor(self.std, dtype=torch.float32).view(-1, 1, 1)
+        mean = torch.tensor(self.mean, dtype=torch.float32).view(-1, 1, 1)
+        return 1 / (255 * std), -mean / std
 
 
 def random_windows(raw: Tensor, padding: int, flip: bool, generator: torch.Generator) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from models.method import Method
 from models.parts.replay import Replayed, ReplayOptions, draw, joined, store
-from models.parts.steps import weighted_loss
+from models.parts.steps import compiled_step, weighted_loss
 from utils.buffer import Buffer
 from utils.options import option
 
@@ -59,6 +59,15 @@ class ER(Method):
     def loss(self, batch):
         """Over stream and replayed samples together."""
         return weighted_loss(self, *self.examples(batch))
+
+    def observe(self, batch):
+        """The contract's step; alg4 and alg5, which take single samples, in compiled form where it fits."""
+        compiled = self.options.er_variant != "batch"
+        loss = compiled_step(self, *self.examples(batch)) if compiled else None
+        if loss is None:
+            return super().observe(batch)
+        self.after_step(batch)
+        return {"loss": loss}
 
     def after_step(self, batch):
         """Reservoir update, after training on the batch."""

@@ -22,7 +22,7 @@ from torch import Tensor
 from datasets.benchmark import Batch
 from models.method import Method
 from models.parts.replay import Replayed, ReplayOptions, store, take
-from models.parts.steps import reptile, sequential_sgd, snapshot
+from models.parts.steps import reptile_sgd
 from utils.buffer import Buffer
 from utils.errors import UserError
 from utils.options import OptionError, option
@@ -81,19 +81,17 @@ class MER(Method):
 
     def learn(self, current: Replayed) -> Tensor:
         """The paper's loop body for one example (each field (1, ...)); returns its first loss."""
-        o, parameters = self.options, list(self.trainable().values())
+        o = self.options
         lr = self.optimizer.param_groups[0]["lr"]
         within, across = (o.beta, o.gamma) if o.mer_variant == "alg1" else (o.gamma, 1.0)
         if o.mer_variant == "alg7" and self.age == 0:
             lr = 0.0
-        before, met = snapshot(parameters), []  # θ^A_0
-        for drawn in self.batches(current):
-            start, place = snapshot(parameters), self.place(len(drawn.y) + 1)  # θ^W_0
-            losses = sequential_sgd(self, inserted(current, drawn, place), lr, self.scale(drawn, place))
-            met.append(losses[place])
-            reptile(parameters, start, within)
-        reptile(parameters, before, across)
-        return met[0]
+        drawn = self.batches(current)
+        places = [self.place(len(batch.y) + 1) for batch in drawn]
+        batches = [inserted(current, batch, place) for batch, place in zip(drawn, places, strict=True)]
+        scales = [self.scale(batch, place) for batch, place in zip(drawn, places, strict=True)]
+        losses = reptile_sgd(self, batches, lr, within, across, scales)
+        return losses[places[0]]
 
     def batches(self, current: Replayed) -> list[Replayed]:
         """s batches of min(k, |M|) samples, in one draw: the memory stands still meanwhile."""

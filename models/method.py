@@ -56,7 +56,7 @@ class Method:
     stream: ClassVar[str] = "sequential"
 
     # Attributes that the trainer provides and that are not the method's state.
-    _PROVIDED = ("options", "setup", "device", "task", "epoch", "optimizer", "head_mask")
+    _PROVIDED = ("kernel", "options", "setup", "device", "task", "epoch", "optimizer", "head_mask")
 
     def __init__(self, net: Backbone, options: OptionSet, setup: Setup):
         self.net, self.options, self.setup, self.device = net, options, setup, setup.device

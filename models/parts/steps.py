@@ -8,7 +8,32 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from models.parts.kernel import MLPKernel
 from models.parts.replay import Replayed
+
+
+def kernel_of(method) -> MLPKernel | None:
+    """The compiled kernel for the method's network; None where it, or plain SGD, does not fit.
+
+    Chosen once per method. The kernel equals the autograd code below up to float32 rounding
+    (tests/reference/test_kernel.py) and is a hundred times faster on single samples.
+    """
+    if not hasattr(method, "kernel"):
+        train = method.setup.train
+        plain = train.optimizer == "sgd" and not train.optim_mom and not train.optim_wd
+        fits = plain and MLPKernel.fits(method.net, method.device)
+        method.kernel = MLPKernel(method.net) if fits else None
+    return method.kernel
+
+
+def compiled_step(method, samples: Replayed, weights: Tensor | None = None) -> Tensor | None:
+    """One SGD step on `weighted_loss`, which is returned, by the kernel; None where it does not fit."""
+    kernel = kernel_of(method)
+    if kernel is None:
+        return None
+    if weights is None:
+        weights = torch.full((len(samples.y),), 1 / len(samples.y))
+    return kernel.step(samples.x, samples.y, weights, method.optimizer.param_groups[0]["lr"])
 
 
 def sequential_sgd(method, samples: Replayed, lr: float, scale: Tensor | None = None) -> Tensor:
@@ -16,6 +41,9 @@ def sequential_sgd(method, samples: Replayed, lr: float, scale: Tensor | None = 
 
     scale: (n,), ones by default. Returns (n,) losses, unscaled, each before its own step.
     """
+    kernel = kernel_of(method)
+    if kernel is not None:
+        return kernel.sequence(samples.x, samples.y, lr, scale)
     parameters, losses = list(method.trainable().values()), []
     for i, (x, y, task_id) in enumerate(zip(*(field.split(1) for field in samples), strict=True)):
         loss = F.cross_entropy(method.logits(x, task_id), y)
@@ -25,6 +53,31 @@ def sequential_sgd(method, samples: Replayed, lr: float, scale: Tensor | None = 
             torch._foreach_add_(parameters, gradients, alpha=-lr)
         losses.append(loss.detach())
     return torch.stack(losses)
+
+
+def reptile_sgd(
+    method, batches: list[Replayed], lr: float, within: float, across: float, scales: list[Tensor | None]
+) -> Tensor:
+    """MER's inner loops: `sequential_sgd` through each batch, then Reptile, and Reptile over all of them.
+
+    θ ← θ^W + within (θ − θ^W) after each batch, θ^W being its start, and the same with `across` and the
+    start of all. batches: of equal size n. Returns the (n,) losses of the first.
+    """
+    kernel = kernel_of(method)
+    if kernel is not None:
+        x, y = (torch.cat(field) for field in list(zip(*batches, strict=True))[:2])
+        scale = None if scales[0] is None else torch.cat(scales)
+        losses = kernel.reptile(x, y, lr, len(batches), within, across, scale)
+        return losses[: len(batches[0].y)]
+    parameters, first = list(method.trainable().values()), None
+    before = snapshot(parameters)  # θ^A_0
+    for samples, scale in zip(batches, scales, strict=True):
+        start = snapshot(parameters)  # θ^W_0
+        losses = sequential_sgd(method, samples, lr, scale)
+        first = losses if first is None else first
+        reptile(parameters, start, within)
+    reptile(parameters, before, across)
+    return first
 
 
 def weighted_loss(method, samples: Replayed, weights: Tensor | None = None) -> Tensor:

@@ -108,7 +108,7 @@ def test_the_seed_matters(model):
 
 
 @pytest.mark.parametrize("model", [m for m in MODELS if OFF[m]])
-def test_turned_off_is_plain_sgd_bit_for_bit(model):
+def test_turned_off_is_plain_sgd_bit_for_bit(model, autograd):
     size = {"batch_size": OFF[model].get("batch_size", 4)}
     method, _ = train(*small_method(model, **OFF[model]))
     plain, _ = train(*small_method("sgd", **size))

@@ -143,7 +143,7 @@ def test_flags_of_another_variant_are_refused(flags):
 
 
 @pytest.mark.parametrize("k", [1, 8])
-def test_without_reptile_and_memory_it_is_online_sgd(k):
+def test_without_reptile_and_memory_it_is_online_sgd(autograd, k):
     off = {"beta": 1, "gamma": 1, "batches_per_example": 1, "buffer_size": 0, "minibatch_size": k}
     method, batches = prepared(**off)
     net = copy.deepcopy(method.net)
