@@ -107,5 +107,6 @@ todo() {
 if [ -n "${DRY_RUN:-}" ]; then
   todo | sed "s|^|$python main.py |"
 else
-  todo | xargs -P "${JOBS:-$(nproc)}" -I{} sh -c "$python main.py {} 2>/dev/null | tail -n 1"
+  mkdir -p "$output"
+  todo | xargs -P "${JOBS:-$(nproc)}" -I{} scripts/one_run.sh "$output" {}
 fi

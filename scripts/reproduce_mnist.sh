@@ -7,7 +7,6 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 data=${1:-$HOME/.cache/engram}
-python=$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)
 seeds=${SEEDS:-"0 1 2 3 4"}
 jobs=${JOBS:-2}
 
@@ -29,4 +28,6 @@ runs() {
   done
 }
 
-runs | xargs -P "$jobs" -I{} sh -c "$python main.py {} 2>/dev/null | tail -n 1"
+output=${OUTPUT_DIR:-runs/mnist}
+mkdir -p "$output"
+runs | xargs -P "$jobs" -I{} scripts/one_run.sh "$output" {}

@@ -45,6 +45,22 @@ def test_help_commands_print(command, capsys):
     assert stop.value.code == 0 and "usage:" in capsys.readouterr().out
 
 
+def test_the_method_in_the_readme_is_er():
+    """The listing, executed, trains to the same weights as models/er.py."""
+    from models.method import Setup
+    from tests.conftest import tiny_method
+    from tests.contract.test_methods import assert_same, train, weights
+
+    names: dict = {}
+    (listing,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    exec(compile(listing, "README.md", "exec"), names)
+    er, config = tiny_method("er", buffer_size=20)
+    fresh, _ = tiny_method("er", buffer_size=20)
+    setup = Setup(fresh.setup.benchmark, config.train, config.run.seed)
+    listed = names["Replay"](fresh.net, names["Options"](buffer_size=20), setup)
+    assert_same(weights(train(er, config)[0]), weights(train(listed, config)[0]))
+
+
 def test_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text()
     named = {c[1] for c in COMMANDS if c[0] == "make"} | set(re.findall(r"`make (\w+)`", TEXT))
