@@ -17,7 +17,7 @@ from torch import Tensor
 
 from models.method import Method
 from models.parts.replay import Replayed, ReplayOptions, draw, joined, store
-from models.parts.steps import compiled_step, weighted_loss
+from models.parts.steps import compiled_step, kernel_of, weighted_loss
 from utils.buffer import Buffer
 from utils.options import option
 
@@ -50,6 +50,8 @@ class ER(Method):
         self.draws = options.draws or ("distinct" if of_chaudhry else "replacement")
         rule = options.reservoir or ("uniform" if of_chaudhry else "original")
         self.buffer = Buffer(options.buffer_size, setup.generator("buffer"), self.device, rule)
+        if not of_chaudhry:
+            kernel_of(self)
 
     def examples(self, batch) -> tuple[Replayed, Tensor | None]:
         """Stream and replay, and their weights in the loss (None: the mean)."""

@@ -22,7 +22,7 @@ from torch import Tensor
 from datasets.benchmark import Batch
 from models.method import Method
 from models.parts.replay import Replayed, ReplayOptions, store, take
-from models.parts.steps import reptile_sgd
+from models.parts.steps import kernel_of, reptile_sgd
 from utils.buffer import Buffer
 from utils.errors import UserError
 from utils.options import OptionError, option
@@ -68,6 +68,7 @@ class MER(Method):
         self.buffer = Buffer(options.buffer_size, setup.generator("buffer"), self.device, options.reservoir)
         self.places = setup.generator("method")
         self.age = 0  # examples learned from
+        kernel_of(self)
 
     def observe(self, batch: Batch) -> dict[str, Tensor]:
         """Learn from each example in turn; the loss is the mean of those when an example is first met."""

@@ -6,11 +6,15 @@ It is `sgd` under the papers' name: --batch_size 1 makes it online (GEM's runs: 
 
 from models.method import Method
 from models.parts.replay import Replayed
-from models.parts.steps import compiled_step
+from models.parts.steps import compiled_step, kernel_of
 
 
 class Online(Method):
     """The contract's defaults; the step in compiled form where it fits."""
+
+    def __init__(self, net, options, setup):
+        super().__init__(net, options, setup)
+        kernel_of(self)
 
     def observe(self, batch):
         """One step of SGD on the batch."""

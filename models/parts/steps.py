@@ -15,7 +15,7 @@ from models.parts.replay import Replayed
 def kernel_of(method) -> MLPKernel | None:
     """The compiled kernel for the method's network; None where it, or plain SGD, does not fit.
 
-    Chosen once per method. The kernel equals the autograd code below up to float32 rounding
+    Chosen once per method, best when it is built. The kernel equals the autograd code below up to float32 rounding
     (tests/reference/test_kernel.py) and is a hundred times faster on single samples.
     """
     if not hasattr(method, "kernel"):
@@ -23,6 +23,10 @@ def kernel_of(method) -> MLPKernel | None:
         plain = train.optimizer == "sgd" and not train.optim_mom and not train.optim_wd
         fits = plain and MLPKernel.fits(method.net, method.device)
         method.kernel = MLPKernel(method.net) if fits else None
+        if fits:  # compile, or load what was compiled, now: it takes seconds that are not training
+            x, y = torch.empty(0, method.kernel.n_inputs), torch.empty(0, dtype=torch.long)
+            method.kernel.reptile(x, y, 0.0)
+            method.kernel.step(x, y, torch.empty(0), 0.0)
     return method.kernel
 
 
