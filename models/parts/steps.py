@@ -15,8 +15,8 @@ from models.parts.replay import Replayed
 def kernel_of(method) -> MLPKernel | None:
     """The compiled kernel for the method's network; None where it, or plain SGD, does not fit.
 
-    Chosen once per method, best when it is built. The kernel equals the autograd code below up to float32 rounding
-    (tests/reference/test_kernel.py) and is a hundred times faster on single samples.
+    Chosen once per method, best when it is built. The kernel equals the autograd code below up to
+    float32 rounding (tests/reference/test_kernel.py) and is a hundred times faster on single samples.
     """
     if not hasattr(method, "kernel"):
         train = method.setup.train
