@@ -16,10 +16,9 @@ from torch import Tensor
 
 from models.method import Method
 from models.parts.replay import Replayed, ReplayOptions
-from models.parts.ring import RingMemory
+from models.parts.ring import ring_for
 from models.parts.steps import flat, gradient, set_gradients
 from utils.buffer import distinct
-from utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -35,13 +34,7 @@ class AGEM(Method):
 
     def __init__(self, net, options, setup):
         super().__init__(net, options, setup)
-        n_tasks = len(setup.benchmark.tasks)
-        if 0 < options.buffer_size < n_tasks:
-            raise UserError(
-                f"--buffer_size {options.buffer_size}: A-GEM keeps a memory per task and there are {n_tasks} "
-                f"tasks; give at least {n_tasks}, or 0 for no memory"
-            )
-        self.buffer = RingMemory(n_tasks, options.buffer_size // n_tasks, self.device)
+        self.buffer = ring_for("A-GEM", options.buffer_size, setup)
         self.draws = setup.generator("buffer")
 
     def edit_gradients(self, batch):

@@ -19,9 +19,8 @@ import torch
 from models.method import Method
 from models.parts.projection import project
 from models.parts.replay import Replayed
-from models.parts.ring import RingMemory
+from models.parts.ring import ring_for
 from models.parts.steps import flat, gradients_by_part, set_gradients
-from utils.errors import UserError
 from utils.options import OptionSet, option
 
 EPS = 1e-3
@@ -43,13 +42,7 @@ class GEM(Method):
 
     def __init__(self, net, options, setup):
         super().__init__(net, options, setup)
-        n_tasks = len(setup.benchmark.tasks)
-        if 0 < options.buffer_size < n_tasks:
-            raise UserError(
-                f"--buffer_size {options.buffer_size}: GEM keeps a memory per task and there are {n_tasks} "
-                f"tasks; give at least {n_tasks}, or 0 for no memory"
-            )
-        self.buffer = RingMemory(n_tasks, options.buffer_size // n_tasks, self.device)
+        self.buffer = ring_for("GEM", options.buffer_size, setup)
 
     def edit_gradients(self, batch):
         """Project the batch's gradient if it violates a past task's constraint."""

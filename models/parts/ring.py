@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from utils.errors import UserError
+
 
 class RingMemory:
     """`per_task` places for each of `n_tasks` tasks; a full part forgets its oldest samples first.
@@ -57,3 +59,14 @@ class RingMemory:
         """Continue exactly where `state` was taken."""
         self.n_seen = list(state["n_seen"])
         self.fields = {name: values.to(self.device) for name, values in state["fields"].items()}
+
+
+def ring_for(method: str, buffer_size: int, setup) -> RingMemory:
+    """A memory of `buffer_size` samples in total, shared equally by the benchmark's tasks."""
+    n_tasks = len(setup.benchmark.tasks)
+    if 0 < buffer_size < n_tasks:
+        raise UserError(
+            f"--buffer_size {buffer_size}: {method} keeps a memory per task and there are {n_tasks} tasks; "
+            f"give at least {n_tasks}, or 0 for no memory"
+        )
+    return RingMemory(n_tasks, buffer_size // n_tasks, setup.device)
