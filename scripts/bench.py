@@ -122,9 +122,9 @@ def trainer_mlp() -> str:
 def trainer_resnet() -> str:
     """ResNet-18 on CIFAR-sized images at batch 32, all cores; ours also crops and flips."""
     torch.set_num_threads(os.cpu_count())
-    source = random_source(384, 64, (3, 32, 32))
+    source = random_source(1024, 64, (3, 32, 32))
     flags = {"backbone": "resnet18", "batch_size": 32}
-    return compare_trainer("ResNet-18, 32x32, batch 32", flags, source, CIFAR, rounds=5)
+    return compare_trainer("ResNet-18, 32x32, batch 32", flags, source, CIFAR, rounds=3)
 
 
 def data_path() -> str:
