@@ -57,12 +57,11 @@ def rows(found: dict, benchmark: str) -> list[list[str]]:
             f"{mine} ({'–' if theirs is None else theirs})"
             for mine, theirs in zip(cells(runs), published, strict=True)
         ]
-        speed = np.median([run["images_per_second"] for run in runs])
-        lines.append([key[0], str(key[1] or "–"), *ours, f"{speed:,.0f}", str(len(runs))])
+        lines.append([key[0], str(key[1] or "–"), *ours, str(len(runs))])
     return lines
 
 
-HEAD = ["method", "memories", "RA (published)", "LA (published)", "BTI (published)", "examples/s", "seeds"]
+HEAD = ["method", "memories", "RA (published)", "LA (published)", "BTI (published)", "seeds"]
 
 
 def markdown(documents: list[dict]) -> str:
