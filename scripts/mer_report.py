@@ -87,6 +87,7 @@ def plot(documents: list[dict], path: Path) -> None:
     """Retained accuracy, the mean over the tasks seen, after each task; one panel per benchmark."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     found = collect(documents)
     shown = [b for b in BENCHMARKS if b in found]
@@ -98,7 +99,12 @@ def plot(documents: list[dict], path: Path) -> None:
                 R = np.mean([np.array(run["class_il"]["R"], dtype=float) for run in runs], axis=0)
                 retained = [100 * R[i, : i + 1].mean() for i in range(len(R))]
                 axes.plot(retained, label=f"{key[0]}")
-        axes.set(title=BENCHMARKS[benchmark], xlabel="after task", ylabel="mean accuracy on tasks seen (%)")
+        axes.set(
+            title=f"{BENCHMARKS[benchmark]}, 5,120 memories",
+            xlabel="after task",
+            ylabel="mean accuracy on tasks seen (%)",
+        )
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     figure.savefig(path, dpi=100)
