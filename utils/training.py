@@ -13,7 +13,7 @@ import torch
 from utils import checkpoint
 from utils.checkpoint import CheckpointError
 from utils.config import OPERATIONAL, Config
-from utils.evaluation import accuracies
+from utils.evaluation import accuracies, memory_counts
 from utils.interrupt import Interrupt, InterruptedRunError
 from utils.progress import DivergedError, LossLog, Progress
 from utils.results import Results
@@ -130,6 +130,7 @@ class Trainer:
     def _finish(self, task: Any) -> None:
         """Evaluate after the task, save, report."""
         self._evaluate_row(task)
+        self.results.add_memory(task.id, memory_counts(self.method))
         self.position = Position(self.position.task + 1, 0, 0, self.position.total)
         self.save()
         self.on_task(task.id)
