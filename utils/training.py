@@ -39,7 +39,8 @@ class Trainer:
     ):
         self.config, self.method, self.folder, self.on_task = config, method, folder, on_task
         self.benchmark = method.setup.benchmark
-        self.tasks = self.benchmark.joint() if method.stream == "joint" else self.benchmark.tasks
+        streams = {"joint": self.benchmark.joint, "cumulative": self.benchmark.cumulative}
+        self.tasks = streams[method.stream]() if method.stream in streams else self.benchmark.tasks
         self.results = Results(len(self.benchmark.tasks), self.benchmark.scenario)
         self.position = Position()
         self.losses = LossLog(self.benchmark.device)
