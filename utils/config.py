@@ -42,11 +42,20 @@ class StreamOptions(OptionSet):
 
     n_tasks: int = option(5, "number of tasks", ge=1)
     permute_classes: bool = option(False, "class order permuted by the seed, as in the memorization paper")
+    class_order: tuple[int, ...] = option(
+        (), "classes in the stream's order, e.g. 1,2,3,4,5,6,7,8,9,0 (instead of --permute_classes)", ge=0
+    )
     validation: float = option(
         0.0, "hold out this %% of each class's training data and evaluate on it; the test set is not read",
         ge=0, lt=100,
     )  # fmt: skip
     multi_head: bool = option(False, "one head per task: true task-incremental training")
+    pixel_mean: tuple[float, ...] = option(
+        (), "mean that is subtracted from pixels in [0, 1], one or one a channel (default: the benchmark's)"
+    )
+    pixel_std: tuple[float, ...] = option(
+        (), "deviation that they are then divided by (default: the benchmark's)", gt=0
+    )
 
 
 @dataclass(frozen=True)
