@@ -101,6 +101,9 @@ class LogOptions(OptionSet):
     checkpoint_every: float = option(
         10.0, "minutes between checkpoints inside a task; 0: after every step", ge=0
     )
+    stop_after: int = option(
+        0, "stop when so many tasks are learned, to go on with --resume; 0: run to the end", ge=0
+    )
     savecheck: str | None = option(
         None, "keep network weights: last (at the end) or task (after every task)", choices=("last", "task")
     )
@@ -121,7 +124,8 @@ PLUGINS = {
 }
 # These say where and how a run is executed, not what it computes: a resumed run may change them.
 OPERATIONAL = {
-    "device", "num_threads", "data_dir", "output_dir", "tracking_uri", "disable_log", "checkpoint_every"
+    "device", "num_threads", "data_dir", "output_dir", "tracking_uri", "disable_log", "checkpoint_every",
+    "stop_after",
 }  # fmt: skip
 
 

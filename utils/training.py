@@ -14,7 +14,7 @@ from utils import checkpoint
 from utils.checkpoint import CheckpointError
 from utils.config import OPERATIONAL, Config
 from utils.evaluation import accuracies
-from utils.interrupt import Interrupt, InterruptedRunError
+from utils.interrupt import Interrupt, InterruptedRunError, StoppedRunError
 from utils.progress import DivergedError, LossLog, Progress
 from utils.results import Results
 
@@ -135,6 +135,9 @@ class Trainer:
         self.on_task(task.id)
         if self.interrupt.requested:
             raise InterruptedRunError(self.interrupt.requested)
+        # only right after that task: a run that is resumed there goes on
+        if self.position.task == self.config.log.stop_after < len(self.tasks):
+            raise StoppedRunError(self.position.task)
 
     # --- measuring -------------------------------------------------------------------------------
 
