@@ -28,9 +28,14 @@ class Augment:
 
     def __call__(self, raw: Tensor, generator: torch.Generator) -> Tensor:
         """(N, C, H, W) uint8 → (N, C, H, W) float32, augmented and normalised."""
-        if self.crop_padding or self.flip:
+        if self.draws:
             raw = random_windows(raw, self.crop_padding, self.flip, generator)
         return self.normalise(raw)
+
+    @property
+    def draws(self) -> bool:
+        """Whether anything is random: without, an image is the same in every epoch."""
+        return bool(self.crop_padding or self.flip)
 
     def normalise(self, raw: Tensor) -> Tensor:
         """(N, C, H, W) uint8 → float32 `(raw / 255 − mean) / std`, nothing random."""

@@ -63,6 +63,9 @@ class TrainOptions(OptionSet):
     """The optimizer and its schedule; a new optimizer is made for every task."""
 
     n_epochs: int = option(1, "passes over each task's data", ge=1)
+    n_iters: int = option(
+        0, "steps on each task, in as many passes as that takes, instead of --n_epochs; 0: off", ge=0
+    )
     batch_size: int = option(10, "samples of the stream per step", ge=1)
     lr: float = option(0.1, "learning rate", gt=0)
     optimizer: str = option("sgd", "sgd, adam or adamw", choices=("sgd", "adam", "adamw"))
