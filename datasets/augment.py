@@ -1,10 +1,15 @@
 """Augmentation: batched, per sample, on the device, on uint8; one call for stream and replay alike."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from utils.errors import UserError
+
+# What torchvision's pre-trained networks expect.
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 @dataclass(frozen=True)
@@ -23,9 +28,14 @@ class Augment:
 
     def __call__(self, raw: Tensor, generator: torch.Generator) -> Tensor:
         """(N, C, H, W) uint8 → (N, C, H, W) float32, augmented and normalised."""
-        if self.crop_padding or self.flip:
+        if self.draws:
             raw = random_windows(raw, self.crop_padding, self.flip, generator)
         return self.normalise(raw)
+
+    @property
+    def draws(self) -> bool:
+        """Whether anything is random: without, an image is the same in every epoch."""
+        return bool(self.crop_padding or self.flip)
 
     def normalise(self, raw: Tensor) -> Tensor:
         """(N, C, H, W) uint8 → float32 `(raw / 255 − mean) / std`, nothing random."""
@@ -42,6 +52,24 @@ class Augment:
         std = torch.tensor(self.std, dtype=torch.float32).view(-1, 1, 1)
         mean = torch.tensor(self.mean, dtype=torch.float32).view(-1, 1, 1)
         return 1 / (255 * std), -mean / std
+
+
+def normalised_as_asked(augment: Augment, config, n_channels: int) -> Augment:
+    """With the mean and deviation of --pixel_mean and --pixel_std, or ImageNet's for pre-trained weights."""
+    pretrained = getattr(config.architecture, "pretrained", False)
+    expected = IMAGENET if pretrained else (augment.mean, augment.std)
+    asked = {"mean": config.stream.pixel_mean, "std": config.stream.pixel_std}
+    if not pretrained and not any(asked.values()):
+        return augment
+    values = {name: asked[name] or own for name, own in zip(asked, expected, strict=True)}
+    for name, value in values.items():
+        if len(value) not in (1, n_channels):
+            given = ",".join(map(str, value))
+            raise UserError(
+                f"--pixel_{name} {given}: give one number, or one a channel ({n_channels} in all)"
+            )
+        values[name] = value * (n_channels // len(value))
+    return replace(augment, **values)
 
 
 def random_windows(raw: Tensor, padding: int, flip: bool, generator: torch.Generator) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from datasets import scenarios
-from datasets.augment import Augment
+from datasets.augment import Augment, normalised_as_asked
 from datasets.sources import Source
 from utils import seeding
 from utils.device import one_thread
@@ -215,11 +215,18 @@ def class_incremental(
     share, and `--permute_classes` permutes the groups.
     """
     stream, seed = config.stream, config.run.seed
+    augment = normalised_as_asked(augment, config, source.train_x.shape[1])
     if groups:
+        scenarios.refuse_order(stream.class_order, name, "whose tasks are groups of classes")
         order = scenarios.group_order(groups, seed, stream.permute_classes)
         split = scenarios.split_groups([groups[c] for c in order], stream.n_tasks)
     else:
-        order = scenarios.class_order(len(source.classes), seed, stream.permute_classes)
+        n_classes = len(source.classes)
+        order = (
+            scenarios.chosen_order(stream.class_order, n_classes)
+            if stream.class_order
+            else scenarios.class_order(n_classes, seed, stream.permute_classes)
+        )
         split = scenarios.split_classes(len(order), stream.n_tasks)
     source, kept = with_validation(source, stream.validation, seed)
     train_y, test_y = (scenarios.relabel(y.numpy(), order) for y in source.labels)
@@ -249,6 +256,8 @@ def domain_incremental(
     own random choice (0: all).
     """
     stream, seed = config.stream, config.run.seed
+    augment = normalised_as_asked(augment, config, source.train_x.shape[1])
+    scenarios.refuse_order(stream.class_order, name, "whose tasks have all classes")
     order = scenarios.class_order(len(source.classes), seed, permute=False)
     source, kept = with_validation(source, stream.validation, seed)
     test, classes = torch.arange(len(source.test_y)), tuple(range(len(source.classes)))

@@ -17,6 +17,22 @@ def class_order(n_classes: int, seed: int, permute: bool) -> np.ndarray:
     return np.random.RandomState(seed).permutation(n_classes) if permute else np.arange(n_classes)
 
 
+def chosen_order(order: tuple[int, ...], n_classes: int) -> np.ndarray:
+    """Class order that the user wrote down, shape (n_classes,)."""
+    if sorted(order) != list(range(n_classes)):
+        given = ",".join(map(str, order))
+        raise UserError(
+            f"--class_order {given}: name each of the {n_classes} classes, 0 to {n_classes - 1}, once"
+        )
+    return np.array(order)
+
+
+def refuse_order(order: tuple[int, ...], name: str, reason: str) -> None:
+    """Say that a benchmark's classes cannot be put into an order of one's own."""
+    if order:
+        raise UserError(f"--class_order: not for {name}, {reason}; leave the flag out")
+
+
 def relabel(y: np.ndarray, order: np.ndarray) -> np.ndarray:
     """Labels as positions in the class order, (N,): task t then owns consecutive labels."""
     position = np.empty(len(order), dtype=np.int64)

@@ -112,10 +112,10 @@ class Method:
 
     def logits(self, x: Tensor, task_id: Tensor) -> Tensor:
         """(N, C) training logits; with per-task heads other tasks' classes are −inf."""
-        return self.own_classes(self.net(x, task_id), task_id)
+        return self.own_logits(self.net(x, task_id), task_id)
 
-    def own_classes(self, logits: Tensor, task_id: Tensor) -> Tensor:
-        """(N, C) the network's outputs; with per-task heads other tasks' classes become −inf."""
+    def own_logits(self, logits: Tensor, task_id: Tensor) -> Tensor:
+        """(N, C) logits with those of other tasks' heads −inf."""
         if self.head_mask is None:
             return logits
         return logits.masked_fill(~self.head_mask[task_id], -torch.inf)

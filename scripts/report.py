@@ -91,8 +91,8 @@ def table(documents: list[dict]) -> str:
     for _, settings in sorted(by_benchmark.items(), reverse=True):
         config = next(iter(settings.values()))[0]["config"]
         lines = [
-            "**{dataset}**: {n_tasks} tasks, {backbone}, {n_epochs} epoch(s), batch {batch_size}, "
-            "learning rate {lr}".format(**config),
+            "**{dataset}**: {n_tasks} tasks, {backbone}, {length}, batch {batch_size}, "
+            "learning rate {lr}".format(**config, length=length(config)),
             "",
             "| method | class-IL accuracy | task- or domain-IL accuracy | forgetting | seeds |",
             "| --- | --- | --- | --- | --- |",
@@ -101,6 +101,12 @@ def table(documents: list[dict]) -> str:
             lines.append("| " + " | ".join([name, *row(members)]) + " |")
         parts.append("\n".join(lines))
     return "\n\n".join([*parts, footer(documents)])
+
+
+def length(config: dict) -> str:
+    """How long a task was trained on."""
+    steps = config.get("n_iters")
+    return f"{steps} steps per task" if steps else "{n_epochs} epoch(s)".format(**config)
 
 
 def footer(documents: list[dict]) -> str:

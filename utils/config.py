@@ -42,11 +42,20 @@ class StreamOptions(OptionSet):
 
     n_tasks: int = option(5, "number of tasks", ge=1)
     permute_classes: bool = option(False, "class order permuted by the seed, as in the memorization paper")
+    class_order: tuple[int, ...] = option(
+        (), "classes in the stream's order, e.g. 1,2,3,4,5,6,7,8,9,0 (instead of --permute_classes)", ge=0
+    )
     validation: float = option(
         0.0, "hold out this %% of each class's training data and evaluate on it; the test set is not read",
         ge=0, lt=100,
     )  # fmt: skip
     multi_head: bool = option(False, "one head per task: true task-incremental training")
+    pixel_mean: tuple[float, ...] = option(
+        (), "mean that is subtracted from pixels in [0, 1], one or one a channel (default: the benchmark's)"
+    )
+    pixel_std: tuple[float, ...] = option(
+        (), "deviation that they are then divided by (default: the benchmark's)", gt=0
+    )
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,9 @@ class TrainOptions(OptionSet):
     """The optimizer and its schedule; a new optimizer is made for every task."""
 
     n_epochs: int = option(1, "passes over each task's data", ge=1)
+    n_iters: int = option(
+        0, "steps on each task, in as many passes as that takes, instead of --n_epochs; 0: off", ge=0
+    )
     batch_size: int = option(10, "samples of the stream per step", ge=1)
     lr: float = option(0.1, "learning rate", gt=0)
     optimizer: str = option("sgd", "sgd, adam or adamw", choices=("sgd", "adam", "adamw"))
@@ -92,6 +104,9 @@ class LogOptions(OptionSet):
     checkpoint_every: float = option(
         10.0, "minutes between checkpoints inside a task; 0: after every step", ge=0
     )
+    stop_after: int = option(
+        0, "stop when so many tasks are learned, to go on with --resume; 0: run to the end", ge=0
+    )
     savecheck: str | None = option(
         None, "keep network weights: last (at the end) or task (after every task)", choices=("last", "task")
     )
@@ -112,7 +127,8 @@ PLUGINS = {
 }
 # These say where and how a run is executed, not what it computes: a resumed run may change them.
 OPERATIONAL = {
-    "device", "num_threads", "data_dir", "output_dir", "tracking_uri", "disable_log", "checkpoint_every"
+    "device", "num_threads", "data_dir", "output_dir", "tracking_uri", "disable_log", "checkpoint_every",
+    "stop_after",
 }  # fmt: skip
 
 

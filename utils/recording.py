@@ -102,8 +102,8 @@ class Recorder:
 
     def interrupted(self, stop: InterruptedRunError) -> None:
         """Say how to go on."""
-        self.status = "interrupted"
-        self._write("interrupted")
+        self.status = stop.status
+        self._write(stop.status)
         self.folder.say(
             f"{stop}: checkpoint saved; continue with\n  python main.py --resume {self.folder.path}", True
         )

@@ -37,6 +37,13 @@ OFF = {
     "full_buffer": None,  # keeps everything
     "gss": {"buffer_size": 0},
     "mir": {"buffer_size": 0},
+    "ebll": {"lwf_lambda": 0, "ebll_alpha": 0},
+    "imm_mean": {"imm_lambda": 0},
+    "imm_mode": {"imm_lambda": 0},
+    "lwf": {"lwf_lambda": 0},
+    "lwf_mc": None,  # another loss: a sigmoid per class
+    "rwalk": {"rwalk_lambda": 0},
+    "si": {"si_c": 0},
     "mer": {"buffer_size": 0, "beta": 1, "gamma": 1, "batches_per_example": 1, "batch_size": 1},
 }
 # Where the defaults would make these tests slow.

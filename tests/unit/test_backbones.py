@@ -64,13 +64,8 @@ def test_mer_network_and_its_xavier_initialisation():
 @pytest.mark.parametrize("name", list(registry.names("backbones")))
 @pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 64, 64)])
 def test_interface(name, shape):
-    flags = (
-        {"hidden_sizes": (16,)}
-        if name == "mlp"
-        else {"channels": (4, 8)}
-        if name == "cnn"
-        else {"width": 0.1}
-    )
+    own = {"mlp": {"hidden_sizes": (16,)}, "cnn": {"channels": (4, 8)}, "alexnet": {"width": 0.03}}
+    flags = own.get(name, {"width": 0.1})
     net = network(name, shape=shape, **flags)
     x = torch.rand(3, *shape)
     assert net.features(x).shape == (3, net.feature_dim) and net(x).shape == (3, 10)
