@@ -44,9 +44,6 @@ def memory(address, n, dtype):
     return carray(_pointer(address), n, dtype)
 
 
-# --- vectors ------------------------------------------------------------------------------------------
-
-
 @compiled
 def copy(there, here):
     """there ← here; a loop, which becomes vector code where an array assignment does not."""
@@ -59,15 +56,6 @@ def add(there, here, factor):
     """there += factor · here."""
     for i in range(len(there)):
         there[i] += factor * here[i]
-
-
-@compiled
-def dot(a, b):
-    """Inner product."""
-    total = np.float32(0)
-    for i in range(len(a)):
-        total += a[i] * b[i]
-    return total
 
 
 @compiled
@@ -101,19 +89,6 @@ def add_rows(z, rows, where, values):
 
 
 @compiled
-def gather_pixels(pixels, lookup, where, values):
-    """The same for what a table makes of raw pixels."""
-    n = 0
-    for j in range(len(pixels)):
-        where[n], values[n] = j, lookup[pixels[j]]
-        n += lookup[pixels[j]] != 0
-    return n
-
-
-# --- one sample ---------------------------------------------------------------------------------------
-
-
-@compiled
 def forward(vector, sizes, x, i, where, values, counts, acts):
     """Logits of the i-th sample; fills its lists. `acts` is (sizes[1:].sum(),) to work in."""
     at, pos, unit = 0, 0, 0
@@ -123,7 +98,9 @@ def forward(vector, sizes, x, i, where, values, counts, acts):
         if layer:
             n = gather(acts[unit - n_in : unit], where[pos:], values[pos:])
         elif len(lookup):
-            n = gather_pixels(pixels[i], lookup, where, values)
+            for j in range(n_in):
+                values[j] = lookup[pixels[i, j]]
+            n = gather(values[:n_in], where, values)  # in place: what is read lies ahead of what is written
         else:
             n = gather(floats[i], where, values)
         counts[layer] = n
@@ -163,7 +140,10 @@ def hidden_errors(vector, sizes, where, counts, deltas, n, i):
         below[:] = 0
         W = vector[at : at + n_in * n_out].reshape(n_in, n_out)
         for k in where[pos : pos + counts[layer]]:
-            below[k] = dot(W[k], error)
+            total = np.float32(0)
+            for o in range(n_out):
+                total += W[k, o] * error[o]
+            below[k] = total
 
 
 @compiled
@@ -189,9 +169,6 @@ def train(vector, sizes, x, y, factors, start, stop, losses, work):
         losses[i] = output_error(logits, y[i], deltas[top:])
         hidden_errors(vector, sizes, where, counts, deltas, 1, 0)
         descend(vector, sizes, where, values, counts, deltas, factors[i])
-
-
-# --- a batch ------------------------------------------------------------------------------------------
 
 
 @compiled
@@ -252,20 +229,13 @@ def transpose(vector, sizes, out):
     at = 0
     for layer in range(len(sizes) - 1):
         n_in, n_out = sizes[layer], sizes[layer + 1]
-        size, done = n_in * n_out, n_out // 4 * 4
+        size = n_in * n_out
         W, T = vector[at : at + size].reshape(n_in, n_out), out[at : at + size].reshape(n_out, n_in)
-        for o in range(0, done, 4):  # four at once: a quarter of the passes over W
-            a, b, c, d = T[o], T[o + 1], T[o + 2], T[o + 3]
-            for k in range(n_in):
-                a[k], b[k], c[k], d[k] = W[k, o], W[k, o + 1], W[k, o + 2], W[k, o + 3]
-        for o in range(done, n_out):
+        for o in range(n_out):
             for k in range(n_in):
                 T[o, k] = W[k, o]
         copy(out[at + size : at + size + n_out], vector[at + size : at + size + n_out])
         at += size + n_out
-
-
-# --- what the kernel calls ----------------------------------------------------------------------------
 
 
 @compiled
