@@ -25,7 +25,8 @@ def rows(text: str) -> list[list[str]]:
 def test_domain_tables_stand_beside_the_papers_numbers_by_buffer_size():
     documents = [
         run("derpp", 0.9241, buffer_size=500), run("er", 0.89, buffer_size=500),
-        run("er", 0.91, 1, buffer_size=500), run("er", 0.85, buffer_size=200), run("gss", 0.8, buffer_size=200), run("sgd", 0.67),
+        run("er", 0.91, 1, buffer_size=500), run("er", 0.85, buffer_size=200),
+        run("gss", 0.8, buffer_size=200), run("sgd", 0.67),
     ]  # fmt: skip
     head, _, *found = rows(rehearsal_report.tables(documents))
     assert head[:4] == ["method", "buffer", "accuracy", "published"]
