@@ -55,9 +55,9 @@ def reg_params(run: Run) -> dict | None:
     quadratic = getattr(run.method, "quadratic", None)
     if not quadratic:
         return None
-    flag = next(iter(STRENGTH[run.name]))
+    strength = [getattr(run.method.options, flag) for flag in STRENGTH.get(run.name, {})]
     named = {n: {"omega": w, "init_val": quadratic.anchor[n]} for n, w in quadratic.importance.items()}
-    return {"lambda": getattr(run.method.options, flag)} | named
+    return {"lambda": strength[0], **named} if strength else named
 
 
 def accuracies(run: Run) -> tuple[list[float], list[float]]:
