@@ -170,5 +170,7 @@ def assemble(train: list, test: list, n_classes: int, config, device) -> Benchma
         for i in range(len(train))
     ]
     order = scenarios.class_order(n_classes, seed, permute=False)
-    scenario = "task-il" if config.stream.multi_head else "domain-il"
+    scenario = config.stream.scenario or ("task-il" if config.stream.multi_head else "domain-il")
+    if scenario == "class-il":
+        tasks = scenarios.with_own_outputs(tasks)
     return Benchmark("gem-file", scenario, source, tasks, Augment(), order, seed, device)
