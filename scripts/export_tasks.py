@@ -82,7 +82,7 @@ def export(run: Run, folder: Path) -> None:
     for task, weights, after, at_end in zip(benchmark.tasks, heads, *accuracies(run), strict=False):
         place = folder / f"Task_{task.id + 1}"
         checkpoint.write(weights, place / "head.pth")
-        names = "\n".join(benchmark.class_names[c] for c in task.classes)
+        names = "\n".join(benchmark.class_names[c - task.label_shift] for c in task.classes)
         texts = {
             "classes": str(len(task.classes)), "class_names": names, "performance": json.dumps(after),
             "performance_at_end": json.dumps(at_end),
