@@ -58,7 +58,8 @@ class Task:
 
     id: position in the stream. classes: labels that occur. parts: the tasks whose training data this
     one presents (its own; a joint run presents all). train_index, test_index: positions in the
-    source. transform: raw uint8 images → the task's uint8 images (permuted, rotated).
+    source. transform: raw uint8 images → the task's uint8 images (permuted, rotated). label_shift: what
+    is added to the source's labels.
     """
 
     id: int
@@ -67,6 +68,7 @@ class Task:
     train_index: Tensor
     test_index: Tensor
     transform: Callable[[Tensor], Tensor] = identity
+    label_shift: int = 0
 
 
 class Benchmark:
@@ -95,7 +97,8 @@ class Benchmark:
         self.n_classes, self.n_train = 1 + max(c for task in tasks for c in task.classes), len(source.train_y)
         self.input_shape = tuple(source.train_x.shape[1:])
         labels = [torch.from_numpy(scenarios.relabel(y.numpy(), class_order)) for y in source.labels]
-        self.class_order = class_order[: self.n_classes]  # classes that no task has come last
+        n_sources = 1 + max(task.classes[-1] - task.label_shift for task in tasks)
+        self.class_order = class_order[:n_sources]  # classes that no task has come last
         self.class_names = [source.classes[c] for c in self.class_order]
         self._train_x, self._test_x = (x.to(self.device) for x in (source.train_x, source.test_x))
         self._train_y, self._test_y = (y.to(self.device) for y in labels)
@@ -158,9 +161,8 @@ class Benchmark:
             "test": (self._test_x, self._test_y, task.test_index),
         }[split]
         rows = index[part].to(self.device)
-        return Samples(
-            task.transform(images.index_select(0, rows)), labels[rows], torch.full_like(rows, task.id), rows
-        )
+        x, y = task.transform(images.index_select(0, rows)), labels[rows] + task.label_shift
+        return Samples(x, y, torch.full_like(rows, task.id), rows)
 
     def n_steps(self, task: Task, batch_size: int) -> int:
         """Steps per epoch, the last one possibly smaller."""
@@ -235,7 +237,9 @@ def class_incremental(
         train = np.intersect1d(scenarios.positions_of(train_y, classes), kept, assume_unique=True)
         test = scenarios.positions_of(test_y, classes)
         tasks.append(Task(i, classes, (i,), torch.from_numpy(train), torch.from_numpy(test)))
-    scenario = "task-il" if stream.multi_head else "class-il"
+    scenario = stream.scenario or ("task-il" if stream.multi_head else "class-il")
+    if scenario == "domain-il":
+        tasks = scenarios.with_same_outputs(tasks)
     return Benchmark(name, scenario, source, tasks, augment, order, seed, device)
 
 
@@ -265,7 +269,9 @@ def domain_incremental(
     for i, change in enumerate(changes):
         train = torch.from_numpy(scenarios.subset(kept, samples_per_task, seed, i))
         tasks.append(Task(i, classes, (i,), train, test, change))
-    scenario = "task-il" if stream.multi_head else "domain-il"
+    scenario = stream.scenario or ("task-il" if stream.multi_head else "domain-il")
+    if scenario == "class-il":
+        tasks = scenarios.with_own_outputs(tasks)
     return Benchmark(name, scenario, source, tasks, augment, order, seed, device, drawn)
 
 

@@ -171,6 +171,8 @@ def assemble(train: list, test: list, n_classes: int, config, device) -> Benchma
     ]
     scenarios.refuse_order(config.stream.class_order, "gem-file", "whose tasks are as the file has them")
     order = scenarios.class_order(n_classes, seed, permute=False)
-    scenario = "task-il" if config.stream.multi_head else "domain-il"
+    scenario = config.stream.scenario or ("task-il" if config.stream.multi_head else "domain-il")
+    if scenario == "class-il":
+        tasks = scenarios.with_own_outputs(tasks)
     augment = normalised_as_asked(Augment(), config, source.train_x.shape[1])
     return Benchmark("gem-file", scenario, source, tasks, augment, order, seed, device)

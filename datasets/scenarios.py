@@ -1,5 +1,7 @@
 """Scenarios: pure index splitting. Arrays in, arrays out; no images, no devices, no global state."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from sklearn.model_selection import train_test_split
@@ -45,6 +47,25 @@ def split_classes(n_classes: int, n_tasks: int) -> list[tuple[int, ...]]:
     if not 1 <= n_tasks <= n_classes:
         raise UserError(f"--n_tasks {n_tasks}: {n_classes} classes can be split into 1 to {n_classes} tasks")
     return [tuple(int(c) for c in part) for part in np.array_split(np.arange(n_classes), n_tasks)]
+
+
+def with_same_outputs(tasks: list) -> list:
+    """Tasks of different classes as domains of one problem: each one's first class is output 0, and so on."""
+    sizes = {len(task.classes) for task in tasks}
+    if len(sizes) > 1:
+        raise UserError(
+            f"--scenario domain-il: all tasks need equally many classes; with --n_tasks {len(tasks)} "
+            f"they have {min(sizes)} to {max(sizes)}"
+        )
+    same = tuple(range(sizes.pop()))
+    return [replace(task, classes=same, label_shift=-task.classes[0]) for task in tasks]
+
+
+def with_own_outputs(tasks: list) -> list:
+    """Tasks that share their classes with outputs of their own: task t's class c is output t · C + c."""
+    n = len(tasks[0].classes)
+    shifted = (tuple(task.id * n + c for c in task.classes) for task in tasks)
+    return [replace(task, classes=own, label_shift=own[0]) for task, own in zip(tasks, shifted, strict=True)]
 
 
 def group_order(groups: list[str], seed: int, permute: bool) -> np.ndarray:

@@ -55,9 +55,9 @@ def reg_params(run: Run) -> dict | None:
     quadratic = getattr(run.method, "quadratic", None)
     if not quadratic:
         return None
-    flag = next(iter(STRENGTH[run.name]))
+    strength = [getattr(run.method.options, flag) for flag in STRENGTH.get(run.name, {})]
     named = {n: {"omega": w, "init_val": quadratic.anchor[n]} for n, w in quadratic.importance.items()}
-    return {"lambda": getattr(run.method.options, flag)} | named
+    return {"lambda": strength[0], **named} if strength else named
 
 
 def accuracies(run: Run) -> tuple[list[float], list[float]]:
@@ -82,7 +82,7 @@ def export(run: Run, folder: Path) -> None:
     for task, weights, after, at_end in zip(benchmark.tasks, heads, *accuracies(run), strict=False):
         place = folder / f"Task_{task.id + 1}"
         checkpoint.write(weights, place / "head.pth")
-        names = "\n".join(benchmark.class_names[c] for c in task.classes)
+        names = "\n".join(benchmark.class_names[c - task.label_shift] for c in task.classes)
         texts = {
             "classes": str(len(task.classes)), "class_names": names, "performance": json.dumps(after),
             "performance_at_end": json.dumps(at_end),

@@ -56,6 +56,12 @@ class StreamOptions(OptionSet):
     pixel_std: tuple[float, ...] = option(
         (), "deviation that they are then divided by (default: the benchmark's)", gt=0
     )
+    scenario: str | None = option(
+        None,
+        "how tasks use the outputs: class-il, each its own; domain-il, all the same; task-il, a head each "
+        "(default: the benchmark's; task-il is --multi_head)",
+        choices=("class-il", "domain-il", "task-il"),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -236,6 +242,8 @@ def _last(layers: list[tuple[str, dict[str, Any]]], key: str, options: type[Opti
 
 
 def _cross_check(config: Config) -> None:
+    if config.stream.multi_head and config.stream.scenario not in (None, "task-il"):
+        raise OptionError(f"--multi_head is task-il; leave it or --scenario {config.stream.scenario} out")
     if config.train.early_stopping_patience and not config.stream.validation:
         raise OptionError("--early_stopping_patience needs validation data: add e.g. --validation 10")
     if config.train.lr_scheduler == "multistep" and not config.train.lr_milestones:

@@ -123,9 +123,9 @@ def add_convolution(
     total: Tensor, layer: nn.Conv2d, a: Tensor, delta: Tensor, weights: Tensor, power: int
 ) -> None:
     """`add` for a convolution's weight: (N, o, K) gradients for a few outputs o at a time."""
-    patches = F.unfold(a, layer.kernel_size, layer.dilation, layer.padding, layer.stride).transpose(1, 2)
+    patches = unfolded(layer, a, delta.shape[2:]).transpose(1, 2)
     delta, total = delta.flatten(2), total.flatten(1)  # (N, O, P), (O, K)
-    n, _, size = patches.shape[0], patches.shape[1], patches.shape[2]
+    n, _, size = patches.shape
     step = max(1, BLOCK_FLOATS[a.device.type] // (n * size))
     buffer = torch.empty(n, min(step, len(total)), size, dtype=a.dtype, device=a.device)
     for start in range(0, len(total), step):
@@ -133,6 +133,17 @@ def add_convolution(
         gradients = torch.bmm(delta[:, start : start + step], patches, out=buffer[:, : len(part)])
         magnitude_(gradients, power)
         part += torch.tensordot(weights, gradients, 1)
+
+
+def unfolded(layer: nn.Conv2d, a: Tensor, out: torch.Size) -> Tensor:
+    """(N, K, P) what each output position sees: `F.unfold`, which is up to six times slower on a CPU."""
+    (down, right), (tall, wide) = layer.padding, layer.kernel_size
+    padded = F.pad(a, (right, right, down, down))
+    n, channels, row, column = padded.stride()
+    strides = (n, channels, layer.dilation[0] * row, layer.dilation[1] * column)
+    strides += (layer.stride[0] * row, layer.stride[1] * column)
+    view = padded.as_strided((*padded.shape[:2], tall, wide, *out), strides)
+    return view.reshape(len(a), -1, out.numel())
 
 
 def normalised(layer: nn.BatchNorm2d, a: Tensor) -> Tensor:

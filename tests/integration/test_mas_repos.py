@@ -12,7 +12,11 @@ import torch
 from PIL import Image
 
 import main as program
+from datasets import sources
+from scripts import mas_adaptation
+from scripts.runs import open_run
 from tests.conftest import ROOT
+from tests.unit.test_sources import mnist_folder
 
 
 @pytest.fixture(scope="module")
@@ -94,3 +98,47 @@ def test_pretrained_weights_that_are_not_there_end_the_run_with_one_line(
         "error: --pretrained: AlexNet's weights could not be had"
     )
     assert not list(folder.glob("seq-tinyimg/*"))
+
+
+def test_the_adaptation_study_measures_what_it_says(folder, capsys, monkeypatch):
+    """On made-up digits: the table is the mean of what the runs' own networks get right."""
+    mnist_folder(folder / "data")
+    monkeypatch.setenv("HOME", str(folder / "home"))
+    arguments = [
+        "--data_dir",
+        str(folder / "data"),
+        "--seeds",
+        "0,1",
+        "--angle",
+        "90",
+        "--output_dir",
+        str(folder / "out"),
+    ]
+    assert mas_adaptation.main(arguments) == 0
+    said = capsys.readouterr().out
+    source, forgotten = sources.mnist(folder / "data"), {"training": [], "adapted": []}
+    images, y = source.test_x.rot90(1, (2, 3))[1::2], source.test_y[1::2]
+    for seed in (0, 1):
+        place = folder / "out" / f"angle90-seed{seed}"
+        written = sorted((place / "images").iterdir())
+        assert len(written) == len(source.test_x[::2])
+        assert np.array_equal(
+            np.asarray(Image.open(written[1])), source.test_x[2, 0].rot90(1, (0, 1)).numpy()
+        )
+
+        def right(run: Path) -> float:
+            net = open_run(str(run), "", "cpu").method.net.eval()
+            return (net(images / 255).argmax(1) == y).double().mean().item()
+
+        start = [torch.load(place / f"{c}_start.pt", weights_only=True)["method"] for c in forgotten]
+        assert all(torch.equal(start[0]["net"][n], t) for n, t in start[1]["net"].items())
+        omegas = [s["quadratic"]["importance"]["layers.1.weight"] for s in start]
+        assert not torch.allclose(*omegas, rtol=0.01)
+        for copy, values in forgotten.items():
+            values.append(100 * (right(place / "base") - right(place / copy)))
+    for line, values in zip(said.splitlines()[2:4], forgotten.values(), strict=True):
+        assert f"| {np.mean(values):.2f} ± {np.std(values, ddof=1):.2f} |" in line
+    saved = np.subtract(forgotten["training"], forgotten["adapted"])
+    assert f"forgets {saved.mean():.2f} ± {saved.std(ddof=1):.2f} points less, paired by seed" in said
+    monkeypatch.setattr(program, "main", None)
+    assert mas_adaptation.main(arguments) == 0 and capsys.readouterr().out == said, "finished runs are kept"

@@ -124,6 +124,17 @@ def test_a_stopped_run_with_one_head_exports_its_rows_and_class_il_accuracy(fold
         assert [float(text) for text in texts] == pytest.approx([accuracy[k, k], accuracy[1, k]])
 
 
+def test_classes_as_domains_are_exported_by_their_own_names(folder):
+    path = run(folder / "runs", "--model", "sgd", "--scenario", "domain-il", "--n_epochs", "1")
+    assert export_tasks.main([str(path), str(folder / "tree")]) == 0
+    for k in range(5):
+        assert (folder / f"tree/Task_{k + 1}/class_names.txt").read_text().split() == [
+            str(2 * k),
+            str(2 * k + 1),
+        ]
+        assert load(folder / f"tree/Task_{k + 1}/head.pth")["fc.weight"].shape[0] == 2
+
+
 def test_what_cannot_be_exported_is_said(finished, folder, capsys):
     (folder / "full").mkdir()
     (folder / "full" / "file").touch()

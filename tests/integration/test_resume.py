@@ -79,6 +79,19 @@ def test_sigkill_at_a_random_step_changes_nothing(model, folder):
     assert measured(run) == measured(only_run(whole)), f"killed at step {die_at}"
 
 
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+@pytest.mark.parametrize("die_at", [11, 15, 16, 40])
+def test_sigkill_with_a_number_of_steps(die_at, folder):
+    """--n_iters 15 ends tasks inside their second pass; a kill there, or at a task's end, changes nothing."""
+    flags = [*flags_of("si"), "--n_iters", "15", "--checkpoint_every", "0"]
+    whole, killed = folder / "whole", folder / "killed"
+    assert in_child([*flags, "--output_dir", str(whole)]) == 0
+    assert in_child([*flags, "--output_dir", str(killed)], die_at) == -signal.SIGKILL
+    run = only_run(killed)
+    assert in_child(["--resume", str(run)]) == 0
+    assert measured(run) == measured(only_run(whole))
+
+
 def test_resume_by_id_and_of_a_finished_run(folder, capsys):
     assert program.main([*flags_of("er"), "--output_dir", str(folder)]) == 0
     run = only_run(folder)
