@@ -25,6 +25,7 @@ OFF = {
     "maer": {"buffer_size": 0},
     "gem": {"buffer_size": 0},
     "bic": None,  # also distils, with or without a memory
+    "gdumb": None,  # trains on the memory alone
     "icarl": None,  # another loss: binary cross-entropy
     "agem": {"buffer_size": 0},
     "ewc": {"e_lambda": 0},
@@ -32,7 +33,7 @@ OFF = {
     "mer": {"buffer_size": 0, "beta": 1, "gamma": 1, "batches_per_example": 1, "batch_size": 1},
 }
 # Where the defaults would make these tests slow.
-SMALL = {"mer": {"minibatch_size": 3, "batches_per_example": 2}}
+SMALL = {"gdumb": {"fitting_epochs": 2}, "mer": {"minibatch_size": 3, "batches_per_example": 2}}
 
 
 def small_method(model: str, scenario: str = "class-il", **flags):
