@@ -1,8 +1,8 @@
 """Exemplars: a memory with the same number of samples of every class, renewed when a task ends.
 
 Shared by the methods that choose what to keep once a task is over (iCaRL and its descendants, Rainbow
-Memory, coresets), with what they do with it: the union of a task's data and the exemplars, features,
-nearest-mean prediction, a frozen copy of the network.
+Memory, coresets), with what they do with it: replay, the union of a task's data and the exemplars,
+features, nearest-mean prediction, a frozen copy of the network.
 """
 
 import copy
@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datasets.benchmark import Batch, Task
+from models.method import Method
 from models.parts.importance import evaluating
-from models.parts.replay import ReplayOptions
+from models.parts.replay import ReplayOptions, draw, joined
 from utils import selection
 from utils.buffer import Buffer
 from utils.evaluation import CHUNK
@@ -68,7 +69,8 @@ class ExemplarMemory(Buffer):
         group, kept = self.group_of[task_id, y], []
         for i, quota in enumerate(self.quotas(task.id + 1)):
             rows = torch.nonzero(group == i).view(-1)
-            kept.append(choose(rows, quota) if again or i >= n_old else rows[:quota])
+            decide = (again or i >= n_old) and quota and len(rows)
+            kept.append(choose(rows, quota) if decide else rows[:quota])
         rows = torch.cat(kept)
         for name, values in fields.items():
             values = values.detach()
@@ -161,32 +163,31 @@ def stored_means(method) -> Tensor:
     return class_means(features(method, x), y, benchmark.n_classes)
 
 
-def herd(features: Tensor, k: int) -> Tensor:
-    """(k,) rows, each bringing the mean of the rows so far closest to the mean of all; features (N, D).
-
-    Welling 2009; iCaRL's Algorithm 4: argmin_i ‖μ − (f_i + Σ_j f_j)/(k+1)‖ over what is left.
-    """
-    features = features.double()
-    mean, costs, chosen = features.mean(0), features.square().sum(1), []
-    wanted = torch.zeros_like(mean)
-    for _ in range(min(k, len(features))):
-        wanted = wanted + mean  # (k+1) μ − Σ_j f_j
-        best = (costs - features @ (2 * wanted)).argmin().view(1)
-        chosen.append(best)
-        costs = costs.index_fill(0, best, torch.inf)
-        wanted = wanted - features.index_select(0, best)[0]
-    return torch.cat(chosen) if chosen else torch.empty(0, dtype=torch.long, device=features.device)
-
-
 def renew_by_herding(method, task: Task) -> None:
     """Give the task's places in `method.buffer` to its herded samples, by L2-normalised features."""
     if not method.buffer.size:
         return
     samples, n_old = samples_of(method, task), len(method.buffer)
     unit = F.normalize(features(method, samples["x"]), dim=1)
-    method.buffer.renew(task, lambda rows, k: rows[herd(unit[rows - n_old], k)], **samples)
+    method.buffer.renew(task, lambda rows, k: rows[selection.herding(unit[rows - n_old], k)], **samples)
 
 
 def frozen_copy(net: nn.Module) -> nn.Module:
     """A teacher: the same network in eval mode, learning nothing."""
     return copy.deepcopy(net).eval().requires_grad_(False)
+
+
+class ExemplarReplay(Method):
+    """ER on exemplars of past tasks: plain SGD without them. Subclasses renew them in `end_task`."""
+
+    needs_boundaries = True
+    rehearses = True
+
+    def __init__(self, net, options, setup):
+        super().__init__(net, options, setup)
+        self.buffer = ExemplarMemory(options.buffer_size, setup)
+
+    def loss(self, batch):
+        """Cross-entropy over the stream's batch and one of exemplars, together."""
+        x, y, task_id = joined(batch, draw(self))
+        return F.cross_entropy(self.logits(x, task_id), y)

@@ -26,6 +26,8 @@ OFF = {
     "gem": {"buffer_size": 0},
     "bic": None,  # also distils, with or without a memory
     "gdumb": None,  # trains on the memory alone
+    "herding": {"buffer_size": 0},
+    "rainbow_memory": {"buffer_size": 0},
     "icarl": None,  # another loss: binary cross-entropy
     "agem": {"buffer_size": 0},
     "ewc": {"e_lambda": 0},
