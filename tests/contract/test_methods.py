@@ -27,6 +27,7 @@ OFF = {
     "bic": None,  # also distils, with or without a memory
     "gdumb": None,  # trains on the memory alone
     "herding": {"buffer_size": 0},
+    "lucir": None,  # another head: cosines
     "rainbow_memory": {"buffer_size": 0},
     "icarl": None,  # another loss: binary cross-entropy
     "agem": {"buffer_size": 0},
