@@ -16,6 +16,7 @@ MODELS = list(registry.names("models"))
 # The flag that turns a method off, and the value that does. A method without one is listed with None
 # and the reason.
 OFF = {
+    "scr": None,  # another loss: contrastive
     "sgd": None,  # is plain SGD
     "online": None,  # is plain SGD
     "joint": None,  # changes the stream, not the step
