@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from models.method import Method
-from models.parts.replay import Replayed, ReplayOptions
+from models.parts.replay import Replayed, ReplayOptions, augmented, replayed_per_step
 from models.parts.ring import ring_for
 from models.parts.steps import flat, gradient, set_gradients
 
@@ -49,8 +49,7 @@ class AGEM(Method):
         past = [task for task in self.buffer.tasks() if task != self.task.id]
         if not past:
             return None
-        sample = self.buffer.sample(self.options.minibatch_size or self.setup.train.batch_size, past)
-        return Replayed(self.augment(sample["x"]), sample["y"], sample["task_id"])
+        return augmented(self, self.buffer.sample(replayed_per_step(self), past))
 
     def after_step(self, batch):
         """Write the batch to the current task's ring, in the first epoch."""

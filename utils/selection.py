@@ -1,7 +1,7 @@
 """Selection: which samples deserve a place in the memory, as pure functions on tensors.
 
 By score or ranking (`pick`, `class_balanced`), by features (`herding`, `k_center`, `mean_of_features`,
-`grasp`), by prediction (`entropy`), by gradient (`gss_scores`, `gss_greedy`), by loss (`loss_aware`).
+`grasp`), by prediction (`entropy`), by gradient (`gss_greedy`), by loss (`loss_aware`).
 Functions that choose return positions (k,) on the device of their input; what is random is drawn on the
 host from the generator given.
 """
@@ -188,21 +188,15 @@ def class_counts(y: Tensor, n_classes: int) -> Tensor:
 # --- by gradient --------------------------------------------------------------------------------
 
 
-def gss_scores(gradients: Tensor, memory: Tensor) -> Tensor:
-    """(b,) 1 + the largest cosine similarity of a gradient (b, P) with those of memory samples (m, P).
-
-    Source: Aljundi et al. 2019, "Gradient based sample selection" (arXiv 1903.08671), Algorithm 2, line 7.
-    """
-    return 1 + (F.normalize(gradients, dim=1) @ F.normalize(memory, dim=1).T).amax(1)
-
-
 def gss_greedy(held: Tensor, offered: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """(b,) slots drawn for b offered samples with their scores, and whether each is to replace its slot.
 
-    A sample is a candidate when its score c < 1 (it points away from the memory); its slot i is drawn
-    with probability ∝ C_i (`held`, (M,)) and given up with probability C_i / (C_i + c). Source: as
-    `gss_scores`, lines 8 to 14; as in the official code the slots of a batch are drawn together, without
-    replacement (so at most M samples of a batch can enter).
+    A score c is 1 + the largest cosine similarity of the sample's gradient with those of some samples in
+    the memory. A sample with c < 1, which points away from them, is a candidate; its slot i is drawn with
+    probability ∝ C_i (`held`, (M,)) and given up with probability C_i / (C_i + c). Source: Aljundi et al.
+    2019, "Gradient based sample selection for online continual learning" (arXiv 1903.08671), Algorithm 2;
+    as in the official code the slots of a batch are drawn together, without replacement (so at most M
+    samples of a batch can enter).
     """
     b = min(len(offered), len(held))
     keys = torch.rand(len(held), generator=generator, dtype=torch.float64).to(held.device)

@@ -49,6 +49,11 @@ def take(method, n: int, draws: str, times: int = 1) -> Replayed:
         sample = {name: torch.cat([b[name] for b in batches]) for name in batches[0]}
     else:
         sample = method.buffer.sample_with_replacement(times * n)
+    return augmented(method, sample)
+
+
+def augmented(method, sample: dict[str, Tensor]) -> Replayed:
+    """Samples from a buffer, their images augmented as the stream's are."""
     return Replayed(method.augment(sample["x"]), sample["y"], sample["task_id"])
 
 

@@ -202,13 +202,6 @@ def test_random_is_uniform_and_distinct():
     assert sorted(selection.random(torch.zeros(3), 9, source).tolist()) == [0, 1, 2]
 
 
-def test_gss_scores_by_brute_force():
-    offered, memory = features(4, 1, 6), features(5, 2, 6)
-    for g, score in zip(offered.numpy(), selection.gss_scores(offered, memory).tolist(), strict=True):
-        cosines = [g @ m / np.linalg.norm(g) / np.linalg.norm(m) for m in memory.numpy()]
-        np.testing.assert_allclose(score, 1 + max(cosines), rtol=1e-12)
-
-
 def test_gss_gives_up_slots_as_algorithm_2_does():
     """One sample of score .5 offered to slots of scores .2, .6, 1.2: P(i replaced) = C_i/ΣC · C_i/(C_i + c).
 
