@@ -27,6 +27,7 @@ OFF = {
     "gem": {"buffer_size": 0},
     "bic": None,  # also distils, with or without a memory
     "gdumb": None,  # trains on the memory alone
+    "hal": {"buffer_size": 0, "hal_lambda": 0},
     "herding": {"buffer_size": 0},
     "lucir": None,  # another head: cosines
     "rainbow_memory": {"buffer_size": 0},
@@ -47,7 +48,11 @@ OFF = {
     "mer": {"buffer_size": 0, "beta": 1, "gamma": 1, "batches_per_example": 1, "batch_size": 1},
 }
 # Where the defaults would make these tests slow.
-SMALL = {"gdumb": {"fitting_epochs": 2}, "mer": {"minibatch_size": 3, "batches_per_example": 2}}
+SMALL = {
+    "gdumb": {"fitting_epochs": 2},
+    "hal": {"anchor_steps": 3},
+    "mer": {"minibatch_size": 3, "batches_per_example": 2},
+}
 
 
 def small_method(model: str, scenario: str = "class-il", **flags):
@@ -173,7 +178,7 @@ def test_the_batch_is_not_mutated(model):
 HAVE_MEMORY = [m for m in MODELS if "buffer_size" in flags_of(m)]
 SIZES = [(m, size) for m in HAVE_MEMORY for size in (1, 7, 10_000)]
 # need one place per task, and say so: tested with the methods
-SIZES = [case for case in SIZES if case not in {("gem", 1), ("agem", 1)}]
+SIZES = [case for case in SIZES if case not in {("gem", 1), ("agem", 1), ("hal", 1)}]
 
 
 @pytest.mark.parametrize(("model", "size"), SIZES)
