@@ -163,6 +163,11 @@ def stored_means(method) -> Tensor:
     return class_means(features(method, x), y, benchmark.n_classes)
 
 
+def at_random(generator: torch.Generator) -> Choice:
+    """A choice that takes any k, uniformly; drawn on the host."""
+    return lambda rows, k: rows[torch.randperm(len(rows), generator=generator)[:k].to(rows.device)]
+
+
 def renew_by_herding(method, task: Task) -> None:
     """Give the task's places in `method.buffer` to its herded samples, by L2-normalised features."""
     if not method.buffer.size:

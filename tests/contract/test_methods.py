@@ -45,6 +45,8 @@ OFF = {
     "full_buffer": None,  # keeps everything
     "gss": {"buffer_size": 0},
     "mir": {"buffer_size": 0},
+    "rpc": None,  # another head: a fixed one
+    "xder": None,  # another loss: among the task's own classes
     "mer": {"buffer_size": 0, "beta": 1, "gamma": 1, "batches_per_example": 1, "batch_size": 1},
 }
 # Where the defaults would make these tests slow.
