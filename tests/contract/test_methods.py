@@ -45,6 +45,7 @@ OFF = {
     "full_buffer": None,  # keeps everything
     "gss": {"buffer_size": 0},
     "mir": {"buffer_size": 0},
+    "pnn": None,  # another network: a column per task
     "rpc": None,  # another head: a fixed one
     "xder": None,  # another loss: among the task's own classes
     "mer": {"buffer_size": 0, "beta": 1, "gamma": 1, "batches_per_example": 1, "batch_size": 1},
@@ -57,7 +58,8 @@ SMALL = {
 }
 
 
-def small_method(model: str, scenario: str = "class-il", **flags):
+def small_method(model: str, scenario: str | None = None, **flags):
+    scenario = scenario or classes_of(model).scenarios[0]
     return tiny_method(model, scenario, **{**SMALL.get(model, {}), **flags})
 
 
