@@ -21,8 +21,13 @@ from utils.training import Trainer
 
 MODELS = list(registry.names("models"))
 FLAGS = ["--dataset", "seq-digits", "--disable_log", "--n_epochs", "2", "--batch_size", "40"]
-# Where the method's cost would make the test slow.
-EXTRA = {"mer": ["--minibatch_size", "3", "--batches_per_example", "1", "--n_epochs", "1"]}
+# Where the method's cost would make the test slow, or it needs more flags.
+EXTRA = {
+    "gdumb": ["--fitting_epochs", "2"],
+    "hal": ["--anchor_steps", "3"],
+    "mer": ["--minibatch_size", "3", "--batches_per_example", "1", "--n_epochs", "1"],
+    "pnn": ["--multi_head"],  # defined for task-il only
+}
 
 
 def flags_of(model: str) -> list[str]:
