@@ -4,7 +4,7 @@ import sys
 import time
 
 from utils import commandline
-from utils.config import Config, git_commit, resolve
+from utils.config import OPERATIONAL, Config, git_commit, resolve
 from utils.errors import UserError
 
 
@@ -33,6 +33,23 @@ def prepare(request: commandline.Request):
     return resolve([(str(folder.config), flags)]), folder
 
 
+def work(path: str, flags: dict) -> int:
+    """Start the run of these flags in the folder `path`, or continue it: what a sweep's worker calls."""
+    from pathlib import Path
+
+    from utils.folder import RunFolder
+
+    try:
+        folder = RunFolder.at(Path(path), flags)
+        if folder.finished:
+            return 0
+        stored = folder.load_config() | {name: flags[name] for name in OPERATIONAL if name in flags}
+        return run(resolve([(str(folder.config), stored)]), folder, resume=True, wait=True)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
 def build(config: Config):
     """Benchmark, network and method of a configuration, on its device."""
     from backbones.backbone import build_network, load_weights
@@ -53,8 +70,8 @@ def build(config: Config):
     return method_class(net, config.method, Setup(benchmark, config.train, config.run.seed))
 
 
-def run(config: Config, folder=None, resume: bool = False) -> int:
-    """Train, measure and report one run; returns the exit code."""
+def run(config: Config, folder=None, resume: bool = False, wait: bool = False) -> int:
+    """Train, measure and report one run; returns the exit code. `wait`: for who runs it at present."""
     from utils.folder import RunFolder
     from utils.interrupt import InterruptedRunError
     from utils.progress import DivergedError
@@ -64,20 +81,21 @@ def run(config: Config, folder=None, resume: bool = False) -> int:
     method = build(config)
     folder = folder or RunFolder.create(config.flat())
     trainer = Trainer(config, method, folder.path)
-    if resume:
-        trainer.load()
-    trainer.results.seconds["data"] += method.setup.benchmark.build_seconds
-    with Recorder(config, folder, trainer, git_commit()) as recorder:
-        trainer.on_task = recorder.after_task
-        try:
-            trainer.run()
-        except InterruptedRunError as stop:
-            recorder.interrupted(stop)
-            return stop.code
-        except DivergedError as error:
-            recorder.failed(str(error))
-            return 1
-        recorder.finished()
+    with folder.claimed(wait):
+        if resume:
+            trainer.load()
+        trainer.results.seconds["data"] += method.setup.benchmark.build_seconds
+        with Recorder(config, folder, trainer, git_commit(), resume) as recorder:
+            trainer.on_task = recorder.after_task
+            try:
+                trainer.run()
+            except InterruptedRunError as stop:
+                recorder.interrupted(stop)
+                return stop.code
+            except DivergedError as error:
+                recorder.failed(str(error))
+                return 1
+            recorder.finished()
     return 0
 
 

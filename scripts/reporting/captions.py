@@ -1,0 +1,20 @@
+"""Captions: what the settings of a benchmark have in common."""
+
+from scripts.reporting.runs import Setting
+
+COMMON = {
+    "n_tasks": "{n_tasks} tasks",
+    "backbone": "{backbone}",
+    "n_epochs": "{n_epochs} epoch(s)",
+    "batch_size": "batch {batch_size}",
+    "lr": "learning rate {lr}",
+}
+
+
+def caption(settings: list[Setting]) -> str:
+    """The flags that say how hard the benchmark was made; and the memory, where all have the same."""
+    told = {name for setting in settings for name in setting.told}
+    config = settings[0].config
+    parts = [text.format(**config) for name, text in COMMON.items() if name not in told]
+    sizes = {s.config["buffer_size"] for s in settings if "buffer_size" in s.config}
+    return ", ".join([*parts, *(f"buffer {size}" for size in sizes if len(sizes) == 1)])
