@@ -13,7 +13,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         request = commandline.parse(sys.argv[1:] if argv is None else argv)
         config, folder = prepare(request)
-        return run(config, folder, resume=request.resume is not None)
+        return run(config, folder, resume=request.resume is not None)[0]
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -44,7 +44,7 @@ def work(path: str, flags: dict) -> int:
         if folder.finished:
             return 0
         stored = folder.load_config() | {name: flags[name] for name in OPERATIONAL if name in flags}
-        return run(resolve([(str(folder.config), stored)]), folder, resume=True, wait=True)
+        return run(resolve([(str(folder.config), stored)]), folder, resume=True, wait=True)[0]
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -70,8 +70,17 @@ def build(config: Config):
     return method_class(net, config.method, Setup(benchmark, config.train, config.run.seed))
 
 
-def run(config: Config, folder=None, resume: bool = False, wait: bool = False) -> int:
-    """Train, measure and report one run; returns the exit code. `wait`: for who runs it at present."""
+def train(**flags):
+    """For notebooks: a run with main.py's flags as keywords; returns its results (`utils/outcome.py`)."""
+    from utils.outcome import RunResult
+    from utils.study import arguments
+
+    config = commandline.parse(arguments(flags)).config
+    return RunResult(run(config)[1].path)
+
+
+def run(config: Config, folder=None, resume: bool = False, wait: bool = False):
+    """Train, measure and report one run; returns (exit code, folder). `wait`: for who runs it now."""
     from utils.folder import RunFolder
     from utils.interrupt import InterruptedRunError
     from utils.progress import DivergedError
@@ -91,12 +100,12 @@ def run(config: Config, folder=None, resume: bool = False, wait: bool = False) -
                 trainer.run()
             except InterruptedRunError as stop:
                 recorder.interrupted(stop)
-                return stop.code
+                return stop.code, folder
             except DivergedError as error:
                 recorder.failed(str(error))
-                return 1
+                return 1, folder
             recorder.finished()
-    return 0
+    return 0, folder
 
 
 if __name__ == "__main__":

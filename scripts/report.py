@@ -38,7 +38,7 @@ def footer(documents: list[dict]) -> str:
     """Where the numbers come from."""
     known = {
         "devices": {d["device"] for d in documents},
-        "torch": {d["versions"]["torch"] for d in documents},
+        "torch": {d["versions"].get("torch", "unknown") for d in documents},
         "commits": {(d["git_commit"] or "unknown")[:10] for d in documents},
     }
     listed = "; ".join(f"{name}: {', '.join(sorted(values))}" for name, values in known.items())

@@ -151,7 +151,7 @@ def carry_out(sweep: Sweep, name: str, options: argparse.Namespace) -> int:
     """Do what is left of the study; 0, 1 when a run failed, 128 + signal when it was stopped."""
     n_runs, n_before = len(sweep.runs), len(sweep.runs) - len(sweep.open)
     n_done, failed = n_before, []
-    where, n_threads = machines(options)
+    where, n_threads = machines(options, sweep)
     with interruptible(), tqdm(
         total=n_runs, initial=n_done, unit="run", dynamic_ncols=True, smoothing=0, disable=None
     ) as bar:  # fmt: skip
@@ -185,8 +185,14 @@ def write_parents(sweep: Sweep, where: runner.Runner, name: str) -> None:
                 print(f"MLflow has no parent runs of this study: {outcome.job.output}", file=sys.stderr)
 
 
-def machines(options: argparse.Namespace) -> tuple[runner.Runner, int]:
+def machines(options: argparse.Namespace, sweep: Sweep) -> tuple[runner.Runner, int]:
     """Where the runs are done, and the CPU threads of each."""
+    if options.address:
+        from utils.cluster import RayRunner
+
+        n_threads = options.cpus_per_run or 1
+        modules = preload([run.config.flat() for run in sweep.runs])
+        return RayRunner(options.address, n_threads, options.runs_per_gpu, modules), n_threads
     places = runner.places(options.jobs, options.runs_per_gpu)
     n_threads = options.cpus_per_run or max(1, len(os.sched_getaffinity(0)) // len(places))
     return runner.LocalRunner(places), n_threads

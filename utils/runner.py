@@ -12,10 +12,11 @@ import os
 import signal
 import sys
 import threading
+import types
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import connection, forkserver
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,13 +28,17 @@ CONTEXT = multiprocessing.get_context("forkserver")
 
 @dataclass(frozen=True)
 class Job:
-    """What to do: `target` is "module:function", `output` the file that takes what it prints."""
+    """What to do: `target` is "module:function", `output` the file that takes what it prints.
+
+    `folder` is the one to work in; relative paths among the arguments are meant from there.
+    """
 
     name: str
     target: str
     arguments: tuple[Any, ...]
     output: str
     gpu: bool = False
+    folder: str = field(default_factory=os.getcwd)
 
 
 @dataclass(frozen=True)
@@ -133,14 +138,18 @@ def start_server(preload: list[str]) -> None:
 
 @contextmanager
 def _set_for_server() -> Iterator[None]:
-    """It must find our modules, and Ctrl-C, which reaches every process of a terminal, is not for it."""
+    """It must find our modules; the script that calls us is not for it or its children to run again;
+    and Ctrl-C, which reaches every process of a terminal, is for that script alone.
+    """
     path = os.environ.get("PYTHONPATH")
     on_main_thread = threading.current_thread() is threading.main_thread()
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if on_main_thread else None
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *([path] if path else [])])
+    script, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
     try:
         yield
     finally:
+        sys.modules["__main__"] = script
         if on_main_thread:
             signal.signal(signal.SIGINT, handler)
         if path is None:
@@ -152,6 +161,7 @@ def _set_for_server() -> Iterator[None]:
 def _work(job: Job, gpu: str | None) -> None:
     os.setsid()  # the terminal's Ctrl-C goes to the sweep, which asks each job once
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    os.chdir(job.folder)
     Path(job.output).parent.mkdir(parents=True, exist_ok=True)
     file = os.open(job.output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(file, 1)

@@ -83,7 +83,7 @@ class Study:
         varied = varying(points)
         runs: dict[str, Run] = {}
         for point in points:
-            argv = tuple(_argument(name, value) for name, value in point.items() if value is not None)
+            argv = tuple(arguments(point))
             named = {name: point[name] for name in varied if name in point and name != "model"}
             try:
                 config = commandline.parse(list(argv)).config
@@ -131,16 +131,15 @@ def key_of(flags: dict[str, Any]) -> str:
 
 def command_of(flags: dict[str, Any]) -> str:
     """A command that runs this resolved configuration: every flag written out, so that no default counts."""
-    kept = {k: v for k, v in flags.items() if k not in OPERATIONAL | NAMES and v is not None}
-    return " ".join(
-        ["python main.py", *(shlex.quote(_argument(name, value)) for name, value in kept.items())]
-    )
+    kept = {k: v for k, v in flags.items() if k not in OPERATIONAL | NAMES}
+    return " ".join(["python main.py", *map(shlex.quote, arguments(kept))])
 
 
 def varying(points: list[dict[str, Any]]) -> list[str]:
-    """The flags that do not have one value in all of `points`, in the order of appearance."""
+    """The flags that do not have one value in all of `points`, in the order of appearance, the seed last."""
     names = dict.fromkeys(name for point in points for name in point)
-    return [n for n in names if any(point.get(n) != points[0].get(n) for point in points)]
+    found = [n for n in names if any(point.get(n) != points[0].get(n) for point in points)]
+    return sorted(found, key=lambda name: name == "seed")
 
 
 def _plain(flags: dict[Any, Any]) -> dict[str, Any]:
@@ -151,6 +150,11 @@ def _many(value: Any) -> list:
     if value == []:
         raise UserError("a flag in the grid has an empty list of values; give at least one")
     return value if isinstance(value, list) else [value]
+
+
+def arguments(flags: dict[str, Any]) -> list[str]:
+    """Words of a command line; None stands for a flag that is not given."""
+    return [_argument(name, value) for name, value in flags.items() if value is not None]
 
 
 def _argument(name: str, value: Any) -> str:

@@ -15,6 +15,6 @@ def caption(settings: list[Setting]) -> str:
     """The flags that say how hard the benchmark was made; and the memory, where all have the same."""
     told = {name for setting in settings for name in setting.told}
     config = settings[0].config
-    parts = [text.format(**config) for name, text in COMMON.items() if name not in told]
+    parts = [text.format(**config) for name, text in COMMON.items() if name in config and name not in told]
     sizes = {s.config["buffer_size"] for s in settings if "buffer_size" in s.config}
     return ", ".join([*parts, *(f"buffer {size}" for size in sizes if len(sizes) == 1)])

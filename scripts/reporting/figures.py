@@ -136,11 +136,10 @@ def cost(settings: list[Setting]) -> str:
     rows = np.arange(len(settings))
     begin = np.zeros(len(settings))
     for part, colour in (("train", "C0"), ("eval", "C1"), ("data", "C2"), ("start and logging", "0.8")):
-        if part in settings[0].runs[0]["seconds"]:
-            seconds = np.array([np.mean([run["seconds"][part] for run in s.runs]) for s in settings])
-        else:
-            totals = np.array([np.mean([run["seconds"]["total"] for run in s.runs]) for s in settings])
-            seconds = np.maximum(totals - begin, 0)
+        name = "total" if part == "start and logging" else part
+        seconds = np.array([np.mean([run["seconds"].get(name) or 0 for run in s.runs]) for s in settings])
+        if name == "total":
+            seconds = np.maximum(seconds - begin, 0)
         left.barh(rows, seconds, left=begin, label=part, color=colour)
         begin = begin + seconds
     memory = [np.mean([(run.get("peak_memory_bytes") or 0) / 2**20 for run in s.runs]) for s in settings]

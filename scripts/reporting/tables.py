@@ -120,7 +120,9 @@ def cost_table(settings: list[Setting]) -> Table:
     """Time, speed and memory of a run."""
     rows = []
     for s in settings:
-        seconds = [[run["seconds"][part] for run in s.runs] for part in ("total", "train", "eval", "data")]
+        seconds = [
+            [run["seconds"].get(part) for run in s.runs] for part in ("total", "train", "eval", "data")
+        ]
         speed = [run["images_per_second"] for run in s.runs if run["images_per_second"]]
         memory = [run["peak_memory_bytes"] / 2**20 for run in s.runs if run.get("peak_memory_bytes")]
         cells = [shown(part, scale=1, digits=1) for part in seconds]
@@ -206,7 +208,7 @@ def write_csv(study: Study) -> str:
 
 def shown(values: list[float] | None, scale: float = 100, digits: int = 2) -> str:
     """`86.40 ± 0.52`, or `–` where a run has no such number."""
-    if values is None:
+    if values is None or None in values:
         return MISSING
     seeds = spread(scale * np.array(values))
     return f"{seeds.mean:.{digits}f}" + (f" ± {seeds.std:.{digits}f}" if seeds.n > 1 else "")
