@@ -4,7 +4,7 @@ import sys
 import time
 
 from utils import commandline
-from utils.config import Config, git_commit, resolve
+from utils.config import OPERATIONAL, Config, git_commit, resolve
 from utils.errors import UserError
 
 
@@ -13,7 +13,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         request = commandline.parse(sys.argv[1:] if argv is None else argv)
         config, folder = prepare(request)
-        return run(config, folder, resume=request.resume is not None)
+        return run(config, folder, resume=request.resume is not None)[0]
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -31,6 +31,23 @@ def prepare(request: commandline.Request):
     folder = RunFolder.find(request.resume, output_dir)
     flags = commandline.flags_to_resume(folder.load_config(), request.overrides)
     return resolve([(str(folder.config), flags)]), folder
+
+
+def work(path: str, flags: dict) -> int:
+    """Start the run of these flags in the folder `path`, or continue it: what a sweep's worker calls."""
+    from pathlib import Path
+
+    from utils.folder import RunFolder
+
+    try:
+        folder = RunFolder.at(Path(path), flags)
+        if folder.finished:
+            return 0
+        stored = folder.load_config() | {name: flags[name] for name in OPERATIONAL if name in flags}
+        return run(resolve([(str(folder.config), stored)]), folder, resume=True, wait=True)[0]
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
 
 def build(config: Config):
@@ -53,8 +70,17 @@ def build(config: Config):
     return method_class(net, config.method, Setup(benchmark, config.train, config.run.seed))
 
 
-def run(config: Config, folder=None, resume: bool = False) -> int:
-    """Train, measure and report one run; returns the exit code."""
+def train(**flags):
+    """For notebooks: a run with main.py's flags as keywords; returns its results (`utils/outcome.py`)."""
+    from utils.outcome import RunResult
+    from utils.study import arguments
+
+    config = commandline.parse(arguments(flags)).config
+    return RunResult(run(config)[1].path)
+
+
+def run(config: Config, folder=None, resume: bool = False, wait: bool = False):
+    """Train, measure and report one run; returns (exit code, folder). `wait`: for who runs it now."""
     from utils.folder import RunFolder
     from utils.interrupt import InterruptedRunError
     from utils.progress import DivergedError
@@ -64,21 +90,22 @@ def run(config: Config, folder=None, resume: bool = False) -> int:
     method = build(config)
     folder = folder or RunFolder.create(config.flat())
     trainer = Trainer(config, method, folder.path)
-    if resume:
-        trainer.load()
-    trainer.results.seconds["data"] += method.setup.benchmark.build_seconds
-    with Recorder(config, folder, trainer, git_commit()) as recorder:
-        trainer.on_task = recorder.after_task
-        try:
-            trainer.run()
-        except InterruptedRunError as stop:
-            recorder.interrupted(stop)
-            return stop.code
-        except DivergedError as error:
-            recorder.failed(str(error))
-            return 1
-        recorder.finished()
-    return 0
+    with folder.claimed(wait):
+        if resume:
+            trainer.load()
+        trainer.results.seconds["data"] += method.setup.benchmark.build_seconds
+        with Recorder(config, folder, trainer, git_commit(), resume) as recorder:
+            trainer.on_task = recorder.after_task
+            try:
+                trainer.run()
+            except InterruptedRunError as stop:
+                recorder.interrupted(stop)
+                return stop.code, folder
+            except DivergedError as error:
+                recorder.failed(str(error))
+                return 1, folder
+            recorder.finished()
+    return 0, folder
 
 
 if __name__ == "__main__":

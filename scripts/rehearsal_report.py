@@ -17,7 +17,9 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scripts.report import footer, load, spread, update
+from scripts.report import footer, update
+from scripts.reporting.runs import load
+from scripts.reporting.tables import shown as spread
 
 PUBLISHED = Path(__file__).with_name("published_der.yaml")
 # Flags that tell two settings of one method apart, and the value that goes without saying.
@@ -94,7 +96,7 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", type=Path, help="folders that hold run folders")
     parser.add_argument("--update", type=Path, metavar="FILE", help="file whose marked part is replaced")
     args = parser.parse_args()
-    text = tables(load(args.folders))
+    text = tables([document for document in load(args.folders) if document["status"] == "finished"])
     if args.update:
         update(args.update, args.folders[0].name, text)
     else:

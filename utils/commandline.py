@@ -41,6 +41,11 @@ def parse(argv: list[str]) -> Request:
     """Read the command line; prints and exits for --help and --version."""
     chooser = _chooser()
     given, rest = chooser.parse_known_args(argv)
+    if given.list:
+        from utils import catalogue
+
+        print(catalogue.listing())
+        sys.exit(0)
     if given.version:
         print(settings.version())
         sys.exit(0)
@@ -69,6 +74,9 @@ def _chooser() -> Parser:
         "-h", "--help", action="store_true", help="this text; with --model X, X's own flags too"
     )
     parser.add_argument("--version", action="store_true", help="version and commit")
+    parser.add_argument(
+        "--list", action="store_true", help="methods, benchmarks, backbones with paper and scenarios"
+    )
     parser.add_argument("--model", metavar="NAME", help="continual-learning method (required)")
     parser.add_argument("--dataset", metavar="NAME", help="benchmark (default: seq-digits)")
     parser.add_argument("--backbone", metavar="NAME", help="architecture (default: the benchmark's)")

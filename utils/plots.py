@@ -93,7 +93,7 @@ def _annotate(axes: Axes, percent: np.ndarray) -> None:
             axes.text(j, i, f"{value:.{digits}f}", ha="center", va="center", color=colour, fontsize=size)
 
 
-def curves(document: dict[str, Any], path: Path, title: str = "") -> Figure:
+def curves(document: dict[str, Any], path: Path | None, title: str = "") -> Figure:
     """Average accuracy and forgetting over the tasks seen so far, after each task, for each view."""
     figure = _figure(WIDTH, 4.8)
     left, right = figure.subplots(1, 2)
@@ -204,6 +204,7 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _save(figure: Figure, path: Path) -> Figure:
-    figure.savefig(path, dpi=DPI)
+def _save(figure: Figure, path: Path | None) -> Figure:
+    if path is not None:
+        figure.savefig(path, dpi=DPI)
     return figure

@@ -137,7 +137,7 @@ class Results:
             "class_order": benchmark.class_order.tolist(),
             "transforms": benchmark.transforms,
         }
-        return _without_nan(document)
+        return without_nan(document)
 
 
 def to_json(document: dict[str, Any]) -> str:
@@ -146,11 +146,12 @@ def to_json(document: dict[str, Any]) -> str:
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """The same with NaN as None, which is null in JSON."""
     if isinstance(value, dict):
-        return {k: _without_nan(v) for k, v in value.items()}
+        return {k: without_nan(v) for k, v in value.items()}
     if isinstance(value, list):
-        return [_without_nan(v) for v in value]
+        return [without_nan(v) for v in value]
     return None if isinstance(value, float) and np.isnan(value) else value
 
 
