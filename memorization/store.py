@@ -41,9 +41,13 @@ class Store:
                 raise UserError(f"--weights_dir {self.folder}: cannot be written: {error}") from None
         return known
 
+    def result(self, kind: str, number: int) -> Path:
+        """Of the numbered file of a kind."""
+        return self.folder / kind / f"{number:04d}.pt"
+
     def path(self, repeat: int) -> Path:
         """Of a network."""
-        return self.folder / "networks" / f"{repeat:04d}.pt"
+        return self.result("networks", repeat)
 
     def missing(self, n: int) -> list[int]:
         """Which of the first `n` repeats have no network yet."""
@@ -59,4 +63,4 @@ class Store:
 
     def checkpoint(self, job: int) -> Path:
         """Of the cohort that a job trains."""
-        return self.folder / "checkpoints" / f"{job:04d}.pt"
+        return self.result("checkpoints", job)

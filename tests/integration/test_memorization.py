@@ -1,5 +1,6 @@
 """The programs of the memorization room as a user runs them: killed, resumed, misused."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -33,7 +34,11 @@ def command(module: str, *flags: str) -> list[str]:
 
 def written(folder: Path) -> dict[Path, int]:
     """Networks and checkpoints, and when each was put in place."""
-    return {path: path.stat().st_mtime_ns for path in folder.rglob("*.pt")}
+    found = {}
+    for path in folder.rglob("*.pt"):
+        with contextlib.suppress(FileNotFoundError):  # a checkpoint may be removed meanwhile
+            found[path] = path.stat().st_mtime_ns
+    return found
 
 
 def scores_of(folder: Path) -> dict[str, np.ndarray]:
