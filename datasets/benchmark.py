@@ -114,6 +114,10 @@ class Benchmark:
         parts = tuple(task.id for task in self.tasks)
         return [replace(self.tasks[-1], parts=parts, classes=tuple(range(self.n_classes)))]
 
+    def cumulative(self) -> list[Task]:
+        """The tasks, each presenting the training data of all up to its own."""
+        return [replace(task, parts=tuple(range(task.id + 1))) for task in self.tasks]
+
     def train(self, task: Task) -> Samples:
         """The task's training samples in the order of the source; the last task asked for is kept."""
         if self._current is None or self._current[0] is not task:

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from models.method import Method
-from models.parts.replay import Replayed, ReplayOptions
+from models.parts.replay import Replayed, ReplayOptions, augmented, replayed_per_step
 from models.parts.ring import ring_for
 from models.parts.steps import flat, gradient, set_gradients
-from utils.buffer import distinct
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,6 @@ class AGEM(Method):
     def __init__(self, net, options, setup):
         super().__init__(net, options, setup)
         self.buffer = ring_for("A-GEM", options.buffer_size, setup)
-        self.draws = setup.generator("buffer")
 
     def edit_gradients(self, batch):
         """Project the batch's gradient if it points against the reference."""
@@ -48,14 +46,10 @@ class AGEM(Method):
 
     def reference_batch(self) -> Replayed | None:
         """Distinct samples of past tasks' memories, uniformly; None in the first task."""
-        ring, past = self.buffer, [task for task in self.buffer.tasks() if task != self.task.id]
+        past = [task for task in self.buffer.tasks() if task != self.task.id]
         if not past:
             return None
-        slots = torch.cat([torch.arange(ring.count(task)) + task * ring.per_task for task in past])
-        n = min(self.options.minibatch_size or self.setup.train.batch_size, len(slots))
-        slots = slots[distinct(len(slots), n, self.draws)].to(self.device)
-        x, y, task_id = (ring.fields[name].index_select(0, slots) for name in ("x", "y", "task_id"))
-        return Replayed(self.augment(x), y, task_id)
+        return augmented(self, self.buffer.sample(replayed_per_step(self), past))
 
     def after_step(self, batch):
         """Write the batch to the current task's ring, in the first epoch."""

@@ -1,9 +1,11 @@
-"""Experience Replay (ER) with a reservoir memory.
+"""Experience Replay (ER), with a reservoir or another memory of raw images.
 
 Source: Chaudhry et al. 2019, "On Tiny Episodic Memories in Continual Learning" (arXiv 1902.10486),
 Algorithm 1 with the reservoir of Algorithm 2 (`--er_variant batch`); Riemer et al. 2019 (MER, arXiv
 1810.11910), Algorithm 4 (`alg4`: the mean over current and drawn samples) and Algorithm 5 (`alg5`: the
-sum over tasks of each task's mean), official code `eralg4` and `eralg5`.
+sum over tasks of each task's mean), official code `eralg4` and `eralg5`. Other memories: `--memory
+class_ring` (Chaudhry's ring buffer), balanced (Kozal et al. 2025, arXiv 2505.17664), loss_aware and
+loss_aware_balanced (Buzzega et al. 2021, arXiv 2010.05595), task_ring, fifo.
 Differs from the papers: with several epochs a sample is offered to the memory once, not once per epoch.
 alg4 and alg5 follow the official code where it departs from the paper: min(k, |M|) samples are drawn
 with replacement to join the current one (paper: `--draws distinct`), and once the memory is full the
@@ -13,13 +15,14 @@ stream one sample at a time: --batch_size 1; larger batches join the drawn sampl
 
 from dataclasses import dataclass
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from models.method import Method
-from models.parts.replay import Replayed, ReplayOptions, draw, joined, store
+from models.parts.memory import MEMORIES, memory_for
+from models.parts.replay import Replayed, ReplayOptions, augmented, draw, joined, replayed_per_step, store
 from models.parts.steps import compiled_step, kernel_of, weighted_loss
-from utils.buffer import Buffer
-from utils.options import option
+from utils.options import OptionError, option
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,14 @@ class Options(ReplayOptions):
         None, "chance to enter a full memory (default: uniform for batch, otherwise original)",
         choices=("original", "uniform"),
     )  # fmt: skip
+    memory: str = option("reservoir", "which samples are kept", choices=MEMORIES)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.memory != "reservoir" and (self.er_variant != "batch" or self.draws or self.reservoir):
+            raise OptionError(
+                f"--memory {self.memory}: --er_variant, --draws and --reservoir belong to --memory reservoir"
+            )
 
 
 class ER(Method):
@@ -49,7 +60,8 @@ class ER(Method):
         of_chaudhry = options.er_variant == "batch"
         self.draws = options.draws or ("distinct" if of_chaudhry else "replacement")
         rule = options.reservoir or ("uniform" if of_chaudhry else "original")
-        self.buffer = Buffer(options.buffer_size, setup.generator("buffer"), self.device, rule)
+        self.buffer = memory_for(options.memory, options.buffer_size, setup, rule)
+        self.scores: dict[str, Tensor] = {}  # loss_aware: the losses of the current batch
         if not of_chaudhry:
             kernel_of(self)
 
@@ -60,7 +72,20 @@ class ER(Method):
 
     def loss(self, batch):
         """Over stream and replayed samples together."""
+        if self.options.memory.startswith("loss_aware"):
+            return self.noted_loss(batch)
         return weighted_loss(self, *self.examples(batch))
+
+    def noted_loss(self, batch):
+        """The same, and each sample's own loss becomes its score in the memory."""
+        slots, n = self.buffer.slots(replayed_per_step(self)), len(batch.y)
+        replayed = augmented(self, self.buffer.at(slots)) if len(slots) else None
+        samples = Replayed(*joined(batch, replayed))
+        losses = F.cross_entropy(self.logits(samples.x, samples.task_id), samples.y, reduction="none")
+        if len(slots):
+            self.buffer.replace(slots, score=losses.detach()[n:])
+        self.scores = {"score": losses.detach()[:n]}
+        return losses.mean()
 
     def observe(self, batch):
         """The contract's step; alg4 and alg5, which take single samples, in compiled form where it fits."""
@@ -72,8 +97,8 @@ class ER(Method):
         return {"loss": loss}
 
     def after_step(self, batch):
-        """Reservoir update, after training on the batch."""
-        store(self, batch)
+        """The memory's update, after training on the batch."""
+        store(self, batch, **self.scores)
 
 
 def balanced(task_id: Tensor) -> Tensor:

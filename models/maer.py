@@ -18,8 +18,8 @@ from models.method import Method
 from models.parts.learning import NEVER, LearningOrder
 from models.parts.replay import ReplayOptions, draw, joined, store
 from utils import scores, selection
-from utils.buffer import BalancedBuffer
 from utils.options import option
+from utils.reservoirs import BalancedBuffer
 
 
 @dataclass(frozen=True)

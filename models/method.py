@@ -52,7 +52,7 @@ class Method:
     needs_boundaries: ClassVar[bool] = False
     # True: old tasks' samples are trained on again, so per-task heads stay trainable.
     rehearses: ClassVar[bool] = False
-    # "sequential", or "joint" for upper bounds that see all tasks at once.
+    # "sequential"; for upper bounds "joint" (all tasks at once) or "cumulative" (all up to the current one).
     stream: ClassVar[str] = "sequential"
 
     # Attributes that the trainer provides and that are not the method's state.
@@ -112,7 +112,10 @@ class Method:
 
     def logits(self, x: Tensor, task_id: Tensor) -> Tensor:
         """(N, C) training logits; with per-task heads other tasks' classes are −inf."""
-        logits = self.net(x, task_id)
+        return self.own_classes(self.net(x, task_id), task_id)
+
+    def own_classes(self, logits: Tensor, task_id: Tensor) -> Tensor:
+        """(N, C) the network's outputs; with per-task heads other tasks' classes become −inf."""
         if self.head_mask is None:
             return logits
         return logits.masked_fill(~self.head_mask[task_id], -torch.inf)

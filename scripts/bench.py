@@ -1,7 +1,7 @@
-"""Speed, as ratios taken in one process: the trainer against a bare loop, the data path against PIL.
+"""Speed, as ratios taken in one process: trainer and bare loop, data path and PIL, buffer and loop.
 
-    python scripts/bench.py                  everything (about six minutes on two cores)
-    python scripts/bench.py trainer-mlp      one part; parts: trainer-mlp trainer-resnet data
+    python scripts/bench.py                  everything (about seven minutes on two cores)
+    python scripts/bench.py trainer-mlp      one part; parts: trainer-mlp trainer-resnet data buffer
     python scripts/bench.py --update README.md    and put the lines between the file's markers
 
 Rounds alternate between the two sides, so that a machine whose speed drifts slows both. Images are
@@ -29,11 +29,10 @@ from datasets.benchmark import Benchmark, class_incremental
 from datasets.sources import Source
 from models.method import Setup
 from models.sgd import SGD
+from scripts.bench_buffer import CIFAR, buffer_speed
 from utils.config import Config, resolve
 from utils.results import versions
 from utils.training import Trainer
-
-CIFAR = Augment((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2615), crop_padding=4, flip=True)
 
 
 def random_source(n_train: int, n_test: int, shape: tuple[int, ...]) -> Source:
@@ -173,7 +172,12 @@ def pil_loader(source: Source, workers: int) -> torch.utils.data.DataLoader:
     return torch.utils.data.DataLoader(Images(), batch_size=32, shuffle=True, num_workers=workers)
 
 
-PARTS = {"trainer-mlp": trainer_mlp, "trainer-resnet": trainer_resnet, "data": data_path}
+PARTS = {
+    "trainer-mlp": trainer_mlp,
+    "trainer-resnet": trainer_resnet,
+    "data": data_path,
+    "buffer": buffer_speed,
+}
 
 
 def main() -> None:

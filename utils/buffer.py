@@ -1,9 +1,12 @@
-"""Replay buffer: preallocated tensors on the training device, vectorised insertion and drawing.
+"""Replay buffers: preallocated tensors on the training device, vectorised insertion and drawing.
 
 All random decisions are drawn on the host from the buffer's own generator: the same seed fills the
-same buffer on every device, and no step waits for the device.
+same buffer on every device, and no step waits for the device. Here: a uniform reservoir, first in first
+out, and unlimited; `utils/reservoirs.py` has those that choose whom to evict, `utils/rings.py` those with
+a part for every task or class.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,50 +34,81 @@ class Buffer:
     def __len__(self) -> int:
         return min(self.n_seen, self.size)
 
+    # --- putting in ------------------------------------------------------------------------------
+
     def add(self, **fields: Tensor) -> None:
         """Offer a batch; each field is (N, ...)."""
         if not self.size:
             return
-        n = len(next(iter(fields.values())))
-        rows, slots = self._place(n)
-        self._write(rows, slots, fields)
+        rows, slots = self._place(len(next(iter(fields.values()))))
+        self._write(*last_writer(rows, slots), fields)
 
-    def _place(self, n: int) -> tuple[Tensor, Tensor]:
+    def _place(self, n: int) -> tuple[np.ndarray, np.ndarray]:
         """Which of `n` offered samples go to which slots, as if they came one by one."""
-        position = torch.arange(self.n_seen, self.n_seen + n)
-        draws = torch.rand(n, generator=self.generator, dtype=torch.float64)
-        slots = torch.where(position < self.size, position, (draws * (position + self.n_places)).long())
+        position = np.arange(self.n_seen, self.n_seen + n)
+        draws = torch.rand(n, generator=self.generator, dtype=torch.float64).numpy()
+        slots = (draws * (position + self.n_places)).astype(np.int64)
+        slots = np.where(position < self.size, position, slots)
         self.n_seen += n
-        rows = torch.nonzero(slots < self.size).view(-1)
+        rows = np.flatnonzero(slots < self.size)
         return rows, slots[rows]
 
-    def _write(self, rows: Tensor, slots: Tensor, fields: dict[str, Tensor]) -> None:
-        rows, slots = last_writer(rows, slots)
-        rows, slots = rows.to(self.device), slots.to(self.device)
+    def _write(self, rows: np.ndarray, slots: np.ndarray, fields: dict[str, Tensor]) -> None:
+        """Copy rows of the fields into slots of the buffer."""
+        self._copy(*(torch.from_numpy(places).to(self.device) for places in (rows, slots)), fields)
+
+    def _copy(self, rows: Tensor, slots: Tensor, fields: dict[str, Tensor]) -> None:
+        """The same where the places lie on the device."""
         for name, values in fields.items():
             if name not in self.fields:
                 shape = (self.size, *values.shape[1:])
                 self.fields[name] = torch.zeros(shape, dtype=values.dtype, device=self.device)
-            self.fields[name][slots] = values.detach()[rows]
+            copy_rows(self.fields[name], slots, values.detach().index_select(0, rows))
+
+    def replace(self, slots: Tensor, **fields: Tensor) -> None:
+        """Overwrite fields of chosen slots (k,), all different, with those of k samples."""
+        for name, values in fields.items():
+            copy_rows(self.fields[name], slots.to(self.device), values.to(self.fields[name]))
+
+    def fill(self, **fields: Tensor) -> None:
+        """Hold exactly these samples, at most `size`, in their order, and count them as seen."""
+        n = len(next(iter(fields.values())))
+        assert n <= self.size, f"{n} samples for {self.size} places"
+        self.n_seen = n
+        every = torch.arange(n, device=self.device)
+        self._copy(every, every, fields)
+
+    # --- taking out ------------------------------------------------------------------------------
+
+    def slots(self, n: int) -> Tensor:
+        """(min(n, len(self)),) distinct slots in use, uniformly."""
+        return distinct(len(self), min(n, len(self)), self.generator).to(self.device)
+
+    def slots_of_task(self, task: int, n: int) -> Tensor:
+        """(n,) slots of one task, distinct while there are enough of them; it must have one."""
+        return rows_where(self.stored()["task_id"] == task, n, self.generator)
+
+    def at(self, slots: Tensor) -> dict[str, Tensor]:
+        """The samples in some slots; each field (n, ...)."""
+        return {name: values.index_select(0, slots) for name, values in self.fields.items()}
 
     def sample(self, n: int) -> dict[str, Tensor]:
         """`min(n, len(self))` distinct samples, uniformly; each field (n, ...)."""
-        rows = distinct(len(self), min(n, len(self)), self.generator).to(self.device)
-        return {name: values.index_select(0, rows) for name, values in self.fields.items()}
+        return self.at(self.slots(n))
+
+    def sample_by_task(self, task: int, n: int) -> dict[str, Tensor]:
+        """`n` samples of one task, distinct while there are enough of them; it must have one."""
+        return self.at(self.slots_of_task(task, n))
 
     def sample_with_replacement(self, n: int) -> dict[str, Tensor]:
         """`n` independent uniform draws, so possibly repeated; each field (n, ...). Not when empty."""
-        rows = torch.randint(len(self), (n,), generator=self.generator).to(self.device)
-        return {name: values.index_select(0, rows) for name, values in self.fields.items()}
+        return self.at(torch.randint(len(self), (n,), generator=self.generator).to(self.device))
 
     def stored(self) -> dict[str, Tensor]:
         """Views of everything in the buffer, in slot order."""
         return {name: values[: len(self)] for name, values in self.fields.items()}
 
-    def replace(self, slots: Tensor, **fields: Tensor) -> None:
-        """Overwrite chosen slots (k,) with k samples."""
-        for name, values in fields.items():
-            self.fields[name][slots.to(self.device)] = values
+    # --- state -----------------------------------------------------------------------------------
 
     def state_dict(self) -> dict:
         """Contents, counters and the generator."""
@@ -88,48 +122,50 @@ class Buffer:
         self.fields = {name: values.to(self.device) for name, values in state["fields"].items()}
 
 
-class BalancedBuffer(Buffer):
-    """Class-balanced reservoir: an accepted sample evicts a random one of the most populated class.
+class FIFOBuffer(Buffer):
+    """The last `size` samples offered; the oldest leaves first."""
 
-    As in the memorization paper's code: acceptance is the reservoir's. Fields must include `y`, labels
-    below `n_classes`. Classes are counted on the device; the host knows which rows are accepted, so
-    nothing is read back.
-    """
+    def _place(self, n: int) -> tuple[np.ndarray, np.ndarray]:
+        kept = min(n, self.size)
+        self.n_seen += n
+        return np.arange(n - kept, n), np.arange(self.n_seen - kept, self.n_seen) % self.size
 
-    def __init__(self, size: int, n_classes: int, generator: torch.Generator, device: torch.device | str):
-        super().__init__(size, generator, device)
-        self.n_classes = n_classes
+
+class UnlimitedBuffer(Buffer):
+    """Everything offered. Room doubles when it runs out, so that a sample is moved twice on average."""
+
+    def __init__(self, generator: torch.Generator, device: torch.device | str):
+        super().__init__(0, generator, device)
 
     def add(self, **fields: Tensor) -> None:
-        """Offer a batch; each field is (N, ...)."""
-        if not self.size:
-            return
-        free = max(0, self.size - self.n_seen)
-        n = len(fields["y"])
-        rows, slots = self._place(n)
-        fresh = rows < free
-        self._write(rows[fresh], slots[fresh], fields)
-        chances = torch.rand(int((~fresh).sum()), generator=self.generator)
-        for row, chance in zip(rows[~fresh].tolist(), chances.tolist(), strict=True):
-            slot = self._crowded_slot(chance)
-            for name, values in fields.items():
-                self.fields[name].index_copy_(0, slot, values[row : row + 1].detach())
+        """Append a batch; each field is (N, ...)."""
+        start, n = self.n_seen, len(next(iter(fields.values())))
+        if start + n > self.size:
+            self.size = max(2 * self.size, start + n)
+            for name, old in self.fields.items():
+                self.fields[name] = torch.cat((old, old.new_zeros(self.size - len(old), *old.shape[1:])))
+        self.n_seen += n
+        self._write(np.arange(n), np.arange(start, self.n_seen), fields)
 
-    def _crowded_slot(self, chance: float) -> Tensor:
-        """(1,) a slot of the most populated class, uniform in `chance`; the lowest label wins ties."""
-        y = self.fields["y"]
-        counts = torch.zeros(self.n_classes, dtype=torch.long, device=self.device)
-        members = y == counts.index_add_(0, y, torch.ones_like(y)).argmax()
-        rank = (members.sum() * chance).long()
-        return (members.cumsum(0) > rank).to(torch.uint8).argmax().view(1)
+    def load_state_dict(self, state: dict) -> None:
+        """Continue exactly where `state` was taken."""
+        super().load_state_dict(state)
+        self.size = max((len(values) for values in self.fields.values()), default=0)
 
 
-def last_writer(rows: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
+def last_writer(rows: np.ndarray, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Drop all but the last of several rows bound for one slot: what one-by-one insertion leaves."""
-    if len(slots) < 2:
-        return rows, slots
-    later = torch.triu(slots.view(-1, 1) == slots.view(1, -1), diagonal=1).any(1)
-    return rows[~later], slots[~later]
+    slots, last = np.unique(slots[::-1], return_index=True)
+    return rows[::-1][last], slots
+
+
+def copy_rows(target: Tensor, slots: Tensor, rows: Tensor) -> None:
+    """target[slots] = rows, along the first dimension; both contiguous."""
+    size = rows.element_size()
+    if rows.dim() > 1 and size < 8 and rows.stride(0) * size % 16 == 0:
+        # a CPU copies the same bytes many times faster as a few wide numbers
+        target, rows = (t.flatten(1).view(torch.complex128) for t in (target, rows))
+    target.index_copy_(0, slots, rows)
 
 
 def distinct(population: int, n: int, generator: torch.Generator) -> Tensor:
@@ -142,5 +178,18 @@ def distinct(population: int, n: int, generator: torch.Generator) -> Tensor:
         return torch.randperm(population, generator=generator)[:n]
     while True:
         rows = torch.randint(population, (n,), generator=generator)
-        if len(torch.unique(rows)) == n:
+        if len(set(rows.tolist())) == n:
             return rows
+
+
+def rows_where(mask: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """(n,) places where mask (N,) holds, uniformly; distinct, and once all are used from the start again.
+
+    Random keys rank the places, so that nothing is read from the device. Where the mask holds nowhere
+    the places mean nothing.
+    """
+    keys = torch.rand(len(mask), generator=generator).to(mask.device)
+    k = min(n, len(mask))
+    order = keys.masked_fill(~mask, 2.0).topk(k, largest=False).indices
+    turn = torch.arange(n, device=mask.device) % mask.sum().clamp(1, k)
+    return order[turn]

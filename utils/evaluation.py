@@ -34,6 +34,16 @@ def accuracies(method, n_tasks: int, n_seen: int) -> Tensor:
     return hits.cpu().expand(-1, 2) / counts.view(-1, 1)
 
 
+def memory_counts(method) -> dict[str, list[int]] | None:
+    """How many samples of each class and of each task `method.buffer` holds; None without any."""
+    buffer, benchmark = getattr(method, "buffer", None), method.setup.benchmark
+    stored = buffer.stored() if buffer is not None else {}
+    sizes = {"y": ("per_class", benchmark.n_classes), "task_id": ("per_task", len(benchmark.tasks))}
+    if not sizes.keys() <= stored.keys():
+        return None
+    return {name: stored[f].bincount(minlength=n).tolist() for f, (name, n) in sizes.items()}
+
+
 def masked_argmax(logits: Tensor, allowed: Tensor) -> Tensor:
     """(N,) best class among the allowed ones; `allowed` is (C,) or (N, C) bool."""
     return logits.masked_fill(~allowed, -torch.inf).argmax(1)

@@ -47,6 +47,9 @@ def write_all(document: dict[str, Any], folder: Path) -> list[Path]:
     if document.get("curve"):
         written.append(folder / "stability.png")
         stability(document["curve"], written[-1], names, run)
+    if document.get("memory"):
+        written.append(folder / "memory.png")
+        memory(document["memory"], written[-1], run)
     return written
 
 
@@ -139,6 +142,31 @@ def stability(
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
     figure.suptitle(title, fontsize=11)
     return _save(figure, path)
+
+
+def memory(rows: list[dict[str, Any]], path: Path, title: str = "") -> Figure:
+    """What the memory held after each task, by class and by the task that a sample came from (its age)."""
+    figure = _figure(WIDTH, float(np.clip(0.3 * len(rows), 2.4, 8.0)) + 1.4)
+    panels = zip(figure.subplots(1, 2), ("per_class", "per_task"), ("class", "task"), strict=True)
+    for axes, key, name in panels:
+        counts = np.array([row[key] for row in rows])
+        image = axes.imshow(np.ma.masked_equal(counts, 0), vmin=0, cmap="viridis", aspect="auto")
+        axes.patch.set(facecolor="0.94")  # shows through where there are none
+        figure.colorbar(image, ax=axes, label="samples")
+        if counts.shape[1] <= MAX_NAMED and len(rows) <= MAX_ANNOTATED:
+            _annotate_counts(axes, counts)
+        _task_ticks(axes, counts.shape[1], "x")
+        _task_ticks(axes, len(rows), "y")
+        axes.set(xlabel=name, ylabel="after task", title=f"samples in the memory, by {name}")
+    figure.suptitle(title, fontsize=11)
+    return _save(figure, path)
+
+
+def _annotate_counts(axes: Axes, counts: np.ndarray) -> None:
+    for (i, j), value in np.ndenumerate(counts):
+        if value:
+            colour = "white" if value < 0.6 * counts.max() else "black"
+            axes.text(j, i, f"{value}", ha="center", va="center", color=colour, fontsize=8)
 
 
 def _draw_tasks(axes: Axes, curve: list[dict[str, Any]], view: str, colours: list[Any]) -> None:

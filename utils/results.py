@@ -18,13 +18,14 @@ SUFFIX = {"class_il": "", "task_il": "_mask_classes"}
 
 
 class Results:
-    """R per view (T, T), the untrained network's b (T,) and the evaluations made inside tasks."""
+    """R per view (T, T), the untrained network's b (T,), evaluations inside tasks, what the memory held."""
 
     def __init__(self, n_tasks: int, scenario: str):
         self.scenario = scenario
         self.R = {view: np.full((n_tasks, n_tasks), np.nan) for view in VIEWS}
         self.b = np.full(n_tasks, np.nan)
         self.curve: list[dict[str, Any]] = []
+        self.memory: list[dict[str, Any]] = []
         self.seconds = {"total": 0.0, "train": 0.0, "eval": 0.0, "data": 0.0}
         self.n_images = 0
         self._clock = time.monotonic()
@@ -49,6 +50,11 @@ class Results:
             self.curve.pop()
         views = {view: accuracies[: task + 1, i].tolist() for i, view in enumerate(VIEWS)}
         self.curve.append({"step": step, "task": task, **views})
+
+    def add_memory(self, task: int, counts: dict[str, list[int]] | None) -> None:
+        """Store how many samples of each class and task a memory holds after `task`."""
+        if counts:
+            self.memory.append({"task": task, **counts})
 
     @property
     def forward_transfer(self) -> float:
@@ -86,6 +92,7 @@ class Results:
             "R": {view: R.tolist() for view, R in self.R.items()},
             "b": self.b.tolist(),
             "curve": self.curve,
+            "memory": self.memory,
             "seconds": self.seconds,
             "n_images": self.n_images,
         }
@@ -94,7 +101,8 @@ class Results:
         """Continue from `state`."""
         self.R = {view: np.array(R) for view, R in state["R"].items()}
         self.b = np.array(state["b"])
-        self.curve, self.seconds, self.n_images = state["curve"], state["seconds"], state["n_images"]
+        self.curve, self.memory = state["curve"], state["memory"]
+        self.seconds, self.n_images = state["seconds"], state["n_images"]
 
     def view_document(self, view: str) -> dict[str, Any]:
         """R and its metrics, and those of the evaluations inside tasks where there are any."""
@@ -119,6 +127,7 @@ class Results:
             "fwt": self.forward_transfer,
             "b": self.b.tolist(),
             "curve": self.curve,
+            "memory": self.memory,
             "seconds": self.seconds,
             "images_per_second": self.n_images / trained if trained else None,
             "peak_memory_bytes": peak_memory(benchmark.device),

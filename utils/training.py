@@ -13,7 +13,7 @@ import torch
 from utils import checkpoint
 from utils.checkpoint import CheckpointError
 from utils.config import OPERATIONAL, Config
-from utils.evaluation import accuracies
+from utils.evaluation import accuracies, memory_counts
 from utils.interrupt import Interrupt, InterruptedRunError
 from utils.progress import DivergedError, LossLog, Progress
 from utils.results import Results
@@ -39,7 +39,8 @@ class Trainer:
     ):
         self.config, self.method, self.folder, self.on_task = config, method, folder, on_task
         self.benchmark = method.setup.benchmark
-        self.tasks = self.benchmark.joint() if method.stream == "joint" else self.benchmark.tasks
+        streams = {"joint": self.benchmark.joint, "cumulative": self.benchmark.cumulative}
+        self.tasks = streams[method.stream]() if method.stream in streams else self.benchmark.tasks
         self.results = Results(len(self.benchmark.tasks), self.benchmark.scenario)
         self.position = Position()
         self.losses = LossLog(self.benchmark.device)
@@ -130,6 +131,7 @@ class Trainer:
     def _finish(self, task: Any) -> None:
         """Evaluate after the task, save, report."""
         self._evaluate_row(task)
+        self.results.add_memory(task.id, memory_counts(self.method))
         self.position = Position(self.position.task + 1, 0, 0, self.position.total)
         self.save()
         self.on_task(task.id)

@@ -28,8 +28,15 @@ class Replayed(NamedTuple):
 
 def draw(method, draws: str = "distinct") -> Replayed | None:
     """A batch from `method.buffer`, augmented as the stream is; None while the buffer is empty."""
-    n = min(method.options.minibatch_size or method.setup.train.batch_size, len(method.buffer))
-    return take(method, n, draws) if n else None
+    if not method.buffer:
+        return None
+    n = replayed_per_step(method)
+    return take(method, n if draws == "distinct" else min(n, len(method.buffer)), draws)
+
+
+def replayed_per_step(method) -> int:
+    """How many samples a step replays, as far as there are so many."""
+    return method.options.minibatch_size or method.setup.train.batch_size
 
 
 def take(method, n: int, draws: str, times: int = 1) -> Replayed:
@@ -42,6 +49,11 @@ def take(method, n: int, draws: str, times: int = 1) -> Replayed:
         sample = {name: torch.cat([b[name] for b in batches]) for name in batches[0]}
     else:
         sample = method.buffer.sample_with_replacement(times * n)
+    return augmented(method, sample)
+
+
+def augmented(method, sample: dict[str, Tensor]) -> Replayed:
+    """Samples from a buffer, their images augmented as the stream's are."""
     return Replayed(method.augment(sample["x"]), sample["y"], sample["task_id"])
 
 
@@ -54,11 +66,11 @@ def joined(batch: Batch, replayed: Replayed | None) -> tuple[Tensor, Tensor, Ten
     return x, y, task_id
 
 
-def store(method, batch: Batch) -> None:
-    """Offer the batch to `method.buffer`, in the first epoch of a task only.
+def store(method, batch: Batch, **extra: Tensor) -> None:
+    """Offer the batch, with fields of the method's own, to `method.buffer`, in a task's first epoch only.
 
     Each sample is offered once: offering it again in later epochs would make the reservoir count
     repetitions as new data and keep copies of one image.
     """
     if method.epoch == 0:
-        method.buffer.add(x=batch.x_raw, y=batch.y, task_id=batch.task_id, index=batch.index)
+        method.buffer.add(x=batch.x_raw, y=batch.y, task_id=batch.task_id, index=batch.index, **extra)

@@ -106,7 +106,7 @@ def gradients_by_part(method, parameters: dict[str, Tensor], samples: Replayed, 
     if len(set(counts)) > 1 or any(True for _ in method.net.buffers()):
         parts = zip(*(field.split(counts) for field in samples), strict=True)
         return torch.stack([gradient(method, list(parameters.values()), Replayed(*part)) for part in parts])
-    network = _Logits(method)
+    network = Logits(method)
 
     def loss(values: dict[str, Tensor], x: Tensor, y: Tensor, task_id: Tensor) -> Tensor:
         return F.cross_entropy(functional_call(network, values, (x, task_id)), y)
@@ -117,7 +117,7 @@ def gradients_by_part(method, parameters: dict[str, Tensor], samples: Replayed, 
     return torch.cat([found[name].flatten(1) for name in values], 1)
 
 
-class _Logits(nn.Module):
+class Logits(nn.Module):
     """A method's training logits as a module, for `functional_call`."""
 
     def __init__(self, method):

@@ -27,6 +27,16 @@ OFF = {
     "agem": {"buffer_size": 0},
     "ewc": {"e_lambda": 0},
     "mas": {"mas_lambda": 0},
+    "agem_r": {"buffer_size": 0},
+    "cumulative": None,  # changes the stream, not the step
+    "der": {"buffer_size": 0},
+    "derpp": {"buffer_size": 0},
+    "er_ace": {"buffer_size": 0},
+    "er_aml": {"buffer_size": 0},
+    "fdr": {"buffer_size": 0},
+    "full_buffer": None,  # keeps everything
+    "gss": {"buffer_size": 0},
+    "mir": {"buffer_size": 0},
     "mer": {"buffer_size": 0, "beta": 1, "gamma": 1, "batches_per_example": 1, "batch_size": 1},
 }
 # Where the defaults would make these tests slow.

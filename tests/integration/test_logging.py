@@ -69,6 +69,7 @@ def test_artifacts(logged):
     names = {a.path for a in client.list_artifacts(run.info.run_id)}
     assert names == {
         "results.json", "config.yaml", "class_order.json", "curves.png", "stability.png",
+        "memory.png",
         *(f"accuracy_matrix_{view}.{kind}" for view in ("class_il", "task_il") for kind in ("png", "csv")),
     }  # fmt: skip
 

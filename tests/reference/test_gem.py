@@ -11,9 +11,9 @@ from scipy.optimize import minimize
 
 from models.gem import EPS
 from models.parts.projection import project, solve_dual
-from models.parts.ring import RingMemory
 from tests.conftest import tiny_method
 from utils.errors import UserError
+from utils.rings import RingMemory
 from utils.training import build_optimizer
 
 
@@ -122,7 +122,7 @@ def test_a_diverged_network_is_left_to_the_trainer():
 @pytest.mark.parametrize("per_task", [1, 4, 7])
 @pytest.mark.parametrize("batch", [1, 3, 10])
 def test_ring_holds_what_a_deque_holds(per_task, batch):
-    ring = RingMemory(2, per_task, torch.device("cpu"))
+    ring = RingMemory(2, per_task, torch.Generator(), "cpu")
     deques = [deque(maxlen=per_task) for _ in range(2)]
     for step, values in enumerate(torch.arange(80).split(batch)):
         task = step % 2
@@ -135,7 +135,7 @@ def test_ring_holds_what_a_deque_holds(per_task, batch):
 
 
 def test_only_filled_places_are_used():
-    ring = RingMemory(3, 5, torch.device("cpu"))
+    ring = RingMemory(3, 5, torch.Generator(), "cpu")
     assert ring.tasks() == [] and ring.stored() == {}
     ring.add(1, x=torch.tensor([7, 8]))
     assert ring.tasks() == [1] and ring.of(1)["x"].tolist() == [7, 8]
@@ -143,9 +143,9 @@ def test_only_filled_places_are_used():
 
 
 def test_ring_survives_saving():
-    ring = RingMemory(2, 3, torch.device("cpu"))
+    ring = RingMemory(2, 3, torch.Generator(), "cpu")
     ring.add(0, x=torch.arange(5))
-    restored = RingMemory(2, 3, torch.device("cpu"))
+    restored = RingMemory(2, 3, torch.Generator(), "cpu")
     restored.load_state_dict(ring.state_dict())
     for each in (ring, restored):
         each.fields = {n: t.clone() for n, t in each.fields.items()}

@@ -250,7 +250,7 @@ def test_agem_equals_a_naive_transcription(scenario):
         g = vector(torch.autograd.grad(F.cross_entropy(twin.net(batch.x), batch.y), parameters))
         past = [sample for t in range(3) if t != task for sample in memory[t]]
         if past:
-            rows = distinct(len(past), min(6, len(past)), twin.draws).tolist()
+            rows = distinct(len(past), min(6, len(past)), twin.buffer.generator).tolist()
             x, y = (torch.stack(part) for part in zip(*(past[r] for r in rows), strict=True))
             ref = vector(torch.autograd.grad(F.cross_entropy(twin.net(x), y), parameters))
             if g @ ref < 0:

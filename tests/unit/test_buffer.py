@@ -1,17 +1,19 @@
-"""Reservoirs: who stays, with what probability, and that batches change nothing.
+"""Buffers: who stays, with what probability, and that batches change nothing.
 
 Statistical tests use fixed seeds; "false alarm" is the chance that another seed would fail a correct
 implementation.
 """
 
 import itertools
+from collections import deque
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
-from utils.buffer import BalancedBuffer, Buffer, distinct, last_writer
+from utils.buffer import Buffer, FIFOBuffer, UnlimitedBuffer, copy_rows, distinct, last_writer, rows_where
+from utils.reservoirs import BalancedBuffer, pick
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -139,7 +141,7 @@ def test_all_fields_of_a_sample_stay_together():
 
 
 def test_of_rows_bound_for_one_slot_the_last_wins():
-    rows, slots = last_writer(torch.tensor([0, 1, 2, 3]), torch.tensor([5, 2, 5, 5]))
+    rows, slots = last_writer(np.array([0, 1, 2, 3]), np.array([5, 2, 5, 5]))
     assert rows.tolist() == [1, 3] and slots.tolist() == [2, 5]
 
 
@@ -174,8 +176,8 @@ def test_balanced_buffer_evicts_uniformly_within_the_class():
     """Chi-square over the 5 members of the crowded class; false alarm 1e-4."""
     buffer = BalancedBuffer(8, 2, generator(7), "cpu")
     buffer.add(x=torch.arange(8), y=torch.tensor([0, 1, 1, 0, 1, 1, 0, 1]))
-    chances = torch.rand(5000, generator=generator(8)).tolist()
-    evicted = [buffer._crowded_slot(chance).item() for chance in chances]
+    chances = torch.rand(5000, generator=generator(8)).split(1)
+    evicted = [pick(buffer.weights(), chance).item() for chance in chances]
     counts = np.bincount(evicted, minlength=8)
     assert counts[[0, 3, 6]].sum() == 0
     assert stats.chisquare(counts[[1, 2, 4, 5, 7]]).pvalue > 1e-4
@@ -270,3 +272,71 @@ def test_a_restored_buffer_continues_exactly(kind):
     expected = go_on(first)
     second.load_state_dict(saved)
     assert go_on(second) == expected
+
+
+# --- first in first out, unlimited, exactly these -------------------------------------------------
+
+
+@pytest.mark.parametrize(("size", "batch"), [(1, 3), (7, 3), (7, 10), (40, 3)])
+def test_fifo_holds_the_last(size, batch):
+    buffer, last = FIFOBuffer(size, generator(), "cpu"), deque(maxlen=size)
+    for values in torch.arange(31).split(batch):
+        buffer.add(x=values, y=-values)
+        last.extend(values.tolist())
+        assert sorted(buffer.stored()["x"].tolist()) == sorted(last)
+        assert torch.equal(buffer.stored()["y"], -buffer.stored()["x"])
+
+
+def test_unlimited_holds_everything_in_order_and_survives_saving():
+    buffer, restored = (UnlimitedBuffer(generator(s), "cpu") for s in (0, 1))
+    assert not buffer and buffer.stored() == {}
+    for start in range(0, 50, 7):
+        buffer.add(x=torch.arange(start, start + 7), image=torch.full((7, 3), start))
+    assert buffer.stored()["x"].tolist() == list(range(56)) and buffer.size < 2 * 56
+    restored.load_state_dict(buffer.state_dict())
+    for each in (buffer, restored):
+        each.fields = {name: values.clone() for name, values in each.fields.items()}
+        each.add(x=torch.arange(56, 500), image=torch.full((444, 3), 9))
+        assert each.stored()["x"].tolist() == list(range(500)) and len(each) == 500
+        assert each.stored()["image"][:, 0].tolist() == [i // 7 * 7 for i in range(56)] + 444 * [9]
+    assert torch.equal(buffer.sample(5)["x"], restored.sample(5)["x"])
+
+
+def test_fill_holds_exactly_these():
+    buffer = filled(9, 100, 13)
+    buffer.fill(x=torch.tensor([5, 6, 7]), y=torch.tensor([1, 1, 0]))
+    assert len(buffer) == 3 and buffer.stored()["x"].tolist() == [5, 6, 7]
+    buffer.add(x=torch.tensor([8]), y=torch.tensor([2]))
+    assert buffer.stored()["x"].tolist() == [5, 6, 7, 8] and buffer.stored()["y"].tolist() == [1, 1, 0, 2]
+
+
+# --- by task, and rows where a mask holds ---------------------------------------------------------
+
+
+def test_sample_by_task_gives_the_tasks_own_distinct_samples():
+    buffer = Buffer(12, generator(), "cpu")
+    buffer.add(x=torch.arange(12), task_id=torch.arange(12) % 3)
+    for n in (1, 3, 4):
+        found = buffer.sample_by_task(1, n)
+        assert (found["task_id"] == 1).all() and len(found["x"].unique()) == n
+    assert sorted(buffer.sample_by_task(2, 10)["x"].tolist())[::3] == [2, 5, 8, 11]  # 3, 3, 2, 2 of each
+
+
+def test_rows_where_is_uniform_over_ordered_draws():
+    """Chi-square over the 12 ordered pairs of 4 places among 9; false alarm 1e-4."""
+    mask, source = torch.zeros(9, dtype=torch.bool), generator(10)
+    mask[[1, 4, 5, 8]] = True
+    places = {p: i for i, p in enumerate(itertools.permutations([1, 4, 5, 8], 2))}
+    found = [places[tuple(rows_where(mask, 2, source).tolist())] for _ in range(6000)]
+    assert stats.chisquare(np.bincount(found, minlength=12)).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (4,), (16,), (2, 8), (5, 7)])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float32, torch.bool])
+def test_copy_rows_is_index_assignment(shape, dtype):
+    draws = generator(11)
+    target, rows = ((torch.randint(0, 200, (n, *shape), generator=draws)).to(dtype) for n in (9, 4))
+    slots, expected = torch.tensor([7, 0, 3, 8]), target.clone()
+    expected[slots] = rows
+    copy_rows(target, slots, rows)
+    assert torch.equal(target, expected)

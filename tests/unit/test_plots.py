@@ -150,12 +150,37 @@ def test_stability_with_many_tasks(tmp_path):
     assert texts_that_overlap(figure) == []
 
 
+def memory_rows(T: int) -> list[dict]:
+    """A memory of 100 · T samples, shared equally by the tasks so far; two classes a task."""
+    rows = []
+    for t in range(T):
+        share = 100 * T // (t + 1)
+        per_task = [share if j <= t else 0 for j in range(T)]
+        rows.append({"task": t, "per_task": per_task, "per_class": [n // 2 for n in per_task for _ in "ab"]})
+    return rows
+
+
+@pytest.mark.parametrize("T", [1, 2, 5, 20, 50])
+def test_memory_shows_what_was_held(tmp_path, T):
+    figure = plots.memory(memory_rows(T), tmp_path / "memory.png", "er on seq-mnist, seed 0")
+    by_class, by_task = figure.axes[:2]
+    for axes, key in ((by_class, "per_class"), (by_task, "per_task")):
+        held = np.array([row[key] for row in memory_rows(T)])
+        np.testing.assert_array_equal(axes.images[0].get_array().filled(0), held)
+    assert (by_task.get_xlabel(), by_task.get_ylabel()) == ("task", "after task")
+    if T == 2:
+        assert [t.get_text() for t in by_task.texts] == ["200", "100", "100"]
+    assert texts_that_overlap(figure) == []
+    assert png_size(tmp_path / "memory.png")[0] == 1280
+
+
 def test_write_all(tmp_path):
-    data = document() | {"curve": CURVE}
+    data = document() | {"curve": CURVE, "memory": memory_rows(3)}
     names = [path.name for path in plots.write_all(data, tmp_path)]
     assert names == [
         "accuracy_matrix_class_il.png", "accuracy_matrix_class_il.csv",
         "accuracy_matrix_task_il.png", "accuracy_matrix_task_il.csv", "curves.png", "stability.png",
+        "memory.png",
     ]  # fmt: skip
     assert all((tmp_path / name).stat().st_size > 0 for name in names)
 

@@ -1,10 +1,18 @@
-"""Policies on rankings small enough to write down, and the learning-order proxy against the paper's list."""
+"""Policies on rankings small enough to write down; choices by features, gradients and loss by brute force.
+
+Statistical tests use fixed seeds; "false alarm" is the chance that another seed would fail a correct
+implementation.
+"""
+
+import itertools
 
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from models.parts.learning import NEVER, LearningOrder
+from utils import selection
 from utils.selection import POLICIES, class_balanced, pick, quotas
 
 
@@ -20,12 +28,21 @@ def generator(seed: int = 0) -> torch.Generator:
         ("middle", [8, 9, 10, 11]),
         ("0.1min", [2, 3, 4, 5]),
         ("0.9max", [14, 15, 16, 17]),
+        ("high_min", [0, 1, 2, 3]),  # a tenth of four is none
     ],
 )
 def test_policies_on_twenty(policy, expected):
     ranking = torch.arange(20) * 10
     found = pick(ranking, 4, policy, torch.ones(20), generator())
     assert found.tolist() == [10 * i for i in expected]
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [("high_min", [*range(8), 19]), ("high_middle", [*range(5, 13), 19])],
+)
+def test_mixed_policies_take_a_tenth_from_the_end(policy, expected):
+    assert pick(torch.arange(20), 9, policy, torch.ones(20), generator()).tolist() == expected
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -73,3 +90,133 @@ def test_learning_order_equals_the_papers_list():
     assert order[proxy.when[order] < NEVER].tolist() == listed
     proxy.reset()
     assert (proxy.when == NEVER).all()
+
+
+# --- by features --------------------------------------------------------------------------------
+
+
+def features(n: int, seed: int = 0, d: int = 3) -> torch.Tensor:
+    return torch.randn(n, d, generator=generator(seed), dtype=torch.float64)
+
+
+def naive_herding(points: np.ndarray, k: int) -> list[int]:
+    chosen = []
+    for _ in range(k):
+        free = [i for i in range(len(points)) if i not in chosen]
+        gaps = [np.linalg.norm(points.mean(0) - points[[*chosen, i]].mean(0)) for i in free]
+        chosen.append(free[int(np.argmin(gaps))])
+    return chosen
+
+
+@pytest.mark.parametrize("k", [0, 1, 4, 9, 12])
+def test_herding_is_the_greedy_of_icarl(k):
+    points = features(9, seed=k)
+    assert selection.herding(points, k).tolist() == naive_herding(points.numpy(), min(k, 9))
+
+
+def test_herding_of_one_is_the_sample_nearest_to_the_mean_and_prefixes_agree():
+    points = features(30)
+    assert torch.equal(selection.herding(points, 1), selection.mean_of_features(points, 1))
+    assert torch.equal(selection.herding(points, 20)[:7], selection.herding(points, 7))
+
+
+def radius(points: np.ndarray, chosen) -> float:
+    """Largest distance of a point to the nearest of the chosen."""
+    return np.linalg.norm(points[:, None] - points[list(chosen)], axis=2).min(1).max()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_k_center_is_greedy_and_within_twice_the_best_of_all_choices(seed):
+    points = features(9, seed)
+    chosen = selection.k_center(points, 3).tolist()
+    expected = [int(np.linalg.norm(points.numpy() - points.numpy().mean(0), axis=1).argmin())]
+    for _ in range(2):
+        gaps = np.linalg.norm(points.numpy()[:, None] - points.numpy()[expected], axis=2).min(1)
+        expected.append(int(gaps.argmax()))
+    assert chosen == expected
+    best = min(radius(points.numpy(), c) for c in itertools.combinations(range(9), 3))
+    assert radius(points.numpy(), chosen) <= 2 * best + 1e-12
+
+
+@pytest.mark.parametrize("choose", [selection.herding, selection.k_center, selection.mean_of_features])
+def test_equal_features_are_still_chosen_once_each(choose):
+    assert sorted(choose(torch.zeros(5, 2), 5).tolist()) == [0, 1, 2, 3, 4]
+    assert len(choose(torch.zeros(5, 2), 3).unique()) == 3
+
+
+def test_mean_of_features_by_hand():
+    points = torch.tensor([[0.0], [4.0], [5.0], [11.0]])  # mean 5
+    assert selection.mean_of_features(points, 3).tolist() == [2, 1, 0]
+
+
+def naive_grasp(points: np.ndarray, y: np.ndarray, n: int, chances: np.ndarray) -> list[int]:
+    """The official loop over classes, with the draw by inversion of the cumulated probabilities."""
+    apart = {}
+    for c in np.unique(y):
+        mean = points[y == c].mean(0)
+        cosine = points[y == c] @ mean / np.linalg.norm(points[y == c], axis=1) / np.linalg.norm(mean)
+        apart[c] = 1 - cosine
+    drawn = []
+    for turn in chances:
+        for c, chance in zip(np.unique(y), turn, strict=True):
+            weights = np.cumsum(1 / (apart[c] + 1e-7))
+            h = int((weights > chance * weights[-1]).argmax())
+            drawn.append(int(np.flatnonzero(y == c)[h]))
+            apart[c][h] += apart[c].max()
+    return drawn[:n]
+
+
+@pytest.mark.parametrize("n", [1, 8, 50])
+def test_grasp_is_the_official_loop(n):
+    points, y = features(20, 3) + 1, torch.randint(3, (20,), generator=generator(4)) * 2
+    chances = torch.rand(-(-n // 3), 3, generator=generator(5), dtype=torch.float64).numpy()
+    found = selection.grasp(points, y, n, generator(5))
+    assert found.tolist() == naive_grasp(points.numpy(), y.numpy(), n, chances)
+
+
+def test_grasp_takes_prototypes_before_outliers():
+    """First draws against last draws; with 20 samples the chance of a wrong order is below 1e-6."""
+    points = torch.ones(20, 2, dtype=torch.float64)
+    points[:, 1] += torch.linspace(0, 3, 20) ** 3
+    mean = points.mean(0, keepdim=True)
+    apart = 1 - torch.nn.functional.cosine_similarity(points, mean)
+    order = selection.grasp(points, torch.zeros(20, dtype=torch.long), 2000, generator(6))
+    assert apart[order[:20]].mean() < apart[order[-200:]].mean()
+
+
+# --- by prediction, by gradient, at random --------------------------------------------------------
+
+
+def test_entropy_orders_from_uncertain_to_certain():
+    p = torch.tensor([[0.98, 0.01, 0.01], [0.4, 0.3, 0.3], [0.5, 0.5, 0.0], [0.8, 0.1, 0.1]])
+    assert selection.entropy(p.log().clamp_min(-50), 4).tolist() == [1, 2, 3, 0]
+    assert selection.entropy(p.log().clamp_min(-50), 2).tolist() == [1, 2]
+
+
+def test_random_is_uniform_and_distinct():
+    """Chi-square over the 10 pairs of 5; false alarm 1e-4."""
+    pairs = {frozenset(p): i for i, p in enumerate(itertools.combinations(range(5), 2))}
+    source = generator(7)
+    found = [pairs[frozenset(selection.random(torch.zeros(5), 2, source).tolist())] for _ in range(4000)]
+    assert stats.chisquare(np.bincount(found, minlength=10)).pvalue > 1e-4
+    assert sorted(selection.random(torch.zeros(3), 9, source).tolist()) == [0, 1, 2]
+
+
+def test_gss_gives_up_slots_as_algorithm_2_does():
+    """One sample of score .5 offered to slots of scores .2, .6, 1.2: P(i replaced) = C_i/ΣC · C_i/(C_i + c).
+
+    Chi-square over the three slots and "none"; false alarm 1e-4.
+    """
+    held, offered, source = torch.tensor([0.2, 0.6, 1.2]), torch.tensor([0.5]), generator(8)
+    counts = np.zeros(4)
+    for _ in range(8000):
+        slots, replace = selection.gss_greedy(held, offered, source)
+        counts[slots.item() if replace.item() else 3] += 1
+    chances = np.array([c / 2.0 * c / (c + 0.5) for c in (0.2, 0.6, 1.2)])
+    assert stats.chisquare(counts, 8000 * np.array([*chances, 1 - chances.sum()])).pvalue > 1e-4
+
+
+def test_gss_refuses_samples_that_point_as_the_memory_does():
+    slots, replace = selection.gss_greedy(torch.rand(6), torch.tensor([1.0, 1.7, 0.0, 0.0]), generator())
+    assert replace[:2].tolist() == [False, False] and replace[2:].tolist() == [True, True]
+    assert len(slots.unique()) == 4

@@ -1,0 +1,34 @@
+"""DER++: Dark Experience Replay that also replays labels.
+
+Source: Buzzega et al. 2020, "Dark Experience for General Continual Learning: a Strong, Simple Baseline"
+(arXiv 2004.07211), Algorithm 2: L = CE(stream) + α · MSE(h(x'), z') + β · CE(h(x''), y''), with two
+independent draws from the memory. What is stored, and what differs from the paper: see `der`.
+"""
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+
+from models import der
+from models.parts.replay import draw
+from utils.options import option
+
+
+@dataclass(frozen=True)
+class Options(der.Options):
+    """Flags of DER++."""
+
+    beta: float = option(0.5, "weight β of the cross-entropy on replayed labels", ge=0)
+
+
+class DERpp(der.DER):
+    """DER's loss plus the labels of a second draw."""
+
+    def loss(self, batch):
+        """CE + α MSE + β CE."""
+        loss = super().loss(batch)
+        replayed = draw(self)
+        if replayed is None:
+            return loss
+        x, y, task_id = replayed
+        return loss + self.options.beta * F.cross_entropy(self.logits(x, task_id), y)

@@ -1,0 +1,67 @@
+"""Maximally Interfered Retrieval (ER-MIR): replay the samples that the coming step would hurt most.
+
+Source: Aljundi et al. 2019, "Online Continual Learning with Maximally Interfered Retrieval" (arXiv
+1908.04742), Algorithm 1, official code `mir_replay`. Of --subsample candidates from the memory those k are
+replayed whose loss would rise most in a plain step on the stream's batch alone: with g its gradient,
+s(x, y) = CE(θ − lr · g; x, y) − CE(θ; x, y). The step then takes the gradient of CE(stream) + CE(replay). The
+memory, a reservoir, holds raw images; candidates are augmented once and trained on in that view.
+Differs from the code: candidates may be of the current task, so no task boundary is needed (there they
+come from past tasks only, where these are known); with several epochs a sample is offered to the memory
+once; batch-norm statistics do not move while candidates are judged. The loss shown is the stream's.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import functional_call
+
+from models.method import Method
+from models.parts.replay import Replayed, ReplayOptions, augmented, replayed_per_step, store
+from models.parts.steps import Logits, weighted_loss
+from utils.buffer import Buffer
+from utils.options import option
+
+
+@dataclass(frozen=True)
+class Options(ReplayOptions):
+    """Flags of MIR."""
+
+    subsample: int = option(50, "candidates drawn from the memory at each step", ge=1)
+
+
+class MIR(Method):
+    """The stream's gradient, plus that of what it interferes with."""
+
+    rehearses = True
+
+    def __init__(self, net, options, setup):
+        super().__init__(net, options, setup)
+        self.buffer = Buffer(options.buffer_size, setup.generator("buffer"), self.device)
+
+    def edit_gradients(self, batch):
+        """Add the gradient of the replayed samples' loss."""
+        if not self.buffer:
+            return
+        candidates = augmented(self, self.buffer.sample(self.options.subsample))
+        k = min(replayed_per_step(self), len(candidates.y))
+        worst = self.interference(candidates).topk(k).indices
+        weighted_loss(self, Replayed(*(field[worst] for field in candidates))).backward()
+
+    @torch.no_grad()
+    def interference(self, samples: Replayed) -> Tensor:
+        """(n,) how much each sample's loss rises in a virtual step along the gradient at hand."""
+        network, lr = Logits(self), self.optimizer.param_groups[0]["lr"]
+        learning = {name: p for name, p in self.trainable().items() if p.grad is not None}
+        virtual = {f"net.{name}": p - lr * p.grad for name, p in learning.items()}
+        losses = []
+        for parameters in ({}, virtual):
+            statistics = {f"net.{name}": b.clone() for name, b in self.net.named_buffers()}
+            logits = functional_call(network, parameters | statistics, (samples.x, samples.task_id))
+            losses.append(F.cross_entropy(logits, samples.y, reduction="none"))
+        return losses[1] - losses[0]
+
+    def after_step(self, batch):
+        """Reservoir update."""
+        store(self, batch)

@@ -1,0 +1,122 @@
+"""Reservoirs that choose their victims: probabilities, and equality with insertion one by one.
+
+Statistical tests use fixed seeds; "false alarm" is the chance that another seed would fail a correct
+implementation.
+"""
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from utils import selection
+from utils.reservoirs import BalancedBuffer, LossAwareBalancedBuffer, LossAwareBuffer, last_entry, pick
+
+SIZE, N, C = 8, 60, 3
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def build(kind: str, seed: int = 0):
+    if kind == "loss aware":
+        return LossAwareBuffer(SIZE, generator(seed), "cpu")
+    cls = {"balanced": BalancedBuffer, "loss aware balanced": LossAwareBalancedBuffer}[kind]
+    return cls(SIZE, C, generator(seed), "cpu")
+
+
+def stream(seed: int = 3) -> dict[str, torch.Tensor]:
+    y = torch.randint(C, (N,), generator=generator(seed))
+    return {"x": torch.arange(N), "y": y, "score": torch.rand(N, generator=generator(seed + 1))}
+
+
+def naive_weights(kind: str, y: list[int], loss: list[float]) -> list[float]:
+    """Chances of eviction, written out."""
+    sizes = [y.count(c) for c in y]
+    if kind == "balanced":
+        crowded = [y.count(c) for c in range(C)].index(max(sizes))
+        return [float(c == crowded) for c in y]
+    score = [-v for v in loss]
+    if kind == "loss aware balanced":
+        mean_size, mean_loss = np.mean(sizes), np.mean(np.abs(loss))
+        score = [s / mean_size - v / mean_loss for s, v in zip(sizes, loss, strict=True)]
+    return [s - min(score) for s in score]
+
+
+def naive_buffer(kind: str, samples: dict, draws: list[float], chances: list[float]) -> list[int]:
+    """One sample at a time: accepted as in a reservoir, the victim by inversion of the cumulated weights."""
+    kept, left = [], iter(chances)
+    y, loss = samples["y"].tolist(), samples["score"].tolist()
+    for k in range(N):
+        if k < SIZE:
+            kept.append(k)
+        elif int(draws[k] * (k + 1)) < SIZE:
+            weights = np.cumsum(naive_weights(kind, [y[i] for i in kept], [loss[i] for i in kept]))
+            kept[int((weights > next(left) * weights[-1]).argmax())] = k
+    return kept
+
+
+@pytest.mark.parametrize("kind", ["balanced", "loss aware", "loss aware balanced"])
+@pytest.mark.parametrize("batch", [1, 7, 60])
+def test_batches_leave_what_one_by_one_insertion_leaves(kind, batch):
+    samples, buffer, source = stream(), build(kind, 5), generator(5)
+    draws, chances = [], []
+    for start in range(0, N, batch):
+        n = min(batch, N - start)
+        draws += torch.rand(n, generator=source, dtype=torch.float64).tolist()
+        entering = sum(k >= SIZE and int(draws[k] * (k + 1)) < SIZE for k in range(start, start + n))
+        chances += torch.rand(entering, generator=source).tolist() if entering else []
+        buffer.add(**{name: values[start : start + n] for name, values in samples.items()})
+    expected = naive_buffer(kind, samples, draws, chances)
+    stored = buffer.stored()
+    assert stored["x"].tolist() == expected
+    assert torch.equal(stored["y"], samples["y"][expected])
+    assert torch.equal(stored["score"], samples["score"][expected])
+
+
+def test_well_learned_samples_are_evicted_in_proportion():
+    """Chi-square over 5 slots with losses 0, 1, 2, 3, 4: chances 4 : 3 : 2 : 1 : 0; false alarm 1e-4."""
+    weights = selection.loss_aware(torch.arange(5.0))
+    assert weights.tolist() == [4, 3, 2, 1, 0]
+    victims = [pick(weights, chance).item() for chance in torch.rand(8000, generator=generator()).split(1)]
+    counts = np.bincount(victims, minlength=5)
+    assert counts[4] == 0
+    assert stats.chisquare(counts[:4], 8000 * np.array([4, 3, 2, 1]) / 10).pvalue > 1e-4
+
+
+def test_equal_losses_are_evicted_uniformly():
+    assert selection.loss_aware(torch.full((4,), 2.5)).tolist() == [1, 1, 1, 1]
+    same = selection.loss_aware_balanced(torch.ones(4), torch.tensor([0, 1, 0, 1]), 3)
+    assert same.tolist() == [1, 1, 1, 1]
+
+
+def test_loss_aware_balanced_weighs_both_terms_alike():
+    """Classes of 3 and 1, losses 1 and 3: s = 3 / 2.5 − 1 / 1.5 and 1 / 2.5 − 3 / 1.5."""
+    weights = selection.loss_aware_balanced(torch.tensor([1.0, 1.0, 1.0, 3.0]), torch.tensor([0, 0, 0, 1]), 2)
+    torch.testing.assert_close(weights, torch.tensor([32.0, 32.0, 32.0, 0.0]) / 15)
+
+
+def test_pick_never_takes_a_slot_without_weight():
+    weights = torch.tensor([0.0, 2.0, 0.0, 1.0, 0.0])
+    chances = torch.tensor([0.0, 0.6, 2 / 3 - 1e-6, 0.67, 1 - 2**-24])
+    assert [pick(weights, c).item() for c in chances.split(1)] == [1, 1, 1, 3, 3]
+
+
+def test_of_several_rows_for_one_slot_the_last_is_written_everywhere():
+    rows = last_entry(torch.tensor([4, 1, 4, 4, 2]), torch.tensor([10, 11, 12, 13, 14]))
+    assert rows.tolist() == [13, 11, 13, 13, 14]
+
+
+@pytest.mark.parametrize("kind", ["balanced", "loss aware", "loss aware balanced"])
+def test_a_restored_buffer_continues_exactly(kind):
+    samples, first, second = stream(), build(kind, 0), build(kind, 1)
+    half, rest = ({n: v[part] for n, v in samples.items()} for part in (slice(0, 30), slice(30, None)))
+    first.add(**half)
+    second.load_state_dict(first.state_dict())
+    for each in (first, second):
+        each.fields = {name: values.clone() for name, values in each.fields.items()}
+        each.replace(torch.tensor([2, 5]), score=torch.tensor([9.0, 0.0]))
+        each.add(**rest)
+    assert first.stored()["x"].tolist() == second.stored()["x"].tolist()
+    assert torch.equal(first.sample(3)["x"], second.sample(3)["x"])
