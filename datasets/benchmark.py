@@ -118,6 +118,14 @@ class Benchmark:
         """The tasks, each presenting the training data of all up to its own."""
         return [replace(task, parts=tuple(range(task.id + 1))) for task in self.tasks]
 
+    def exclude(self, positions: Tensor) -> None:
+        """Leave these positions of the source out of every task's training samples."""
+        for i, task in enumerate(self.tasks):
+            kept = task.train_index[~torch.isin(task.train_index, positions)]
+            if not len(kept):
+                raise UserError(f"--exclude leaves task {task.id} no training sample")
+            self.tasks[i] = replace(task, train_index=kept)
+
     def train(self, task: Task) -> Samples:
         """The task's training samples in the order of the source; the last task asked for is kept."""
         if self._current is None or self._current[0] is not task:
@@ -151,6 +159,12 @@ class Benchmark:
                 if first < stop and start < last
             )
             yield join(parts, stop - start)
+
+    def train_chunks(self, n_tasks: int, size: int) -> Iterator[Samples]:
+        """Training samples of the first `n_tasks` tasks, at most `size` of one task at a time."""
+        for task in self.tasks[:n_tasks]:
+            for start in range(0, len(task.train_index), size):
+                yield self._select("train", task, slice(start, start + size))
 
     def _select(self, split: str, task: Task, part: slice = slice(None)) -> Samples:
         images, labels, index = {
@@ -220,7 +234,7 @@ def class_incremental(
         split = scenarios.split_groups([groups[c] for c in order], stream.n_tasks)
     else:
         order = scenarios.class_order(len(source.classes), seed, stream.permute_classes)
-        split = scenarios.split_classes(len(order), stream.n_tasks)
+        split = scenarios.split_classes(len(order), stream.n_tasks, stream.half_classes_in_first_task)
     source, kept = with_validation(source, stream.validation, seed)
     train_y, test_y = (scenarios.relabel(y.numpy(), order) for y in source.labels)
     tasks = []

@@ -24,11 +24,20 @@ def relabel(y: np.ndarray, order: np.ndarray) -> np.ndarray:
     return position[y]
 
 
-def split_classes(n_classes: int, n_tasks: int) -> list[tuple[int, ...]]:
-    """Consecutive labels of each task; where the division leaves a rest, the first tasks take one more."""
-    if not 1 <= n_tasks <= n_classes:
-        raise UserError(f"--n_tasks {n_tasks}: {n_classes} classes can be split into 1 to {n_classes} tasks")
-    return [tuple(int(c) for c in part) for part in np.array_split(np.arange(n_classes), n_tasks)]
+def split_classes(n_classes: int, n_tasks: int, half_first: bool = False) -> list[tuple[int, ...]]:
+    """Consecutive labels of each task; where the division leaves a rest, the first tasks take one more.
+
+    half_first: the first task has half of the classes (rounded down), the others share the rest.
+    """
+    first = n_classes // 2 if half_first else 0
+    limit = n_classes - first + half_first
+    if not 1 + half_first <= n_tasks <= limit:
+        raise UserError(
+            f"--n_tasks {n_tasks}: {n_classes} classes can be split into {1 + half_first} to {limit} tasks"
+            + (" with --half_classes_in_first_task" if half_first else "")
+        )
+    parts = [np.arange(first), *np.array_split(np.arange(first, n_classes), n_tasks - half_first)]
+    return [tuple(int(c) for c in part) for part in parts if len(part)]
 
 
 def group_order(groups: list[str], seed: int, permute: bool) -> np.ndarray:

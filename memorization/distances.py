@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from memorization.proxies import Proxy, View
+from utils import selection
 
 SHRINKAGE = 1e-3  # of the covariance towards a multiple of the identity, which makes it invertible
 
@@ -27,7 +28,7 @@ class L2Distance(Proxy):
 
     summary = "Euclidean distance to the class mean"
 
-    def scores(self, view: View) -> Tensor:
+    def rate(self, view: View) -> Tensor:
         """(n,) distances."""
         return centred(view)[0].norm(dim=1)
 
@@ -37,7 +38,7 @@ class CosineDistance(Proxy):
 
     summary = "cosine distance to the class mean"
 
-    def scores(self, view: View) -> Tensor:
+    def rate(self, view: View) -> Tensor:
         """(n,) distances in [0, 2]."""
         _, means = centred(view)
         return 1 - torch.cosine_similarity(view.features.double(), means, dim=1)
@@ -48,7 +49,7 @@ class MahalanobisDistance(Proxy):
 
     summary = "Mahalanobis distance to the class mean"
 
-    def scores(self, view: View) -> Tensor:
+    def rate(self, view: View) -> Tensor:
         """(n,) distances."""
         away, _ = centred(view)
         covariance = away.T @ away / len(away)
@@ -61,9 +62,9 @@ class NormalisedMahalanobis(MahalanobisDistance):
 
     summary = "Mahalanobis distance over its class's mean"
 
-    def scores(self, view: View) -> Tensor:
+    def rate(self, view: View) -> Tensor:
         """(n,) ratios."""
-        distance = super().scores(view)
+        distance = super().rate(view)
         classes, place = view.y.unique(return_inverse=True)
         sums = distance.new_zeros(len(classes)).index_add_(0, place, distance)
         means = sums / torch.bincount(place, minlength=len(classes))
@@ -79,29 +80,12 @@ class HerdingRank(Proxy):
 
     summary = "rank in iCaRL's herding"
 
-    def scores(self, view: View) -> Tensor:
+    def rate(self, view: View) -> Tensor:
         """(n,) ranks in [0, 1)."""
         features = torch.nn.functional.normalize(view.features.double(), dim=1)
         ranks = features.new_empty(len(features))
         for label in view.y.unique():
             mine = torch.nonzero(view.y == label).view(-1)
-            order = herd(features[mine])
-            ranks[mine[order]] = torch.arange(len(mine), device=ranks.device) / len(mine)
+            order = selection.herding(features[mine], len(mine))
+            ranks[mine[order]] = torch.arange(len(mine), device=ranks.device).double() / len(mine)
         return ranks
-
-
-def herd(features: Tensor) -> Tensor:
-    """(n,) positions in the order of choice.
-
-    ‖μ − (s + f)/k‖² is least where ‖f‖² + 2 f·(s − k μ) is: one matrix-vector product for each choice.
-    """
-    mean, square = features.mean(0), features.square().sum(1)
-    total = torch.zeros_like(mean)
-    open_ = torch.zeros_like(square)  # becomes inf once chosen
-    order = torch.empty(len(features), dtype=torch.long, device=features.device)
-    for k in range(1, len(features) + 1):
-        choice = (square + 2 * (features @ (total - k * mean)) + open_).argmin()
-        order[k - 1] = choice
-        total = total + features[choice]
-        open_[choice] = torch.inf
-    return order

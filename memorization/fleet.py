@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import queue
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -100,12 +101,10 @@ def _check_alive(workers: list[Any]) -> None:
 
 def _worker(plan: Plan, device: str, threads: int, waiting: Any, reports: Any) -> None:
     """The life of one process: jobs until there are none, or until the parent has gone."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
-    parent = multiprocessing.parent_process()
 
     def report(networks: float) -> None:
-        if not parent.is_alive():
-            sys.exit(1)
         reports.put(("networks", networks))
 
     try:
@@ -116,6 +115,12 @@ def _worker(plan: Plan, device: str, threads: int, waiting: Any, reports: Any) -
         reports.put(("error", str(error)))
         return
     reports.put(("end", None))
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed could not stop its processes; what they write is atomic, so they just go."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 class Bar:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datasets.augment import Augment
+from datasets.benchmark import Samples
 from utils import registry
 from utils.errors import UserError
 
@@ -32,16 +33,13 @@ NAMES = {
 class View:
     """Samples as a network sees them now: clean images, evaluation mode; computed when asked for, once.
 
-    raw (n, C, H, W) uint8, y (n,), task_id (n,), index (n,) positions in the training set. allowed: (n,
-    classes) bool where each sample's logits are masked to its own task's classes.
+    samples: x_raw (n, C, H, W) uint8, y (n,), task_id (n,), index (n,) positions in the training set.
+    allowed: (n, classes) bool where each sample's logits are masked to its own task's classes.
     """
 
-    def __init__(
-        self, net: nn.Module, augment: Augment, raw: Tensor, y: Tensor, task_id: Tensor, index: Tensor,
-        allowed: Tensor | None = None,
-    ):  # fmt: skip
-        self.net, self.augment, self.raw, self.y = net, augment, raw, y
-        self.task_id, self.index, self.allowed = task_id, index, allowed
+    def __init__(self, net: nn.Module, augment: Augment, samples: Samples, allowed: Tensor | None = None):
+        self.net, self.augment, self.allowed = net, augment, allowed
+        self.raw, self.y, self.task_id, self.index = samples
 
     def __len__(self) -> int:
         return len(self.y)
@@ -60,23 +58,20 @@ class View:
         return logits if self.allowed is None else logits.masked_fill(~self.allowed[part], -torch.inf)
 
     @cached_property
-    def _passes(self) -> tuple[Tensor, Tensor]:
-        features, logits = [], []
-        with torch.no_grad(), evaluating(self.net):
-            for part in self.chunks():
-                features.append(self.net.features(self.images(part)))
-                logits.append(self.masked(self.net(self.images(part), self.task_id[part]), part))
-        return torch.cat(features), torch.cat(logits)
-
-    @property
     def features(self) -> Tensor:
         """(n, D) penultimate activations."""
-        return self._passes[0]
+        with torch.no_grad(), evaluating(self.net):
+            return torch.cat([self.net.features(self.images(part)) for part in self.chunks()])
 
-    @property
+    @cached_property
     def logits(self) -> Tensor:
         """(n, classes)."""
-        return self._passes[1]
+        with torch.no_grad(), evaluating(self.net):
+            return torch.cat([self.forward(self.images(part), part) for part in self.chunks()])
+
+    def forward(self, x: Tensor, part: slice) -> Tensor:
+        """Logits for images x of the part's samples, which may have been moved."""
+        return self.masked(self.net(x, self.task_id[part]), part)
 
     @property
     def losses(self) -> Tensor:
@@ -99,7 +94,7 @@ class evaluating:  # noqa: N801  (reads as a verb: with evaluating(net))
 
 
 class Proxy:
-    """Base of all: a proxy that keeps nothing along training defines `scores` alone."""
+    """Base of all: a proxy that keeps nothing along training defines `rate` alone."""
 
     summary = ""
 
@@ -113,8 +108,14 @@ class Proxy:
     def update(self, index: Tensor, logits: Tensor, y: Tensor) -> None:
         """After a forward pass of training on samples `index` (n,): their logits (n, C) and labels."""
 
-    def scores(self, view: View) -> Tensor:
-        """(n,) float64."""
+    def scores(
+        self, net: nn.Module, augment: Augment, samples: Samples, allowed: Tensor | None = None
+    ) -> Tensor:
+        """(n,) float64 for training samples, by what was kept and what the network makes of them now."""
+        return self.rate(View(net, augment, samples, allowed))
+
+    def rate(self, view: View) -> Tensor:
+        """(n,) float64: what a proxy defines."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:

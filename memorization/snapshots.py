@@ -16,7 +16,7 @@ class FinalLoss(Proxy):
 
     summary = "cross-entropy"
 
-    def scores(self, view: View) -> Tensor:
+    def rate(self, view: View) -> Tensor:
         """(n,) losses."""
         return view.losses.double()
 
@@ -26,7 +26,7 @@ class Margin(Proxy):
 
     summary = "largest other logit minus the label's"
 
-    def scores(self, view: View) -> Tensor:
+    def rate(self, view: View) -> Tensor:
         """(n,) negated margins."""
         own = view.y.view(-1, 1)
         others = view.logits.scatter(1, own, -torch.inf).amax(1)
@@ -42,7 +42,7 @@ class El2n(Proxy):
 
     summary = "norm of the error vector (EL2N)"
 
-    def scores(self, view: View) -> Tensor:
+    def rate(self, view: View) -> Tensor:
         """(n,) norms."""
         return (view.logits.softmax(1) - F.one_hot(view.y, view.logits.shape[1])).norm(dim=1).double()
 
@@ -55,7 +55,7 @@ class Grand(Proxy):
 
     summary = "norm of the gradient of all weights (GraNd)"
 
-    def scores(self, view: View) -> Tensor:
+    def rate(self, view: View) -> Tensor:
         """(n,) norms, exact, a few samples at a time."""
         weights = {name: p.detach() for name, p in view.net.named_parameters() if p.requires_grad}
 
@@ -88,7 +88,7 @@ class Curvature(Proxy):
     h = 1e-3
     n_directions = 10
 
-    def scores(self, view: View) -> Tensor:
+    def rate(self, view: View) -> Tensor:
         """(n,) curvatures."""
         generator = seeding.generator(0, "curvature", device=view.raw.device)
         found = []
@@ -107,5 +107,6 @@ class Curvature(Proxy):
     def _slope(view: View, part: slice, x: Tensor) -> Tensor:
         """∇ₓ of every sample's own loss; in evaluation mode samples do not meet."""
         x = x.detach().requires_grad_()
-        logits = view.masked(view.net(x, view.task_id[part]), part)
-        return torch.autograd.grad(F.cross_entropy(logits, view.y[part], reduction="sum"), x)[0]
+        return torch.autograd.grad(F.cross_entropy(view.forward(x, part), view.y[part], reduction="sum"), x)[
+            0
+        ]

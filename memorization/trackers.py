@@ -14,7 +14,8 @@ class LearningOrder(Proxy):
     """Time since which a sample has been predicted right; never: +inf.
 
     Source: Kozal et al. 2025 (arXiv 2505.17664), Algorithm 1: append to a list when right, remove when
-    wrong; late means memorized. Times count samples, so those of one batch are ordered as it is.
+    wrong; late means memorized. Times count samples from 1, so those of one batch are ordered as
+    it is.
     """
 
     summary = "training iteration since which the sample is right (the memorization paper's)"
@@ -30,13 +31,13 @@ class LearningOrder(Proxy):
 
     def note(self, index: Tensor, correct: Tensor) -> None:
         """After predictions on `index` (n,): `correct` (n,) bool."""
-        now = torch.arange(self.n_samples, self.n_samples + len(index), device=self.device).double()
+        now = self.n_samples + torch.arange(1, len(index) + 1, device=self.device).double()
         before = self.when[index]
         since = torch.where(before == torch.inf, now, before)
         self.when[index] = torch.where(correct, since, torch.inf)
         self.n_samples += len(index)
 
-    def scores(self, view: View) -> Tensor:
+    def rate(self, view: View) -> Tensor:
         """(n,) times."""
         return self.when[view.index]
 
@@ -57,7 +58,7 @@ class FirstLearnt(Proxy):
         self.first[index] = torch.where(right, self.first[index].minimum(self.seen[index]), self.first[index])
         self.seen[index] += 1
 
-    def scores(self, view: View) -> Tensor:
+    def rate(self, view: View) -> Tensor:
         """(n,) epochs."""
         return self.first[view.index]
 
@@ -83,7 +84,7 @@ class ForgettingEvents(Proxy):
         self.right[index] = right
         self.ever[index] |= right
 
-    def scores(self, view: View) -> Tensor:
+    def rate(self, view: View) -> Tensor:
         """(n,) counts."""
         return torch.where(self.ever[view.index], self.events[view.index], torch.inf)
 
@@ -107,7 +108,7 @@ class CumulativeCorrectness(Proxy):
         self.seen[index] += 1
         self.wrong[index] += (logits.argmax(1) != y).double()
 
-    def scores(self, view: View) -> Tensor:
+    def rate(self, view: View) -> Tensor:
         """(n,) shares; 1 for samples that never appeared."""
         seen = self.seen[view.index]
         return torch.where(seen > 0, self.wrong[view.index] / seen.clamp_min(1), 1.0)

@@ -73,8 +73,11 @@ class Splits:
         return work
 
 
-def stack_size(options: Options, n_places: int) -> int:
-    """The networks to train as one: as given, else measured on the first device."""
+def stack_size(options: Options, n_places: int, n_repeats: int, share: float) -> int:
+    """The networks to train as one: as given, else measured on the first device.
+
+    share: of the examples, what a network is trained on at a time.
+    """
     if options.machine.stack:
         return options.machine.stack
     from memorization import pool as pools
@@ -82,9 +85,7 @@ def stack_size(options: Options, n_places: int) -> int:
     from utils.device import choose
 
     pool = pools.load(options.data, choose(options.machine.device))
-    n = int(len(pool) * options.splits.subset_ratio)
-    at_most = max(1, -(-options.splits.n_repeats // n_places))
-    return training.best_stack(options, pool, n, at_most)
+    return training.best_stack(options, pool, int(len(pool) * share), max(1, -(-n_repeats // n_places)))
 
 
 def run(argv: list[str]) -> None:
@@ -96,16 +97,15 @@ def run(argv: list[str]) -> None:
 
     store = Store(options.splits.weights_dir)
     where = fleet.places(options.machine, options.network.model_name)
-    known = store.settings()
-    stack = known["stack"] if known else stack_size(options, len(where))
-    store.claim(options, "n_repeats", stack=stack)
-    plan, n = Splits(options, stack), options.splits.n_repeats
+    known, n = store.settings(), options.splits.n_repeats
+    if not known:
+        stack = stack_size(options, len(where), n, options.splits.subset_ratio)
+        known = store.claim(options, "n_repeats", stack=stack)
+    plan = Splits(options, known["stack"])
     missing = store.missing(n)
     bar = fleet.Bar("train_splits", n, n - len(missing))
     fleet.run(plan, plan.jobs(missing), where, bar)
-    print(
-        f"networks: {n} in {store.folder} ({stack} trained as one); next: python -m memorization.eval_splits"
-    )
+    print(f"networks: {n} in {store.folder} ({plan.stack} trained as one); next: memorization.eval_splits")
 
 
 if __name__ == "__main__":

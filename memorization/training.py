@@ -69,9 +69,14 @@ class Training:
         self.epoch = 0
 
     @property
+    def n_epochs(self) -> int:
+        """Epochs of the whole training."""
+        return self.recipe.n_epochs
+
+    @property
     def finished(self) -> bool:
         """Whether all epochs have been run."""
-        return self.epoch == self.recipe.n_epochs
+        return self.epoch == self.n_epochs
 
     def run_epoch(self, watch: Watch | None = None) -> None:
         """One pass; `watch(rows, logits, y)`, each (K, n, ...), is called with every step's outputs."""
@@ -113,7 +118,7 @@ class Training:
 
 def complete(training: Training, path: Path, minutes: float, report: Callable[[float], None]) -> None:
     """Run what is left of a training, from and to the checkpoint at `path`; reports shares of the whole."""
-    epochs = training.recipe.n_epochs
+    epochs = training.n_epochs
     if path.exists():
         saved = checkpoint.read(path)
         if saved["repeats"] == training.cohort.repeats:
