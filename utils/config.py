@@ -51,7 +51,7 @@ class StreamOptions(OptionSet):
     )
     exclude: str | None = option(
         None,
-        "leave these training samples out: .npy of positions or a mask, or a file of memorization.exclude",
+        "leave training samples out: .npy of positions or a mask, or a file of memorization.intervention",
     )
     multi_head: bool = option(False, "one head per task: true task-incremental training")
 
