@@ -1,4 +1,4 @@
-"""Heads: one classifier shared by all tasks, or one per task; and any module once per task."""
+"""Heads: one classifier shared by all tasks, one per task, cosines; and any module once per task."""
 
 from collections.abc import Iterable
 from contextlib import contextmanager
@@ -50,6 +50,33 @@ class TaskHeads(nn.Module):
         """Let only these tasks' heads learn, so that weight decay cannot touch the others."""
         for i, head in enumerate(self.heads):
             head.requires_grad_(i in task_ids)
+
+
+class CosineHead(nn.Module):
+    """Logits scale · cos(features, embedding of the class); a task's embeddings learn in that task only.
+
+    Shared by all tasks, whose classes are their own; the scale is learned.
+    """
+
+    def __init__(self, feature_dim: int, classes: list[tuple[int, ...]], scale: float):
+        super().__init__()
+        bound = feature_dim**-0.5  # as nn.Linear's
+        new = (torch.empty(len(c), feature_dim).uniform_(-bound, bound) for c in classes)
+        self.embeddings = nn.ParameterList(new)
+        self.scale = nn.Parameter(torch.tensor(float(scale)))
+
+    def cosines(self, features: Tensor) -> Tensor:
+        """(N, D) → (N, C)."""
+        return F.normalize(features, dim=1) @ F.normalize(torch.cat(list(self.embeddings)), dim=1).T
+
+    def forward(self, features: Tensor, task_id: Tensor | None = None) -> Tensor:
+        """(N, D) → (N, C); the task is not used."""
+        return self.scale * self.cosines(features)
+
+    def select(self, task_ids: tuple[int, ...]) -> None:
+        """Let only these tasks' embeddings learn, so that weight decay cannot touch the others."""
+        for i, embedding in enumerate(self.embeddings):
+            embedding.requires_grad_(i in task_ids)
 
 
 class PerTask(nn.Module):

@@ -174,7 +174,7 @@ def distinct(population: int, n: int, generator: torch.Generator) -> Tensor:
     For small n whole draws are repeated until all differ, which is uniform and far cheaper than a
     permutation of the population.
     """
-    if n * n > population:
+    if n * n > population or not population:
         return torch.randperm(population, generator=generator)[:n]
     while True:
         rows = torch.randint(population, (n,), generator=generator)

@@ -1,0 +1,142 @@
+"""Hindsight Anchor Learning (HAL): ER whose steps may not move the outputs on learned anchor images.
+
+Source: Chaudhry et al. 2021, "Using Hindsight to Anchor Past Knowledge in Continual Learning" (arXiv
+2002.08165), eqs. 3-7, and the authors' code. With g the gradient of ER's loss ℓ and θ̃ = θ − lr g, a step
+descends ℓ(θ) + λ mean over anchors e of ‖f_θ(e) − f_θ̃(e)‖²; the derivative goes through g (to hold θ̃
+constant, as mammoth does, would pull f_θ towards f_θ̃). When a task ends, one anchor for each of its
+classes climbs CE(f_θM(e), y) − CE(f_θ(e), y) − γ ‖φ(e) − φ_y‖², θM being θ after one epoch on the memory
+and φ_y a running mean of the class's features. The memory is a ring with a part for every task. Stored:
+uint8 images, and anchors as the network sees them.
+Differs from the paper: anchors start as random pixels and stay within their range; φ_y is of a class, as
+in the code (there a sum, here a mean over the batch's samples); anchors are seen in eval mode.
+"""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import functional_call
+
+from models.method import Method
+from models.parts.importance import evaluating
+from models.parts.replay import ReplayOptions, augmented, draw, joined
+from models.parts.ring import ring_for
+from utils.options import option
+
+
+@dataclass(frozen=True)
+class Options(ReplayOptions):
+    """Flags of HAL."""
+
+    hal_lambda: float = option(0.1, "weight λ of the anchors; 0: ER", ge=0)
+    beta: float = option(0.5, "what a running mean of features keeps of itself per step", ge=0, le=1)
+    gamma: float = option(0.1, "weight γ of the distance to the mean of features", ge=0)
+    anchor_steps: int = option(100, "gradient steps on each anchor", ge=1)
+    anchor_lr: float = option(0.1, "learning rate of the anchors", gt=0)
+
+
+class HAL(Method):
+    """ER with a second-order penalty on the anchors' outputs."""
+
+    needs_boundaries = True
+    rehearses = True
+
+    def __init__(self, net, options, setup):
+        super().__init__(net, options, setup)
+        self.buffer = ring_for("HAL", options.buffer_size, setup)
+        self.draws = setup.generator("method")
+        self.anchors: dict[str, Tensor] = {}  # x, y, task_id
+        self.mean_features = torch.zeros(setup.benchmark.n_classes, net.feature_dim, device=self.device)
+
+    def begin_task(self, task):
+        """The means of features are the task's own."""
+        self.mean_features.zero_()
+
+    def loss(self, batch):
+        """ER's loss, and what the step on it would change on the anchors."""
+        x, y, task_id = joined(batch, draw(self))
+        loss = F.cross_entropy(self.logits(x, task_id), y)
+        if not self.anchors:
+            return loss
+        parameters = self.trainable()
+        slopes = torch.autograd.grad(loss, list(parameters.values()), create_graph=True, allow_unused=True)
+        lr = self.optimizer.param_groups[0]["lr"]
+        moved = {
+            n: p if g is None else p - lr * g for (n, p), g in zip(parameters.items(), slopes, strict=True)
+        }
+        e, _, owner = self.anchors.values()
+        with evaluating(self.net):
+            change = self.net(e, owner) - functional_call(self.net, moved, (e, owner))
+        if self.head_mask is not None:
+            change = change * self.head_mask[owner]
+        return loss + self.options.hal_lambda * change.square().sum(1).mean()
+
+    def after_step(self, batch):
+        """Renew the means of features; write the batch to the current task's ring, in the first epoch."""
+        if self.options.hal_lambda:
+            with torch.no_grad(), evaluating(self.net):
+                found = self.net.features(batch.x).flatten(1)
+            update_means(self.mean_features, found, batch.y, self.options.beta)
+        if self.epoch == 0:
+            self.buffer.add(self.task.id, x=batch.x_raw, y=batch.y, task_id=batch.task_id, index=batch.index)
+
+    def end_task(self, task):
+        """Learn the anchors of the task's classes."""
+        if not self.options.hal_lambda or not len(self.buffer):
+            return
+        y = torch.tensor(task.classes, device=self.device)
+        shape = (len(y), *self.setup.benchmark.input_shape)
+        raw = torch.randint(256, shape, generator=self.draws, dtype=torch.uint8).to(self.device)
+        owner = torch.full_like(y, task.id)
+        e = self.climb(self.after_replay(), self.setup.benchmark.augment.normalise(raw), y, owner)
+        new = {"x": e, "y": y, "task_id": owner}
+        old = self.anchors or {name: field[:0] for name, field in new.items()}
+        self.anchors = {name: torch.cat((old[name], field)) for name, field in new.items()}
+
+    def after_replay(self):
+        """θM: a copy of the network after one epoch of SGD on the memory."""
+        tuned, train = copy.deepcopy(self.net), self.setup.train
+        stored = self.buffer.stored()
+        order = torch.randperm(len(self.buffer), generator=self.draws).to(self.device)
+        parameters = [p for p in tuned.parameters() if p.requires_grad]
+        optimizer = torch.optim.SGD(parameters, lr=train.lr)
+        for rows in order.split(train.batch_size):
+            x, y, task_id = augmented(self, {name: field[rows] for name, field in stored.items()})
+            optimizer.zero_grad()
+            F.cross_entropy(self.masked(tuned(x, task_id), task_id), y).backward()
+            optimizer.step()
+        return tuned.eval()
+
+    def climb(self, tuned, e: Tensor, y: Tensor, owner: Tensor) -> Tensor:
+        """Anchors (n, C, H, W) after the steps of gradient ascent from `e`; each has its own objective."""
+        black, white = (torch.full_like(e, v, dtype=torch.uint8) for v in (0, 255))
+        low, high = (self.setup.benchmark.augment.normalise(raw) for raw in (black, white))
+        with evaluating(self.net):
+            for _ in range(self.options.anchor_steps):
+                e.requires_grad_()
+                (slope,) = torch.autograd.grad(self.hindsight(tuned, e, y, owner), e)
+                e = torch.clamp(e.detach() + self.options.anchor_lr * slope, low, high)
+        return e
+
+    def hindsight(self, tuned, e: Tensor, y: Tensor, owner: Tensor) -> Tensor:
+        """Scalar sum over anchors: what θM has forgotten of them, less γ times how far they are out."""
+        found = self.net.features(e)
+        logits = torch.cat((tuned(e, owner), self.net.head(found, owner)))
+        each = F.cross_entropy(self.masked(logits, owner.repeat(2)), y.repeat(2), reduction="none")
+        after, before = each.chunk(2)
+        far = (found.flatten(1) - self.mean_features[y]).square().sum()
+        return after.sum() - before.sum() - self.options.gamma * far
+
+    def masked(self, logits: Tensor, task_id: Tensor) -> Tensor:
+        """With per-task heads other tasks' classes are −inf."""
+        return logits if self.head_mask is None else logits.masked_fill(~self.head_mask[task_id], -torch.inf)
+
+
+def update_means(means: Tensor, features: Tensor, y: Tensor, keep: float) -> None:
+    """μ_c ← keep μ_c + (1 − keep) mean of the features (N, D) of class c, where there are any; in place."""
+    members = F.one_hot(y, len(means)).to(features.dtype)
+    counts = members.sum(0).unsqueeze(1)
+    new = members.T @ features / counts.clamp_min(1)
+    means.copy_(torch.where(counts > 0, keep * means + (1 - keep) * new, means))

@@ -1,0 +1,73 @@
+"""iCaRL: herded exemplars, distillation by binary cross-entropy, nearest-mean classification.
+
+Source: Rebuffi et al. 2017, "iCaRL: Incremental Classifier and Representation Learning" (arXiv
+1611.07725), Algorithms 1-5. Training (Algorithm 3) on the union of the task's data and the exemplars:
+Σ over seen classes of the binary cross-entropy, whose targets are the label for the task's own classes
+and the sigmoid outputs of the network before the task for old ones. Exemplars are chosen by herding on
+L2-normalised features, the same number of every class, K in total; a sample goes to the class with the
+nearest mean of exemplars, means L2-normalised too. Stored: uint8 images.
+Differs from the paper: the loss is a mean over samples and a sum over classes (the authors' code: a mean
+over both, hence its rate of 2.0); herding does not normalise partial means again; means are those of
+un-augmented images (that code adds mirror images); evaluated inside a task, the means of its classes are
+those of its data. With --buffer_size 0 it is the paper's LwF.MC, which predicts by the outputs.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from models.method import Method
+from models.parts import exemplars
+from models.parts.exemplars import ExemplarMemory, ExemplarOptions
+
+
+@dataclass(frozen=True)
+class Options(ExemplarOptions):
+    """Flags of iCaRL."""
+
+
+class ICaRL(Method):
+    """Binary cross-entropy with distilled targets; prediction by exemplars."""
+
+    scenarios = ("class-il",)
+    needs_boundaries = True
+    rehearses = True
+
+    def __init__(self, net, options, setup):
+        super().__init__(net, options, setup)
+        self.buffer = ExemplarMemory(options.buffer_size, setup)
+        self.teacher = exemplars.frozen_copy(net)
+        self.means: torch.Tensor | None = None
+
+    def begin_task(self, task):
+        """The teacher is the network as the last task left it."""
+        self.teacher.load_state_dict(self.net.state_dict())
+
+    def loss(self, batch):
+        """Binary cross-entropy over the classes seen so far."""
+        samples = exemplars.union(self, batch)
+        n_old, n_seen = self.buffer.n_groups[self.task.id : self.task.id + 2]
+        logits = self.net(samples.x, samples.task_id)[:, :n_seen]
+        targets = F.one_hot(samples.y, n_seen).to(logits.dtype)
+        if n_old:
+            with torch.no_grad():
+                targets[:, :n_old] = self.teacher(samples.x, samples.task_id)[:, :n_old].sigmoid()
+        return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(1).mean()
+
+    def after_step(self, batch):
+        """The features have moved, and the means with them."""
+        self.means = None
+
+    def end_task(self, task):
+        """Herd the task's exemplars; cut those of old classes to the new size."""
+        exemplars.renew_by_herding(self, task)
+        self.means = None
+
+    def predict(self, x, task_id):
+        """Negative squared distances to the means of exemplars."""
+        if not self.options.buffer_size:
+            return self.net(x, task_id)
+        if self.means is None:
+            self.means = exemplars.stored_means(self)
+        return exemplars.nearest_mean(self.net.features(x).flatten(1), self.means)

@@ -1,0 +1,101 @@
+"""LUCIR: cosine classifier, features that keep their direction, a margin between old and new classes.
+
+Source: Hou et al. 2019, "Learning a Unified Classifier Incrementally via Rebalancing" (CVPR), eqs. 3-9. On
+the union of the task's data and the exemplars: cross-entropy of η cos(f, θ_c), η learned; less-forget
+λ (1 − cos(f*, f)) to the features f* of the last network, λ = λ_base sqrt(n_old / n_new) as in the authors'
+code (the text has the inverse ratio, but says that λ grows as new classes become fewer); and for each
+exemplar max(0, m − cos(θ, f) + cos(θ_k, f)) with the K new classes it is most like. Old classes'
+embeddings are fixed; new ones start at the mean of their normalised features, with the old ones' mean
+length. Exemplars are herded as in iCaRL. Stored: uint8 images.
+Differs from the paper: features come from the backbone as they are (there without the last ReLU); no
+fine-tuning on a balanced set at the end of a task, which the paper has as an option.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from backbones.heads import CosineHead
+from models.method import Method
+from models.parts import exemplars
+from models.parts.exemplars import ExemplarMemory, ExemplarOptions
+from utils import seeding
+from utils.options import option
+
+
+@dataclass(frozen=True)
+class Options(ExemplarOptions):
+    """Flags of LUCIR."""
+
+    lamda_base: float = option(5.0, "strength λ_base of the less-forget loss", ge=0)
+    lamda_mr: float = option(1.0, "weight of the margin ranking loss", ge=0)
+    k_mr: int = option(2, "new classes that an exemplar is kept apart from", ge=1)
+    mr_margin: float = option(0.5, "margin between cosines", ge=0)
+    initial_scale: float = option(1.0, "factor η of the cosines at the start", gt=0)
+
+
+class LUCIR(Method):
+    """Three losses on a cosine head."""
+
+    scenarios = ("class-il",)
+    needs_boundaries = True
+    rehearses = True
+
+    def __init__(self, net, options, setup):
+        classes = [task.classes for task in setup.benchmark.tasks]
+        with seeding.isolated(setup.seed, "init", 1):
+            net.head = CosineHead(net.feature_dim, classes, options.initial_scale).to(setup.device)
+        super().__init__(net, options, setup)
+        self.buffer = ExemplarMemory(options.buffer_size, setup)
+        self.teacher = exemplars.frozen_copy(net)
+
+    def enter(self, task):
+        """Embeddings of other tasks' classes are fixed."""
+        super().enter(task)
+        self.net.head.select(task.parts)
+
+    def begin_task(self, task):
+        """Keep the last network; imprint the new classes."""
+        self.teacher.load_state_dict(self.net.state_dict())
+        if not task.id:
+            return
+        samples, head = self.setup.benchmark.train(task), self.net.head
+        found = exemplars.features(self, samples.x_raw)
+        means = exemplars.class_means(found, samples.y, self.setup.benchmark.n_classes)[list(task.classes)]
+        old = torch.cat(list(head.embeddings[: task.id]))
+        with torch.no_grad():
+            head.embeddings[task.id].copy_(means * old.norm(dim=1).mean())
+
+    def loss(self, batch):
+        """Cross-entropy; in later tasks less-forget and margin ranking too."""
+        samples, options = exemplars.union(self, batch), self.options
+        n_old, n_seen = self.buffer.n_groups[self.task.id : self.task.id + 2]
+        features = self.net.features(samples.x).flatten(1)
+        cosines = self.net.head.cosines(features)[:, :n_seen]
+        loss = F.cross_entropy(self.net.head.scale * cosines, samples.y)
+        if not n_old:
+            return loss
+        with torch.no_grad():
+            before = self.teacher.features(samples.x).flatten(1)
+        strength = options.lamda_base * (n_old / (n_seen - n_old)) ** 0.5
+        loss = loss + strength * (1 - F.cosine_similarity(features, before)).mean()
+        return loss + options.lamda_mr * margin_ranking(
+            cosines, samples.y, n_old, options.k_mr, options.mr_margin
+        )
+
+    def end_task(self, task):
+        """Herd the task's exemplars."""
+        exemplars.renew_by_herding(self, task)
+
+
+def margin_ranking(cosines: Tensor, y: Tensor, n_old: int, k: int, margin: float) -> Tensor:
+    """Mean of max(0, margin − cos_y + cos_k) over the samples of old classes and their k nearest new ones.
+
+    cosines: (N, C), the first n_old columns old classes; 0 without a sample of an old class.
+    """
+    k = min(k, cosines.shape[1] - n_old)
+    own, nearest = cosines.gather(1, y.unsqueeze(1)), cosines[:, n_old:].topk(k, dim=1).values
+    each, old = (margin - own + nearest).clamp_min(0), (y < n_old).unsqueeze(1)
+    return (each * old).sum() / (k * old.sum()).clamp_min(1)

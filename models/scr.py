@@ -1,0 +1,93 @@
+"""Supervised Contrastive Replay (SCR): contrastive features on stream and memory, nearest class mean.
+
+Source: Mai et al. 2021, "Supervised Contrastive Replay" (arXiv 2103.13885), eqs. 1-3 and Algorithm 1: two
+views of each sample of stream and memory; with z the normalised output of a two-layer projection, the mean
+over samples i of −1/|P(i)| Σ_p log exp(z_i z_p/τ) / Σ_{a≠i} exp(z_i z_a/τ), P(i) the others of its class
+(Khosla et al. 2020, arXiv 2004.11362, eq. 2). Reservoir memory. A sample goes to the class with the nearest
+mean of L2-normalised features of the memory; the classifier of the network is not used. Task-free. Stored:
+uint8 images.
+Differs from the paper: both views are augmented as the stream (there one is not augmented and one is
+cropped, mirrored, coloured); without augmentation they are the same image twice. Each sample is offered to
+the memory once. A batch that comes before any memory is trained on.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.method import Method
+from models.parts import exemplars
+from models.parts.replay import ReplayOptions, replayed_per_step, store
+from utils import seeding
+from utils.buffer import Buffer
+from utils.options import option
+
+
+@dataclass(frozen=True)
+class Options(ReplayOptions):
+    """Flags of SCR."""
+
+    minibatch_size: int = option(100, "samples replayed per step; 0 takes --batch_size", ge=0)
+    temperature: float = option(0.07, "τ of the contrastive loss", gt=0)
+    projection_size: int = option(128, "length of z", ge=1)
+
+
+class SCR(Method):
+    """Contrastive loss in place of a classifier."""
+
+    scenarios = ("class-il", "domain-il")
+    rehearses = True
+
+    def __init__(self, net, options, setup):
+        super().__init__(net, options, setup)
+        self.buffer = Buffer(options.buffer_size, setup.generator("buffer"), self.device)
+        size = net.feature_dim
+        with seeding.isolated(setup.seed, "init", 1):
+            layers = nn.Linear(size, size), nn.ReLU(), nn.Linear(size, options.projection_size)
+        self.projection = nn.Sequential(*layers).to(self.device)
+        self.means: Tensor | None = None
+
+    def trainable(self):
+        """The network's parameters and the projection's."""
+        own = {f"projection.{name}": p for name, p in self.projection.named_parameters()}
+        return super().trainable() | own
+
+    def loss(self, batch):
+        """Supervised contrastive loss over two views of stream and memory."""
+        x, raw, y = batch.x, batch.x_raw, batch.y
+        if len(self.buffer):
+            drawn = self.buffer.sample(replayed_per_step(self))
+            x = torch.cat((x, self.augment(drawn["x"])))
+            raw, y = torch.cat((raw, drawn["x"])), torch.cat((y, drawn["y"]))
+        views = torch.cat((x, self.augment(raw)))
+        z = self.projection(self.net.features(views).flatten(1))
+        return supervised_contrastive(z, y.repeat(2), self.options.temperature)
+
+    def after_step(self, batch):
+        """Reservoir update; the features have moved, and the means with them."""
+        store(self, batch)
+        self.means = None
+
+    def predict(self, x, task_id):
+        """Negative squared distances to the class means of the memory."""
+        if self.means is None:
+            self.means = self.memory_means()
+        return exemplars.nearest_mean(self.net.features(x).flatten(1), self.means)
+
+    def memory_means(self) -> Tensor:
+        """(C, D), NaN for a class of which nothing is stored."""
+        n_classes, stored = self.setup.benchmark.n_classes, self.buffer.stored()
+        if not len(self.buffer):
+            return torch.full((n_classes, self.net.feature_dim), torch.nan, device=self.device)
+        return exemplars.class_means(exemplars.features(self, stored["x"]), stored["y"], n_classes)
+
+
+def supervised_contrastive(z: Tensor, y: Tensor, temperature: float) -> Tensor:
+    """Khosla's L_sup,out of embeddings (N, D) with labels (N,), each of which occurs at least twice."""
+    z = F.normalize(z, dim=1)
+    itself = torch.eye(len(y), dtype=torch.bool, device=y.device)
+    log_p = (z @ z.T / temperature).masked_fill(itself, -torch.inf).log_softmax(1)
+    positive = (y.unsqueeze(1) == y) & ~itself
+    return -(log_p.masked_fill(~positive, 0).sum(1) / positive.sum(1)).mean()
