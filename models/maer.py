@@ -31,7 +31,7 @@ class MAER(Method):
         super().__init__(net, options, setup)
         n_classes, draws = setup.benchmark.n_classes, setup.generator("buffer")
         self.buffer = BalancedBuffer(options.buffer_size, n_classes, draws, self.device)
-        self.chooser = Chooser(self)
+        self.chooser = Chooser(self, options.buffer_policy)
 
     def begin_task(self, task):
         """Memorization is the task's own."""

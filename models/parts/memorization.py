@@ -5,11 +5,13 @@ Source: Kozal et al. 2025, "What is the role of memorization in Continual Learni
 it class by class and `--buffer_policy` takes its part of each ranking, the same number for every class.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from datasets.benchmark import Batch, Samples, Task
 from models.parts.replay import ReplayOptions
@@ -22,12 +24,9 @@ DEFAULT = "learning_order"
 
 
 @dataclass(frozen=True)
-class MemorizationOptions(ReplayOptions):
-    """Flags of every method that chooses by memorization."""
+class ProxyOptions(ReplayOptions):
+    """Where memorization comes from."""
 
-    buffer_policy: str = option(
-        "min", "memorization of the samples kept: lowest, highest, middle, ...", choices=selection.POLICIES
-    )
     mem_proxy: str | None = option(
         None,
         "how memorization is guessed: learning_order (the paper's), forgetting_events, el2n, curvature, ... "
@@ -35,15 +34,24 @@ class MemorizationOptions(ReplayOptions):
     )
 
 
+@dataclass(frozen=True)
+class MemorizationOptions(ProxyOptions):
+    """Flags of the methods that choose by memorization as the paper does."""
+
+    buffer_policy: str = option(
+        "min", "memorization of the samples kept: lowest, highest, middle, ...", choices=selection.POLICIES
+    )
+
+
 class Chooser:
     """Watches a method's training steps and chooses among the samples of its finished task."""
 
-    def __init__(self, method: Any):
+    def __init__(self, method: Any, policy: str | Callable[[Tensor, int], Tensor]):
         options, setup = method.options, method.setup
         name = options.mem_proxy or (DEFAULT if setup.scores is None else SCORES)
         if name == SCORES and setup.scores is None:
             raise UserError("--mem_proxy scores: give the file of scores, --memorization_scores FILE")
-        self.policy, self.draws = options.buffer_policy, setup.generator("method")
+        self.policy, self.draws = policy, setup.generator("method")
         self.given = setup.scores if name == SCORES else None
         self.proxy = None if name == SCORES else setup.proxy(name)
 
@@ -53,7 +61,7 @@ class Chooser:
             self.proxy.reset()
 
     def watch(self, batch: Batch, logits: Tensor) -> None:
-        """A step's outputs (n, C) on the batch of the stream."""
+        """Outputs (n, C) on the batch of the stream, from the step's forward pass."""
         if self.proxy:
             self.proxy.update(batch.index, logits.detach(), batch.y)
 
@@ -82,6 +90,34 @@ class Chooser:
         self.draws.set_state(state["draws"].cpu())
         if self.proxy:
             self.proxy.load_state_dict(state["proxy"])
+
+
+@contextmanager
+def first_outputs(net: nn.Module) -> Iterator[list[Tensor]]:
+    """Inside, the network's first forward pass leaves its outputs, detached, in the list.
+
+    For methods built on others: a step's first pass begins with the batch of the stream.
+    """
+    kept: list[Tensor] = []
+
+    def keep(module: nn.Module, inputs: Any, outputs: Tensor) -> None:
+        if not kept:
+            kept.append(outputs.detach())
+
+    handle = net.register_forward_hook(keep)
+    try:
+        yield kept
+    finally:
+        handle.remove()
+
+
+def observe_watched(method: Any, batch: Batch, observe: Callable[[Batch], dict]) -> dict[str, Tensor]:
+    """A step of another method, watched by `method.chooser`."""
+    with first_outputs(method.net) as kept:
+        out = observe(batch)
+    own = kept[0][: len(batch.y)].float()
+    method.chooser.watch(batch, method.own_classes(own, batch.task_id))
+    return out
 
 
 def ranked(memorization: Tensor) -> Tensor:
