@@ -96,9 +96,8 @@ def estimates(options: Options, pool, store, repeats: list[int], stack_size: int
         "scores_01": hard.scores, "stderr_01": hard.stderr, "accuracy_in": hard.mean_in,
         "accuracy_out": hard.mean_out, "n_in": soft.n_in, "n_out": soft.n_out, "repeats": np.array(repeats),
     }  # fmt: skip
-    if not np.isfinite(soft.scores).all():
-        lacking = int((~np.isfinite(soft.scores)).sum())
-        raise UserError(f"{lacking} examples were in all subsets or in none; train more networks")
+    if lacking := int((~np.isfinite(soft.stderr)).sum()):
+        raise UserError(f"{lacking} examples were in (nearly) all subsets or in none; train more networks")
     if options.evaluation.store_probs:
         arrays |= {"loss": loss, "correct": correct, "member": member}
     if options.evaluation.influence:

@@ -13,7 +13,7 @@ GROUPS = {"high (above .25)": "tab:red", "mid (.1 to .25)": "tab:orange", "low (
 
 
 def decay(content: dict[str, Any], path: Path) -> None:
-    """Left: mean memorization of each task's examples over time; right: by age and how memorized they were."""
+    """Left: mean memorization of each task over time; right: by age and how memorized examples were."""
     figure = canvas(12.8, 4.6)
     left, right = figure.subplots(1, 2)
     task, scores = content["task"], content["in_stream"]

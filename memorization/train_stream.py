@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from memorization import program
 from memorization.program import MACHINE, STUDY, Options
 from memorization.train_splits import stack_size
+from utils.errors import UserError
 from utils.options import OptionSet, option
 
 
@@ -139,6 +140,8 @@ def write(options: Options, store, settings: dict) -> None:
     arrays = over_time(outputs, member)
     now = np.arange(len(pool))
     arrays |= {"scores": arrays["in_stream"][task, now], "stderr": arrays["in_stream_stderr"][task, now]}
+    if not np.isfinite(arrays["stderr"]).all():
+        raise UserError("some examples were in (nearly) all subsets or in none; let more networks follow")
     if options.stream.store_probs:
         arrays |= {"loss_over_time": outputs["loss"], "member": member}
     path = scores.write(options.stream.out_filename, settings, task=task, **arrays, **identity(pool))

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from memorization import eval_splits, program, train_splits
+from memorization.store import Store
 from tests.conftest import ROOT
 
 SMALL = [
@@ -44,7 +46,7 @@ def written(folder: Path) -> dict[Path, int]:
 def scores_of(folder: Path) -> dict[str, np.ndarray]:
     out = folder / "scores.npz"
     eval_splits.run(
-        ["--weights_dir", str(folder), "--n_repeats", "6", "--out_filename", str(out), "--store_probs"]
+        ["--weights_dir", str(folder), "--n_repeats", "24", "--out_filename", str(out), "--store_probs"]
     )
     with np.load(out) as content:
         return {name: content[name] for name in content.files}
@@ -52,22 +54,26 @@ def scores_of(folder: Path) -> dict[str, np.ndarray]:
 
 @pytest.mark.slow
 def test_killed_at_any_moment_the_scores_are_the_same_bit_for_bit(tmp_path):
-    """SIGKILL as soon as a checkpoint or a network appears, three times; workers notice and end too."""
+    """SIGKILL at the first and at the fourth file that appears; the processes beside it end too."""
     train_splits.run(["--weights_dir", str(tmp_path / "whole"), *SMALL, "--use_multiprocessing", "0"])
     folder = tmp_path / "killed"
     flags = ["--weights_dir", str(folder), *SMALL, "--use_multiprocessing", "--num_workers", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for _ in range(3):
-        before = written(folder)
+    for n_changes in (1, 4):
+        seen = [written(folder)]
         process = subprocess.Popen(
             command("train_splits", *flags, "--checkpoint_every", "0"), cwd=ROOT, env=environment,
             stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
         )  # fmt: skip
-        while process.poll() is None and written(folder) == before:
+        while process.poll() is None and len(seen) <= n_changes:
             time.sleep(0.01)
+            seen += [now for now in [written(folder)] if now != seen[-1]]
         process.send_signal(signal.SIGKILL)
         process.wait()
     train_splits.run(["--weights_dir", str(folder), *SMALL, "--use_multiprocessing", "0"])
+    for repeat in range(24):
+        one, other = (Store(str(f)).load(repeat) for f in (folder, tmp_path / "whole"))
+        assert all(torch.equal(one[name], other[name]) for name in one)
     whole, killed = scores_of(tmp_path / "whole"), scores_of(folder)
     for name in ("loss", "scores", "stderr", "scores_01", "member"):
         assert np.array_equal(whole[name], killed[name]), name
@@ -77,20 +83,20 @@ def test_killed_at_any_moment_the_scores_are_the_same_bit_for_bit(tmp_path):
 def test_a_study_grows_and_is_not_mixed(tmp_path, capsys):
     folder = ["--weights_dir", str(tmp_path / "study")]
     base = [*folder, "--dataset_size", "0.1", "--hidden_sizes", "6", "--use_multiprocessing", "0"]
-    train_splits.run([*base, "--n_epochs", "1", "--n_repeats", "4", "--stack", "3"])
-    first = (tmp_path / "study/networks/0003.pt").read_bytes()
-    train_splits.run([*folder, "--n_repeats", "6", "--use_multiprocessing", "0"])
-    assert (tmp_path / "study/networks/0003.pt").read_bytes() == first
-    assert len(list((tmp_path / "study/networks").iterdir())) == 6
+    train_splits.run([*base, "--n_epochs", "1", "--n_repeats", "20", "--stack", "16"])
+    first = (tmp_path / "study/networks/0019.pt").read_bytes()
+    train_splits.run([*folder, "--n_repeats", "24", "--use_multiprocessing", "0"])
+    assert (tmp_path / "study/networks/0019.pt").read_bytes() == first
+    assert len(list((tmp_path / "study/networks").iterdir())) == 24
     with pytest.raises(ValueError, match=r"--n_epochs 2: the networks in --weights_dir were trained with 1"):
-        train_splits.run([*base, "--n_epochs", "2", "--n_repeats", "6"])
+        train_splits.run([*base, "--n_epochs", "2", "--n_repeats", "24"])
     out = str(tmp_path / "scores.npz")
-    eval_splits.run([*folder, "--n_repeats", "9", "--out_filename", out, "--influence", "3"])
-    assert "of 9 networks 6 have been trained" in capsys.readouterr().err
+    eval_splits.run([*folder, "--n_repeats", "30", "--out_filename", out, "--influence", "3"])
+    assert "of 30 networks 24 have been trained" in capsys.readouterr().err
     with np.load(out) as content:
         n = len(content["scores"])
         assert n == 144 and content["influence"].shape == (360, 3)
-        assert content["n_in"].tolist() == (6 - content["n_out"]).tolist()
+        assert content["n_in"].tolist() == (24 - content["n_out"]).tolist()
         assert (np.diff(content["influence"], axis=1) <= 0).all()
 
 
