@@ -1,5 +1,6 @@
 """Train a continual-learning method on a benchmark: parse, build, train, report."""
 
+import functools
 import sys
 import time
 
@@ -53,8 +54,8 @@ def work(path: str, flags: dict) -> int:
 def build(config: Config):
     """Benchmark, network and method of a configuration, on its device."""
     from backbones.backbone import build_network, load_weights
-    from models.method import Method, Setup, check_scenario
-    from utils import checkpoint, device, registry
+    from models.method import Method, check_scenario
+    from utils import checkpoint, device, exclusion, registry
 
     where = device.choose(config.run.device)
     device.set_threads(config.run.num_threads, config.run.backbone)
@@ -63,11 +64,32 @@ def build(config: Config):
     started = time.monotonic()
     benchmark = registry.load("datasets", config.run.dataset).build(config, where)
     benchmark.build_seconds = time.monotonic() - started
+    if config.stream.exclude:
+        left_out = exclusion.read(config.stream.exclude, benchmark.n_train, benchmark.order_hash)
+        benchmark.exclude(left_out)
+    half = config.stream.half_classes_in_first_task
+    if half and len(benchmark.tasks[0].classes) != benchmark.n_classes // 2:
+        raise UserError(
+            f"--half_classes_in_first_task: {config.run.dataset} does not split its classes equally"
+        )
     check_scenario(method_class, config.run.model, benchmark)
     net = build_network(config.run.backbone, config.architecture, benchmark, config.run.seed)
     if config.log.loadcheck:
         load_weights(net, checkpoint.read_weights(config.log.loadcheck))
-    return method_class(net, config.method, Setup(benchmark, config.train, config.run.seed))
+    return method_class(net, config.method, setup(config, benchmark))
+
+
+def setup(config: Config, benchmark):
+    """What the method may know: the stream, how it is trained, and what is known of memorization."""
+    from memorization.proxies import create
+    from models.method import Setup
+    from utils import scores
+
+    given, n_train = config.log.memorization_scores, benchmark.n_train
+    if given:
+        given = scores.read(given, n_train, benchmark.order_hash).to(benchmark.device)
+    proxy = functools.partial(create, n_train=n_train, device=benchmark.device)
+    return Setup(benchmark, config.train, config.run.seed, given, proxy)
 
 
 def train(**flags):

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -72,8 +73,32 @@ def normalised_as_asked(augment: Augment, config, n_channels: int) -> Augment:
     return replace(augment, **values)
 
 
+class Windows(NamedTuple):
+    """Where each of N images is cut, from the top left of the padded image, and whether it is mirrored."""
+
+    top: Tensor
+    left: Tensor
+    mirrored: Tensor
+
+
+def draw_windows(
+    n: int, padding: int, flip: bool, generator: torch.Generator, device: torch.device
+) -> Windows:
+    """Uniform places, mirrored with chance one half or never; three (n,) tensors."""
+    top, left = torch.randint(2 * padding + 1, (2, n), generator=generator, device=device)
+    mirrored = torch.zeros_like(top, dtype=torch.bool)
+    if flip:
+        mirrored = torch.rand(n, generator=generator, device=device) < 0.5
+    return Windows(top, left, mirrored)
+
+
 def random_windows(raw: Tensor, padding: int, flip: bool, generator: torch.Generator) -> Tensor:
-    """A random window of each zero-padded image, original size kept, mirrored or not with equal chance.
+    """A random window of each zero-padded image, original size kept, mirrored or not with equal chance."""
+    return cut_windows(raw, padding, flip, draw_windows(len(raw), padding, flip, generator, raw.device))
+
+
+def cut_windows(raw: Tensor, padding: int, flip: bool, windows: Windows) -> Tensor:
+    """The given window of each zero-padded image, original size kept, mirrored or not.
 
     Rows of a window are runs of bytes at computed places, so one `index_select` over overlapping runs
     copies them all: several times faster on a CPU than indexing a view of all windows.
@@ -84,12 +109,11 @@ def random_windows(raw: Tensor, padding: int, flip: bool, generator: torch.Gener
     padded = raw.new_zeros(n, kinds, channels, tall, wide)
     inner = padded[..., padding : padding + height, padding : padding + width]
     inner[:, 0] = raw
-    top, left = torch.randint(2 * padding + 1, (2, n), generator=generator, device=raw.device)
-    kind = torch.zeros_like(top)
+    top, left, mirrored = windows
+    kind = mirrored.long()
     if flip:
         inner[:, 1] = raw.flip(-1)
-        kind = (torch.rand(n, generator=generator, device=raw.device) < 0.5).long()
-        left = torch.where(kind == 1, 2 * padding - left, left)  # the mirror image of the same window
+        left = torch.where(mirrored, 2 * padding - left, left)  # the mirror image of the same window
 
     def steps(count: int, size: int) -> Tensor:
         return torch.arange(count, device=raw.device) * size

@@ -10,23 +10,20 @@ from utils import seeding
 from utils.errors import UserError
 
 
-def class_order(n_classes: int, seed: int, permute: bool) -> np.ndarray:
+def class_order(n_classes: int, seed: int, permute: bool, chosen: tuple[int, ...] = ()) -> np.ndarray:
     """Original class at each position of the stream, shape (n_classes,).
 
     Permuted exactly as in the memorization paper's code (`RandomState(seed).permutation`), so that a
-    run with the same seed sees the same tasks as the published logs.
+    run with the same seed sees the same tasks as the published logs. chosen: an order of the user's.
     """
-    return np.random.RandomState(seed).permutation(n_classes) if permute else np.arange(n_classes)
-
-
-def chosen_order(order: tuple[int, ...], n_classes: int) -> np.ndarray:
-    """Class order that the user wrote down, shape (n_classes,)."""
-    if sorted(order) != list(range(n_classes)):
-        given = ",".join(map(str, order))
+    if not chosen:
+        return np.random.RandomState(seed).permutation(n_classes) if permute else np.arange(n_classes)
+    if sorted(chosen) != list(range(n_classes)):
+        given = ",".join(map(str, chosen))
         raise UserError(
             f"--class_order {given}: name each of the {n_classes} classes, 0 to {n_classes - 1}, once"
         )
-    return np.array(order)
+    return np.array(chosen)
 
 
 def refuse_order(order: tuple[int, ...], name: str, reason: str) -> None:
@@ -42,11 +39,20 @@ def relabel(y: np.ndarray, order: np.ndarray) -> np.ndarray:
     return position[y]
 
 
-def split_classes(n_classes: int, n_tasks: int) -> list[tuple[int, ...]]:
-    """Consecutive labels of each task; where the division leaves a rest, the first tasks take one more."""
-    if not 1 <= n_tasks <= n_classes:
-        raise UserError(f"--n_tasks {n_tasks}: {n_classes} classes can be split into 1 to {n_classes} tasks")
-    return [tuple(int(c) for c in part) for part in np.array_split(np.arange(n_classes), n_tasks)]
+def split_classes(n_classes: int, n_tasks: int, half_first: bool = False) -> list[tuple[int, ...]]:
+    """Consecutive labels of each task; where the division leaves a rest, the first tasks take one more.
+
+    half_first: the first task has half of the classes (rounded down), the others share the rest.
+    """
+    first = n_classes // 2 if half_first else 0
+    limit = n_classes - first + half_first
+    if not 1 + half_first <= n_tasks <= limit:
+        raise UserError(
+            f"--n_tasks {n_tasks}: {n_classes} classes can be split into {1 + half_first} to {limit} tasks"
+            + (" with --half_classes_in_first_task" if half_first else "")
+        )
+    parts = [np.arange(first), *np.array_split(np.arange(first, n_classes), n_tasks - half_first)]
+    return [tuple(int(c) for c in part) for part in parts if len(part)]
 
 
 def with_same_outputs(tasks: list) -> list:

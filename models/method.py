@@ -4,8 +4,9 @@ Seven hooks with working defaults and one step, `observe`, that fixes their orde
 one to three of them; only methods with an inner loop (MER) override `observe`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,9 @@ class Setup:
     benchmark: Benchmark
     train: TrainOptions
     seed: int
+    # (n_train,) given memorization scores, NaN where unknown; and a maker of proxies by name
+    scores: Tensor | None = None
+    proxy: Callable[[str], Any] | None = None
 
     @property
     def device(self) -> torch.device:

@@ -49,6 +49,13 @@ class StreamOptions(OptionSet):
         0.0, "hold out this %% of each class's training data and evaluate on it; the test set is not read",
         ge=0, lt=100,
     )  # fmt: skip
+    half_classes_in_first_task: bool = option(
+        False, "the first task has half of the classes, the others share the rest"
+    )
+    exclude: str | None = option(
+        None,
+        "leave training samples out: .npy of positions or a mask, or a file of memorization.intervention",
+    )
     multi_head: bool = option(False, "one head per task: true task-incremental training")
     pixel_mean: tuple[float, ...] = option(
         (), "mean that is subtracted from pixels in [0, 1], one or one a channel (default: the benchmark's)"
@@ -115,6 +122,13 @@ class LogOptions(OptionSet):
     )
     savecheck: str | None = option(
         None, "keep network weights: last (at the end) or task (after every task)", choices=("last", "task")
+    )
+    memorization_scores: str | None = option(
+        None,
+        "scores of training samples (.npz or .npy): logs the accuracy on groups of them, chooses in maer",
+    )
+    mem_thresholds: tuple[float, ...] = option(
+        (0.1, 0.25), "low memorization is up to the first, high is above the second", ge=-1, le=1
     )
     loadcheck: str | None = option(None, "start from the network weights in this file (made by --savecheck)")
 
@@ -246,5 +260,9 @@ def _cross_check(config: Config) -> None:
         raise OptionError(f"--multi_head is task-il; leave it or --scenario {config.stream.scenario} out")
     if config.train.early_stopping_patience and not config.stream.validation:
         raise OptionError("--early_stopping_patience needs validation data: add e.g. --validation 10")
+    low_high = config.log.mem_thresholds
+    if len(low_high) != 2 or low_high[0] >= low_high[1]:
+        given = ",".join(map(str, low_high))
+        raise OptionError(f"--mem_thresholds {given}: expected two rising numbers, e.g. 0.1,0.25")
     if config.train.lr_scheduler == "multistep" and not config.train.lr_milestones:
         raise OptionError("--lr_scheduler multistep needs --lr_milestones, e.g. --lr_milestones 35,45")

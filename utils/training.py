@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from utils import checkpoint
+from utils import checkpoint, groups
 from utils.checkpoint import CheckpointError
 from utils.config import OPERATIONAL, Config
 from utils.evaluation import accuracies, memory_counts
@@ -42,6 +42,8 @@ class Trainer:
         streams = {"joint": self.benchmark.joint, "cumulative": self.benchmark.cumulative}
         self.tasks = streams[method.stream]() if method.stream in streams else self.benchmark.tasks
         self.results = Results(len(self.benchmark.tasks), self.benchmark.scenario)
+        scores = method.setup.scores
+        self.groups = None if scores is None else groups.assign(scores, config.log.mem_thresholds)
         self.position = Position()
         self.losses = LossLog(self.benchmark.device)
         self.quiet = quiet
@@ -156,6 +158,8 @@ class Trainer:
         n_tasks = seen if self.config.log.ignore_other_metrics else len(self.benchmark.tasks)
         with self._timed("eval"):
             found = accuracies(self.method, n_tasks, seen).numpy()
+            if self.groups is not None:
+                self.results.set_groups(task.id, groups.accuracies(self.method, seen, self.groups).numpy())
         self.results.set_row(task.id, found)
         if self.config.log.eval_every:
             self.results.add_point(self.position.total, task.id, found)

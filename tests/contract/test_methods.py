@@ -24,6 +24,11 @@ OFF = {
     "taskinput": None,  # another network: a first layer per task
     "er": {"buffer_size": 0},
     "maer": {"buffer_size": 0},
+    "maer_adaptive": {"buffer_size": 0},
+    "maer_bic": None,  # also distils, with or without a memory
+    "maer_derpp": {"buffer_size": 0},
+    "maer_er_ace": {"buffer_size": 0},
+    "maer_high": {"buffer_size": 0},
     "gem": {"buffer_size": 0},
     "bic": None,  # also distils, with or without a memory
     "gdumb": None,  # trains on the memory alone

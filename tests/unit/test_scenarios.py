@@ -20,13 +20,13 @@ def test_drawing_an_order_leaves_numpys_global_generator_alone():
 
 
 def test_an_order_of_ones_own():
-    assert scenarios.chosen_order((1, 2, 0), 3).tolist() == [1, 2, 0]
+    assert scenarios.class_order(3, 0, False, (1, 2, 0)).tolist() == [1, 2, 0]
     for wrong in ((1, 2), (1, 2, 2), (1, 2, 3), (0, 1, 2, 3)):
         given = ",".join(map(str, wrong))
         with pytest.raises(
             UserError, match=f"--class_order {given}: name each of the 3 classes, 0 to 2, once"
         ):
-            scenarios.chosen_order(wrong, 3)
+            scenarios.class_order(3, 0, False, wrong)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -1,0 +1,28 @@
+"""Runs: the finished runs of main.py below a folder, and what tells their settings apart."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from utils.errors import UserError
+
+
+def finished(folder: Path, flag: str) -> list[dict[str, Any]]:
+    """The results of every finished run; `flag` named the folder."""
+    documents = [json.loads(path.read_text()) for path in sorted(folder.rglob("results.json"))]
+    found = [document for document in documents if document["status"] == "finished"]
+    if not found:
+        raise UserError(f"{flag} {folder}: no finished run there")
+    return found
+
+
+def name(config: dict[str, Any]) -> str:
+    """A setting but for the buffer's size and the seed: `maer min`, `er balanced`."""
+    parts = [config["model"]]
+    if "buffer_policy" in config:
+        parts.append(config["buffer_policy"])
+    if config.get("mem_proxy"):
+        parts.append(config["mem_proxy"])
+    if config.get("memory", "reservoir") != "reservoir":
+        parts.append(config["memory"])
+    return " ".join(parts)
