@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from datasets.augment import Augment
+from models.er_aml import supcon
 from models.parts.replay import augmented
 from tests.conftest import tiny_method
 from tests.contract.test_methods import train
@@ -298,6 +299,21 @@ def test_er_aml_equals_a_naive_transcription(scenario):
     assert_equal_networks(method.net, twin.net)
 
 
+def test_supcon_counts_valid_anchors_and_their_pairs_only():
+    """With some anchors out, the loss is that of the others alone; with all out it is 0, gradient and all."""
+    draws = torch.Generator().manual_seed(0)
+    h, f = (F.normalize(torch.randn(n, 3, generator=draws, dtype=torch.float64), dim=1) for n in (4, 8))
+    y, y_f = torch.tensor([0, 1, 0, 1]), torch.tensor([0, 1, 0, 1, 1, 0, 1, 0])
+    valid, kept = torch.tensor([True, False, True, True]), torch.tensor([0, 2, 3])
+    pairs = torch.cat((kept, 4 + kept))
+    alone = supcon(h[kept], f[pairs], y[kept], y_f[pairs], torch.ones(3, dtype=torch.bool), 0.3)
+    torch.testing.assert_close(supcon(h, f, y, y_f, valid, 0.3), alone)
+    h.requires_grad_()
+    nothing = supcon(h, f, y, y_f, torch.zeros(4, dtype=torch.bool), 0.3)
+    nothing.backward()
+    assert nothing == 0 and not h.grad.any()
+
+
 def test_er_aml_draws_pairs_uniformly():
     """Each possible positive and negative about as often: 4.5 standard errors, false alarm < 1e-4."""
     method, _ = tiny_method("er_aml", buffer_size=5)
@@ -444,9 +460,10 @@ def test_fdr_equals_a_naive_transcription(scenario):
 @pytest.mark.parametrize("order", ["uniform", "grasp"])
 def test_the_full_buffer_holds_all_past_tasks_and_replays_them(order):
     method, config = tiny_method("full_buffer", order=order, n_epochs=2)
-    replayed, replay = [], method.replay
+    replayed, queued, replay = [], [], method.replay
 
     def noting():
+        queued.append(len(method.queue))
         found = replay()
         replayed.append((method.task.id, None if found is None else found.task_id.tolist()))
         return found
@@ -459,8 +476,8 @@ def test_the_full_buffer_holds_all_past_tasks_and_replays_them(order):
     later = [(task, found) for task, found in replayed if task > 0]
     assert all(len(found) == config.train.batch_size and max(found) < task for task, found in later)
     assert {t for task, found in later if task == 2 for t in found} == {0, 1}
-    if order == "grasp":
-        assert len(method.queue) == 0  # as many were drawn as were needed
+    steps = 2 * 8  # epochs × steps: as many are queued as are needed
+    assert queued == [0] * steps + 2 * [4 * n * (order == "grasp") for n in range(steps, 0, -1)]
     assert train(*tiny_method("full_buffer", order=order, n_epochs=2))[1].memory[1]["per_task"] == [30, 30, 0]
 
 
