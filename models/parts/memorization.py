@@ -116,7 +116,7 @@ def observe_watched(method: Any, batch: Batch, observe: Callable[[Batch], dict])
     with first_outputs(method.net) as kept:
         out = observe(batch)
     own = kept[0][: len(batch.y)].float()
-    method.chooser.watch(batch, method.own_classes(own, batch.task_id))
+    method.chooser.watch(batch, method.own_logits(own, batch.task_id))
     return out
 
 
