@@ -1,25 +1,17 @@
 """Tables of the rehearsal methods, with time and memory, and the DER paper's numbers beside them.
 
-    python scripts/rehearsal_report.py runs/rehearsal                      print the tables
-    python scripts/rehearsal_report.py runs/rehearsal --update README.md   put them between the markers
-
-Made by scripts/reproduce_rehearsal.sh. Reads every results.json below the folders given; the published
-numbers are in scripts/published_der.yaml. Peak memory is the whole process's on a CPU.
+Called by `scripts/report.py rehearsal FOLDER`; the runs are made by scripts/reproduce_rehearsal.sh. The
+published numbers: published_der.yaml. Peak memory is the whole process's on a CPU.
 """
 
-import argparse
-import sys
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 import yaml
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from scripts.report import footer, update
-from scripts.reporting.runs import load
 from scripts.reporting.tables import shown as spread
+from utils.errors import UserError
 
 PUBLISHED = Path(__file__).with_name("published_der.yaml")
 # Flags that tell two settings of one method apart, and the value that goes without saying.
@@ -44,7 +36,7 @@ def grouped(documents: list[dict]) -> dict[tuple[str, str, int], list[dict]]:
     for document in documents:
         seed, runs = document["seed"], found[key(document)]
         if seed in runs:
-            sys.exit(f"error: {key(document)} has two runs of seed {seed}; remove one")
+            raise UserError(f"{key(document)} has two runs of seed {seed}; remove one")
         runs[seed] = document
     return {name: list(runs.values()) for name, runs in found.items()}
 
@@ -71,7 +63,7 @@ def line(name: str, size: int, runs: list[dict], published: dict) -> list[str]:
     return [name, class_il, task_il, forgetting, *cost(runs)]
 
 
-def tables(documents: list[dict]) -> str:
+def markdown(documents: list[dict]) -> str:
     """One Markdown table for each benchmark; class-IL ordered by accuracy, domain-IL by buffer size."""
     published = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))
     settings, parts = grouped(documents), []
@@ -85,23 +77,4 @@ def tables(documents: list[dict]) -> str:
         sizes = {size for _, size, _ in own if size}
         title = f"**{benchmark}**" + ("" if domain else f", buffer {', '.join(map(str, sorted(sizes)))}")
         parts.append("\n".join([title, "", *(f"| {' | '.join(row)} |" for row in rows)]))
-    return "\n\n".join([*parts, footer(documents)])
-
-
-def main() -> None:
-    """Print the tables or put them into a file."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folders", nargs="+", type=Path, help="folders that hold run folders")
-    parser.add_argument("--update", type=Path, metavar="FILE", help="file whose marked part is replaced")
-    args = parser.parse_args()
-    text = tables([document for document in load(args.folders) if document["status"] == "finished"])
-    if args.update:
-        update(args.update, args.folders[0].name, text)
-    else:
-        print(text)
-
-
-if __name__ == "__main__":
-    main()
+    return "\n\n".join(parts)

@@ -5,6 +5,8 @@
     python scripts/report.py study.yaml                       the same for the study that sweep.py ran
     python scripts/report.py runs/mnist --update README.md    put the tables between the file's markers
     python scripts/report.py mer runs/mer [--update FILE]     the MER paper's tables; also CSV and a figure
+    python scripts/report.py scenarios runs/scenarios         van de Ven & Tolias's three scenarios
+    python scripts/report.py rehearsal runs/rehearsal         rehearsal methods, with time and memory
 
 Settings are found from the configurations: runs that differ in nothing but the seed. Standard deviations
 are over seeds, ddof = 1; settings are compared seed by seed. The markers are `<!-- table NAME -->` and
@@ -17,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scripts import mer_report
+from scripts import mer_report, rehearsal_report, scenario_report
 from scripts.reporting import tables
 from scripts.reporting.captions import caption
 from scripts.reporting.runs import Study, load, study
@@ -97,12 +99,25 @@ def folder_of(given: str) -> Path:
     return path
 
 
-def mer(folders: list[Path]) -> str:
-    """The MER paper's tables; their CSV and figure lie in the first folder."""
+def mer(documents: list[dict], folder: Path) -> str:
+    """The MER paper's tables; their CSV and figure lie in the folder."""
+    mer_report.write_csv(documents, folder / "mer.csv")
+    mer_report.plot(documents, folder / "mer.png")
+    return mer_report.markdown(documents)
+
+
+# Tables beside published numbers: (documents, folder) → Markdown.
+PAPERS = {
+    "mer": mer,
+    "scenarios": lambda documents, _: scenario_report.markdown(documents),
+    "rehearsal": lambda documents, _: rehearsal_report.markdown(documents),
+}
+
+
+def of_paper(name: str, folders: list[Path]) -> str:
+    """A paper's tables from the finished runs below the folders, and where the numbers come from."""
     documents = [document for document in load(folders) if document["status"] == "finished"]
-    mer_report.write_csv(documents, folders[0] / "mer.csv")
-    mer_report.plot(documents, folders[0] / "mer.png")
-    return "\n\n".join([mer_report.markdown(documents), footer(documents)])
+    return "\n\n".join([PAPERS[name](documents, folders[0]), footer(documents)])
 
 
 def parser() -> argparse.ArgumentParser:
@@ -123,13 +138,13 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Print the tables, and write the report or put them into a file; returns the exit code."""
     args = parser().parse_args(argv)
-    of_mer = args.folders[0] == "mer"
+    paper = args.folders[0] if args.folders[0] in PAPERS else None
     try:
-        folders = [folder_of(folder) for folder in args.folders[of_mer:]]
+        folders = [folder_of(folder) for folder in args.folders[paper is not None :]]
         if not folders:
             raise UserError("no folder given")
-        found = None if of_mer else study(load(folders))
-        text = mer(folders) if of_mer else markdown(found)
+        found = None if paper else study(load(folders))
+        text = of_paper(paper, folders) if paper else markdown(found)
         if args.update:
             update(args.update, folders[0].name, text)
             return 0

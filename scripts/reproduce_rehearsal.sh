@@ -5,7 +5,7 @@
 #
 #     scripts/reproduce_rehearsal.sh [DATA_DIR]      (default: ~/.cache/engram; downloads MNIST if absent)
 #     SEEDS="0 1" JOBS=2 OUTPUT_DIR=runs/rehearsal METHODS="er derpp" scripts/reproduce_rehearsal.sh
-#     python scripts/rehearsal_report.py runs/rehearsal --update README.md
+#     python scripts/report.py rehearsal runs/rehearsal --update README.md
 set -euo pipefail
 cd "$(dirname "$0")/.."
 data=${1:-$HOME/.cache/engram}

@@ -3,6 +3,7 @@
 import pytest
 
 from scripts import rehearsal_report
+from utils.errors import UserError
 
 
 def run(model: str, accuracy: float, seed: int = 0, dataset: str = "rot-mnist", **config) -> dict:
@@ -28,7 +29,7 @@ def test_domain_tables_stand_beside_the_papers_numbers_by_buffer_size():
         run("er", 0.91, 1, buffer_size=500), run("er", 0.85, buffer_size=200),
         run("gss", 0.8, buffer_size=200), run("sgd", 0.67),
     ]  # fmt: skip
-    head, _, *found = rows(rehearsal_report.tables(documents))
+    head, _, *found = rows(rehearsal_report.markdown(documents))
     assert head[:4] == ["method", "buffer", "accuracy", "published"]
     assert [row[:4] for row in found] == [
         ["sgd", "–", "67.00", "~67.7"],
@@ -46,7 +47,7 @@ def test_variants_of_a_method_are_settings_of_their_own():
         run("er", 0.87, memory="reservoir", **flags), run("er", 0.8, memory="fifo", **flags),
         run("full_buffer", 0.9, dataset="seq-mnist", order="grasp"),
     ]  # fmt: skip
-    text = rehearsal_report.tables(documents)
+    text = rehearsal_report.markdown(documents)
     assert text.startswith("**seq-mnist**, buffer 500\n")
     assert [row[:3] for row in rows(text)[2:]] == [
         ["er fifo", "80.00", "99.00"], ["er", "87.00", "99.00"], ["full_buffer grasp", "90.00", "99.00"],
@@ -54,5 +55,5 @@ def test_variants_of_a_method_are_settings_of_their_own():
 
 
 def test_two_runs_of_a_seed_are_refused():
-    with pytest.raises(SystemExit, match="two runs of seed 0"):
-        rehearsal_report.tables([run("er", 0.8, buffer_size=200), run("er", 0.9, buffer_size=200)])
+    with pytest.raises(UserError, match="two runs of seed 0"):
+        rehearsal_report.markdown([run("er", 0.8, buffer_size=200), run("er", 0.9, buffer_size=200)])
