@@ -169,9 +169,10 @@ def compare(name: str, device: str, rounds: int) -> str:
     hourly = {side: 3600 * R / seconds for side, seconds in wall.items()}
     return (
         f"{name}, {N // 2} images, {PARTS[name].epochs} epochs, R = {R}, {stack} as one, "
-        f"{len(where)} processes: {hourly['ours']:,.0f} networks/h; DataLoader, 0 workers {hourly['0 workers']:,.0f}, "
-        f"4 workers {hourly['4 workers']:,.0f}; {wall[best] / wall['ours']:.1f}x "
-        f"(processor time {cpu[best] / cpu['ours']:.1f}x), load {os.getloadavg()[0]:.0f}"
+        f"{len(where)} processes: {hourly['ours']:,.0f} networks/h; DataLoader, "
+        f"0 workers {hourly['0 workers']:,.0f}, 4 workers {hourly['4 workers']:,.0f}; "
+        f"{wall[best] / wall['ours']:.1f}x (processor time {cpu[best] / cpu['ours']:.1f}x), "
+        f"load {os.getloadavg()[0]:.0f}"
     )
 
 

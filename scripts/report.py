@@ -3,6 +3,7 @@
     python scripts/report.py runs/mnist                         print the table
     python scripts/report.py runs/mnist --update README.md      put it between the file's markers
     python scripts/report.py mer runs/mer [--update README.md]  the MER paper's tables; also CSV and a figure
+    python scripts/report.py memorization runs/maer/digits      the memorization paper's; also LaTeX and CSV
 
 Reads every results.json below the folders given; numbers are never typed. Standard deviations are
 over seeds, ddof = 1. The markers are `<!-- table NAME -->` and `<!-- end NAME -->`, NAME being the
@@ -19,8 +20,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scripts import mer_report
+from scripts import memorization_report, mer_report
 
+PAPERS = {"mer": mer_report, "memorization": memorization_report}  # tables of their own
 # Flags that tell runs of one method apart.
 DISTINGUISHING = ("buffer_size", "buffer_policy", "e_lambda", "mas_lambda", "memory_strength", "multi_head")
 
@@ -130,19 +132,20 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "folders", nargs="+", help="folders that hold run folders; first `mer` for its tables"
+        "folders",
+        nargs="+",
+        help="folders that hold run folders; first `mer` or `memorization` for its tables",
     )
     parser.add_argument("--update", type=Path, metavar="FILE", help="file whose marked part is replaced")
     args = parser.parse_args()
-    mer = args.folders[0] == "mer"
-    folders = [Path(folder) for folder in args.folders[mer:]]
+    paper = PAPERS.get(args.folders[0])
+    folders = [Path(folder) for folder in args.folders[paper is not None :]]
     if not folders:
         parser.error("no folder given")
     documents = load(folders)
-    text = "\n\n".join([mer_report.markdown(documents), footer(documents)]) if mer else table(documents)
-    if mer:
-        mer_report.write_csv(documents, folders[0] / "mer.csv")
-        mer_report.plot(documents, folders[0] / "mer.png")
+    text = "\n\n".join([paper.markdown(documents), footer(documents)]) if paper else table(documents)
+    if paper:
+        paper.write_files(documents, folders[0])
     if args.update:
         update(args.update, folders[0].name, text)
     else:
