@@ -29,13 +29,13 @@ def extremes(pool: Pool, scores: NDArray, path: Path) -> None:
         for axes in row:
             axes.set_axis_off()
         for axes, i in zip(row[:k], order[:k], strict=True):
-            show(axes, images[i], f"{scores[i]:.2f}")
+            show(axes, images[i], caption(scores[i]))
         for axes, i in zip(row[len(row) - k :], order[::-1][:k], strict=True):
-            show(axes, images[i], f"{scores[i]:.2f}")
+            show(axes, images[i], caption(scores[i]))
         name = str(pool.class_names[label])
         row[0].text(-0.18, 0.5, name, transform=row[0].transAxes, ha="right", va="center", fontsize=10)
     for place, title in ((EACH // 2, "least memorized"), (EACH + 1 + EACH // 2, "most memorized")):
-        panels[0][place].annotate(
+        words = panels[0][place].annotate(
             title,
             (0, 1),
             (0, 22),
@@ -44,6 +44,8 @@ def extremes(pool: Pool, scores: NDArray, path: Path) -> None:
             ha="center",
             fontsize=12,
         )
+        words.set_in_layout(False)  # it may reach over its neighbours
+    figure.get_layout_engine().set(rect=(0.03, 0, 0.97, 0.97))
     save(figure, path)
 
 
@@ -75,6 +77,11 @@ def pairs(pool: Pool, content: dict[str, Any], path: Path) -> None:
     for axes, name in zip(panels[:, 0], ("train", "test"), strict=True):
         axes.text(-0.15, 0.5, name, transform=axes.transAxes, ha="right", va="center", fontsize=11)
     save(figure, path)
+
+
+def caption(score: float) -> str:
+    """Two decimals, without a minus before nothing."""
+    return f"{score:.2f}".replace("-0.00", "0.00")
 
 
 def show(axes: Any, image: NDArray, title: str) -> None:

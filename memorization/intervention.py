@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from memorization import program
-from memorization.runs import finished, name
+from memorization.runs import finished, names
 from utils.errors import UserError
 from utils.options import OptionSet, option
 
@@ -79,10 +79,10 @@ def table(documents: list[dict[str, Any]]) -> str:
     from scipy import stats
 
     cells: dict = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
-    for d in documents:
+    for d, name in zip(documents, names(documents), strict=True):
         config = d["config"]
         size = f", buffer {config['buffer_size']}" if "buffer_size" in config else ""
-        setting = f"{config['dataset']}, {name(config)}{size}"
+        setting = f"{config['dataset']}, {name}{size}"
         kind, percent = "all", ""
         if config["exclude"]:
             kind, percent = Path(config["exclude"]).stem.split("_")[:2]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from memorization.runs import finished, name
+from memorization.runs import finished, names
 from utils.plots import canvas, save
 
 LINES = {"test": "black", "high": "tab:red", "mid": "tab:orange", "low": "tab:blue"}
@@ -24,7 +24,8 @@ def write_all(folder: Path, out: Path) -> list[Path]:
         if len(sizes) > 1:
             written.append(out / f"buffer_size_{dataset}.png")
             buffer_size(documents, dataset, written[-1])
-        if grouped := [d for d in documents if d.get("groups")]:
+        # a joint run has no age: its tasks are learned together
+        if grouped := [d for d in documents if d.get("groups") and d["config"]["model"] != "joint"]:
             written.append(out / f"groups_{dataset}.png")
             groups(grouped, dataset, written[-1])
     return written
@@ -33,10 +34,8 @@ def write_all(folder: Path, out: Path) -> list[Path]:
 def buffer_size(documents: list[dict[str, Any]], dataset: str, path: Path) -> None:
     """Class-IL accuracy, mean and standard deviation over seeds; joint training as a dashed line."""
     found: dict = defaultdict(lambda: defaultdict(list))
-    for d in documents:
-        found[name(d["config"])][d["config"].get("buffer_size", 0)].append(
-            100 * d["class_il"]["average_accuracy"]
-        )
+    for d, key in zip(documents, names(documents), strict=True):
+        found[key][d["config"].get("buffer_size", 0)].append(100 * d["class_il"]["average_accuracy"])
     figure = canvas(7.6, 4.8)
     axes = figure.add_subplot()
     all_sizes = sorted({size for sizes in found.values() for size in sizes if size})
@@ -44,7 +43,7 @@ def buffer_size(documents: list[dict[str, Any]], dataset: str, path: Path) -> No
     for i, key in enumerate(sorted(series)):
         sizes = sorted(set(found[key]) - {0})
         runs = [np.array(found[key][size]) for size in sizes]
-        places = np.array([all_sizes.index(size) for size in sizes]) + 0.06 * (i - (len(series) - 1) / 2)
+        places = np.array([all_sizes.index(size) for size in sizes]) + 0.04 * (i - (len(series) - 1) / 2)
         error = [run.std(ddof=1) if len(run) > 1 else 0 for run in runs]
         means = [run.mean() for run in runs]
         axes.errorbar(places, means, error, marker="o", markersize=4, capsize=3, linewidth=1.3, label=key)
@@ -63,9 +62,8 @@ def buffer_size(documents: list[dict[str, Any]], dataset: str, path: Path) -> No
 def groups(documents: list[dict[str, Any]], dataset: str, path: Path) -> None:
     """Accuracy by tasks since learned: test samples, and training samples by memorization."""
     settings = defaultdict(list)
-    for d in documents:
-        size = d["config"].get("buffer_size")
-        settings[name(d["config"]) + (f", buffer {size}" if size is not None else "")].append(d)
+    for d, key in zip(documents, names(documents), strict=True):
+        settings[key, d["config"].get("buffer_size", 0)].append(d)
     keys = sorted(settings)[:MAX_PANELS]
     n_columns = min(3, len(keys))
     n_rows = -(-len(keys) // n_columns)
@@ -79,12 +77,14 @@ def groups(documents: list[dict[str, Any]], dataset: str, path: Path) -> None:
     for axes, key in zip(panels.flat, keys, strict=False):
         for line, colour in LINES.items():
             curves = np.array([by_age(d, line) for d in settings[key]])
-            mean, error = np.nanmean(curves, 0), np.nanstd(curves, 0)
+            mean = curves.mean(0)
+            error = curves.std(0, ddof=1) if len(curves) > 1 else 0 * mean
             axes.plot(mean, color=colour, marker="o", markersize=3.5, label=labels[line])
             axes.fill_between(
                 range(len(mean)), mean - error, mean + error, color=colour, alpha=0.15, linewidth=0
             )
-        axes.set_title(f"{key} ({len(settings[key])} seeds)", fontsize=10)
+        size = f", buffer {key[1]}" if key[1] else ""
+        axes.set_title(f"{key[0]}{size} ({len(settings[key])} seeds)", fontsize=10)
         axes.set(xlabel="tasks since learned", ylim=(-2, 102))
         axes.set_xticks(range(len(mean)))
         axes.grid(alpha=0.3)
@@ -95,7 +95,7 @@ def groups(documents: list[dict[str, Any]], dataset: str, path: Path) -> None:
     figure.legend(
         *panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False
     )
-    figure.suptitle(f"{dataset}: what is forgotten", fontsize=11)
+    figure.suptitle(f"{dataset}: what is forgotten (shaded: standard deviation over seeds)", fontsize=11)
     save(figure, path)
 
 

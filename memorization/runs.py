@@ -16,12 +16,20 @@ def finished(folder: Path, flag: str) -> list[dict[str, Any]]:
     return found
 
 
-def name(config: dict[str, Any]) -> str:
-    """A setting but for the buffer's size and the seed: `maer min`, `er balanced`."""
+def names(documents: list[dict[str, Any]]) -> list[str]:
+    """Each run's setting but for the buffer's size and the seed: `maer min`, `er balanced`.
+
+    A proxy of memorization is named where the runs do not share one.
+    """
+    proxies = {d["config"]["mem_proxy"] for d in documents if d["config"].get("mem_proxy")}
+    return [_name(d["config"], len(proxies) > 1) for d in documents]
+
+
+def _name(config: dict[str, Any], with_proxy: bool) -> str:
     parts = [config["model"]]
     if "buffer_policy" in config:
         parts.append(config["buffer_policy"])
-    if config.get("mem_proxy"):
+    if with_proxy and config.get("mem_proxy"):
         parts.append(config["mem_proxy"])
     if config.get("memory", "reservoir") != "reservoir":
         parts.append(config["memory"])

@@ -11,8 +11,9 @@ from memorization.estimator import memorization
 from utils.plots import canvas, save
 
 THRESHOLDS = (0.1, 0.25)
-BINS = np.arange(-0.2, 1.0501, 0.05)
-PER_ROW = 5
+BINS = np.arange(-0.15, 1.0501, 0.05)
+PER_ROW = 4
+NICE = np.array([1, 2, 5]) * 10.0 ** np.arange(-4, 1)[:, None]  # tick marks
 
 
 def histogram(files: dict[str, NDArray], path: Path) -> None:
@@ -26,6 +27,7 @@ def histogram(files: dict[str, NDArray], path: Path) -> None:
         axes.stairs(percent, BINS, fill=len(files) == 1, color=f"C{i}", label=label, linewidth=1.6)
     for threshold in THRESHOLDS:
         axes.axvline(threshold, color="0.4", linestyle="--", linewidth=0.9)
+        axes.text(threshold + 0.005, 60, f"{threshold:g}", color="0.3", fontsize=9)
     axes.set_yscale("symlog", linthresh=1)
     axes.set_yticks([0, 1, 3, 10, 30, 100], ["0", "1", "3", "10", "30", "100"])
     axes.set_ylim(0, 100)
@@ -63,12 +65,12 @@ def standard_errors(
         sizes, claimed[0] * np.sqrt(sizes[0] / np.array(sizes)), color="0.5", linestyle="--", label="∝ 1/√R"
     )
     axes.set_xscale("log", base=2)
-    axes.set_yscale("log", base=2)
+    axes.set_yscale("log")
     axes.set_xticks(sizes, [str(size) for size in sizes])
-    ticks = [
-        2.0**k for k in range(-8, 0) if claimed.min() / 1.5 < 2.0**k < 1.5 * max(claimed.max(), made.max())
-    ]
-    axes.set_yticks(ticks, [f"{tick:.3f}" for tick in ticks])
+    lowest, highest = min(claimed.min(), made.min()), max(claimed.max(), made.max())
+    ticks = [tick for tick in NICE.flatten() if lowest / 2 < tick < 2 * highest]
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_ylim(lowest / 1.3, highest * 1.3)
     axes.minorticks_off()
     axes.set(xlabel="networks R", ylabel="error of a score", title="Errors shrink as 1/√R")
     axes.grid(alpha=0.3)

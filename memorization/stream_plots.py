@@ -14,7 +14,7 @@ GROUPS = {"high (above .25)": "tab:red", "mid (.1 to .25)": "tab:orange", "low (
 
 def decay(content: dict[str, Any], path: Path) -> None:
     """Left: mean memorization of each task over time; right: by age and how memorized examples were."""
-    figure = canvas(12.8, 4.6)
+    figure = canvas(13.6, 4.6)
     left, right = figure.subplots(1, 2)
     task, scores = content["task"], content["in_stream"]
     n_tasks = len(scores)
@@ -37,9 +37,11 @@ def decay(content: dict[str, Any], path: Path) -> None:
             right.plot(curve[2], color=colour, marker="^", markersize=3, linestyle=":", linewidth=1)
         right.plot([], color="0.4", marker="s", markersize=3, linestyle="--", label="probability, seen")
         right.plot([], color="0.4", marker="^", markersize=3, linestyle=":", label="probability, left out")
-        right.legend(frameon=False, fontsize=9)
+        right.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=9)
         right.set(
-            xlabel="tasks since learned", ylabel="memorization (solid)", title="by memorization when learned"
+            xlabel="tasks since learned",
+            ylabel="memorization (solid), probability",
+            title="by memorization when learned",
         )
         right.set_xticks(range(n_tasks))
     else:

@@ -7,6 +7,7 @@
     python scripts/report.py mer runs/mer [--update FILE]     the MER paper's tables; also CSV and a figure
     python scripts/report.py scenarios runs/scenarios         van de Ven & Tolias's three scenarios
     python scripts/report.py rehearsal runs/rehearsal         rehearsal methods, with time and memory
+    python scripts/report.py memorization runs/maer           the memorization paper's tables; LaTeX and CSV too
 
 Settings are found from the configurations: runs that differ in nothing but the seed. Standard deviations
 are over seeds, ddof = 1; settings are compared seed by seed. The markers are `<!-- table NAME -->` and
@@ -19,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scripts import mer_report, rehearsal_report, scenario_report
+from scripts import memorization_report, mer_report, rehearsal_report, scenario_report
 from scripts.reporting import tables
 from scripts.reporting.captions import caption
 from scripts.reporting.runs import Study, load, study
@@ -99,25 +100,22 @@ def folder_of(given: str) -> Path:
     return path
 
 
-def mer(documents: list[dict], folder: Path) -> str:
-    """The MER paper's tables; their CSV and figure lie in the folder."""
-    mer_report.write_csv(documents, folder / "mer.csv")
-    mer_report.plot(documents, folder / "mer.png")
-    return mer_report.markdown(documents)
-
-
-# Tables beside published numbers: (documents, folder) → Markdown.
+# Tables beside published numbers: modules that have `markdown(documents)`, and some
+# `write_files(documents, folder)`.
 PAPERS = {
-    "mer": mer,
-    "scenarios": lambda documents, _: scenario_report.markdown(documents),
-    "rehearsal": lambda documents, _: rehearsal_report.markdown(documents),
+    "mer": mer_report,
+    "scenarios": scenario_report,
+    "rehearsal": rehearsal_report,
+    "memorization": memorization_report,
 }
 
 
 def of_paper(name: str, folders: list[Path]) -> str:
     """A paper's tables from the finished runs below the folders, and where the numbers come from."""
     documents = [document for document in load(folders) if document["status"] == "finished"]
-    return "\n\n".join([PAPERS[name](documents, folders[0]), footer(documents)])
+    if hasattr(PAPERS[name], "write_files"):
+        PAPERS[name].write_files(documents, folders[0])
+    return "\n\n".join([PAPERS[name].markdown(documents), footer(documents)])
 
 
 def parser() -> argparse.ArgumentParser:
@@ -127,7 +125,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "folders",
         nargs="+",
-        help="folders that hold run folders, or a study.yaml; first `mer` for its tables",
+        help="folders that hold run folders, or a study.yaml; first the name of a paper's tables",
     )
     add("--update", type=Path, metavar="FILE", help="file whose marked part is replaced")
     add("--out", type=Path, metavar="DIR", help="where the files go (default: report/ in the first folder)")

@@ -16,18 +16,7 @@ from memorization import eval_splits, program, train_splits
 from memorization.store import Store
 from tests.conftest import ROOT
 
-SMALL = [
-    "--dataset_size",
-    "0.2",
-    "--n_epochs",
-    "6",
-    "--hidden_sizes",
-    "10",
-    "--n_repeats",
-    "6",
-    "--stack",
-    "3",
-]
+SMALL = "--dataset_size 0.2 --n_epochs 6 --hidden_sizes 10 --n_repeats 24 --stack 6".split()
 
 
 def command(module: str, *flags: str) -> list[str]:
