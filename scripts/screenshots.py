@@ -30,6 +30,13 @@ from utils.errors import UserError
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 WIDTH, HEIGHT = 1280, 900
+# Clicks away the assistant's panel and chooses the view for training instead of language models.
+TIDY = """
+for (const b of document.querySelectorAll('button[aria-label]'))
+  if (/^close/i.test(b.getAttribute('aria-label'))) b.click();
+for (const e of document.querySelectorAll('label, button, [role=radio]'))
+  if (e.innerText === 'Model training') { e.click(); break; }
+"""
 START_SECONDS, PAGE_SECONDS, SETTLE_SECONDS = 300, 180, 4
 
 
@@ -91,6 +98,7 @@ class Browser:
                 print(f"{url}: not as expected after {PAGE_SECONDS} s ({until})", file=sys.stderr)
                 break
             time.sleep(0.5)
+        self.value(TIDY)
         time.sleep(SETTLE_SECONDS)
         height = self.value("document.documentElement.scrollHeight") if whole else HEIGHT
         size = {"width": WIDTH, "height": int(height), "deviceScaleFactor": 1, "mobile": False}
@@ -165,8 +173,9 @@ def take(browser: Browser, url: str, experiment: str, out: Path) -> None:
     base, has = f"{url}/#/experiments/{number}/runs", "document.body.innerText.includes"
     browser.shot(base, f"{has}('{found[0]['info']['run_name']}')", out / "runs.png")
     browser.shot(f"{base}/{run}", f"{has}('mean_acc_class_il')", out / "run.png")
-    browser.shot(f"{base}/{run}/model-metrics", f"{has}('mean_acc_class_il')", out / "charts.png")
-    browser.shot(f"{base}/{run}/system-metrics", f"{has}('system')", out / "system.png")
+    browser.shot(f"{base}/{run}/model-metrics", f"{has}('acc_class_il_task_0')", out / "charts.png")
+    browser.shot(f"{base}/{run}/system-metrics", f"{has}('cpu_utilization')", out / "system.png")
+    browser.shot(f"{base}?compareRunsMode=CHART", f"{has}('acc_class_il_task_0')", out / "compared.png")
     listed = ask(url, f"artifacts/list?run_id={run}").get("files", [])
     names = [file["path"] for file in listed if file["path"].endswith(".png")]
     for picture in names[:1]:

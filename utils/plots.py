@@ -40,7 +40,7 @@ def write_all(document: dict[str, Any], folder: Path) -> list[Path]:
         R = np.array(document[view]["R"], dtype=np.float64)
         stem = f"accuracy_matrix_{view}" if len(names) > 1 else "accuracy_matrix"
         written += [folder / f"{stem}.png", folder / f"{stem}.csv"]
-        accuracy_matrix(R, f"{name} accuracy: {run}", written[-2])
+        accuracy_matrix(R, f"{name} accuracy\n{run}", written[-2])
         write_matrix_csv(R, written[-1])
     written.append(folder / "curves.png")
     curves(document, written[-1], run)
@@ -195,7 +195,8 @@ def _task_ticks(axes: Axes, n_tasks: int, which: str) -> None:
 
 
 def _wrapped(text: str, inches: float) -> str:
-    return "\n".join(textwrap.wrap(text, int(inches * 11)))
+    lines = [part for line in text.splitlines() for part in textwrap.wrap(line, int(inches * 11))]
+    return "\n".join(lines)
 
 
 def canvas(width: float, height: float) -> Figure:
