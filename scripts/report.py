@@ -7,7 +7,7 @@
     python scripts/report.py mer runs/mer [--update FILE]     the MER paper's tables; also CSV and a figure
     python scripts/report.py scenarios runs/scenarios         van de Ven & Tolias's three scenarios
     python scripts/report.py rehearsal runs/rehearsal         rehearsal methods, with time and memory
-    python scripts/report.py memorization runs/maer           the memorization paper's tables; LaTeX and CSV too
+    python scripts/report.py memorization runs/maer           the memorization paper's; LaTeX and CSV too
 
 Settings are found from the configurations: runs that differ in nothing but the seed. Standard deviations
 are over seeds, ddof = 1; settings are compared seed by seed. The markers are `<!-- table NAME -->` and
