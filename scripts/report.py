@@ -3,6 +3,7 @@
     python scripts/report.py runs/mnist                         print the table
     python scripts/report.py runs/mnist --update README.md      put it between the file's markers
     python scripts/report.py mer runs/mer [--update README.md]  the MER paper's tables; also CSV and a figure
+    python scripts/report.py scenarios runs/scenarios           van de Ven & Tolias's three scenarios
 
 Reads every results.json below the folders given; numbers are never typed. Standard deviations are
 over seeds, ddof = 1. The markers are `<!-- table NAME -->` and `<!-- end NAME -->`, NAME being the
@@ -19,10 +20,12 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scripts import mer_report
+from scripts import mer_report, scenario_report
 
 # Flags that tell runs of one method apart.
-DISTINGUISHING = ("buffer_size", "buffer_policy", "e_lambda", "mas_lambda", "memory_strength", "multi_head")
+DISTINGUISHING = (
+    "buffer_size", "buffer_policy", *scenario_report.STRENGTHS, "memory_strength", "multi_head", "scenario"
+)  # fmt: skip
 
 
 def load(folders: list[Path]) -> list[dict]:
@@ -40,7 +43,12 @@ def load(folders: list[Path]) -> list[dict]:
 
 def label(config: dict) -> str:
     """`er, buffer 500`: the method and what distinguishes this setting of it."""
-    words = {"buffer_size": "buffer", "buffer_policy": "policy", "e_lambda": "λ", "mas_lambda": "λ"}
+    words = {
+        "buffer_size": "buffer",
+        "buffer_policy": "policy",
+        **dict.fromkeys(scenario_report.STRENGTHS, "λ"),
+    }
+    words |= {"si_c": "c", "ebll_alpha": "α"}
     parts = [config["model"]]
     for flag in DISTINGUISHING:
         if flag in config and config[flag] not in (None, False):
@@ -136,17 +144,20 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "folders", nargs="+", help="folders that hold run folders; first `mer` for its tables"
+        "folders",
+        nargs="+",
+        help="folders that hold run folders; first `mer` or `scenarios` for their tables",
     )
     parser.add_argument("--update", type=Path, metavar="FILE", help="file whose marked part is replaced")
     args = parser.parse_args()
-    mer = args.folders[0] == "mer"
-    folders = [Path(folder) for folder in args.folders[mer:]]
+    kinds = {"mer": mer_report.markdown, "scenarios": scenario_report.markdown}
+    kind = args.folders[0] if args.folders[0] in kinds else None
+    folders = [Path(folder) for folder in args.folders[kind is not None :]]
     if not folders:
         parser.error("no folder given")
     documents = load(folders)
-    text = "\n\n".join([mer_report.markdown(documents), footer(documents)]) if mer else table(documents)
-    if mer:
+    text = "\n\n".join([kinds[kind](documents), footer(documents)]) if kind else table(documents)
+    if kind == "mer":
         mer_report.write_csv(documents, folders[0] / "mer.csv")
         mer_report.plot(documents, folders[0] / "mer.png")
     if args.update:
