@@ -16,7 +16,7 @@ class StoppedRunError(InterruptedRunError):
     """The run stopped where --stop_after told it to: nothing went wrong."""
 
     def __init__(self, n_tasks: int):
-        Exception.__init__(self, f"stopped after {n_tasks} tasks (--stop_after)")
+        Exception.__init__(self, f"stopped after {n_tasks} of its tasks (--stop_after)")
         self.code, self.status = 0, "stopped"
 
 

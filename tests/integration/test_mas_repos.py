@@ -45,7 +45,7 @@ def tiny_imagenet(tmp_path_factory) -> Path:
 def test_tinyimagenet_through_the_script(tiny_imagenet, folder):
     environment = {
         **os.environ, "OMP_NUM_THREADS": "1", "PRETRAINED": "0", "INPUT_SIZE": "0", "EPOCHS": "1",
-        "OUTPUT_DIR": str(folder), "EXTRA": "--width 0.03 --dropout 0.2 --disable_log", "HOME": str(folder),
+        "OUTPUT_DIR": str(folder), "EXTRA": "--width 0.03 --dropout 0.2 --disable_log",
     }  # fmt: skip
     done = subprocess.run(
         [ROOT / "scripts" / "mas_tinyimagenet.sh", tiny_imagenet],

@@ -136,14 +136,14 @@ def test_a_signal_saves_and_says_how_to_continue(number, code, folder):
 def test_stop_after_stops_in_good_order_and_the_rest_is_as_if_it_had_not(folder, capsys):
     whole, parts = folder / "whole", folder / "parts"
     assert program.main([*flags_of("mas"), "--output_dir", str(whole)]) == 0
-    assert program.main([*flags_of("mas"), "--stop_after", "2", "--output_dir", str(parts)]) == 0
+    assert program.main([*flags_of("mas"), "--stop_after", "1", "--output_dir", str(parts)]) == 0
     run, said = only_run(parts), capsys.readouterr()
     document = json.loads((run / "results.json").read_text())
     assert document["status"] == "stopped" and said.out.splitlines()[-1] == f"results: {run}/results.json"
-    assert [row[0] is not None for row in document["class_il"]["R"]] == [True] * 2 + [False] * 3
-    assert "stopped after 2 tasks (--stop_after): checkpoint saved; continue with" in said.err
+    assert [row[0] is not None for row in document["class_il"]["R"]] == [True] + [False] * 4
+    assert "stopped after 1 of its tasks (--stop_after): checkpoint saved; continue with" in said.err
     assert f"  python main.py --resume {run}\n" in said.err
-    assert program.main(["--resume", str(run), "--stop_after", "4"]) == 0
+    assert program.main(["--resume", str(run), "--stop_after", "3"]) == 0
     assert json.loads((run / "results.json").read_text())["status"] == "stopped"
     assert program.main(["--resume", str(run)]) == 0
     assert measured(run) == measured(only_run(whole))
