@@ -92,6 +92,7 @@ def scatter(scores: NDArray, proxies: dict[str, NDArray], path: Path) -> None:
         tenth = np.minimum((10 * rank).astype(int), 9)
         middle = [np.median(scores[tenth == k]) if (tenth == k).any() else np.nan for k in range(10)]
         axes.plot(5 + 10 * np.arange(10), middle, color="tab:red", marker="o", markersize=3, linewidth=1.2)
+        axes.set_xlim(-3, 103)
         axes.set_title(f"{name.replace('_', ' ')}\nSpearman {rated[name]:.2f}", fontsize=10)
         axes.grid(alpha=0.3)
     for axes in panels.flat[len(names) :]:
@@ -112,7 +113,8 @@ def write_all(
         written.append(folder / "standard_errors.png")
         standard_errors(main["loss"], main["member"], written[-1])
     if proxies:
-        _, mine, theirs = np.intersect1d(main["index"], proxies["index"], return_indices=True)
+        own = main.get("index", np.arange(len(main["scores"])))
+        _, mine, theirs = np.intersect1d(own, proxies["index"], return_indices=True)
         named = zip(map(str, proxies["names"]), proxies["proxies"], strict=True)
         written.append(folder / "proxies.png")
         scatter(main["scores"][mine], {name: values[theirs] for name, values in named}, written[-1])

@@ -175,7 +175,10 @@ def best_stack(options: Options, pool: Pool, n: int, at_most: int) -> int:
     """
     chosen, least = 1, math.inf
     for size in (c for c in CANDIDATES[pool.device.type] if c <= at_most):
-        seconds = _seconds_per_step(options, pool, n, size) / size
+        try:
+            seconds = _seconds_per_step(options, pool, n, size) / size
+        except torch.OutOfMemoryError:  # of the device; a CPU's candidates are few
+            break
         if seconds >= least:
             break
         chosen, least = size, seconds

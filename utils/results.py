@@ -116,7 +116,9 @@ class Results:
         self.R = {view: np.array(R) for view, R in state["R"].items()}
         self.b = np.array(state["b"])
         self.curve, self.memory = state["curve"], state["memory"]
-        self.groups = {g: {v: np.array(R) for v, R in own.items()} for g, own in state["groups"].items()}
+        self.groups = {
+            g: {v: np.array(R) for v, R in own.items()} for g, own in state.get("groups", {}).items()
+        }
         self.seconds, self.n_images = state["seconds"], state["n_images"]
 
     def view_document(self, view: str) -> dict[str, Any]:

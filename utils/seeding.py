@@ -1,7 +1,8 @@
 """Seeding: one named random stream per purpose, all derived from `--seed`; no global generator.
 
 Names in use: `init`, `order` (of samples within an epoch), `augmentation`, `buffer`, `method`,
-`transforms` (permutations and angles), `samples` (each task's subset), `validation`. Extra keys (task,
+`transforms` (permutations and angles), `samples` (each task's subset), `validation`; in memorization,
+keyed by network, also `replay`; `curvature` (its directions). Extra keys (task,
 epoch, block) give a stream its place in the run, so that a resumed run draws what the uninterrupted one
 would have drawn.
 """

@@ -1,0 +1,65 @@
+"""The examples of a study: which, in which order, with which augmentation."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datasets import sources
+from datasets.augment import Augment
+from memorization import pool
+from memorization.settings import DATASETS, DataOptions, scaled
+from memorization.subsets import fraction, in_class_range
+from utils import registry
+from utils.options import OptionError
+from utils.scores import order_hash
+
+CPU = torch.device("cpu")
+
+
+def test_a_part_of_the_digits_keeps_positions_and_labels():
+    source = sources.digits()
+    found = pool.load(DataOptions(class_range="2,7", dataset_size=0.3), CPU)
+    labels = source.train_y.numpy()
+    expected = in_class_range(labels, 2, 7)
+    expected = expected[fraction(labels[expected], 0.3)]
+    assert found.index.tolist() == expected.tolist() and len(found) == len(expected)
+    assert torch.equal(found.images, source.train_x[torch.from_numpy(found.index)])
+    assert set(found.labels.tolist()) == {2, 3, 4, 5, 6} == set(found.test_labels.tolist())
+    assert found.n_classes == 7 and found.n_source == len(labels)
+    assert found.order_hash == order_hash(source.train_y), "that of the whole set: scores fit every run"
+    assert not found.augments
+
+
+def test_an_image_folder_of_ones_own(tmp_path):
+    rng = np.random.default_rng(0)
+    for split, n in (("train", 6), ("test", 2)):
+        for name in ("cats", "dogs"):
+            folder = tmp_path / split / name
+            folder.mkdir(parents=True)
+            for i in range(n):
+                Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    found = pool.load(
+        DataOptions(dataset_name="imagefolder", image_dir=str(tmp_path), data_dir=str(tmp_path)), CPU
+    )
+    assert found.images.shape == (12, 3, 16, 16) and found.test_images.shape == (4, 3, 16, 16)
+    assert found.class_names == ("cats", "dogs") and found.augment.crop_padding == 2 and found.augments
+
+
+@pytest.mark.parametrize("name", sorted(set(DATASETS) - {"digits", "imagefolder"}))
+def test_augmentations_are_those_of_the_benchmarks(name, monkeypatch):
+    tiny = sources.digits()
+    monkeypatch.setattr(sources, name, lambda data_dir: tiny)
+    found = pool.load(DataOptions(dataset_name=name), CPU)
+    benchmark = registry.load("datasets", pool.BENCHMARKS.get(name, f"seq-{name}"))
+    assert found.augment == getattr(benchmark, "AUGMENT", Augment())
+    assert found.augments == (name in ("cifar10", "cifar100", "tinyimagenet"))
+
+
+def test_width_scales_whatever_a_backbone_has():
+    options = {name: registry.load("backbones", name).Options for name in ("mlp", "cnn", "resnet18")}
+    assert scaled(options["mlp"](hidden_sizes=(100, 50)), 0.5).hidden_sizes == (50, 25)
+    assert scaled(options["cnn"](channels=(4, 6)), 2).channels == (8, 12)
+    assert scaled(options["resnet18"](width=0.5), 0.5).width == 0.25
+    with pytest.raises(OptionError, match="--model_width 2: this backbone has no width"):
+        scaled(DataOptions(), 2)
