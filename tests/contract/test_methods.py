@@ -45,6 +45,9 @@ OFF = {
     "full_buffer": None,  # keeps everything
     "gss": {"buffer_size": 0},
     "mir": {"buffer_size": 0},
+    "bcsr": {"buffer_size": 0},
+    "goldilocks": {"buffer_size": 0},
+    "pbcs": {"buffer_size": 0},
     "pnn": None,  # another network: a column per task
     "rpc": None,  # another head: a fixed one
     "xder": None,  # another loss: among the task's own classes
@@ -52,9 +55,11 @@ OFF = {
 }
 # Where the defaults would make these tests slow.
 SMALL = {
+    "bcsr": {"coreset_steps": 3},
     "gdumb": {"fitting_epochs": 2},
     "hal": {"anchor_steps": 3},
     "mer": {"minibatch_size": 3, "batches_per_example": 2},
+    "pbcs": {"coreset_steps": 3},
 }
 
 
