@@ -1,10 +1,11 @@
 """Train a continual-learning method on a benchmark: parse, build, train, report."""
 
+import functools
 import sys
 import time
 
 from utils import commandline
-from utils.config import Config, git_commit, resolve
+from utils.config import OPERATIONAL, Config, git_commit, resolve
 from utils.errors import UserError
 
 
@@ -13,7 +14,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         request = commandline.parse(sys.argv[1:] if argv is None else argv)
         config, folder = prepare(request)
-        return run(config, folder, resume=request.resume is not None)
+        return run(config, folder, resume=request.resume is not None)[0]
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -33,11 +34,28 @@ def prepare(request: commandline.Request):
     return resolve([(str(folder.config), flags)]), folder
 
 
+def work(path: str, flags: dict) -> int:
+    """Start the run of these flags in the folder `path`, or continue it: what a sweep's worker calls."""
+    from pathlib import Path
+
+    from utils.folder import RunFolder
+
+    try:
+        folder = RunFolder.at(Path(path), flags)
+        if folder.finished:
+            return 0
+        stored = folder.load_config() | {name: flags[name] for name in OPERATIONAL if name in flags}
+        return run(resolve([(str(folder.config), stored)]), folder, resume=True, wait=True)[0]
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
 def build(config: Config):
     """Benchmark, network and method of a configuration, on its device."""
     from backbones.backbone import build_network, load_weights
-    from models.method import Method, Setup, check_scenario
-    from utils import checkpoint, device, registry
+    from models.method import Method, check_scenario
+    from utils import checkpoint, device, exclusion, registry
 
     where = device.choose(config.run.device)
     device.set_threads(config.run.num_threads, config.run.backbone)
@@ -46,15 +64,45 @@ def build(config: Config):
     started = time.monotonic()
     benchmark = registry.load("datasets", config.run.dataset).build(config, where)
     benchmark.build_seconds = time.monotonic() - started
+    if config.stream.exclude:
+        left_out = exclusion.read(config.stream.exclude, benchmark.n_train, benchmark.order_hash)
+        benchmark.exclude(left_out)
+    half = config.stream.half_classes_in_first_task
+    if half and len(benchmark.tasks[0].classes) != benchmark.n_classes // 2:
+        raise UserError(
+            f"--half_classes_in_first_task: {config.run.dataset} does not split its classes equally"
+        )
     check_scenario(method_class, config.run.model, benchmark)
     net = build_network(config.run.backbone, config.architecture, benchmark, config.run.seed)
     if config.log.loadcheck:
         load_weights(net, checkpoint.read_weights(config.log.loadcheck))
-    return method_class(net, config.method, Setup(benchmark, config.train, config.run.seed))
+    return method_class(net, config.method, setup(config, benchmark))
 
 
-def run(config: Config, folder=None, resume: bool = False) -> int:
-    """Train, measure and report one run; returns the exit code."""
+def setup(config: Config, benchmark):
+    """What the method may know: the stream, how it is trained, and what is known of memorization."""
+    from memorization.proxies import create
+    from models.method import Setup
+    from utils import scores
+
+    given, n_train = config.log.memorization_scores, benchmark.n_train
+    if given:
+        given = scores.read(given, n_train, benchmark.order_hash).to(benchmark.device)
+    proxy = functools.partial(create, n_train=n_train, device=benchmark.device)
+    return Setup(benchmark, config.train, config.run.seed, given, proxy)
+
+
+def train(**flags):
+    """For notebooks: a run with main.py's flags as keywords; returns its results (`utils/outcome.py`)."""
+    from utils.outcome import RunResult
+    from utils.study import arguments
+
+    config = commandline.parse(arguments(flags)).config
+    return RunResult(run(config)[1].path)
+
+
+def run(config: Config, folder=None, resume: bool = False, wait: bool = False):
+    """Train, measure and report one run; returns (exit code, folder). `wait`: for who runs it now."""
     from utils.folder import RunFolder
     from utils.interrupt import InterruptedRunError
     from utils.progress import DivergedError
@@ -64,21 +112,22 @@ def run(config: Config, folder=None, resume: bool = False) -> int:
     method = build(config)
     folder = folder or RunFolder.create(config.flat())
     trainer = Trainer(config, method, folder.path)
-    if resume:
-        trainer.load()
-    trainer.results.seconds["data"] += method.setup.benchmark.build_seconds
-    with Recorder(config, folder, trainer, git_commit()) as recorder:
-        trainer.on_task = recorder.after_task
-        try:
-            trainer.run()
-        except InterruptedRunError as stop:
-            recorder.interrupted(stop)
-            return stop.code
-        except DivergedError as error:
-            recorder.failed(str(error))
-            return 1
-        recorder.finished()
-    return 0
+    with folder.claimed(wait):
+        if resume:
+            trainer.load()
+        trainer.results.seconds["data"] += method.setup.benchmark.build_seconds
+        with Recorder(config, folder, trainer, git_commit(), resume) as recorder:
+            trainer.on_task = recorder.after_task
+            try:
+                trainer.run()
+            except InterruptedRunError as stop:
+                recorder.interrupted(stop)
+                return stop.code, folder
+            except DivergedError as error:
+                recorder.failed(str(error))
+                return 1, folder
+            recorder.finished()
+    return 0, folder
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ class Options(OptionSet):
 
 
 class CNN(Backbone):
-    """(3x3 convolution, ReLU, 2x2 max-pool) per entry of `channels`, then a global average."""
+    """(3x3 convolution, 2x2 max-pool, ReLU) per entry of `channels`, then a global average."""
 
     def __init__(self, in_channels: int, channels: tuple[int, ...]):
         super().__init__()
@@ -25,7 +25,8 @@ class CNN(Backbone):
         layers = []
         for fan_in, fan_out in itertools.pairwise(sizes):
             pool = nn.MaxPool2d(2, ceil_mode=True)  # ceil: 8x8 digits survive any number of poolings
-            layers += [nn.Conv2d(fan_in, fan_out, 3, padding=1), nn.ReLU(), pool]
+            # ReLU last: the same numbers as before the pooling, on a quarter of them
+            layers += [nn.Conv2d(fan_in, fan_out, 3, padding=1), pool, nn.ReLU()]
         self.layers = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.feature_dim = sizes[-1]
 

@@ -1,10 +1,16 @@
 """Augmentation: batched, per sample, on the device, on uint8; one call for stream and replay alike."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from utils.errors import UserError
+
+# What torchvision's pre-trained networks expect.
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 @dataclass(frozen=True)
@@ -23,9 +29,14 @@ class Augment:
 
     def __call__(self, raw: Tensor, generator: torch.Generator) -> Tensor:
         """(N, C, H, W) uint8 → (N, C, H, W) float32, augmented and normalised."""
-        if self.crop_padding or self.flip:
+        if self.draws:
             raw = random_windows(raw, self.crop_padding, self.flip, generator)
         return self.normalise(raw)
+
+    @property
+    def draws(self) -> bool:
+        """Whether anything is random: without, an image is the same in every epoch."""
+        return bool(self.crop_padding or self.flip)
 
     def normalise(self, raw: Tensor) -> Tensor:
         """(N, C, H, W) uint8 → float32 `(raw / 255 − mean) / std`, nothing random."""
@@ -44,8 +55,50 @@ class Augment:
         return 1 / (255 * std), -mean / std
 
 
+def normalised_as_asked(augment: Augment, config, n_channels: int) -> Augment:
+    """With the mean and deviation of --pixel_mean and --pixel_std, or ImageNet's for pre-trained weights."""
+    pretrained = getattr(config.architecture, "pretrained", False)
+    expected = IMAGENET if pretrained else (augment.mean, augment.std)
+    asked = {"mean": config.stream.pixel_mean, "std": config.stream.pixel_std}
+    if not pretrained and not any(asked.values()):
+        return augment
+    values = {name: asked[name] or own for name, own in zip(asked, expected, strict=True)}
+    for name, value in values.items():
+        if len(value) not in (1, n_channels):
+            given = ",".join(map(str, value))
+            raise UserError(
+                f"--pixel_{name} {given}: give one number, or one a channel ({n_channels} in all)"
+            )
+        values[name] = value * (n_channels // len(value))
+    return replace(augment, **values)
+
+
+class Windows(NamedTuple):
+    """Where each of N images is cut, from the top left of the padded image, and whether it is mirrored."""
+
+    top: Tensor
+    left: Tensor
+    mirrored: Tensor
+
+
+def draw_windows(
+    n: int, padding: int, flip: bool, generator: torch.Generator, device: torch.device
+) -> Windows:
+    """Uniform places, mirrored with chance one half or never; three (n,) tensors."""
+    top, left = torch.randint(2 * padding + 1, (2, n), generator=generator, device=device)
+    mirrored = torch.zeros_like(top, dtype=torch.bool)
+    if flip:
+        mirrored = torch.rand(n, generator=generator, device=device) < 0.5
+    return Windows(top, left, mirrored)
+
+
 def random_windows(raw: Tensor, padding: int, flip: bool, generator: torch.Generator) -> Tensor:
-    """A random window of each zero-padded image, original size kept, mirrored or not with equal chance.
+    """A random window of each zero-padded image, original size kept, mirrored or not with equal chance."""
+    return cut_windows(raw, padding, flip, draw_windows(len(raw), padding, flip, generator, raw.device))
+
+
+def cut_windows(raw: Tensor, padding: int, flip: bool, windows: Windows) -> Tensor:
+    """The given window of each zero-padded image, original size kept, mirrored or not.
 
     Rows of a window are runs of bytes at computed places, so one `index_select` over overlapping runs
     copies them all: several times faster on a CPU than indexing a view of all windows.
@@ -56,12 +109,11 @@ def random_windows(raw: Tensor, padding: int, flip: bool, generator: torch.Gener
     padded = raw.new_zeros(n, kinds, channels, tall, wide)
     inner = padded[..., padding : padding + height, padding : padding + width]
     inner[:, 0] = raw
-    top, left = torch.randint(2 * padding + 1, (2, n), generator=generator, device=raw.device)
-    kind = torch.zeros_like(top)
+    top, left, mirrored = windows
+    kind = mirrored.long()
     if flip:
         inner[:, 1] = raw.flip(-1)
-        kind = (torch.rand(n, generator=generator, device=raw.device) < 0.5).long()
-        left = torch.where(kind == 1, 2 * padding - left, left)  # the mirror image of the same window
+        left = torch.where(mirrored, 2 * padding - left, left)  # the mirror image of the same window
 
     def steps(count: int, size: int) -> Tensor:
         return torch.arange(count, device=raw.device) * size

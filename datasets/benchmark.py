@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from datasets import scenarios
-from datasets.augment import Augment
+from datasets.augment import Augment, normalised_as_asked
 from datasets.sources import Source
 from utils import seeding
 from utils.device import one_thread
@@ -19,8 +19,7 @@ from utils.scores import order_hash
 # Images augmented in one call, in bytes of float32: large enough to spread the cost of a call over
 # many small batches, small enough to stay in a CPU's cache.
 BLOCK_BYTES = {"cpu": 2 << 20, "cuda": 128 << 20}
-# Test images of all tasks are transformed once and kept up to this many bytes, beyond it at every
-# evaluation anew (MNIST, 1 thread: 0.1 s more for 20 x 10,000 images, beside 0.35 s of a small MLP).
+# Test images of all tasks are transformed once and kept up to this many bytes, beyond it at every evaluation.
 STACK_BYTES = {"cpu": 512 << 20, "cuda": 4 << 30}
 
 
@@ -58,7 +57,8 @@ class Task:
 
     id: position in the stream. classes: labels that occur. parts: the tasks whose training data this
     one presents (its own; a joint run presents all). train_index, test_index: positions in the
-    source. transform: raw uint8 images → the task's uint8 images (permuted, rotated).
+    source. transform: raw uint8 images → the task's uint8 images (permuted, rotated). label_shift: what
+    is added to the source's labels.
     """
 
     id: int
@@ -67,6 +67,7 @@ class Task:
     train_index: Tensor
     test_index: Tensor
     transform: Callable[[Tensor], Tensor] = identity
+    label_shift: int = 0
 
 
 class Benchmark:
@@ -95,7 +96,8 @@ class Benchmark:
         self.n_classes, self.n_train = 1 + max(c for task in tasks for c in task.classes), len(source.train_y)
         self.input_shape = tuple(source.train_x.shape[1:])
         labels = [torch.from_numpy(scenarios.relabel(y.numpy(), class_order)) for y in source.labels]
-        self.class_order = class_order[: self.n_classes]  # classes that no task has come last
+        n_sources = 1 + max(task.classes[-1] - task.label_shift for task in tasks)
+        self.class_order = class_order[:n_sources]  # classes that no task has come last
         self.class_names = [source.classes[c] for c in self.class_order]
         self._train_x, self._test_x = (x.to(self.device) for x in (source.train_x, source.test_x))
         self._train_y, self._test_y = (y.to(self.device) for y in labels)
@@ -103,8 +105,7 @@ class Benchmark:
         self._test: Samples | None = None
         self.test_ends = np.cumsum([len(task.test_index) for task in tasks])
         self.order_hash = order_hash(source.train_y)
-        # (T, C) bool: the classes of each task
-        masks = torch.zeros(len(tasks), self.n_classes, dtype=torch.bool)
+        masks = torch.zeros(len(tasks), self.n_classes, dtype=torch.bool)  # the classes of each task
         for task in tasks:
             masks[task.id, list(task.classes)] = True
         self.class_masks = masks.to(self.device)
@@ -117,6 +118,14 @@ class Benchmark:
     def cumulative(self) -> list[Task]:
         """The tasks, each presenting the training data of all up to its own."""
         return [replace(task, parts=tuple(range(task.id + 1))) for task in self.tasks]
+
+    def exclude(self, positions: Tensor) -> None:
+        """Leave these positions of the source out of every task's training samples."""
+        for i, task in enumerate(self.tasks):
+            kept = task.train_index[~torch.isin(task.train_index, positions)]
+            if not len(kept):
+                raise UserError(f"--exclude leaves task {task.id} no training sample")
+            self.tasks[i] = replace(task, train_index=kept)
 
     def train(self, task: Task) -> Samples:
         """The task's training samples in the order of the source; the last task asked for is kept."""
@@ -152,15 +161,20 @@ class Benchmark:
             )
             yield join(parts, stop - start)
 
+    def train_chunks(self, n_tasks: int, size: int) -> Iterator[Samples]:
+        """Training samples of the first `n_tasks` tasks, at most `size` of one task at a time."""
+        for task in self.tasks[:n_tasks]:
+            for start in range(0, len(task.train_index), size):
+                yield self._select("train", task, slice(start, start + size))
+
     def _select(self, split: str, task: Task, part: slice = slice(None)) -> Samples:
         images, labels, index = {
             "train": (self._train_x, self._train_y, task.train_index),
             "test": (self._test_x, self._test_y, task.test_index),
         }[split]
         rows = index[part].to(self.device)
-        return Samples(
-            task.transform(images.index_select(0, rows)), labels[rows], torch.full_like(rows, task.id), rows
-        )
+        x, y = task.transform(images.index_select(0, rows)), labels[rows] + task.label_shift
+        return Samples(x, y, torch.full_like(rows, task.id), rows)
 
     def n_steps(self, task: Task, batch_size: int) -> int:
         """Steps per epoch, the last one possibly smaller."""
@@ -215,12 +229,14 @@ def class_incremental(
     share, and `--permute_classes` permutes the groups.
     """
     stream, seed = config.stream, config.run.seed
+    augment = normalised_as_asked(augment, config, source.train_x.shape[1])
     if groups:
+        scenarios.refuse_order(stream.class_order, name, "whose tasks are groups of classes")
         order = scenarios.group_order(groups, seed, stream.permute_classes)
         split = scenarios.split_groups([groups[c] for c in order], stream.n_tasks)
     else:
-        order = scenarios.class_order(len(source.classes), seed, stream.permute_classes)
-        split = scenarios.split_classes(len(order), stream.n_tasks)
+        order = scenarios.class_order(len(source.classes), seed, stream.permute_classes, stream.class_order)
+        split = scenarios.split_classes(len(order), stream.n_tasks, stream.half_classes_in_first_task)
     source, kept = with_validation(source, stream.validation, seed)
     train_y, test_y = (scenarios.relabel(y.numpy(), order) for y in source.labels)
     tasks = []
@@ -228,7 +244,9 @@ def class_incremental(
         train = np.intersect1d(scenarios.positions_of(train_y, classes), kept, assume_unique=True)
         test = scenarios.positions_of(test_y, classes)
         tasks.append(Task(i, classes, (i,), torch.from_numpy(train), torch.from_numpy(test)))
-    scenario = "task-il" if stream.multi_head else "class-il"
+    scenario = stream.scenario or ("task-il" if stream.multi_head else "class-il")
+    if scenario == "domain-il":
+        tasks = scenarios.with_same_outputs(tasks)
     return Benchmark(name, scenario, source, tasks, augment, order, seed, device)
 
 
@@ -244,11 +262,12 @@ def domain_incremental(
 ) -> Benchmark:
     """The same classes in every task, each task's images changed by its own transform.
 
-    changes: raw uint8 images → the task's uint8 images, one for each task. drawn: what they were made
-    from, to be saved with the run. samples_per_task: at most so many training samples for each task, its
-    own random choice (0: all).
+    changes: raw uint8 images → the task's, one for each task. drawn: what they were made from, to be saved.
+    samples_per_task: at most so many training samples for each task, its own random choice (0: all).
     """
     stream, seed = config.stream, config.run.seed
+    augment = normalised_as_asked(augment, config, source.train_x.shape[1])
+    scenarios.refuse_order(stream.class_order, name, "whose tasks have all classes")
     order = scenarios.class_order(len(source.classes), seed, permute=False)
     source, kept = with_validation(source, stream.validation, seed)
     test, classes = torch.arange(len(source.test_y)), tuple(range(len(source.classes)))
@@ -256,7 +275,9 @@ def domain_incremental(
     for i, change in enumerate(changes):
         train = torch.from_numpy(scenarios.subset(kept, samples_per_task, seed, i))
         tasks.append(Task(i, classes, (i,), train, test, change))
-    scenario = "task-il" if stream.multi_head else "domain-il"
+    scenario = stream.scenario or ("task-il" if stream.multi_head else "domain-il")
+    if scenario == "class-il":
+        tasks = scenarios.with_own_outputs(tasks)
     return Benchmark(name, scenario, source, tasks, augment, order, seed, device, drawn)
 
 

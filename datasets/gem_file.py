@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from datasets import scenarios
-from datasets.augment import Augment
+from datasets.augment import Augment, normalised_as_asked
 from datasets.benchmark import Benchmark, Task, with_validation
 from datasets.sources import DataError, Source
 from utils.options import OptionSet, option
@@ -169,6 +169,10 @@ def assemble(train: list, test: list, n_classes: int, config, device) -> Benchma
         Task(i, classes, (i,), kept[owner[kept] == i], torch.nonzero(test_owner == i).view(-1))
         for i in range(len(train))
     ]
+    scenarios.refuse_order(config.stream.class_order, "gem-file", "whose tasks are as the file has them")
     order = scenarios.class_order(n_classes, seed, permute=False)
-    scenario = "task-il" if config.stream.multi_head else "domain-il"
-    return Benchmark("gem-file", scenario, source, tasks, Augment(), order, seed, device)
+    scenario = config.stream.scenario or ("task-il" if config.stream.multi_head else "domain-il")
+    if scenario == "class-il":
+        tasks = scenarios.with_own_outputs(tasks)
+    augment = normalised_as_asked(Augment(), config, source.train_x.shape[1])
+    return Benchmark("gem-file", scenario, source, tasks, augment, order, seed, device)

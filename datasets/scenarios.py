@@ -1,5 +1,7 @@
 """Scenarios: pure index splitting. Arrays in, arrays out; no images, no devices, no global state."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from sklearn.model_selection import train_test_split
@@ -8,13 +10,26 @@ from utils import seeding
 from utils.errors import UserError
 
 
-def class_order(n_classes: int, seed: int, permute: bool) -> np.ndarray:
+def class_order(n_classes: int, seed: int, permute: bool, chosen: tuple[int, ...] = ()) -> np.ndarray:
     """Original class at each position of the stream, shape (n_classes,).
 
     Permuted exactly as in the memorization paper's code (`RandomState(seed).permutation`), so that a
-    run with the same seed sees the same tasks as the published logs.
+    run with the same seed sees the same tasks as the published logs. chosen: an order of the user's.
     """
-    return np.random.RandomState(seed).permutation(n_classes) if permute else np.arange(n_classes)
+    if not chosen:
+        return np.random.RandomState(seed).permutation(n_classes) if permute else np.arange(n_classes)
+    if sorted(chosen) != list(range(n_classes)):
+        given = ",".join(map(str, chosen))
+        raise UserError(
+            f"--class_order {given}: name each of the {n_classes} classes, 0 to {n_classes - 1}, once"
+        )
+    return np.array(chosen)
+
+
+def refuse_order(order: tuple[int, ...], name: str, reason: str) -> None:
+    """Say that a benchmark's classes cannot be put into an order of one's own."""
+    if order:
+        raise UserError(f"--class_order: not for {name}, {reason}; leave the flag out")
 
 
 def relabel(y: np.ndarray, order: np.ndarray) -> np.ndarray:
@@ -24,11 +39,39 @@ def relabel(y: np.ndarray, order: np.ndarray) -> np.ndarray:
     return position[y]
 
 
-def split_classes(n_classes: int, n_tasks: int) -> list[tuple[int, ...]]:
-    """Consecutive labels of each task; where the division leaves a rest, the first tasks take one more."""
-    if not 1 <= n_tasks <= n_classes:
-        raise UserError(f"--n_tasks {n_tasks}: {n_classes} classes can be split into 1 to {n_classes} tasks")
-    return [tuple(int(c) for c in part) for part in np.array_split(np.arange(n_classes), n_tasks)]
+def split_classes(n_classes: int, n_tasks: int, half_first: bool = False) -> list[tuple[int, ...]]:
+    """Consecutive labels of each task; where the division leaves a rest, the first tasks take one more.
+
+    half_first: the first task has half of the classes (rounded down), the others share the rest.
+    """
+    first = n_classes // 2 if half_first else 0
+    limit = n_classes - first + half_first
+    if not 1 + half_first <= n_tasks <= limit:
+        raise UserError(
+            f"--n_tasks {n_tasks}: {n_classes} classes can be split into {1 + half_first} to {limit} tasks"
+            + (" with --half_classes_in_first_task" if half_first else "")
+        )
+    parts = [np.arange(first), *np.array_split(np.arange(first, n_classes), n_tasks - half_first)]
+    return [tuple(int(c) for c in part) for part in parts if len(part)]
+
+
+def with_same_outputs(tasks: list) -> list:
+    """Tasks of different classes as domains of one problem: each one's first class is output 0, and so on."""
+    sizes = {len(task.classes) for task in tasks}
+    if len(sizes) > 1:
+        raise UserError(
+            f"--scenario domain-il: all tasks need equally many classes; with --n_tasks {len(tasks)} "
+            f"they have {min(sizes)} to {max(sizes)}"
+        )
+    same = tuple(range(sizes.pop()))
+    return [replace(task, classes=same, label_shift=-task.classes[0]) for task in tasks]
+
+
+def with_own_outputs(tasks: list) -> list:
+    """Tasks that share their classes with outputs of their own: task t's class c is output t · C + c."""
+    n = len(tasks[0].classes)
+    shifted = (tuple(task.id * n + c for c in task.classes) for task in tasks)
+    return [replace(task, classes=own, label_shift=own[0]) for task, own in zip(tasks, shifted, strict=True)]
 
 
 def group_order(groups: list[str], seed: int, permute: bool) -> np.ndarray:

@@ -36,6 +36,10 @@ def build(config, device) -> Benchmark:
     """The stream for a resolved configuration, on `device`."""
     options, data_dir = config.benchmark, config.run.data_dir
     source = sources.imagefolder(options.image_dir or data_dir, options.img_size, data_dir)
+    return class_incremental("seq-imagefolder", source, augmentation(source), config, device)
+
+
+def augmentation(source: sources.Source) -> Augment:
+    """Crop, flip and scaling for images of whatever size."""
     padding = min(source.train_x.shape[2:]) // 8
-    augment = Augment(mean=(0.5,) * 3, std=(0.5,) * 3, crop_padding=padding, flip=True)
-    return class_incremental("seq-imagefolder", source, augment, config, device)
+    return Augment(mean=(0.5,) * 3, std=(0.5,) * 3, crop_padding=padding, flip=True)

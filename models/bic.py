@@ -94,6 +94,10 @@ class BiC(Method):
             n_old, n_seen = self.buffer.n_groups[task.id : task.id + 2]
             logits = exemplars.evaluated(self, self.net, x, task_id)[:, :n_seen]
             self.bias.copy_(fit_bias(logits, y, n_old))
+        self.renew(task)
+
+    def renew(self, task):
+        """Herd."""
         exemplars.renew_by_herding(self, task)
 
     def predict(self, x, task_id):

@@ -44,7 +44,7 @@ class DER(Method):
         """CE + α MSE."""
         outputs = self.net(batch.x, batch.task_id)
         self.outputs = outputs.detach().float()
-        loss = F.cross_entropy(self.own_classes(outputs, batch.task_id), batch.y)
+        loss = F.cross_entropy(self.own_logits(outputs, batch.task_id), batch.y)
         return loss + self.options.alpha * self.distance() if self.buffer else loss
 
     def distance(self) -> Tensor:

@@ -4,12 +4,12 @@ Source: Kirkpatrick et al. 2017, "Overcoming catastrophic forgetting in neural n
 1612.00796), eq. 3 (separate); Schwarz et al. 2018, "Progress & Compress" (arXiv 1805.06370),
 section 3 (online): F̃ ← γ F̃ + F, one anchor, and γ F̃ in the loss.
 The loss is CE + (λ/2) Σ_i F_i (θ_i − θ*_i)², summed over past tasks in the separate form. F is the
-diagonal Fisher information per sample, averaged over samples and exact: the expectation over labels
-is a sum weighted by the network's own probabilities. No other normalisation.
+diagonal Fisher information per sample, averaged over samples; exact by default (`--fisher`, see
+models/parts/fisher.py). No other normalisation.
 Differs from the papers: the sum over separate tasks is kept as one quadratic (equal, memory does not
 grow with tasks); at most `--fisher_n` samples of each task are used. A head that all tasks share is
-protected like any layer; per-task heads are not. Gradient steps on the penalty diverge once
-lr · λ · max ΣF exceeds 2: a larger λ needs a smaller --lr.
+protected like any layer (`--protect_head 0`: not); per-task heads are not. Gradient steps on the penalty
+diverge once lr · λ · max ΣF exceeds 2: a larger λ needs a smaller --lr.
 `--ewc_variant mer` is the baseline of the GEM and MER papers' official code: F is the square of the
 gradient of the mean loss over the first `--n_memories` samples that the task presented, with their
 labels (one backward pass, so no Fisher of single samples); the penalty is λ Σ_t Σ_i F_ti (θ_i − θ*_ti)²,
@@ -21,16 +21,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from datasets.benchmark import Samples
 from models.method import Method
-from models.parts import importance
+from models.parts import fisher
+from models.parts.importance import ProtectionOptions, shared_parameters
 from models.parts.quadratic import Quadratic
-from models.parts.replay import Replayed
-from models.parts.steps import gradient, split
-from utils.options import OptionSet, option
+from utils.options import option
 
 
 @dataclass(frozen=True)
-class Options(OptionSet):
+class Options(ProtectionOptions):
     """Flags of EWC."""
 
     e_lambda: float = option(3.0, "strength λ of the penalty; 0 turns it off", ge=0)
@@ -38,6 +38,7 @@ class Options(OptionSet):
         "online", "one running Fisher and anchor, or one per past task", choices=("online", "separate")
     )
     gamma: float = option(1.0, "online: what is kept of the old Fisher at each new task", ge=0, le=1)
+    fisher: str = option("all", "labels of the Fisher: all is exact", choices=fisher.KINDS)
     fisher_n: int = option(1000, "training samples per task for the Fisher; 0: all", ge=0)
     ewc_variant: str = option(
         "standard", "mer: the baseline of the MER and GEM papers (without ½)", choices=("standard", "mer")
@@ -53,7 +54,7 @@ class EWC(Method):
     def __init__(self, net, options, setup):
         super().__init__(net, options, setup)
         self.draws = setup.generator("method")
-        self.quadratic = Quadratic(importance.shared_parameters(net))
+        self.quadratic = Quadratic(shared_parameters(net, options.protect_head))
         self.first: dict[str, Tensor] = {}  # mer: the task's first samples
 
     def begin_task(self, task):
@@ -75,37 +76,23 @@ class EWC(Method):
             return
         missing = self.options.n_memories - (len(self.first["y"]) if self.first else 0)
         if missing > 0:
-            fields = {"x": batch.x_raw, "y": batch.y, "task_id": batch.task_id}
-            new = {name: field[:missing] for name, field in fields.items()}
+            new = {name: getattr(batch, name)[:missing] for name in Samples._fields}
             self.first = {
                 n: torch.cat((self.first[n], f)) if self.first else f.clone() for n, f in new.items()
             }
 
     def end_task(self, task):
         """Add the task's Fisher."""
-        if not self.options.e_lambda:
+        options, parameters = self.options, self.quadratic.parameters
+        if not options.e_lambda:
             return
-        if self.options.ewc_variant == "mer":
-            self.quadratic.add(self.squared_gradient())
+        if options.ewc_variant == "mer":
+            first = Samples(**self.first)
+            self.quadratic.add(fisher.batched(self, parameters, first, len(first.y)))
             return
-        fisher = importance.of_task(self, task, self.options.fisher_n, self.draws, log_probabilities, power=2)
-        if self.options.ewc_mode == "separate":
-            self.quadratic.add(fisher)
+        found = fisher.of_task(self, parameters, task, options.fisher_n, self.draws, options.fisher)
+        if options.ewc_mode == "separate":
+            self.quadratic.add(found)
         else:
             old = self.quadratic.importance
-            self.quadratic.set({n: f + self.options.gamma * old[n] if old else f for n, f in fisher.items()})
-
-    def squared_gradient(self) -> dict[str, Tensor]:
-        """Name → square of the gradient of the mean loss over the first samples, in eval mode."""
-        shared = importance.shared_parameters(self.net)
-        x = self.setup.benchmark.augment.normalise(self.first["x"])
-        samples = Replayed(x, self.first["y"], self.first["task_id"])
-        with importance.evaluating(self.net):
-            squared = gradient(self, list(shared.values()), samples).square()
-        return dict(zip(shared, split(squared, list(shared.values())), strict=True))
-
-
-def log_probabilities(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """(N, C) log p(c|x), and p(c|x) as weights: Σ_c p_c (∂ log p_c / ∂θ)² is the Fisher diagonal."""
-    log_p = logits.log_softmax(1)
-    return log_p, log_p.exp()
+            self.quadratic.set({n: f + options.gamma * old[n] if old else f for n, f in found.items()})

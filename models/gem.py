@@ -20,7 +20,7 @@ from models.method import Method
 from models.parts.projection import project
 from models.parts.replay import Replayed
 from models.parts.ring import ring_for
-from models.parts.steps import flat, gradients_by_part, set_gradients
+from models.parts.steps import flat, gradients_by_part, images, kernel_of, set_gradients
 from utils.options import OptionSet, option
 
 EPS = 1e-3
@@ -43,6 +43,7 @@ class GEM(Method):
     def __init__(self, net, options, setup):
         super().__init__(net, options, setup)
         self.buffer = ring_for("GEM", options.buffer_size, setup)
+        kernel_of(self)
 
     def edit_gradients(self, batch):
         """Project the batch's gradient if it violates a past task's constraint."""
@@ -60,7 +61,7 @@ class GEM(Method):
         """All samples in the memories of the tasks, one task after the other, and how many of each."""
         parts = [self.buffer.of(task) for task in tasks]
         x, y, task_id = (torch.cat([part[name] for part in parts]) for name in ("x", "y", "task_id"))
-        return Replayed(self.augment(x), y, task_id), [self.buffer.count(task) for task in tasks]
+        return Replayed(images(self, x), y, task_id), [self.buffer.count(task) for task in tasks]
 
     def after_step(self, batch):
         """Write the batch to the current task's ring, in the first epoch."""

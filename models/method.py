@@ -4,8 +4,9 @@ Seven hooks with working defaults and one step, `observe`, that fixes their orde
 one to three of them; only methods with an inner loop (MER) override `observe`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,9 @@ class Setup:
     benchmark: Benchmark
     train: TrainOptions
     seed: int
+    # (n_train,) given memorization scores, NaN where unknown; and a maker of proxies by name
+    scores: Tensor | None = None
+    proxy: Callable[[str], Any] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -112,10 +116,10 @@ class Method:
 
     def logits(self, x: Tensor, task_id: Tensor) -> Tensor:
         """(N, C) training logits; with per-task heads other tasks' classes are −inf."""
-        return self.own_classes(self.net(x, task_id), task_id)
+        return self.own_logits(self.net(x, task_id), task_id)
 
-    def own_classes(self, logits: Tensor, task_id: Tensor) -> Tensor:
-        """(N, C) the network's outputs; with per-task heads other tasks' classes become −inf."""
+    def own_logits(self, logits: Tensor, task_id: Tensor) -> Tensor:
+        """(N, C) logits with those of other tasks' heads −inf."""
         if self.head_mask is None:
             return logits
         return logits.masked_fill(~self.head_mask[task_id], -torch.inf)

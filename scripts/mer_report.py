@@ -108,3 +108,9 @@ def plot(documents: list[dict], path: Path) -> None:
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     figure.savefig(path, dpi=100)
+
+
+def write_files(documents: list[dict], folder: Path) -> None:
+    """mer.csv and mer.png."""
+    write_csv(documents, folder / "mer.csv")
+    plot(documents, folder / "mer.png")

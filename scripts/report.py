@@ -1,117 +1,84 @@
-"""Tables from run folders: mean ± standard deviation over seeds, as Markdown.
+"""Tables and figures of a study, from the runs' own results.json: numbers are never typed.
 
-    python scripts/report.py runs/mnist                         print the table
-    python scripts/report.py runs/mnist --update README.md      put it between the file's markers
-    python scripts/report.py mer runs/mer [--update README.md]  the MER paper's tables; also CSV and a figure
+    python scripts/report.py runs/mnist                       print the tables; Markdown, LaTeX, CSV and one
+                                                              HTML page with all figures in runs/mnist/report/
+    python scripts/report.py study.yaml                       the same for the study that sweep.py ran
+    python scripts/report.py runs/mnist --update README.md    put the tables between the file's markers
+    python scripts/report.py mer runs/mer [--update FILE]     the MER paper's tables; also CSV and a figure
+    python scripts/report.py scenarios runs/scenarios         van de Ven & Tolias's three scenarios
+    python scripts/report.py rehearsal runs/rehearsal         rehearsal methods, with time and memory
+    python scripts/report.py memorization runs/maer           the memorization paper's; LaTeX and CSV too
 
-Reads every results.json below the folders given; numbers are never typed. Standard deviations are
-over seeds, ddof = 1. The markers are `<!-- table NAME -->` and `<!-- end NAME -->`, NAME being the
-first folder's name.
+Settings are found from the configurations: runs that differ in nothing but the seed. Standard deviations
+are over seeds, ddof = 1; settings are compared seed by seed. The markers are `<!-- table NAME -->` and
+`<!-- end NAME -->`, NAME being the first folder's name.
 """
 
 import argparse
-import json
 import sys
-from collections import defaultdict
 from pathlib import Path
-
-import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scripts import mer_report
+from scripts import memorization_report, mer_report, rehearsal_report, scenario_report
+from scripts.reporting import tables
+from scripts.reporting.captions import caption
+from scripts.reporting.runs import Study, load, study
+from utils.errors import UserError
+from utils.study import read
 
-# Flags that tell runs of one method apart.
-DISTINGUISHING = ("buffer_size", "buffer_policy", "e_lambda", "mas_lambda", "memory_strength", "multi_head")
 
-
-def load(folders: list[Path]) -> list[dict]:
-    """The finished results below the folders; says how many were not finished."""
-    documents = [
-        json.loads(p.read_text()) for folder in folders for p in sorted(folder.rglob("results.json"))
+def markdown(found: Study) -> str:
+    """One table per benchmark, ordered by accuracy, and where the numbers come from."""
+    parts = [
+        f"**{name}**: {caption(settings)}\n\n{tables.main_table(settings).markdown()}"
+        for name, settings in found.benchmarks.items()
     ]
-    finished = [d for d in documents if d["status"] == "finished"]
-    if not finished:
-        sys.exit(f"error: no finished run below {', '.join(map(str, folders))}; run the sweep first")
-    if len(finished) < len(documents):
-        print(f"left out: {len(documents) - len(finished)} runs that did not finish", file=sys.stderr)
-    return finished
-
-
-def label(config: dict) -> str:
-    """`er, buffer 500`: the method and what distinguishes this setting of it."""
-    words = {"buffer_size": "buffer", "buffer_policy": "policy", "e_lambda": "λ", "mas_lambda": "λ"}
-    parts = [config["model"]]
-    for flag in DISTINGUISHING:
-        if flag in config and config[flag] not in (None, False):
-            parts.append(f"{words.get(flag, flag)} {config[flag]}" if config[flag] is not True else flag)
-    return ", ".join(parts)
-
-
-def groups(documents: list[dict]) -> dict[tuple[str, str], list[dict]]:
-    """(benchmark, label) → runs, one per seed; two runs of one seed are an error."""
-    found = defaultdict(list)
-    for document in documents:
-        found[document["config"]["dataset"], label(document["config"])].append(document)
-    for key, runs in found.items():
-        seeds = [run["seed"] for run in runs]
-        if len(set(seeds)) < len(seeds):
-            sys.exit(f"error: {key} has several runs of one seed ({sorted(seeds)}); remove all but one")
-    return found
-
-
-def spread(values: list[float | None]) -> str:
-    """`86.40 ± 0.52`, or `–` where a run has no such number."""
-    if any(v is None for v in values):
-        return "–"
-    numbers = 100 * np.array(values)
-    deviation = f" ± {numbers.std(ddof=1):.2f}" if len(numbers) > 1 else ""
-    return f"{numbers.mean():.2f}{deviation}"
-
-
-def row(runs: list[dict]) -> list[str]:
-    """The cells of one setting."""
-    views = [runs[0]["scenario"] != "domain-il" and "class_il", "task_il"]
-    cells = [spread([r[v]["average_accuracy"] for r in runs]) if v else "–" for v in views]
-    cells.append(spread([r[views[0] or "task_il"]["forgetting"] for r in runs]))
-    return [*cells, str(len(runs))]
-
-
-def mean_accuracy(runs: list[dict]) -> float:
-    """What rows are ordered by."""
-    return float(np.mean([r["class_il"]["average_accuracy"] for r in runs]))
-
-
-def table(documents: list[dict]) -> str:
-    """One Markdown table per benchmark, ordered by accuracy."""
-    parts = []
-    by_benchmark = defaultdict(dict)
-    for (benchmark, name), runs in groups(documents).items():
-        by_benchmark[benchmark][name] = runs
-    for _, settings in sorted(by_benchmark.items(), reverse=True):
-        config = next(iter(settings.values()))[0]["config"]
-        lines = [
-            "**{dataset}**: {n_tasks} tasks, {backbone}, {n_epochs} epoch(s), batch {batch_size}, "
-            "learning rate {lr}".format(**config),
-            "",
-            "| method | class-IL accuracy | task- or domain-IL accuracy | forgetting | seeds |",
-            "| --- | --- | --- | --- | --- |",
-        ]
-        for name, members in sorted(settings.items(), key=lambda item: mean_accuracy(item[1])):
-            lines.append("| " + " | ".join([name, *row(members)]) + " |")
-        parts.append("\n".join(lines))
-    return "\n\n".join([*parts, footer(documents)])
+    return "\n\n".join([*parts, footer(found.documents)])
 
 
 def footer(documents: list[dict]) -> str:
     """Where the numbers come from."""
     known = {
         "devices": {d["device"] for d in documents},
-        "torch": {d["versions"]["torch"] for d in documents},
+        "torch": {d["versions"].get("torch", "unknown") for d in documents},
         "commits": {(d["git_commit"] or "unknown")[:10] for d in documents},
     }
     listed = "; ".join(f"{name}: {', '.join(sorted(values))}" for name, values in known.items())
     return f"In %, mean ± standard deviation over seeds (ddof = 1). {listed}."
+
+
+def latex(found: Study) -> str:
+    """Every metric of every view, and the paired differences."""
+    parts = []
+    for name, settings in found.benchmarks.items():
+        for view in settings[0].views:
+            for table in (tables.metric_table(settings, view), tables.paired_table(settings, view)):
+                if table.rows:
+                    parts.append(f"% {name}\n{table.latex()}")
+    return "% needs \\usepackage{booktabs}\n" + "\n\n".join(parts) + "\n"
+
+
+def write(found: Study, title: str, folder: Path, against: str | None) -> None:
+    """The four files of a report."""
+    from scripts.reporting import page  # draws: matplotlib takes a second to import
+
+    known = {setting.label for setting in found.settings}
+    if against is not None and against not in known:
+        raise UserError(f"--against '{against}': no such setting; there is: {'; '.join(sorted(known))}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        files = {
+            "report.md": markdown(found) + "\n",
+            "report.tex": latex(found),
+            "report.csv": tables.write_csv(found),
+            "report.html": page.render(title, found, footer(found.documents), against),
+        }
+        for name, text in files.items():
+            (folder / name).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--out {folder}: cannot be written: {error}") from None
+    print(f"written: {', '.join(str(folder / name) for name in files)}", file=sys.stderr)
 
 
 def update(path: Path, name: str, text: str) -> None:
@@ -124,30 +91,78 @@ def update(path: Path, name: str, text: str) -> None:
     path.write_text(f"{before}{start}\n{text}\n{end}{after}", encoding="utf-8")
 
 
-def main() -> None:
-    """Print the table or put it into a file."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def folder_of(given: str) -> Path:
+    """A folder of runs, given itself or by the study that filled it."""
+    path = Path(given).expanduser()
+    if path.is_file():
+        found = read(path)
+        return Path(found.fixed.get("output_dir") or f"runs/{found.name}").expanduser()
+    return path
+
+
+# Tables beside published numbers: modules that have `markdown(documents)`, and some
+# `write_files(documents, folder)`.
+PAPERS = {
+    "mer": mer_report,
+    "scenarios": scenario_report,
+    "rehearsal": rehearsal_report,
+    "memorization": memorization_report,
+}
+
+
+def of_paper(name: str, folders: list[Path]) -> str:
+    """A paper's tables from the finished runs below the folders, and where the numbers come from."""
+    documents = [document for document in load(folders) if document["status"] == "finished"]
+    if hasattr(PAPERS[name], "write_files"):
+        PAPERS[name].write_files(documents, folders[0])
+    return "\n\n".join([PAPERS[name].markdown(documents), footer(documents)])
+
+
+def parser() -> argparse.ArgumentParser:
+    """The report's flags."""
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = made.add_argument
+    add(
+        "folders",
+        nargs="+",
+        help="folders that hold run folders, or a study.yaml; first the name of a paper's tables",
     )
-    parser.add_argument(
-        "folders", nargs="+", help="folders that hold run folders; first `mer` for its tables"
-    )
-    parser.add_argument("--update", type=Path, metavar="FILE", help="file whose marked part is replaced")
-    args = parser.parse_args()
-    mer = args.folders[0] == "mer"
-    folders = [Path(folder) for folder in args.folders[mer:]]
-    if not folders:
-        parser.error("no folder given")
-    documents = load(folders)
-    text = "\n\n".join([mer_report.markdown(documents), footer(documents)]) if mer else table(documents)
-    if mer:
-        mer_report.write_csv(documents, folders[0] / "mer.csv")
-        mer_report.plot(documents, folders[0] / "mer.png")
-    if args.update:
-        update(args.update, folders[0].name, text)
-    else:
+    add("--update", type=Path, metavar="FILE", help="file whose marked part is replaced")
+    add("--out", type=Path, metavar="DIR", help="where the files go (default: report/ in the first folder)")
+    add("--against", metavar="SETTING", help="compare with this setting only (default: each with each)")
+    return made
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the tables, and write the report or put them into a file; returns the exit code."""
+    args = parser().parse_args(argv)
+    paper = args.folders[0] if args.folders[0] in PAPERS else None
+    try:
+        folders = [folder_of(folder) for folder in args.folders[paper is not None :]]
+        if not folders:
+            raise UserError("no folder given")
+        found = None if paper else study(load(folders))
+        text = of_paper(paper, folders) if paper else markdown(found)
+        if args.update:
+            update(args.update, folders[0].name, text)
+            return 0
         print(text)
+        if found:
+            tell_left_out(found)
+            write(found, f"Study {folders[0].name}", args.out or folders[0] / "report", args.against)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def tell_left_out(found: Study) -> None:
+    """Runs that are not in the tables."""
+    if found.unfinished:
+        print(f"left out: {len(found.unfinished)} runs that did not finish", file=sys.stderr)
+    if found.repeated:
+        print(f"left out: {len(found.repeated)} earlier runs of a seed that was run again", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

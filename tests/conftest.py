@@ -13,7 +13,8 @@ from backbones.backbone import build_network
 from datasets.augment import Augment
 from datasets.benchmark import class_incremental, domain_incremental
 from datasets.sources import Source
-from models.method import Method, Setup
+from main import setup
+from models.method import Method
 from utils import registry
 from utils.config import Config, resolve
 
@@ -57,7 +58,7 @@ def tiny_method(model: str, scenario: str = "class-il", **flags) -> tuple[Method
     benchmark = tiny_benchmark(config, scenario)
     net = build_network(config.run.backbone, config.architecture, benchmark, config.run.seed)
     method_class = registry.plugin_class(registry.load("models", model), Method)
-    return method_class(net, config.method, Setup(benchmark, config.train, config.run.seed)), config
+    return method_class(net, config.method, setup(config, benchmark)), config
 
 
 def run_main(*flags: str, cwd: Path, check: bool = True, **env: str) -> subprocess.CompletedProcess:

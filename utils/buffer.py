@@ -162,7 +162,7 @@ def last_writer(rows: np.ndarray, slots: np.ndarray) -> tuple[np.ndarray, np.nda
 def copy_rows(target: Tensor, slots: Tensor, rows: Tensor) -> None:
     """target[slots] = rows, along the first dimension; both contiguous."""
     size = rows.element_size()
-    if rows.dim() > 1 and size < 8 and rows.stride(0) * size % 16 == 0:
+    if rows.device.type == "cpu" and size < 8 and rows.dim() > 1 and rows.shape[1:].numel() * size % 16 == 0:
         # a CPU copies the same bytes many times faster as a few wide numbers
         target, rows = (t.flatten(1).view(torch.complex128) for t in (target, rows))
     target.index_copy_(0, slots, rows)
@@ -174,7 +174,7 @@ def distinct(population: int, n: int, generator: torch.Generator) -> Tensor:
     For small n whole draws are repeated until all differ, which is uniform and far cheaper than a
     permutation of the population.
     """
-    if n * n > population:
+    if n * n > population or not population:
         return torch.randperm(population, generator=generator)[:n]
     while True:
         rows = torch.randint(population, (n,), generator=generator)

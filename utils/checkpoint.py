@@ -24,7 +24,7 @@ def write(content: dict[str, Any], path: Path) -> None:
         torch.save(content, file)
         file.flush()
         os.fsync(file.fileno())
-    _put_in_place(temporary, path)
+    put_in_place(temporary, path)
 
 
 def write_text(text: str, path: Path) -> None:
@@ -34,10 +34,11 @@ def write_text(text: str, path: Path) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    _put_in_place(temporary, path)
+    put_in_place(temporary, path)
 
 
-def _put_in_place(temporary: Path, path: Path) -> None:
+def put_in_place(temporary: Path, path: Path) -> None:
+    """Rename a finished file over an old one; afterwards it is there whatever happens."""
     os.replace(temporary, path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:

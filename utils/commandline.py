@@ -41,6 +41,11 @@ def parse(argv: list[str]) -> Request:
     """Read the command line; prints and exits for --help and --version."""
     chooser = _chooser()
     given, rest = chooser.parse_known_args(argv)
+    if given.list:
+        from utils import catalogue
+
+        print(catalogue.listing())
+        sys.exit(0)
     if given.version:
         print(settings.version())
         sys.exit(0)
@@ -69,6 +74,9 @@ def _chooser() -> Parser:
         "-h", "--help", action="store_true", help="this text; with --model X, X's own flags too"
     )
     parser.add_argument("--version", action="store_true", help="version and commit")
+    parser.add_argument(
+        "--list", action="store_true", help="methods, benchmarks, backbones with paper and scenarios"
+    )
     parser.add_argument("--model", metavar="NAME", help="continual-learning method (required)")
     parser.add_argument("--dataset", metavar="NAME", help="benchmark (default: seq-digits)")
     parser.add_argument("--backbone", metavar="NAME", help="architecture (default: the benchmark's)")
@@ -120,7 +128,7 @@ def _typed_flags(argv: list[str], sets: dict[str, type[OptionSet]]) -> dict[str,
 def _parser(sets: dict[str, type[OptionSet]], chosen: dict, chooser: Parser | None) -> Parser:
     parser = Parser(
         prog="main.py", add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS,
-        parents=[chooser] if chooser else [], formatter_class=_formatter,
+        parents=[chooser] if chooser else [], formatter_class=formatter,
     )  # fmt: skip
     defaults = settings.benchmark_defaults(chosen["dataset"]) if chosen.get("dataset") else {}
     for part, options in sets.items():
@@ -130,21 +138,23 @@ def _parser(sets: dict[str, type[OptionSet]], chosen: dict, chooser: Parser | No
             title = TITLES[part].format(**names)
             group = parser.add_argument_group(title.strip())
             for field in own:
-                _add_flag(group, field, defaults.get(field.name, field.default))
+                add_flag(group, field, defaults.get(field.name, field.default))
     return parser
 
 
-def _formatter(prog: str) -> argparse.HelpFormatter:
+def formatter(prog: str) -> argparse.HelpFormatter:
+    """Wide lines, flags in a column of their own."""
     return argparse.HelpFormatter(prog, max_help_position=34, width=110)
 
 
-def _add_flag(group: argparse._ArgumentGroup, field: dataclasses.Field, default: Any) -> None:
+def add_flag(group: argparse._ArgumentGroup, field: dataclasses.Field, default: Any) -> None:
+    """The flag that stands for a field, with its help and the default in force."""
     kind, many = value_type(field)
     metavar = {"bool": "0|1", "int": "N", "float": "X", "str": "TEXT"}[kind.__name__]
     choices = field.metadata["choices"]
     if choices and kind is str:
         metavar = "|".join(choices)
-    shown = ",".join(map(str, default)) if many else int(default) if kind is bool else default
+    shown = ",".join(map(str, default)) if many else int(default) if isinstance(default, bool) else default
     text = field.metadata["help"] + (f" (default: {shown})" if default not in (None, ()) else "")
     flags = {"nargs": "?", "const": "1"} if kind is bool else {}
     group.add_argument(f"--{field.name}", metavar=f"{metavar},..." if many else metavar, help=text, **flags)

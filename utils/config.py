@@ -42,11 +42,33 @@ class StreamOptions(OptionSet):
 
     n_tasks: int = option(5, "number of tasks", ge=1)
     permute_classes: bool = option(False, "class order permuted by the seed, as in the memorization paper")
+    class_order: tuple[int, ...] = option(
+        (), "classes in the stream's order, e.g. 1,2,3,4,5,6,7,8,9,0 (instead of --permute_classes)", ge=0
+    )
     validation: float = option(
         0.0, "hold out this %% of each class's training data and evaluate on it; the test set is not read",
         ge=0, lt=100,
     )  # fmt: skip
+    half_classes_in_first_task: bool = option(
+        False, "the first task has half of the classes, the others share the rest"
+    )
+    exclude: str | None = option(
+        None,
+        "leave training samples out: .npy of positions or a mask, or a file of memorization.intervention",
+    )
     multi_head: bool = option(False, "one head per task: true task-incremental training")
+    pixel_mean: tuple[float, ...] = option(
+        (), "mean that is subtracted from pixels in [0, 1], one or one a channel (default: the benchmark's)"
+    )
+    pixel_std: tuple[float, ...] = option(
+        (), "deviation that they are then divided by (default: the benchmark's)", gt=0
+    )
+    scenario: str | None = option(
+        None,
+        "how tasks use the outputs: class-il, each its own; domain-il, all the same; task-il, a head each "
+        "(default: the benchmark's; task-il is --multi_head)",
+        choices=("class-il", "domain-il", "task-il"),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -54,6 +76,9 @@ class TrainOptions(OptionSet):
     """The optimizer and its schedule; a new optimizer is made for every task."""
 
     n_epochs: int = option(1, "passes over each task's data", ge=1)
+    n_iters: int = option(
+        0, "steps on each task, in as many passes as that takes, instead of --n_epochs; 0: off", ge=0
+    )
     batch_size: int = option(10, "samples of the stream per step", ge=1)
     lr: float = option(0.1, "learning rate", gt=0)
     optimizer: str = option("sgd", "sgd, adam or adamw", choices=("sgd", "adam", "adamw"))
@@ -92,8 +117,18 @@ class LogOptions(OptionSet):
     checkpoint_every: float = option(
         10.0, "minutes between checkpoints inside a task; 0: after every step", ge=0
     )
+    stop_after: int = option(
+        0, "stop when so many tasks are learned, to go on with --resume; 0: run to the end", ge=0
+    )
     savecheck: str | None = option(
         None, "keep network weights: last (at the end) or task (after every task)", choices=("last", "task")
+    )
+    memorization_scores: str | None = option(
+        None,
+        "scores of training samples (.npz or .npy): logs the accuracy on groups of them, chooses in maer",
+    )
+    mem_thresholds: tuple[float, ...] = option(
+        (0.1, 0.25), "low memorization is up to the first, high is above the second", ge=-1, le=1
     )
     loadcheck: str | None = option(None, "start from the network weights in this file (made by --savecheck)")
 
@@ -112,7 +147,8 @@ PLUGINS = {
 }
 # These say where and how a run is executed, not what it computes: a resumed run may change them.
 OPERATIONAL = {
-    "device", "num_threads", "data_dir", "output_dir", "tracking_uri", "disable_log", "checkpoint_every"
+    "device", "num_threads", "data_dir", "output_dir", "tracking_uri", "disable_log", "checkpoint_every",
+    "stop_after",
 }  # fmt: skip
 
 
@@ -220,7 +256,13 @@ def _last(layers: list[tuple[str, dict[str, Any]]], key: str, options: type[Opti
 
 
 def _cross_check(config: Config) -> None:
+    if config.stream.multi_head and config.stream.scenario not in (None, "task-il"):
+        raise OptionError(f"--multi_head is task-il; leave it or --scenario {config.stream.scenario} out")
     if config.train.early_stopping_patience and not config.stream.validation:
         raise OptionError("--early_stopping_patience needs validation data: add e.g. --validation 10")
+    low_high = config.log.mem_thresholds
+    if len(low_high) != 2 or low_high[0] >= low_high[1]:
+        given = ",".join(map(str, low_high))
+        raise OptionError(f"--mem_thresholds {given}: expected two rising numbers, e.g. 0.1,0.25")
     if config.train.lr_scheduler == "multistep" and not config.train.lr_milestones:
         raise OptionError("--lr_scheduler multistep needs --lr_milestones, e.g. --lr_milestones 35,45")

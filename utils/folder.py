@@ -1,8 +1,12 @@
 """Run folder: OUTPUT_DIR/DATASET/MODEL/ID with the resolved config, the log, the checkpoint, the results."""
 
+import fcntl
+import json
 import secrets
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +32,20 @@ class RunFolder:
     def create(cls, flags: dict[str, Any]) -> "RunFolder":
         """A new folder holding the resolved configuration; refuses an output folder it cannot write."""
         run_id = time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(3)
-        path = Path(flags["output_dir"]).expanduser() / flags["dataset"] / flags["model"] / run_id
+        return cls.at(
+            Path(flags["output_dir"]).expanduser() / flags["dataset"] / flags["model"] / run_id, flags
+        )
+
+    @classmethod
+    def at(cls, path: Path, flags: dict[str, Any]) -> "RunFolder":
+        """The folder at `path`: as it is, or new and holding these flags."""
+        folder = cls(path)
         try:
-            path.mkdir(parents=True)
+            path.mkdir(parents=True, exist_ok=True)
+            if not folder.config.exists():
+                folder.save_config(flags)
         except OSError as error:
             raise UserError(f"--output_dir {flags['output_dir']}: cannot be written: {error}") from None
-        folder = cls(path)
-        folder.save_config(flags)
         return folder
 
     @classmethod
@@ -66,13 +77,43 @@ class RunFolder:
     @property
     def tracking_id(self) -> str | None:
         """Id of the MLflow run that belongs to this folder."""
-        path = self.path / "mlflow_run"
-        return path.read_text().strip() if path.is_file() else None
+        words = self._tracking()
+        return words[0] if words else None
 
-    @tracking_id.setter
-    def tracking_id(self, run_id: str | None) -> None:
+    @property
+    def finished(self) -> bool:
+        """Whether the run has come to its end, its logging included."""
+        try:
+            status = json.loads(self.results.read_text(encoding="utf-8"))["status"]
+        except (OSError, ValueError, KeyError):
+            return False
+        return status == "finished" and self.logged
+
+    @property
+    def logged(self) -> bool:
+        """Whether MLflow has all that it is to have: a run killed in the last moment has yet to be sent."""
+        return "pending" not in self._tracking()
+
+    def track(self, run_id: str | None, pending: bool) -> None:
+        """Remember the MLflow run, and whether something has yet to be sent to it."""
         if run_id:
-            checkpoint.write_text(run_id + "\n", self.path / "mlflow_run")
+            checkpoint.write_text(f"{run_id}{' pending' * pending}\n", self.path / "mlflow_run")
+
+    def _tracking(self) -> list[str]:
+        path = self.path / "mlflow_run"
+        return path.read_text(encoding="utf-8").split() if path.is_file() else []
+
+    @contextmanager
+    def claimed(self, wait: bool = False) -> Iterator[None]:
+        """Nobody else runs in this folder meanwhile; the system ends the claim with the process."""
+        with open(self.path / "lock", "a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                raise UserError(f"{self.path}: another process is running this run; wait for it") from None
+            except OSError:  # a file system without locks
+                pass
+            yield
 
     def say(self, text: str, error: bool = False) -> None:
         """Print, and keep in log.txt."""

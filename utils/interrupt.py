@@ -9,7 +9,15 @@ class InterruptedRunError(Exception):
 
     def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)
-        self.code = 128 + number
+        self.code, self.status = 128 + number, "interrupted"
+
+
+class StoppedRunError(InterruptedRunError):
+    """The run stopped where --stop_after told it to: nothing went wrong."""
+
+    def __init__(self, n_tasks: int):
+        Exception.__init__(self, f"stopped after {n_tasks} tasks (--stop_after)")
+        self.code, self.status = 0, "stopped"
 
 
 class Interrupt:

@@ -59,6 +59,13 @@ def forgetting(R: ArrayLike) -> float:
     return _mean(np.array([_best(R[j:-1, j]) - R[-1, j] for j in range(len(R) - 1)]))
 
 
+def mean_known_forgetting(R: ArrayLike) -> float:
+    """`forgetting` over the tasks where it is known: groups of samples may be absent from some tasks."""
+    R = _matrix(R)
+    each = np.array([_best(R[j:-1, j]) - R[-1, j] for j in range(len(R) - 1)])
+    return _mean(each[~np.isnan(each)])
+
+
 def forgetting_over_tasks(R: ArrayLike) -> float:
     """FM = 1/T Σ_j (max_i R[i, j] − R[T-1, j]), the maximum over all rows, the last included.
 

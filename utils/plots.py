@@ -40,7 +40,7 @@ def write_all(document: dict[str, Any], folder: Path) -> list[Path]:
         R = np.array(document[view]["R"], dtype=np.float64)
         stem = f"accuracy_matrix_{view}" if len(names) > 1 else "accuracy_matrix"
         written += [folder / f"{stem}.png", folder / f"{stem}.csv"]
-        accuracy_matrix(R, f"{name} accuracy: {run}", written[-2])
+        accuracy_matrix(R, f"{name} accuracy\n{run}", written[-2])
         write_matrix_csv(R, written[-1])
     written.append(folder / "curves.png")
     curves(document, written[-1], run)
@@ -68,7 +68,7 @@ def accuracy_matrix(R: ArrayLike, title: str, path: Path) -> Figure:
     percent = 100 * np.asarray(R, dtype=np.float64)
     T = len(percent)
     side = float(np.clip(0.46 * T, 2.8, 9.4))
-    figure = _figure(side + 2.0, side + 1.4)
+    figure = canvas(side + 2.0, side + 1.4)
     axes = figure.add_subplot()
     axes.patch.set(**MISSING)  # shows through where the image is transparent
     image = axes.imshow(np.ma.masked_invalid(percent), vmin=0, vmax=100, cmap="viridis")
@@ -81,7 +81,7 @@ def accuracy_matrix(R: ArrayLike, title: str, path: Path) -> Figure:
     if np.isnan(percent).any():
         handle = Patch(label="not evaluated", **MISSING)
         figure.legend(handles=[handle], loc="outside lower right", frameon=False, fontsize=9)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _annotate(axes: Axes, percent: np.ndarray) -> None:
@@ -93,9 +93,9 @@ def _annotate(axes: Axes, percent: np.ndarray) -> None:
             axes.text(j, i, f"{value:.{digits}f}", ha="center", va="center", color=colour, fontsize=size)
 
 
-def curves(document: dict[str, Any], path: Path, title: str = "") -> Figure:
+def curves(document: dict[str, Any], path: Path | None, title: str = "") -> Figure:
     """Average accuracy and forgetting over the tasks seen so far, after each task, for each view."""
-    figure = _figure(WIDTH, 4.8)
+    figure = canvas(WIDTH, 4.8)
     left, right = figure.subplots(1, 2)
     names = view_names(document)
     for view, name in names.items():
@@ -118,14 +118,14 @@ def curves(document: dict[str, Any], path: Path, title: str = "") -> Figure:
     if len(names) > 1:
         figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     figure.suptitle(title, fontsize=11)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def stability(
     curve: list[dict[str, Any]], path: Path, names: dict[str, str] = VIEWS, title: str = ""
 ) -> Figure:
     """Accuracy of every seen task against the training step; dashed lines where a task ended."""
-    figure = _figure(WIDTH, 3.6 * len(names) + 0.8)
+    figure = canvas(WIDTH, 3.6 * len(names) + 0.8)
     panels = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
     tasks = range(max(point["task"] for point in curve) + 1)
     many = len(tasks) > MAX_NAMED
@@ -141,12 +141,12 @@ def stability(
     else:
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
     figure.suptitle(title, fontsize=11)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def memory(rows: list[dict[str, Any]], path: Path, title: str = "") -> Figure:
     """What the memory held after each task, by class and by the task that a sample came from (its age)."""
-    figure = _figure(WIDTH, float(np.clip(0.3 * len(rows), 2.4, 8.0)) + 1.4)
+    figure = canvas(WIDTH, float(np.clip(0.3 * len(rows), 2.4, 8.0)) + 1.4)
     panels = zip(figure.subplots(1, 2), ("per_class", "per_task"), ("class", "task"), strict=True)
     for axes, key, name in panels:
         counts = np.array([row[key] for row in rows])
@@ -159,7 +159,7 @@ def memory(rows: list[dict[str, Any]], path: Path, title: str = "") -> Figure:
         _task_ticks(axes, len(rows), "y")
         axes.set(xlabel=name, ylabel="after task", title=f"samples in the memory, by {name}")
     figure.suptitle(title, fontsize=11)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _annotate_counts(axes: Axes, counts: np.ndarray) -> None:
@@ -195,15 +195,19 @@ def _task_ticks(axes: Axes, n_tasks: int, which: str) -> None:
 
 
 def _wrapped(text: str, inches: float) -> str:
-    return "\n".join(textwrap.wrap(text, int(inches * 11)))
+    lines = [part for line in text.splitlines() for part in textwrap.wrap(line, int(inches * 11))]
+    return "\n".join(lines)
 
 
-def _figure(width: float, height: float) -> Figure:
+def canvas(width: float, height: float) -> Figure:
+    """An empty figure, inches, that needs no display."""
     figure = Figure((width, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _save(figure: Figure, path: Path) -> Figure:
-    figure.savefig(path, dpi=DPI)
+def save(figure: Figure, path: Path | None) -> Figure:
+    """Write the figure as PNG where a path is given."""
+    if path is not None:
+        figure.savefig(path, dpi=DPI)
     return figure

@@ -11,13 +11,17 @@ from utils.interrupt import InterruptedRunError
 from utils.results import VIEWS, device_name, to_json
 from utils.tracking import open_tracker
 from utils.training import Trainer
+from utils.usage import Usage
 
 
 class Recorder:
     """Writes results after every task; a context manager that ends the MLflow run whatever happens."""
 
-    def __init__(self, config: Config, folder: RunFolder, trainer: Trainer, commit: str | None):
+    def __init__(
+        self, config: Config, folder: RunFolder, trainer: Trainer, commit: str | None, resumed: bool = False
+    ):
         self.config, self.folder, self.trainer, self.commit = config, folder, trainer, commit
+        self.resumed, self.usage = resumed, Usage(trainer.benchmark.device)
         self.status = "failed"
 
     def __enter__(self) -> "Recorder":
@@ -31,9 +35,9 @@ class Recorder:
         )
         if config.run.debug_mode:
             self.folder.say("debug:   at most 5 steps per epoch, nothing is sent to MLflow")
-        self.tracker = open_tracker(config, self.folder.path, self.folder.tracking_id)
+        self.tracker = open_tracker(config, self.folder.path, self.folder.tracking_id, self.resumed)
         self.tracker.set_tags({"device": device_name(benchmark.device)})
-        self.folder.tracking_id = self.tracker.run_id
+        self.folder.track(self.tracker.run_id, pending=True)
         self._catch_up()
         return self
 
@@ -41,9 +45,12 @@ class Recorder:
         if self.status == "failed":
             self._write("failed")
         self.tracker.finish(self.status)
+        self.folder.track(self.tracker.run_id or self.folder.tracking_id, pending=self.status != "finished")
 
     def _catch_up(self) -> None:
         """After a resume: log the tasks that were finished but not logged when the run was killed."""
+        if not self.resumed:
+            return
         logged = self.tracker.logged_steps("mean_acc_class_il")
         for task in self.trainer.tasks[: self.trainer.position.task]:
             if task.id not in logged:
@@ -60,14 +67,14 @@ class Recorder:
             else "class-IL {0:.1f} %, task-IL {1:.1f} %"
         )
         self.trainer.progress.say(f"after task {row}: mean over tasks seen: {views.format(*means)}")
-        self._log(row)
+        self._log(row, self.usage.measure())
         if self.config.log.savecheck == "task":
             self._save_weights(f"task_{row}.pt")
 
-    def _log(self, row: int) -> None:
-        results = self.trainer.results
-        self.tracker.log_metrics(results.task_metrics(row), step=row)
-        self.tracker.log_history(results.curve_metrics(row))
+    def _log(self, row: int, usage: dict[str, float] | None = None) -> None:
+        results = self.trainer.results  # sent together: a kill in between must not lose one of the two
+        named = results.task_metrics(row) | (usage or {})
+        self.tracker.log_history([*results.curve_metrics(row), (row, named)])
 
     def _save_weights(self, name: str) -> None:
         content = {"config": self.config.flat(), "net": self.trainer.method.net.state_dict()}
@@ -102,8 +109,8 @@ class Recorder:
 
     def interrupted(self, stop: InterruptedRunError) -> None:
         """Say how to go on."""
-        self.status = "interrupted"
-        self._write("interrupted")
+        self.status = stop.status
+        self._write(stop.status)
         self.folder.say(
             f"{stop}: checkpoint saved; continue with\n  python main.py --resume {self.folder.path}", True
         )

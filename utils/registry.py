@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Files in a plugin folder that are not plugins: the contract and what plugins share.
 CONTRACTS = {
     "models": {"method"},
-    "datasets": {"benchmark", "scenarios", "sources", "images", "augment"},
+    "datasets": {"benchmark", "scenarios", "sources", "images", "augment", "unlabeled"},
     "backbones": {"backbone", "heads"},
 }
 WORDS = {"models": "method", "datasets": "benchmark", "backbones": "backbone"}

@@ -29,7 +29,7 @@ def full(document: dict[str, Any], logged: bool) -> str:
         matrix_table(document[view]["R"], f"{name} accuracy in % ({data})")
         for view, name in view_names(document).items()
     ]
-    lines = [*tables, summary(document), cost(document)]
+    lines = [*tables, summary(document), *memorization(document), cost(document)]
     if logged:
         lines[-1] += f"\nbrowse   {how_to_browse(document['config'].get('tracking_uri'))}"
     return "\n" + "\n\n".join(lines) + "\n"
@@ -74,6 +74,23 @@ def summary(document: dict[str, Any]) -> str:
     if document.get("fwt") is not None:  # of the view in which unseen tasks can be predicted
         lines.append(_row("forward transfer (FWT)", [*[None] * (len(names) - 1), document["fwt"]]))
     return "\n".join(lines)
+
+
+def memorization(document: dict[str, Any]) -> list[str]:
+    """Accuracy and forgetting of training samples by memorization, where scores were given."""
+    groups = document.get("groups") or {}
+    if not groups:
+        return []
+    low, high = document["config"]["mem_thresholds"]
+    ranges = {"high": f"above {high}", "mid": f"{low} to {high}", "low": f"up to {low}"}
+    head = f"{'training samples by memorization':<36}{'class-IL':>12}{'forgetting':>12}   (in %, at the end)"
+    lines = [head]
+    for name, views in groups.items():
+        last = [value for value in views["class_il"]["R"][-1] if value is not None]
+        mean = float(np.mean(last)) if last else None
+        cells = [percent(v, missing="–") for v in (mean, views["class_il"]["forgetting"])]
+        lines.append(f"{name + ' (' + ranges[name] + ')':<36}" + "".join(f"{cell:>12}" for cell in cells))
+    return ["\n".join(lines)]
 
 
 def _row(label: str, values: list[float | None]) -> str:

@@ -67,6 +67,23 @@ class BalancedBuffer(EvictingBuffer):
         return y == selection.class_counts(y, self.n_classes).argmax()
 
 
+class ProtectedBuffer(BalancedBuffer):
+    """Class-balanced reservoir that never evicts samples whose field `protected` is set.
+
+    Classes are counted without them. Every `add` must have the field.
+    """
+
+    DECIDING = ("y", "protected")
+
+    def weights(self) -> Tensor:
+        """One for unprotected members of the class that has most of them."""
+        y, free = self.fields["y"], ~self.fields["protected"]
+        counts = torch.zeros(self.n_classes, dtype=torch.long, device=self.device).index_add_(
+            0, y, free.long()
+        )
+        return free & (y == counts.argmax())
+
+
 class LossAwareBuffer(EvictingBuffer):
     """Loss-Aware Reservoir Sampling (LARS): what the network has learned well is evicted first.
 

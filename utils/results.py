@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from utils import metrics
+from utils import groups, metrics
 
 VIEWS = ("class_il", "task_il")
 # The memorization paper's names: task-IL numbers carry this suffix in forgetting, bwt and fwt.
@@ -26,6 +26,8 @@ class Results:
         self.b = np.full(n_tasks, np.nan)
         self.curve: list[dict[str, Any]] = []
         self.memory: list[dict[str, Any]] = []
+        # group of training samples by memorization → view → R; empty without scores
+        self.groups: dict[str, dict[str, np.ndarray]] = {}
         self.seconds = {"total": 0.0, "train": 0.0, "eval": 0.0, "data": 0.0}
         self.n_images = 0
         self._clock = time.monotonic()
@@ -40,6 +42,13 @@ class Results:
         """Store an evaluation after task `row`; `accuracies` is (tasks evaluated, 2 views)."""
         for column, view in enumerate(VIEWS):
             self.R[view][row, : len(accuracies)] = accuracies[:, column]
+
+    def set_groups(self, row: int, accuracies: np.ndarray) -> None:
+        """Store accuracies on groups of training samples after `row`: (tasks seen, groups, views)."""
+        for g, group in enumerate(groups.NAMES):
+            own = self.groups.setdefault(group, {view: np.full_like(self.R[view], np.nan) for view in VIEWS})
+            for column, view in enumerate(VIEWS):
+                own[view][row, : len(accuracies)] = accuracies[:, g, column]
 
     def add_point(self, step: int, task: int, accuracies: np.ndarray) -> None:
         """Store an evaluation of the seen tasks made at a training step inside or at the end of `task`.
@@ -70,6 +79,10 @@ class Results:
             logged |= {f"acc_{view}_task_{k}": R[row, k] for k in range(row + 1)}
             logged[f"forgetting{SUFFIX[view]}"] = metrics.forgetting(R)
             logged[f"bwt{SUFFIX[view]}"] = metrics.backward_transfer(R)
+        for group, views in self.groups.items():
+            name, R = groups.NAMES[group], views["class_il"][: row + 1, : row + 1]
+            logged |= {f"acc_{name}_task_{k}": R[row, k] for k in range(row + 1)}
+            logged[f"forgetting_{name}"] = metrics.mean_known_forgetting(R)
         if row == len(self.b) - 1:
             logged["fwt_mask_classes"] = self.forward_transfer
             if self.scenario == "domain-il":
@@ -93,6 +106,7 @@ class Results:
             "b": self.b.tolist(),
             "curve": self.curve,
             "memory": self.memory,
+            "groups": {g: {v: R.tolist() for v, R in views.items()} for g, views in self.groups.items()},
             "seconds": self.seconds,
             "n_images": self.n_images,
         }
@@ -102,6 +116,7 @@ class Results:
         self.R = {view: np.array(R) for view, R in state["R"].items()}
         self.b = np.array(state["b"])
         self.curve, self.memory = state["curve"], state["memory"]
+        self.groups = {g: {v: np.array(R) for v, R in own.items()} for g, own in state["groups"].items()}
         self.seconds, self.n_images = state["seconds"], state["n_images"]
 
     def view_document(self, view: str) -> dict[str, Any]:
@@ -112,6 +127,15 @@ class Results:
             document["min_acc"] = metrics.min_accuracy(curve)
             document["wc_acc"] = metrics.worst_case_accuracy(curve)
         return document
+
+    def groups_document(self) -> dict[str, Any]:
+        """R and forgetting of each group and view."""
+        return {
+            group: {
+                v: {"R": R.tolist(), "forgetting": metrics.mean_known_forgetting(R)} for v, R in own.items()
+            }
+            for group, own in self.groups.items()
+        }
 
     def document(self, status: str, config: dict, benchmark: Any, commit: str | None) -> dict[str, Any]:
         """The content of results.json (DESIGN: fractions, NaN as null)."""
@@ -128,6 +152,7 @@ class Results:
             "b": self.b.tolist(),
             "curve": self.curve,
             "memory": self.memory,
+            "groups": self.groups_document(),
             "seconds": self.seconds,
             "images_per_second": self.n_images / trained if trained else None,
             "peak_memory_bytes": peak_memory(benchmark.device),
@@ -137,7 +162,7 @@ class Results:
             "class_order": benchmark.class_order.tolist(),
             "transforms": benchmark.transforms,
         }
-        return _without_nan(document)
+        return without_nan(document)
 
 
 def to_json(document: dict[str, Any]) -> str:
@@ -146,11 +171,12 @@ def to_json(document: dict[str, Any]) -> str:
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """The same with NaN as None, which is null in JSON."""
     if isinstance(value, dict):
-        return {k: _without_nan(v) for k, v in value.items()}
+        return {k: without_nan(v) for k, v in value.items()}
     if isinstance(value, list):
-        return [_without_nan(v) for v in value]
+        return [without_nan(v) for v in value]
     return None if isinstance(value, float) and np.isnan(value) else value
 
 

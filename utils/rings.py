@@ -110,17 +110,20 @@ class KeyedRing:
         """Append a batch; each field is (N, ...)."""
         if not self.size:
             return
-        group = fields[self.key]
-        rank, counts = ranks(group, len(self.n_seen))
-        slots = group * self.per_group + (self.n_seen[group] + rank) % self.per_group
-        slots = torch.where(rank < counts[group] - self.per_group, self.size, slots)
+        slots, counts = self._place(fields[self.key])
         for name, values in fields.items():
             if name not in self.fields:
                 shape = (self.size + 1, *values.shape[1:])
                 self.fields[name] = torch.zeros(shape, dtype=values.dtype, device=self.device)
             self.fields[name][slots] = values.detach()
         self.n_seen = self.n_seen + counts
-        self.n_offered += len(group)
+        self.n_offered += len(slots)
+
+    def _place(self, group: Tensor) -> tuple[Tensor, Tensor]:
+        """(N,) the slot of each row, no two alike but the one that is not kept; how many of each group."""
+        rank, counts = ranks(group, len(self.n_seen))
+        slots = group * self.per_group + (self.n_seen[group] + rank) % self.per_group
+        return torch.where(rank < counts[group] - self.per_group, self.size, slots), counts
 
     def sample(self, n: int) -> dict[str, Tensor]:
         """`n` samples, uniformly; distinct while there are enough of them; each field (n, ...)."""

@@ -6,6 +6,8 @@ Functions that choose return positions (k,) on the device of their input; what i
 host from the generator given.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,6 +17,7 @@ from utils.buffer import distinct
 # Shares of the ranking that the cautious policies leave out at either end, and of the highest in a mix.
 SKIPPED = 0.1
 HIGH_SHARE = 0.1
+Policy = Callable[[Tensor, int], Tensor]  # a class's ranking (n,), k → at most k of it
 POLICIES = ("min", "max", "middle", "0.1min", "0.9max", "randomized", "high_min", "high_middle")
 
 # --- by score -----------------------------------------------------------------------------------
@@ -51,12 +54,13 @@ def quotas(n: int, n_classes: int) -> list[int]:
 
 
 def class_balanced(
-    order: Tensor, y: Tensor, n: int, policy: str, weights: Tensor, generator: torch.Generator
+    order: Tensor, y: Tensor, n: int, policy: str | Policy, weights: Tensor, generator: torch.Generator
 ) -> Tensor:
     """At most `n` positions, the same number for every class as far as it has candidates.
 
-    order: (m,) candidate positions in ascending memorization. y: (N,) labels by position. weights:
-    (N,) by position, for `randomized`.
+    order: (m,) candidate positions in ascending memorization. y: (N,) labels by position. policy: as in
+    `pick`, or a function that takes its k of a class's ranking. weights: (N,) by position, for
+    `randomized`.
     """
     if not n or not len(order):
         return order[:0]
@@ -64,7 +68,10 @@ def class_balanced(
     chosen = []
     for label, quota in zip(classes, quotas(n, len(classes)), strict=True):
         ranking = order[y[order] == label]
-        chosen.append(pick(ranking, quota, policy, weights[ranking], generator))
+        if callable(policy):
+            chosen.append(policy(ranking, quota))
+        else:
+            chosen.append(pick(ranking, quota, policy, weights[ranking], generator))
     return torch.cat(chosen)
 
 

@@ -32,7 +32,8 @@ def pack(value: Any, where: str) -> Any:
 def unpack(current: Any, saved: Any, device: torch.device, where: str) -> Any:
     """The value that `saved` stands for; `current` is the freshly built one it replaces."""
     if isinstance(current, torch.Generator):
-        current.set_state(saved.cpu())
+        if len(saved) == len(current.get_state()):  # else a stream of another kind of device: it starts anew
+            current.set_state(saved.cpu())
         return current
     if hasattr(current, "load_state_dict"):
         current.load_state_dict(saved)

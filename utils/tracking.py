@@ -71,10 +71,14 @@ class MlflowTracker(Tracker):
         self._client: Any = None
         self._failures = store.import_mlflow(uri)
 
-    def start(self, config: Config, resume_id: str | None) -> None:
-        """Create the run, or continue the one called `resume_id`; `active` says whether it worked."""
+    def start(self, config: Config, resume_id: str | None, resumed: bool = False) -> None:
+        """Create the run, or continue the one called `resume_id`; `active` says whether it worked.
+
+        `resumed`: the run may have been killed between making its MLflow run and noting the id.
+        """
         self.active = True
-        self._guarded(f"opening {store.redact(self.uri)}", lambda: self._start(config, resume_id))
+        opening = f"opening {store.redact(self.uri)}"
+        self._guarded(opening, lambda: self._start(config, resume_id, resumed))
 
     def log_history(self, rows: list[tuple[int, dict[str, float | None]]]) -> None:
         """As many batches as MLflow's limit demands."""
@@ -111,22 +115,31 @@ class MlflowTracker(Tracker):
 
     # --- MLflow ----------------------------------------------------------------------------------
 
-    def _start(self, config: Config, resume_id: str | None) -> None:
+    def _start(self, config: Config, resume_id: str | None, resumed: bool) -> None:
         from mlflow.tracking import MlflowClient
 
         path = store.sqlite_path(self.uri)
         if path is not None and not path.exists():
             store.create_database(path)
         self._client = MlflowClient(tracking_uri=self.uri)
-        tags = run_tags(config, self.run_dir)
+        tags, flags = run_tags(config, self.run_dir), config.flat()
+        experiment = experiment_id(self._client, self.uri, flags["experiment_name"] or flags["dataset"])
+        if resumed and not resume_id:
+            resume_id = self._started_here(experiment, tags["run_dir"])
         if resume_id and self._continue(resume_id):
             self._log_tags(tags)
+            known = self._client.get_run(resume_id).data.params
+            self._log_params({name: value for name, value in flags.items() if name not in known})
             return
-        flags = config.flat()
         name = flags["run_name"] or "{model} {dataset} seed {seed}".format(**flags)
-        experiment = self._experiment(flags["experiment_name"] or flags["dataset"])
         self.run_id = self._client.create_run(experiment, run_name=name, tags=tags).info.run_id
         self._log_params(flags)
+
+    def _started_here(self, experiment: str, run_dir: str) -> str | None:
+        """The run of this folder, if there is one."""
+        quoted = run_dir.replace("'", "''")
+        found = self._client.search_runs([experiment], f"tags.run_dir = '{quoted}'", max_results=1)
+        return found[0].info.run_id if found else None
 
     def _continue(self, run_id: str) -> bool:
         """Open an existing run again; False, with a warning, when the store does not have it."""
@@ -144,21 +157,6 @@ class MlflowTracker(Tracker):
         self._client.update_run(run_id, status="RUNNING")
         self.run_id = run_id
         return True
-
-    def _experiment(self, name: str) -> str:
-        """Id of the experiment, which another process may be creating at this moment."""
-        from mlflow.exceptions import MlflowException
-
-        found = self._client.get_experiment_by_name(name)
-        if found is None:
-            where = store.artifact_location(self.uri, name)
-            try:  # without the tag the browser takes it for an experiment with language models
-                return self._client.create_experiment(name, where, tags=EXPERIMENT_TAGS)
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                    raise
-                found = self._client.get_experiment_by_name(name)
-        return found.experiment_id
 
     def _log_params(self, flags: dict[str, Any]) -> None:
         from mlflow.entities import Param
@@ -198,13 +196,30 @@ class MlflowTracker(Tracker):
             return None
 
 
-def open_tracker(config: Config, run_dir: Path, resume_id: str | None = None) -> Tracker:
+def open_tracker(
+    config: Config, run_dir: Path, resume_id: str | None = None, resumed: bool = False
+) -> Tracker:
     """The tracker that the flags ask for; `NullTracker`, after a warning, when its store cannot be used."""
     if config.log.disable_log or config.run.debug_mode:
         return NullTracker()
     tracker = MlflowTracker(store.resolve_uri(config.log.tracking_uri), run_dir)
-    tracker.start(config, resume_id)
+    tracker.start(config, resume_id, resumed)
     return tracker if tracker.active else NullTracker()
+
+
+def experiment_id(client: Any, uri: str, name: str) -> str:
+    """Id of the experiment, which another process may be creating at this moment."""
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:  # without the tag the browser takes it for an experiment with language models
+            return client.create_experiment(name, store.artifact_location(uri, name), tags=EXPERIMENT_TAGS)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = client.get_experiment_by_name(name)
+    return found.experiment_id
 
 
 def run_tags(config: Config, run_dir: Path) -> dict[str, str]:

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from utils import checkpoint
+from utils import checkpoint, groups
 from utils.checkpoint import CheckpointError
 from utils.config import OPERATIONAL, Config
 from utils.evaluation import accuracies, memory_counts
-from utils.interrupt import Interrupt, InterruptedRunError
+from utils.interrupt import Interrupt, InterruptedRunError, StoppedRunError
 from utils.progress import DivergedError, LossLog, Progress
 from utils.results import Results
 
@@ -42,6 +42,8 @@ class Trainer:
         streams = {"joint": self.benchmark.joint, "cumulative": self.benchmark.cumulative}
         self.tasks = streams[method.stream]() if method.stream in streams else self.benchmark.tasks
         self.results = Results(len(self.benchmark.tasks), self.benchmark.scenario)
+        scores = method.setup.scores
+        self.groups = None if scores is None else groups.assign(scores, config.log.mem_thresholds)
         self.position = Position()
         self.losses = LossLog(self.benchmark.device)
         self.quiet = quiet
@@ -71,7 +73,7 @@ class Trainer:
             self.benchmark.train(task)
         with self._timed("train"):
             scheduler = self._begin(task)
-        while self.position.epoch < self.config.train.n_epochs:
+        while self.position.epoch < self._n_epochs(task):
             with self._timed("train"):
                 self._run_epoch(task)
                 if scheduler:
@@ -93,7 +95,7 @@ class Trainer:
             method.begin_task(task)
             self.best, self.n_worse = -1.0, 0
         method.optimizer = build_optimizer(method.trainable().values(), self.config.train)
-        self.scheduler = build_scheduler(method.optimizer, self.config.train)
+        self.scheduler = build_scheduler(method.optimizer, self.config.train, self._n_epochs(task))
         if begun:
             method.optimizer.load_state_dict(resumed["optimizer"])
             if self.scheduler:
@@ -105,7 +107,7 @@ class Trainer:
         size, place = self.config.train.batch_size, self._place(task)
         batches = self.benchmark.batches(task, self.position.epoch, size, self.position.step)
         self.method.epoch = self.position.epoch
-        for batch in islice(batches, self._steps_per_epoch(task) - self.position.step):
+        for batch in islice(batches, self._n_steps(task, self.position.epoch) - self.position.step):
             with self._precision():
                 out = self.method.observe(batch)
             self.losses.add(self.position.total, out["loss"])
@@ -137,6 +139,9 @@ class Trainer:
         self.on_task(task.id)
         if self.interrupt.requested:
             raise InterruptedRunError(self.interrupt.requested)
+        # only right after that task: a run that is resumed there goes on
+        if self.position.task == self.config.log.stop_after < len(self.tasks):
+            raise StoppedRunError(self.position.task)
 
     # --- measuring -------------------------------------------------------------------------------
 
@@ -153,6 +158,8 @@ class Trainer:
         n_tasks = seen if self.config.log.ignore_other_metrics else len(self.benchmark.tasks)
         with self._timed("eval"):
             found = accuracies(self.method, n_tasks, seen).numpy()
+            if self.groups is not None:
+                self.results.set_groups(task.id, groups.accuracies(self.method, seen, self.groups).numpy())
         self.results.set_row(task.id, found)
         if self.config.log.eval_every:
             self.results.add_point(self.position.total, task.id, found)
@@ -224,15 +231,26 @@ class Trainer:
 
     # --- small things ----------------------------------------------------------------------------
 
-    def _steps_per_epoch(self, task: Any) -> int:
-        n_steps = self.benchmark.n_steps(task, self.config.train.batch_size)
+    def _n_epochs(self, task: Any) -> int:
+        """Passes over the task's data, the last one cut short by --n_iters."""
+        train = self.config.train
+        if not train.n_iters:
+            return train.n_epochs
+        return -(-train.n_iters // self.benchmark.n_steps(task, train.batch_size))
+
+    def _n_steps(self, task: Any, epoch: int) -> int:
+        """Steps of one pass over the task's data."""
+        train = self.config.train
+        n_steps = self.benchmark.n_steps(task, train.batch_size)
+        if train.n_iters:
+            n_steps = min(n_steps, train.n_iters - epoch * n_steps)
         return min(n_steps, DEBUG_STEPS) if self.config.run.debug_mode else n_steps
 
     def _count_steps(self) -> int:
-        return self.config.train.n_epochs * sum(self._steps_per_epoch(task) for task in self.tasks)
+        return sum(self._n_steps(task, epoch) for task in self.tasks for epoch in range(self._n_epochs(task)))
 
     def _place(self, task: Any) -> str:
-        epoch = f"epoch {self.position.epoch + 1}/{self.config.train.n_epochs}"
+        epoch = f"epoch {self.position.epoch + 1}/{self._n_epochs(task)}"
         return f"task {task.id} ({self.position.task + 1}/{len(self.tasks)}) {epoch}"
 
     def _precision(self):
@@ -270,12 +288,12 @@ def build_optimizer(parameters: Any, options: Any) -> torch.optim.Optimizer:
     return kind(parameters, lr=options.lr, weight_decay=options.optim_wd, fused=fused)
 
 
-def build_scheduler(optimizer: torch.optim.Optimizer, options: Any) -> Any:
+def build_scheduler(optimizer: torch.optim.Optimizer, options: Any, n_epochs: int) -> Any:
     """The learning-rate scheduler of one task, stepped once per epoch; None for a constant rate."""
     if options.lr_scheduler == "multistep":
         return torch.optim.lr_scheduler.MultiStepLR(
             optimizer, list(options.lr_milestones), options.sched_multistep_lr_gamma
         )
     if options.lr_scheduler == "cosine":
-        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.n_epochs)
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_epochs)
     return None

@@ -1,14 +1,15 @@
 """Numba functions behind `models.parts.kernel`: sparse forward and backward of a ReLU network.
 
-Imported on first use only, as Numba takes a second to load. A call copies the parameters into one flat
-vector, works on that, and copies them back:
+Imported on first use only, as Numba takes a second to load. All parameters lie in one flat vector,
 
-    vector = [b1 | W2 | b2 | ... | WL | bL | columns of W1 that the call's inputs use, one after the other]
+    vector = [W1 | b1 | W2 | b2 | ... | WL | bL],   W of a layer (n_in, n_out), one row for each input,
 
-A column of W1 is what one input adds to the first layer: laid out in a row, zero inputs (four fifths of
-an MNIST digit) are skipped and the others run at vector speed. Parameters come as addresses, (2L,) int64
-in the order W1, b1, W2, ...: one compiled function serves every depth. `sizes` is (L + 1,) int64: inputs,
-hidden sizes, classes. Of `vector` and its like only the part in use is touched.
+so that a zero input (four fifths of an MNIST digit, about half of a ReLU layer's units) skips its whole
+row and the others run at vector speed. `sizes` is (L + 1,) int64: inputs, hidden sizes, classes.
+
+A sample's inputs to all layers are lists of the non-zero ones, `where` and `values`, (S,) each with
+S = sizes[:-1].sum(): layer l's begin at sizes[:l].sum() and are `counts[l]` long. Derivatives of the loss
+by what a layer gives before its ReLU are `deltas`: for n samples, layer after layer an (n, n_out) block.
 """
 
 import numba
@@ -19,8 +20,6 @@ from numba.extending import intrinsic
 
 # What lets loops use vector instructions; not "nnan" or "ninf": a diverged network must show its NaNs.
 FAST = {"reassoc", "contract", "nsz", "arcp"}
-# Up to so many samples are searched for inputs that none of them uses; with more, all columns count.
-SEARCHED = 64
 
 
 def compiled(function):
@@ -46,17 +45,6 @@ def memory(address, n, dtype):
 
 
 @compiled
-def sample(x, i):
-    """The i-th sample, (n_in,) floats; raw ones lie where the next will."""
-    floats, pixels, lookup, row = x
-    if len(lookup) == 0:
-        return floats[i]
-    for j in range(len(row)):
-        row[j] = lookup[pixels[i, j]]
-    return row
-
-
-@compiled
 def copy(there, here):
     """there ← here; a loop, which becomes vector code where an array assignment does not."""
     for i in range(len(there)):
@@ -71,111 +59,59 @@ def add(there, here, factor):
 
 
 @compiled
-def rectify(values, signs):
-    """values ← 0 where signs ≤ 0; a NaN stays, as in torch."""
-    for i in range(len(values)):
-        values[i] = np.float32(0) if signs[i] <= 0 else values[i]
+def interpolate(flat, start, rate):
+    """flat ← start + rate (flat − start)."""
+    for i in range(len(flat)):
+        flat[i] = start[i] + rate * (flat[i] - start[i])
 
 
 @compiled
-def active_columns(x, n, n_in):
-    """Inputs that some sample uses, (k,), and for each input its place among them, (n_in,)."""
-    used = np.full(n_in, n > SEARCHED)
-    for i in range(n if n <= SEARCHED else 0):
-        row = sample(x, i)
-        for j in range(n_in):
-            used[j] |= row[j] != 0
-    columns, place, n = np.empty(n_in, np.int64), np.zeros(n_in, np.int32), 0
-    for j in range(n_in):
-        columns[n], place[j] = j, n
-        n += used[j]
-    return columns[:n], place
-
-
-@compiled
-def read_columns(weight, columns, flat):
-    """flat (n, width) ← the columns of a weight matrix (width, n_in), each in a row."""
-    width, done = len(weight), len(weight) // 4 * 4
-    for o in range(0, done, 4):  # four at once: a quarter of the passes over `flat`
-        a, b, c, d = weight[o], weight[o + 1], weight[o + 2], weight[o + 3]
-        for k in range(len(columns)):
-            j, row = columns[k], flat[k]
-            row[o], row[o + 1], row[o + 2], row[o + 3] = a[j], b[j], c[j], d[j]
-    for o in range(done, width):
-        for k in range(len(columns)):
-            flat[k, o] = weight[o, columns[k]]
-
-
-@compiled
-def write_columns(weight, columns, flat):
-    """The reverse of `read_columns`."""
-    for o in range(len(weight)):
-        row = weight[o]
-        for k in range(len(columns)):
-            row[columns[k]] = flat[k, o]
-
-
-@compiled
-def exchange(addresses, sizes, columns, vector, store):
-    """Fill the vector from the parameters, or with `store` the parameters from it."""
-    n_in, width, at = sizes[0], sizes[1], 0
-    for tensor in range(1, len(addresses)):
-        layer = tensor // 2
-        n = sizes[layer + 1] * (1 if tensor % 2 else sizes[layer])
-        there, here = memory(addresses[tensor], n, np.float32), vector[at : at + n]
-        to, source = (there, here) if store else (here, there)
-        copy(to, source)
-        at += n
-    weight = memory(addresses[0], n_in * width, np.float32).reshape(width, n_in)
-    flat = vector[at : at + len(columns) * width].reshape(len(columns), width)
-    if store:
-        write_columns(weight, columns, flat)
-    else:
-        read_columns(weight, columns, flat)
-
-
-@compiled
-def gather(row, place, where, values):
-    """The non-zero inputs of a sample, their places and values; returns how many there are."""
+def gather(row, where, values):
+    """The non-zero numbers of a row, their places and values; returns how many there are."""
     n = 0
     for j in range(len(row)):
-        where[n], values[n] = place[j], row[j]
+        where[n], values[n] = j, row[j]
         n += row[j] != 0
     return n
 
 
 @compiled
-def add_columns(z, columns, where, values):
-    """z += Σ_k values_k · columns_k; columns (K, width), one in each row."""
+def add_rows(z, rows, where, values):
+    """z += Σ_k values_k · rows[where_k]."""
     done = len(where) // 4 * 4
     for k in range(0, done, 4):  # four at once: z is read and written a quarter as often
         t, u, v, w = values[k], values[k + 1], values[k + 2], values[k + 3]
-        a, b = columns[where[k]], columns[where[k + 1]]
-        c, d = columns[where[k + 2]], columns[where[k + 3]]
+        a, b, c, d = rows[where[k]], rows[where[k + 1]], rows[where[k + 2]], rows[where[k + 3]]
         for o in range(len(z)):
             z[o] += t * a[o] + u * b[o] + v * c[o] + w * d[o]
     for k in range(done, len(where)):
-        add(z, columns[where[k]], values[k])
+        add(z, rows[where[k]], values[k])
 
 
 @compiled
-def propagate(vector, sizes, columns, where, values, acts):
-    """Activations of every layer, one layer after the other, into `acts`; the last are the logits."""
-    width = sizes[1]
-    z = acts[:width]
-    copy(z, vector)
-    add_columns(z, columns, where, values)
-    at, here = width, 0
-    for layer in range(1, len(sizes) - 1):
+def forward(vector, sizes, x, i, where, values, counts, acts):
+    """Logits of the i-th sample; fills its lists. `acts` is (sizes[1:].sum(),) to work in."""
+    at, pos, unit = 0, 0, 0
+    floats, pixels, lookup = x
+    for layer in range(len(sizes) - 1):
         n_in, n_out = sizes[layer], sizes[layer + 1]
-        h, z = acts[here : here + n_in], acts[here + n_in : here + n_in + n_out]
-        rectify(h, h)
-        for o in range(n_out):
-            row, total = vector[at + o * n_in : at + (o + 1) * n_in], vector[at + n_out * n_in + o]
-            for i in range(n_in):
-                total += row[i] * h[i]
-            z[o] = total
-        at, here = at + (n_in + 1) * n_out, here + n_in
+        if layer:
+            n = gather(acts[unit - n_in : unit], where[pos:], values[pos:])
+        elif len(lookup):
+            for j in range(n_in):
+                values[j] = lookup[pixels[i, j]]
+            n = gather(values[:n_in], where, values)  # in place: what is read lies ahead of what is written
+        else:
+            n = gather(floats[i], where, values)
+        counts[layer] = n
+        W, z = vector[at : at + n_in * n_out].reshape(n_in, n_out), acts[unit : unit + n_out]
+        copy(z, vector[at + n_in * n_out : at + (n_in + 1) * n_out])
+        add_rows(z, W, where[pos : pos + n], values[pos : pos + n])
+        if layer < len(sizes) - 2:
+            for o in range(n_out):
+                z[o] = np.float32(0) if z[o] <= 0 else z[o]  # a NaN stays, as in torch
+        at, pos, unit = at + (n_in + 1) * n_out, pos + n_in, unit + n_out
+    return acts[unit - sizes[-1] : unit]
 
 
 @compiled
@@ -192,107 +128,168 @@ def output_error(logits, label, delta):
 
 
 @compiled
-def backpropagate(vector, target, sizes, columns, where, values, acts, deltas, factor):
-    """target += factor · gradient; `deltas` holds the logits' derivative and becomes every layer's.
-
-    `columns` are the target's. The target may be the vector itself: a row is read before it changes.
-    """
-    at, here = len(vector), len(acts)
+def hidden_errors(vector, sizes, where, counts, deltas, n, i):
+    """Derivatives by the hidden layers of the i-th of n samples, from that by its logits."""
+    at, pos, unit = len(vector), sizes[:-1].sum(), sizes[1:].sum()
     for layer in range(len(sizes) - 2, 0, -1):
         n_in, n_out = sizes[layer], sizes[layer + 1]
-        at, here = at - (n_in + 1) * n_out, here - n_out
-        h, error = acts[here - n_in : here], deltas[here : here + n_out]
-        below = deltas[here - n_in : here]
+        at, pos, unit = at - (n_in + 1) * n_out, pos - n_in, unit - n_out
+        error = deltas[n * unit + i * n_out : n * unit + (i + 1) * n_out]
+        first = n * (unit - n_in) + i * n_in
+        below = deltas[first : first + n_in]
         below[:] = 0
-        for o in range(n_out):
-            e = error[o]
-            first, last = at + o * n_in, at + (o + 1) * n_in
-            if e != 0:
-                add(below, vector[first:last], e)
-                add(target[first:last], h, factor * e)
-                target[at + n_in * n_out + o] += factor * e
-        rectify(below, h)
-    error = deltas[: sizes[1]]
-    add(target[: sizes[1]], error, factor)
-    for k in range(len(where)):
-        add(columns[where[k]], error, factor * values[k])
+        W = vector[at : at + n_in * n_out].reshape(n_in, n_out)
+        for k in where[pos : pos + counts[layer]]:
+            total = np.float32(0)
+            for o in range(n_out):
+                total += W[k, o] * error[o]
+            below[k] = total
 
 
 @compiled
-def train(flat, target, upper, sizes, x, y, place, factors, start, stop, losses):
-    """For samples `start` to `stop`: target += factor · gradient; columns start at `upper` in both."""
-    n_units = sizes[1:].sum()
-    top = n_units - sizes[len(sizes) - 1]
-    acts, deltas = np.empty(n_units, np.float32), np.empty(n_units, np.float32)
-    where, values = np.empty(sizes[0], np.int64), np.empty(sizes[0], np.float32)
-    columns, target_columns = flat[upper:].reshape(-1, sizes[1]), target[upper:].reshape(-1, sizes[1])
+def descend(vector, sizes, where, values, counts, deltas, factor):
+    """vector += factor · gradient of one sample."""
+    at, pos, unit = 0, 0, 0
+    for layer in range(len(sizes) - 1):
+        n_in, n_out = sizes[layer], sizes[layer + 1]
+        W, error = vector[at : at + n_in * n_out].reshape(n_in, n_out), deltas[unit : unit + n_out]
+        for k in range(pos, pos + counts[layer]):
+            add(W[where[k]], error, factor * values[k])
+        add(vector[at + n_in * n_out : at + (n_in + 1) * n_out], error, factor)
+        at, pos, unit = at + (n_in + 1) * n_out, pos + n_in, unit + n_out
+
+
+@compiled
+def train(vector, sizes, x, y, factors, start, stop, losses, work):
+    """For samples `start` to `stop`, one after the other: vector += factor · gradient."""
+    where, values, counts, acts, deltas = work[0][0], work[1][0], work[2][0], work[3], work[4]
+    top = sizes[1:-1].sum()
     for i in range(start, stop):
-        n = gather(sample(x, i), place, where, values)
-        propagate(flat[:upper], sizes, columns, where[:n], values[:n], acts)
-        losses[i] = output_error(acts[top:], y[i], deltas[top:])
-        backpropagate(
-            flat[:upper], target[:upper], sizes, target_columns,
-            where[:n], values[:n], acts, deltas, factors[i],
-        )  # fmt: skip
+        logits = forward(vector, sizes, x, i, where, values, counts, acts)
+        losses[i] = output_error(logits, y[i], deltas[top:])
+        hidden_errors(vector, sizes, where, counts, deltas, 1, 0)
+        descend(vector, sizes, where, values, counts, deltas, factors[i])
 
 
 @compiled
-def interpolate(flat, start, rate):
-    """flat ← start + rate (flat − start)."""
-    for i in range(len(flat)):
-        flat[i] = start[i] + rate * (flat[i] - start[i])
+def differentiate(vector, sizes, x, y, first, n, losses, work):
+    """Lists and deltas of samples `first` to `first + n`; their losses."""
+    where, values, counts, acts, deltas = work[0], work[1], work[2], work[3], work[4]
+    n_classes, top = sizes[-1], n * sizes[1:-1].sum()
+    for i in range(n):
+        logits = forward(vector, sizes, x, first + i, where[i], values[i], counts[i], acts)
+        delta = deltas[top + i * n_classes : top + (i + 1) * n_classes]
+        losses[first + i] = output_error(logits, y[first + i], delta)
+        hidden_errors(vector, sizes, where[i], counts[i], deltas, n, i)
 
 
 @compiled
-def prepare(addresses, sizes, space, data, n, lookup):
-    """Inputs, labels, the columns in use, places of inputs among them, length of the vector's upper part."""
+def by_input(n, n_in, pos, layer, factors, work):
+    """A layer's lists sorted by input instead of by sample: ends of the inputs' lists; samples, amounts."""
+    where, values, counts, ends, samples, amounts = work[0], work[1], work[2], work[5], work[6], work[7]
+    ends[: n_in + 1] = 0
+    for i in range(n):
+        for k in range(pos, pos + counts[i, layer]):
+            ends[where[i, k] + 1] += 1
+    for j in range(n_in):
+        ends[j + 1] += ends[j]
+    for i in range(n):  # moves every entry of `ends` from its input's begin to its end
+        for k in range(pos, pos + counts[i, layer]):
+            place = ends[where[i, k]]
+            samples[place], amounts[place] = i, factors[i] * values[i, k]
+            ends[where[i, k]] = place + 1
+    return ends, samples, amounts
+
+
+@compiled
+def accumulate(target, sizes, n, factors, work):
+    """target += Σ_i factors_i · gradient of sample i of the n that were differentiated.
+
+    The target may be the vector itself: the weights are not read here.
+    """
+    at, pos, unit = 0, 0, 0
+    for layer in range(len(sizes) - 1):
+        n_in, n_out = sizes[layer], sizes[layer + 1]
+        W = target[at : at + n_in * n_out].reshape(n_in, n_out)
+        errors = work[4][n * unit : n * (unit + n_out)].reshape(n, n_out)
+        ends, samples, amounts = by_input(n, n_in, pos, layer, factors, work)
+        begin = 0
+        for j in range(n_in):  # an input at a time: its row stays in the fastest memory
+            add_rows(W[j], errors, samples[begin : ends[j]], amounts[begin : ends[j]])
+            begin = ends[j]
+        bias = target[at + n_in * n_out : at + (n_in + 1) * n_out]
+        for i in range(n):
+            add(bias, errors[i], factors[i])
+        at, pos, unit = at + (n_in + 1) * n_out, pos + n_in, unit + n_out
+
+
+@compiled
+def transpose(vector, sizes, out):
+    """out ← vector with every W as PyTorch has it, (n_out, n_in)."""
+    at = 0
+    for layer in range(len(sizes) - 1):
+        n_in, n_out = sizes[layer], sizes[layer + 1]
+        size = n_in * n_out
+        W, T = vector[at : at + size].reshape(n_in, n_out), out[at : at + size].reshape(n_out, n_in)
+        for o in range(n_out):
+            for k in range(n_in):
+                T[o, k] = W[k, o]
+        copy(out[at + size : at + size + n_out], vector[at + size : at + size + n_out])
+        at += size + n_out
+
+
+@compiled
+def arrays(sizes, data, n, lookup):
+    """Inputs and labels at their addresses."""
     y = memory(data[1], n, np.int64)
-    if n and (y.min() < 0 or y.max() >= sizes[len(sizes) - 1]):  # it would write outside the arrays
+    if n and (y.min() < 0 or y.max() >= sizes[-1]):  # it would write outside the arrays
         raise IndexError("a label is out of range")
     n_in, raw = sizes[0], len(lookup) > 0
     floats = memory(data[0], 0 if raw else n * n_in, np.float32).reshape(-1, n_in)
     pixels = memory(data[0], n * n_in if raw else 0, np.uint8).reshape(-1, n_in)
-    x = floats, pixels, lookup, np.empty(n_in, np.float32)
-    columns, place = active_columns(x, n, n_in)
-    exchange(addresses, sizes, columns, space[0], False)
-    return x, y, columns, place, space.shape[1] - n_in * sizes[1]
+    return (floats, pixels, lookup), y
 
 
 @compiled
-def sequence(addresses, sizes, space, data, n, lookup, lr, n_batches, beta, gamma):
-    """See `MLPKernel.reptile`. space: (3, P) to work in; data: addresses of x, y, scale, losses."""
-    x, y, columns, place, upper = prepare(addresses, sizes, space, data, n, lookup)
-    length, losses = upper + len(columns) * sizes[1], memory(data[3], n, np.float32)
-    flat, start, before = space[0, :length], space[1, :length], space[2, :length]
-    factors = np.full(n, -lr, np.float32)
+def sequence(vector, copies, sizes, work, data, n, lookup, lr, n_batches, beta, gamma):
+    """See `MLPKernel.reptile`. copies: (2, P) to work in; data: addresses of x, y, scale, losses."""
+    x, y = arrays(sizes, data, n, lookup)
+    losses, factors = memory(data[3], n, np.float32), np.full(n, -lr, np.float32)
     if data[2]:
         factors *= memory(data[2], n, np.float32)
+    before, start = copies[0], copies[1]
     if gamma != 1:
-        copy(before, flat)
+        copy(before, vector)
     size = n // n_batches
     for first in range(0, size * n_batches, max(size, 1)):
         if beta != 1:
-            copy(start, flat)
-        train(flat, flat, upper, sizes, x, y, place, factors, first, first + size, losses)
+            copy(start, vector)
+        train(vector, sizes, x, y, factors, first, first + size, losses, work)
         if beta != 1:
-            interpolate(flat, start, np.float32(beta))
+            interpolate(vector, start, np.float32(beta))
     if gamma != 1:
-        interpolate(flat, before, np.float32(gamma))
-    exchange(addresses, sizes, columns, flat, True)
+        interpolate(vector, before, np.float32(gamma))
 
 
 @compiled
-def accumulate(addresses, outputs, sizes, space, data, n, lookup, lr):
-    """Gradient of Σ_i weights_i CE_i: into `outputs` (addresses of zeros) if any, else one SGD step."""
-    x, y, columns, place, upper = prepare(addresses, sizes, space, data, n, lookup)
-    length, losses = upper + len(columns) * sizes[1], np.empty(n, np.float32)
-    flat, gradient = space[0, :length], space[1, :length]
-    gradient[:] = 0
-    weights = memory(data[2], n, np.float32)
-    train(flat, gradient, upper, sizes, x, y, place, weights, 0, n, losses)
-    if len(outputs):
-        exchange(outputs, sizes, columns, gradient, True)
-    else:
-        add(flat, gradient, np.float32(-lr))
-        exchange(addresses, sizes, columns, flat, True)
+def step(vector, sizes, work, data, n, lookup, lr):
+    """One SGD step on Σ_i weights_i CE_i, which is returned; data: addresses of x, y, weights."""
+    x, y = arrays(sizes, data, n, lookup)
+    weights, losses = memory(data[2], n, np.float32), np.empty(n, np.float32)
+    differentiate(vector, sizes, x, y, 0, n, losses, work)
+    accumulate(vector, sizes, n, weights * np.float32(-lr), work)
     return (weights * losses).sum()
+
+
+@compiled
+def gradients(vector, scratch, sizes, work, data, n, lookup, counts, out):
+    """out[t] ← gradient of Σ_i weights_i CE_i over the t-th part, of counts[t] samples; out is (T, P)."""
+    x, y = arrays(sizes, data, n, lookup)
+    weights, losses = memory(data[2], n, np.float32), np.empty(n, np.float32)
+    first = 0
+    for t in range(len(counts)):
+        differentiate(vector, sizes, x, y, first, counts[t], losses, work)
+        scratch[:] = 0
+        accumulate(scratch, sizes, counts[t], weights[first : first + counts[t]], work)
+        transpose(scratch, sizes, out[t])
+        first += counts[t]

@@ -9,6 +9,7 @@ never written.
 
 from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -16,19 +17,32 @@ from torch.func import functional_call, grad, vmap
 
 from backbones.heads import TaskHeads
 from datasets.benchmark import Samples, Task
+from models.parts import layers
 from utils.buffer import distinct
+from utils.options import OptionSet, option
 
-# (N, C) logits → quantities (N, K) and their weights (N, K).
-Quantities = Callable[[Tensor], tuple[Tensor, Tensor]]
+# (N, C) logits, and what else is given of each sample → quantities (N, K) and their weights (N, K).
+Quantities = Callable[..., tuple[Tensor, Tensor]]
 
 # Floats held at once per chunk of samples: what stays in a CPU's caches, what fills a GPU.
 CHUNK_FLOATS = {"cpu": 4 << 20, "cuda": 1 << 28}
+# Where no gradients are held, at least so many samples, as fewer cost a large network more each.
+FEW = 8
 
 
-def shared_parameters(net: nn.Module) -> dict[str, nn.Parameter]:
-    """Name → parameter of all that tasks share: everything but per-task heads."""
-    per_task = isinstance(net.head, TaskHeads)
-    return {n: p for n, p in net.named_parameters() if not (per_task and n.startswith("head."))}
+@dataclass(frozen=True)
+class ProtectionOptions(OptionSet):
+    """Which parameters an importance protects."""
+
+    protect_head: bool = option(
+        True, "also protect a head that all tasks share; heads of single tasks never are"
+    )
+
+
+def shared_parameters(net: nn.Module, head: bool = True) -> dict[str, nn.Parameter]:
+    """Name → parameter of all that tasks share: everything but per-task heads, or but any head."""
+    keep_head = head and not isinstance(net.head, TaskHeads)
+    return {n: p for n, p in net.named_parameters() if keep_head or not n.startswith("head.")}
 
 
 def subset(samples: Samples, n: int, generator: torch.Generator) -> Samples:
@@ -39,27 +53,37 @@ def subset(samples: Samples, n: int, generator: torch.Generator) -> Samples:
     return Samples(*(field[rows] for field in samples))
 
 
-def of_task(
-    method, task: Task, n: int, draws: torch.Generator, quantities: Quantities, power: int
+def of_images(
+    method,
+    parameters: dict[str, nn.Parameter],
+    images: Tensor,
+    task: Task,
+    quantities: Quantities,
+    power: int,
+    *given: Tensor,
 ) -> dict[str, Tensor]:
-    """Mean importance of the shared parameters over `n` training samples of `task` (0: all).
+    """Mean importance of `parameters` over images (N, C, H, W) uint8, seen as images of `task`.
 
-    With per-task heads over separate classes, `quantities` gets the logits of the task's own classes
-    only, as its training loss does.
+    given: tensors (N, ...) that `quantities` gets beside the logits, such as labels. With per-task heads
+    over separate classes the logits are those of the task's own classes, as in its training loss.
     """
-    normalise = method.setup.benchmark.augment.normalise
-    samples = subset(method.setup.benchmark.train(task), n, draws)
-    columns = slice(None) if method.head_mask is None else torch.tensor(task.classes, device=method.device)
-    totals = {name: torch.zeros_like(p) for name, p in shared_parameters(method.net).items()}
-    size = chunk_size(method.net, totals)
+    net, normalise = method.net, method.setup.benchmark.augment.normalise
+    totals = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    task_ids = torch.full((len(images),), task.id, device=images.device)
+    own = of_own_classes(method, task, quantities)
+    with evaluating(net):
+        size = chunk_size(net, totals, normalise(images[:1]), task_ids[:1])
+        for raw, task_id, *parts in zip(*(t.split(size) for t in (images, task_ids, *given)), strict=True):
+            accumulate(totals, net, normalise(raw), task_id, own, power, *parts)
+    return {name: total / len(images) for name, total in totals.items()}
 
-    def own(logits: Tensor) -> tuple[Tensor, Tensor]:
-        return quantities(logits[:, columns])
 
-    with evaluating(method.net):
-        for raw, task_id in zip(samples.x_raw.split(size), samples.task_id.split(size), strict=True):
-            accumulate(totals, method.net, normalise(raw), task_id, own, power)
-    return {name: total / len(samples.y) for name, total in totals.items()}
+def of_own_classes(method, task: Task, quantities: Quantities) -> Quantities:
+    """`quantities` of the logits of the task's own classes, where other heads give the others."""
+    if method.head_mask is None:
+        return quantities
+    columns = torch.tensor(task.classes, device=method.device)
+    return lambda logits, *given: quantities(logits[:, columns], *given)
 
 
 @contextmanager
@@ -74,85 +98,48 @@ def evaluating(net: nn.Module):
 
 
 def accumulate(
-    totals: dict[str, Tensor], net: nn.Module, x: Tensor, task_id: Tensor, quantities: Quantities, power: int
+    totals: dict[str, Tensor],
+    net: nn.Module,
+    x: Tensor,
+    task_id: Tensor,
+    quantities: Quantities,
+    power: int,
+    *given: Tensor,
 ) -> None:
     """Add Σ_n Σ_k w_nk |∂ o_nk / ∂θ|^power over the samples x (N, C, H, W) to `totals`, by name."""
-    layers = linear_layers(net, totals)
-    add = accumulate_any if layers is None else accumulate_linear
-    add(totals, net, x, task_id, quantities, power)
+    if not layers.accumulate(totals, net, x, task_id, quantities, power, *given):
+        accumulate_any(totals, net, x, task_id, quantities, power, *given)
 
 
 def accumulate_any(
-    totals: dict[str, Tensor], net: nn.Module, x: Tensor, task_id: Tensor, quantities: Quantities, power: int
+    totals: dict[str, Tensor],
+    net: nn.Module,
+    x: Tensor,
+    task_id: Tensor,
+    quantities: Quantities,
+    power: int,
+    *given: Tensor,
 ) -> None:
     """`accumulate` for any architecture: all per-sample gradients of the chunk, by `vmap(grad)`."""
     known = dict(net.named_parameters())
     parameters = {name: known[name].detach() for name in totals}
 
-    def quantity(parameters: dict[str, Tensor], x: Tensor, task_id: Tensor, chosen: Tensor) -> Tensor:
+    def quantity(parameters, chosen: Tensor, x: Tensor, task_id: Tensor, *given: Tensor) -> Tensor:
         logits = functional_call(net, parameters, (x[None], task_id[None]))
-        return (quantities(logits)[0][0] * chosen).sum()
+        return (quantities(logits, *(g[None] for g in given))[0][0] * chosen).sum()
 
-    per_sample = vmap(grad(quantity), in_dims=(None, 0, 0, None))
+    per_sample = vmap(grad(quantity), in_dims=(None, None, 0, 0, *(0 for _ in given)))
     with torch.no_grad():
-        weights = quantities(net(x, task_id))[1]
+        weights = quantities(net(x, task_id), *given)[1]
     for k, chosen in enumerate(torch.eye(weights.shape[1], device=x.device)):
-        for name, g in per_sample(parameters, x, task_id, chosen).items():
-            totals[name] += torch.tensordot(weights[:, k], magnitude(g, power), 1)
+        for name, g in per_sample(parameters, chosen, x, task_id, *given).items():
+            totals[name] += torch.tensordot(weights[:, k], layers.magnitude(g, power), 1)
 
 
-def accumulate_linear(
-    totals: dict[str, Tensor], net: nn.Module, x: Tensor, task_id: Tensor, quantities: Quantities, power: int
-) -> None:
-    """`accumulate` for fully connected networks, without making the per-sample gradients.
-
-    A layer z = W a + b has the gradient δ aᵀ for a sample, δ = ∂o/∂z: a rank-one matrix, so the sum
-    over samples of w |δ aᵀ|^power is the matrix product (w |δ|^power)ᵀ |a|^power.
-    """
-    layers = linear_layers(net, totals)
-    inputs, outputs = {}, {}
-
-    def note(name: str) -> Callable:
-        def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
-            assert name not in inputs and output.dim() == 2, f"{name}: the rank-one rule needs one plain use"
-            inputs[name], outputs[name] = args[0].detach(), output
-
-        return hook
-
-    hooks = [layer.register_forward_hook(note(name)) for name, layer in layers.items()]
-    try:  # x requires a gradient so that frozen layers have one too
-        values, weights = quantities(net(x.detach().requires_grad_(), task_id))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    powers = {name: magnitude(a, power) for name, a in inputs.items()}
-    for k in range(values.shape[1]):
-        deltas = torch.autograd.grad(values[:, k].sum(), list(outputs.values()), retain_graph=True)
-        for name, delta in zip(outputs, deltas, strict=True):
-            weighted = magnitude(delta, power) * weights[:, k : k + 1].detach()
-            totals[f"{name}.weight"] += weighted.T @ powers[name]
-            if f"{name}.bias" in totals:
-                totals[f"{name}.bias"] += weighted.sum(0)
-
-
-def magnitude(g: Tensor, power: int) -> Tensor:
-    """|g|^power, element by element, for power 1 or 2."""
-    return g.abs() if power == 1 else g.square()
-
-
-def linear_layers(net: nn.Module, names: dict[str, Tensor]) -> dict[str, nn.Linear] | None:
-    """Name → layer when all of `names` belong to linear layers (a perceptron), else None."""
-    modules = {name.rpartition(".")[0] for name in names}
-    layers = {module: net.get_submodule(module) for module in modules}
-    return layers if all(isinstance(layer, nn.Linear) for layer in layers.values()) else None
-
-
-def chunk_size(net: nn.Module, totals: dict[str, Tensor]) -> int:
-    """Samples whose gradients (or, without making them, activations) are held at once."""
-    layers = linear_layers(net, totals)
-    if layers is None:
-        per_sample = sum(total.numel() for total in totals.values())
-    else:
-        per_sample = sum(layer.in_features + layer.out_features for layer in layers.values())
-    device = next(iter(totals.values())).device
-    return max(1, CHUNK_FLOATS[device.type] // per_sample)
+def chunk_size(net: nn.Module, totals: dict[str, Tensor], x: Tensor, task_id: Tensor) -> int:
+    """Samples like x (1, C, H, W) whose activations, or whole gradients, are held at once."""
+    limit = CHUNK_FLOATS[x.device.type]
+    held = layers.floats_per_sample(net, totals, x, task_id)
+    if held is None:
+        return max(1, limit // sum(total.numel() for total in totals.values()))
+    return max(FEW, limit // held)

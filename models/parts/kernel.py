@@ -1,8 +1,8 @@
 """A compiled CPU kernel for fully connected ReLU networks: single-sample SGD steps in microseconds.
 
 An eager step of MER's network (784-100-100-10) costs hundreds of microseconds, nearly all of it dispatch;
-here it costs about five, equal to autograd up to float32 rounding. The methods' own files stay the
-reference: this takes their place where `fits` says that it can.
+here it costs a few, equal to autograd up to float32 rounding. The methods' own files stay the reference:
+this takes their place where `fits` says that it can.
 """
 
 import torch
@@ -11,17 +11,16 @@ from torch import Tensor, nn
 from backbones.heads import SharedHead
 from backbones.mlp import MLP
 
-FLOAT_BYTES = 4
-
 
 class MLPKernel:
     """Plain SGD on the parameters of an MLP, in place, in the calling thread alone.
 
-    Everywhere x is (n, ...), normalised float32 or raw uint8, and y is (n,) int64. Raw pixels are
-    normalised by `lookup`, (256,) float32: what each pixel value becomes; by default value · (1 / 255),
-    bit for bit `Augment().normalise`. Zero inputs cost nothing. A call ends with the network's own
-    tensors up to date and keeps nothing for the next: parameters may be loaded, changed or moved
-    (`p.data = ...`) between calls, and a checkpoint needs nothing of the kernel.
+    The network's parameters become views of one vector (see `models.parts.compiled`), in which each
+    layer's weights lie input by input: same shapes and values, other strides. Parameters may be loaded,
+    changed or replaced (`p.data = ...`) between calls, and a checkpoint needs nothing of the kernel.
+
+    Everywhere x is (n, ...), normalised float32 or, with a `lookup`, raw uint8, and y is (n,) int64.
+    lookup: (256,) float32, what each pixel value becomes. Zero inputs cost nothing.
     """
 
     def __init__(self, net: MLP, lookup: Tensor | None = None):
@@ -29,16 +28,16 @@ class MLPKernel:
 
         self.compiled, self.parameters = compiled, list(net.parameters())
         weights = self.parameters[::2]
-        self.sizes = torch.tensor([weights[0].shape[1], *(len(w) for w in weights)]).numpy()
-        lengths = torch.tensor([p.numel() for p in self.parameters])
-        self.n_inputs, self.n_parameters = weights[0].shape[1], int(lengths.sum())
-        self.offsets = (FLOAT_BYTES * (lengths.cumsum(0) - lengths)).numpy()
-        lookup = torch.arange(256) * (1 / torch.tensor(255.0)) if lookup is None else lookup
-        self.lookup, self.no_lookup = lookup.to(torch.float32).contiguous().numpy(), torch.empty(0).numpy()
-        if len(self.lookup) != 256:
-            raise ValueError(f"a lookup table has 256 entries, this one {len(self.lookup)}")
-        self.space = torch.empty(3, self.n_parameters).numpy()
-        self.located: list[int] = []
+        sizes = torch.tensor([weights[0].shape[1], *(len(w) for w in weights)])
+        self.sizes, self.n_inputs = sizes.numpy(), int(sizes[0])
+        self.n_units, self.n_lists = int(sizes[1:].sum()), int(sizes[:-1].sum())
+        self.n_parameters = sum(p.numel() for p in self.parameters)
+        if lookup is not None and (lookup.shape != (256,) or lookup.dtype != torch.float32):
+            raise ValueError(f"a lookup table has 256 float32 entries, this one {tuple(lookup.shape)}")
+        self.takes_raw, self.no_lookup = lookup is not None, torch.empty(0).numpy()
+        self.lookup = self.no_lookup if lookup is None else lookup.contiguous().numpy()
+        self.vector, self.copies = torch.empty(self.n_parameters), torch.empty(2, self.n_parameters).numpy()
+        self.room, self.located = 0, []
 
     @staticmethod
     def fits(net: nn.Module, device: torch.device | str) -> bool:
@@ -47,8 +46,7 @@ class MLPKernel:
             torch.device(device).type == "cpu"
             and type(net) is MLP  # a subclass may compute something else
             and type(net.head) is SharedHead
-            and all(p.is_cpu and p.dtype == torch.float32 for p in net.parameters())
-            and all(p.is_contiguous() and p.requires_grad for p in net.parameters())
+            and all(p.is_cpu and p.dtype == torch.float32 and p.requires_grad for p in net.parameters())
         )
 
     def sequence(self, x: Tensor, y: Tensor, lr: float, scale: Tensor | None = None) -> Tensor:
@@ -81,21 +79,34 @@ class MLPKernel:
         scale_address = 0 if scale is None else scale.data_ptr()
         data = (x.data_ptr(), y.data_ptr(), scale_address, losses.data_ptr())
         self.compiled.sequence(
-            self._addresses(), self.sizes, self.space, data, len(y), lookup,
+            self._parameters(), self.copies, self.sizes, self._work(1), data, len(y), lookup,
             float(lr), n_batches, float(beta), float(gamma),
         )  # fmt: skip
         return losses
 
     def step(self, x: Tensor, y: Tensor, weights: Tensor, lr: float) -> Tensor:
         """One SGD step on Σ_i weights_i CE_i, `weights` (n,); returns that loss, before the step."""
-        return self._accumulate(x, y, weights, self.offsets[:0], float(lr))
+        x, y, weights, lookup = self._checked(x, y, weights)
+        data = (x.data_ptr(), y.data_ptr(), weights.data_ptr())
+        vector, work = self._parameters(), self._work(len(y))
+        return torch.tensor(
+            self.compiled.step(vector, self.sizes, work, data, len(y), lookup, float(lr)), dtype=torch.float32
+        )
 
-    def gradient(self, x: Tensor, y: Tensor, weights: Tensor, out: Tensor | None = None) -> Tensor:
-        """(P,) gradient of Σ_i weights_i CE_i in the order of `net.parameters()`; `out` is overwritten."""
-        out = torch.zeros(self.n_parameters) if out is None else out.zero_()
-        if out.shape != (self.n_parameters,) or out.dtype != torch.float32 or not out.is_contiguous():
-            raise ValueError(f"out must be contiguous float32 of shape ({self.n_parameters},)")
-        self._accumulate(x, y, weights, self.offsets + out.data_ptr(), 0.0)
+    def gradients(self, x: Tensor, y: Tensor, weights: Tensor, counts: list[int]) -> Tensor:
+        """(T, P) gradients of Σ_i weights_i CE_i over T parts, of `counts` samples, one after the other.
+
+        P in the order of `net.parameters()`, each tensor row by row.
+        """
+        x, y, weights, lookup = self._checked(x, y, weights)
+        if sum(counts) != len(y) or min(counts, default=0) < 0:
+            raise ValueError(f"parts of {counts} samples do not make {len(y)}")
+        out = torch.empty(len(counts), self.n_parameters)
+        data = (x.data_ptr(), y.data_ptr(), weights.data_ptr())
+        vector, work, parts = self._parameters(), self._work(max(counts, default=0)), torch.tensor(counts)
+        self.compiled.gradients(
+            vector, self.copies[0], self.sizes, work, data, len(y), lookup, parts.long().numpy(), out.numpy()
+        )
         return out
 
     def state_dict(self) -> dict:
@@ -105,22 +116,15 @@ class MLPKernel:
     def load_state_dict(self, state: dict) -> None:
         """Nothing to load."""
 
-    def _accumulate(self, x: Tensor, y: Tensor, weights: Tensor, outputs, lr: float) -> Tensor:
-        x, y, weights, lookup = self._checked(x, y, weights)
-        data = (x.data_ptr(), y.data_ptr(), weights.data_ptr())
-        loss = self.compiled.accumulate(
-            self._addresses(), outputs, self.sizes, self.space, data, len(y), lookup, lr
-        )
-        return torch.tensor(loss)
-
     def _checked(self, x: Tensor, y: Tensor, weights: Tensor | None):
         """The tensors, laid out as compiled code reads them, and the table for x; it takes bare addresses.
 
         The caller holds on to what is returned until the call is over.
         """
         n, raw = len(y), x.dtype == torch.uint8
-        if not (raw or x.dtype == torch.float32) or y.dtype != torch.int64:
-            raise ValueError(f"x must be float32 or uint8 and y int64, not {x.dtype} and {y.dtype}")
+        if not (x.dtype == torch.float32 or (raw and self.takes_raw)) or y.dtype != torch.int64:
+            allowed = "float32 or uint8" if self.takes_raw else "float32 (there is no lookup table)"
+            raise ValueError(f"x must be {allowed} and y int64, not {x.dtype} and {y.dtype}")
         if x.numel() != n * self.n_inputs or len(x) != n or y.dim() != 1:
             shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"
             raise ValueError(f"x and y must be (n, {self.n_inputs}) and (n,), not {shapes}")
@@ -132,9 +136,32 @@ class MLPKernel:
             raise ValueError("the kernel reads the CPU's memory only")
         return x.contiguous(), y.contiguous(), weights, self.lookup if raw else self.no_lookup
 
-    def _addresses(self):
-        """(2L,) int64 places of the parameters now: `load_state_dict` keeps them, `p.data = ...` does not."""
-        located = [p.data_ptr() for p in self.parameters]
-        if located != self.located:
-            self.located, self.addresses = located, torch.tensor(located).numpy()
-        return self.addresses
+    def _parameters(self):
+        """The vector of all parameters; where a parameter was replaced, they are put into it again."""
+        if self.located != [p.data_ptr() for p in self.parameters]:
+            at = 0
+            for p in self.parameters:
+                view = self.vector[at : at + p.numel()].view(p.shape[::-1]).t()
+                p.data = view.copy_(p.data.clone())  # it may lie in the vector already, as an old view
+                at += p.numel()
+            self.located = [p.data_ptr() for p in self.parameters]
+        return self.vector.numpy()
+
+    def _work(self, n: int):
+        """Space for `n` samples at once, kept between calls; see `models.parts.compiled`."""
+        if n > self.room or not self.room:
+            self.room = n = max(n, 1, 2 * self.room)
+            widest, n_layers = int(self.sizes[:-1].max()), len(self.sizes) - 1
+            whole = {"dtype": torch.int32}
+            spaces = (
+                torch.empty(n, self.n_lists, **whole),  # where
+                torch.empty(n, self.n_lists),  # values
+                torch.empty(n, n_layers, **whole),  # counts
+                torch.empty(self.n_units),  # activations of one sample
+                torch.empty(n * self.n_units),  # deltas
+                torch.empty(widest + 1, **whole),  # ends of the lists by input
+                torch.empty(n * widest, **whole),  # samples in them
+                torch.empty(n * widest),  # and their amounts
+            )
+            self.work = tuple(space.numpy() for space in spaces)
+        return self.work

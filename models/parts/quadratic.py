@@ -32,6 +32,17 @@ class Quadratic:
         return quadratic + self.constant
 
     @torch.no_grad()
+    def add_gradients(self, strength: float) -> None:
+        """Add strength · ∂value/∂θ = 2 strength Ω (θ − θ*) to `.grad` of the parameters that have one."""
+        names = [name for name in self.importance if self.parameters[name].grad is not None]
+        if names:
+            shift = torch._foreach_sub(
+                [self.parameters[n].detach() for n in names], [self.anchor[n] for n in names]
+            )
+            slopes = torch._foreach_mul(shift, [self.importance[n] for n in names])
+            torch._foreach_add_([self.parameters[n].grad for n in names], slopes, alpha=2 * strength)
+
+    @torch.no_grad()
     def set(self, importance: dict[str, Tensor]) -> None:
         """The quadratic with this importance, anchored at the current parameters."""
         self.importance = dict(importance)

@@ -1,13 +1,12 @@
 """Similarity of samples: cosines between the gradients of their losses, exact and vectorised."""
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from models.parts.importance import evaluating, linear_layers
+from models.parts.importance import evaluating
+from models.parts.layers import known_layers, watching
 from models.parts.replay import Replayed
 from models.parts.steps import Logits
 
@@ -21,11 +20,11 @@ def cosines(method, samples: Replayed, others: Replayed) -> Tensor:
     0 where a gradient is 0.
     """
     parameters = method.trainable()
-    layers = linear_layers(method.net, parameters)
+    layers = known_layers(method.net, parameters) or {}
     with evaluating(method.net):
-        if layers is None:
-            return cosines_any(method, parameters, samples, others)
-        return cosines_linear(method, layers, samples, others)
+        if layers and all(isinstance(layer, nn.Linear) for layer in layers.values()):
+            return cosines_linear(method, layers, samples, others)
+        return cosines_any(method, parameters, samples, others)
 
 
 def cosines_any(method, parameters: dict[str, nn.Parameter], samples: Replayed, others: Replayed) -> Tensor:
@@ -56,19 +55,12 @@ def cosines_linear(method, layers: dict[str, nn.Linear], samples: Replayed, othe
     x, y, task_id = (torch.cat(pair) for pair in zip(samples, others, strict=True))
     inputs, outputs = {}, {}
 
-    def note(name: str) -> Callable:
-        def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
-            assert name not in inputs, f"{name}: the rank-one rule needs one plain use"
-            inputs[name], outputs[name] = args[0].detach(), output
+    def note(name: str, layer: nn.Module, args: tuple, output: Tensor) -> None:
+        assert name not in inputs, f"{name}: the rank-one rule needs one plain use"
+        inputs[name], outputs[name] = args[0].detach(), output
 
-        return hook
-
-    hooks = [layer.register_forward_hook(note(name)) for name, layer in layers.items()]
-    try:
+    with watching(layers, note):
         loss = F.cross_entropy(method.logits(x, task_id), y, reduction="sum")
-    finally:
-        for hook in hooks:
-            hook.remove()
     deltas = torch.autograd.grad(loss, list(outputs.values()))
     inner, square = torch.zeros(n, len(y) - n, device=x.device), torch.zeros(len(y), device=x.device)
     for name, delta in zip(outputs, deltas, strict=True):

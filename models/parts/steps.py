@@ -22,12 +22,27 @@ def kernel_of(method) -> MLPKernel | None:
         train = method.setup.train
         plain = train.optimizer == "sgd" and not train.optim_mom and not train.optim_wd
         fits = plain and MLPKernel.fits(method.net, method.device)
-        method.kernel = MLPKernel(method.net) if fits else None
+        method.kernel = MLPKernel(method.net, pixel_values(method)) if fits else None
         if fits:  # compile, or load what was compiled, now: it takes seconds that are not training
             x, y = torch.empty(0, method.kernel.n_inputs), torch.empty(0, dtype=torch.long)
             method.kernel.reptile(x, y, 0.0)
             method.kernel.step(x, y, torch.empty(0), 0.0)
+            method.kernel.gradients(x, y, torch.empty(0), [])
     return method.kernel
+
+
+def pixel_values(method) -> Tensor | None:
+    """(256,) what each pixel value becomes on its way into the network; None where that is not all."""
+    augment = method.setup.benchmark.augment
+    if augment.crop_padding or augment.flip or len(augment.mean) > 1:
+        return None
+    return augment.normalise(torch.arange(256, dtype=torch.uint8).view(-1, 1, 1, 1)).flatten()
+
+
+def images(method, raw: Tensor) -> Tensor:
+    """Stored images as `gradients_by_part` takes them: raw if the kernel normalises them, else augmented."""
+    kernel = kernel_of(method)
+    return raw if kernel is not None and kernel.takes_raw else method.augment(raw)
 
 
 def compiled_step(method, samples: Replayed, weights: Tensor | None = None) -> Tensor | None:
@@ -101,8 +116,13 @@ def gradient(method, parameters: list[Tensor], samples: Replayed, weights: Tenso
 def gradients_by_part(method, parameters: dict[str, Tensor], samples: Replayed, counts: list[int]) -> Tensor:
     """(T, P) gradients of the mean loss on each of the T parts, of `counts` samples, of the samples.
 
-    Parts of equal size are one batched pass, unless the network keeps statistics (batch norm).
+    Parts of equal size are one batched pass, unless the network keeps statistics (batch norm); the kernel
+    takes any sizes.
     """
+    kernel = kernel_of(method)
+    if kernel is not None:
+        n = torch.tensor(counts)
+        return kernel.gradients(samples.x, samples.y, (1 / n).repeat_interleave(n), counts)
     if len(set(counts)) > 1 or any(True for _ in method.net.buffers()):
         parts = zip(*(field.split(counts) for field in samples), strict=True)
         return torch.stack([gradient(method, list(parameters.values()), Replayed(*part)) for part in parts])

@@ -1,6 +1,7 @@
 """The house: imports point one way, files and functions stay short, rooms are the ones drawn."""
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -18,6 +19,9 @@ MAY_IMPORT = {
     "models": {"models", "datasets", "backbones", "utils"},
     "memorization": {"memorization", "utils", "backbones", "datasets"},
 }
+# Optional packages (pyproject's extras) → the only files that may import them.
+EXTRAS = {"ray": {"utils/cluster.py"}}
+BY_NAME = {"psycopg2-binary"}  # extras that nothing of ours imports
 ROOMS = {*MAY_IMPORT, "scripts", "tests", "main"}
 TOP_LEVEL = {
     "main.py", "backbones", "datasets", "models", "utils", "memorization", "scripts", "env.yml", "tests",
@@ -25,7 +29,7 @@ TOP_LEVEL = {
     ".pre-commit-config.yaml",
 }  # fmt: skip
 SOURCES = sorted(p for room in MAY_IMPORT for p in (ROOT / room).rglob("*.py"))
-SOURCES += [ROOT / "main.py", *sorted((ROOT / "scripts").glob("*.py"))]
+SOURCES += [ROOT / "main.py", *sorted((ROOT / "scripts").rglob("*.py"))]
 
 
 def imported_rooms(path: Path) -> set[str]:
@@ -91,5 +95,21 @@ def test_third_party_imports_are_declared():
             if isinstance(node, ast.ImportFrom):
                 imported.add(node.module.split(".")[0])
     third_party = {names.get(n, n) for n in imported - ROOMS - set(sys.stdlib_module_names)}
+    third_party -= set(EXTRAS)
     assert third_party <= declared, f"imported but not declared: {third_party - declared}"
     assert declared <= third_party, f"declared but never imported: {declared - third_party}"
+
+
+def test_optional_packages_are_extras_imported_where_they_are_used():
+    """At the time of use, too: a missing one touches nothing else."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    listed = {re.split(r"[\[><=]", d)[0] for name, group in extras.items() if name != "dev" for d in group}
+    assert listed == set(EXTRAS) | BY_NAME
+    for path in SOURCES:
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) else []
+            for name in set(EXTRAS) & {name.split(".")[0] for name in names}:
+                assert str(path.relative_to(ROOT)) in EXTRAS[name], f"{path} imports {name}"
+                assert node not in tree.body, f"{path} imports {name} before it is needed"

@@ -24,6 +24,11 @@ OFF = {
     "taskinput": None,  # another network: a first layer per task
     "er": {"buffer_size": 0},
     "maer": {"buffer_size": 0},
+    "maer_adaptive": {"buffer_size": 0},
+    "maer_bic": None,  # also distils, with or without a memory
+    "maer_derpp": {"buffer_size": 0},
+    "maer_er_ace": {"buffer_size": 0},
+    "maer_high": {"buffer_size": 0},
     "gem": {"buffer_size": 0},
     "bic": None,  # also distils, with or without a memory
     "gdumb": None,  # trains on the memory alone
@@ -48,6 +53,13 @@ OFF = {
     "bcsr": {"buffer_size": 0},
     "goldilocks": {"buffer_size": 0},
     "pbcs": {"buffer_size": 0},
+    "ebll": {"lwf_lambda": 0, "ebll_alpha": 0},
+    "imm_mean": {"imm_lambda": 0},
+    "imm_mode": {"imm_lambda": 0},
+    "lwf": {"lwf_lambda": 0},
+    "lwf_mc": None,  # another loss: a sigmoid per class
+    "rwalk": {"rwalk_lambda": 0},
+    "si": {"si_c": 0},
     "pnn": None,  # another network: a column per task
     "rpc": None,  # another head: a fixed one
     "xder": None,  # another loss: among the task's own classes

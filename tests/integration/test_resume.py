@@ -84,6 +84,19 @@ def test_sigkill_at_a_random_step_changes_nothing(model, folder):
     assert measured(run) == measured(only_run(whole)), f"killed at step {die_at}"
 
 
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+@pytest.mark.parametrize("die_at", [11, 15, 16, 40])
+def test_sigkill_with_a_number_of_steps(die_at, folder):
+    """--n_iters 15 ends tasks inside their second pass; a kill there, or at a task's end, changes nothing."""
+    flags = [*flags_of("si"), "--n_iters", "15", "--checkpoint_every", "0"]
+    whole, killed = folder / "whole", folder / "killed"
+    assert in_child([*flags, "--output_dir", str(whole)]) == 0
+    assert in_child([*flags, "--output_dir", str(killed)], die_at) == -signal.SIGKILL
+    run = only_run(killed)
+    assert in_child(["--resume", str(run)]) == 0
+    assert measured(run) == measured(only_run(whole))
+
+
 def test_resume_by_id_and_of_a_finished_run(folder, capsys):
     assert program.main([*flags_of("er"), "--output_dir", str(folder)]) == 0
     run = only_run(folder)
@@ -118,3 +131,25 @@ def test_a_signal_saves_and_says_how_to_continue(number, code, folder):
     assert document["status"] == "interrupted" and document["class_il"]["R"][0][0] is not None
     assert out.splitlines()[-1] == f"results: {log}"
     assert (log.parent / "checkpoint.pt").exists()
+
+
+def test_stop_after_stops_in_good_order_and_the_rest_is_as_if_it_had_not(folder, capsys):
+    whole, parts = folder / "whole", folder / "parts"
+    assert program.main([*flags_of("mas"), "--output_dir", str(whole)]) == 0
+    assert program.main([*flags_of("mas"), "--stop_after", "2", "--output_dir", str(parts)]) == 0
+    run, said = only_run(parts), capsys.readouterr()
+    document = json.loads((run / "results.json").read_text())
+    assert document["status"] == "stopped" and said.out.splitlines()[-1] == f"results: {run}/results.json"
+    assert [row[0] is not None for row in document["class_il"]["R"]] == [True] * 2 + [False] * 3
+    assert "stopped after 2 tasks (--stop_after): checkpoint saved; continue with" in said.err
+    assert f"  python main.py --resume {run}\n" in said.err
+    assert program.main(["--resume", str(run), "--stop_after", "4"]) == 0
+    assert json.loads((run / "results.json").read_text())["status"] == "stopped"
+    assert program.main(["--resume", str(run)]) == 0
+    assert measured(run) == measured(only_run(whole))
+
+
+@pytest.mark.parametrize("n", ["5", "7"])
+def test_stop_after_the_last_task_is_the_end(n, folder):
+    assert program.main([*flags_of("sgd"), "--stop_after", n, "--output_dir", str(folder)]) == 0
+    measured(only_run(folder))

@@ -131,7 +131,7 @@ def test_no_penalty_before_the_first_task_has_ended(model):
 @pytest.mark.parametrize("model", STRENGTH)
 def test_zero_strength_computes_and_draws_nothing(model, monkeypatch):
     method, config = tiny_method(model, **{STRENGTH[model]: 0})
-    monkeypatch.setattr(importance, "of_task", None)
+    monkeypatch.setattr(importance, "of_images", None)
     draws = method.draws.get_state()
     learn(method, config, 2)
     assert method.penalty() is None

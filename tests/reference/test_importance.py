@@ -9,10 +9,10 @@ from backbones.backbone import Backbone
 from backbones.cnn import CNN
 from backbones.heads import SharedHead, TaskHeads
 from backbones.mlp import MLP
-from models.ewc import log_probabilities
-from models.mas import squared_norm
 from models.method import Method
 from models.parts import importance
+from models.parts.fisher import log_probabilities
+from models.parts.norms import squared_norm
 from models.parts.quadratic import Quadratic
 from tests.conftest import tiny_method
 
@@ -158,11 +158,12 @@ def test_of_a_task_is_the_mean_over_its_samples_in_eval_mode(kind, backbone, sce
     monkeypatch.setitem(importance.CHUNK_FLOATS, "cpu", 3000)  # several chunks, the last one smaller
     method.net.train()
     buffers = {n: b.clone() for n, b in method.net.named_buffers()}
-    found = importance.of_task(method, task, 0, method.draws, quantities, power)
+    samples = benchmark.train(task)
+    shared = importance.shared_parameters(method.net)
+    found = importance.of_images(method, shared, samples.x_raw, task, quantities, power)
     assert method.net.training
     for n, b in method.net.named_buffers():
         assert torch.equal(b, buffers[n]), n
-    samples = benchmark.train(task)
     x = benchmark.augment.normalise(samples.x_raw)
     method.net.eval()
 

@@ -24,7 +24,7 @@ def test_the_memory_holds_what_the_policy_takes_from_the_learning_order(policy):
     """The order is recorded by hand while the network learns: append when right, remove when wrong."""
     method, config = tiny_method("maer", buffer_policy=policy, buffer_size=12, n_epochs=4, lr=0.1)
     order = []
-    update = method.learned.update
+    note = method.chooser.proxy.note
 
     def recording(index, correct):
         for i, right in zip(index.tolist(), correct.tolist(), strict=True):
@@ -32,9 +32,9 @@ def test_the_memory_holds_what_the_policy_takes_from_the_learning_order(policy):
                 order.remove(i)
             elif i not in order and right:
                 order.append(i)
-        update(index, correct)
+        note(index, correct)
 
-    method.learned.update = recording
+    method.chooser.proxy.note = recording
     train(method, config, tasks=1)
     samples = method.setup.benchmark.train(method.setup.benchmark.tasks[0])
     labels = dict(zip(samples.index.tolist(), samples.y.tolist(), strict=True))

@@ -3,12 +3,16 @@
 The statistical tests draw from fixed seeds; each would fail for fewer than one seed in a million.
 """
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from scipy.stats import binom, chi2
 
-from datasets.augment import Augment, random_windows
+from datasets.augment import IMAGENET, Augment, normalised_as_asked, random_windows
+from utils.errors import UserError
 
 FALSE_ALARM = 1e-6
 
@@ -91,3 +95,38 @@ def test_nothing_random_is_drawn_when_nothing_is_asked_for():
     before = generator.get_state()
     Augment()(images(2, 1, 4, 4), generator)
     assert torch.equal(before, generator.get_state())
+
+
+# --- normalisation of one's own ---------------------------------------------------------------------
+
+
+def asked(augment: Augment, n_channels: int, mean=(), std=(), **architecture) -> Augment:
+    config = SimpleNamespace(
+        stream=SimpleNamespace(pixel_mean=mean, pixel_std=std), architecture=SimpleNamespace(**architecture)
+    )
+    return normalised_as_asked(augment, config, n_channels)
+
+
+def test_who_decides_on_mean_and_deviation():
+    own = Augment(mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7), crop_padding=4, flip=True)
+    assert asked(own, 3) is own and asked(own, 3, pretrained=False) is own
+    imagenet = asked(own, 3, pretrained=True)
+    assert (imagenet.mean, imagenet.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert imagenet.crop_padding == 4 and imagenet.flip
+    assert asked(own, 3, std=(0.9,)) == replace(own, std=(0.9,) * 3)
+    assert asked(own, 3, mean=(0.0,), pretrained=True) == replace(imagenet, mean=(0.0,) * 3)
+    assert asked(Augment(), 1, mean=(0.1307,), std=(0.3081,)) == Augment((0.1307,), (0.3081,))
+
+
+def test_imagenets_numbers_are_torchvisions():
+    from torchvision.models import AlexNet_Weights
+
+    transforms = AlexNet_Weights.IMAGENET1K_V1.transforms()
+    assert (tuple(transforms.mean), tuple(transforms.std)) == IMAGENET
+
+
+def test_a_mean_of_another_number_of_channels_is_refused():
+    with pytest.raises(
+        UserError, match=r"--pixel_mean 0.1,0.2: give one number, or one a channel \(3 in all\)"
+    ):
+        asked(Augment(), 3, mean=(0.1, 0.2))

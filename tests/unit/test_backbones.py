@@ -64,13 +64,8 @@ def test_mer_network_and_its_xavier_initialisation():
 @pytest.mark.parametrize("name", list(registry.names("backbones")))
 @pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 64, 64)])
 def test_interface(name, shape):
-    flags = (
-        {"hidden_sizes": (16,)}
-        if name == "mlp"
-        else {"channels": (4, 8)}
-        if name == "cnn"
-        else {"width": 0.1}
-    )
+    own = {"mlp": {"hidden_sizes": (16,)}, "cnn": {"channels": (4, 8)}, "alexnet": {"width": 0.03}}
+    flags = own.get(name, {"width": 0.1})
     net = network(name, shape=shape, **flags)
     x = torch.rand(3, *shape)
     assert net.features(x).shape == (3, net.feature_dim) and net(x).shape == (3, 10)
@@ -113,3 +108,19 @@ def test_weights_of_another_shape_are_refused_by_name():
     state = net.state_dict() | {"head.weight": torch.zeros(3, 3)}
     with pytest.raises(ValueError, match=r"1 tensors differ: head.weight"):
         load_weights(net, state)
+
+
+def test_pooling_before_relu_changes_nothing():
+    """The usual order, ReLU then pooling, gives the same features and gradients bit for bit."""
+    module = registry.load("backbones", "cnn")
+    net = module.build(module.Options(channels=(4, 5)), (2, 9, 9), "cnn")
+    x = torch.randn(3, 2, 9, 9, generator=torch.Generator().manual_seed(0))
+    first, second = (module for module in net.layers if isinstance(module, torch.nn.Conv2d))
+    weights = list(net.parameters())
+    h = F.max_pool2d(first(x).relu(), 2, ceil_mode=True)
+    h = F.max_pool2d(second(h).relu(), 2, ceil_mode=True).mean((2, 3))
+    expected = torch.autograd.grad(h.square().sum(), weights)
+    found = net.features(x)
+    assert torch.equal(found, h)
+    for a, b in zip(torch.autograd.grad(found.square().sum(), weights), expected, strict=True):
+        assert torch.equal(a, b)

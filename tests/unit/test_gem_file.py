@@ -162,6 +162,11 @@ def test_malformed_content_is_refused(tmp_path, case):
     assert "data.pt" in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_class_order_is_refused(tmp_path):
+    with pytest.raises(UserError, match="--class_order: not for gem-file"):
+        read(saved(tmp_path, content()), class_order=(0, 1))
+
+
 def test_more_tasks_than_the_file_holds(tmp_path):
     with pytest.raises(DataError, match=r"--n_tasks 20: .* holds 3 tasks; give --n_tasks 3"):
         read(saved(tmp_path, content()), n_tasks=20)

@@ -67,6 +67,11 @@ def test_alphabets_are_tasks_of_unequal_size(omniglot):
     assert first.class_masks.tolist() == [[1, 1, 0, 0, 0], [0, 0, 1, 1, 1]]
 
 
+def test_alphabets_are_not_put_into_an_order_of_ones_own(omniglot):
+    with pytest.raises(UserError, match="--class_order: not for seq-omniglot"):
+        build("seq-omniglot", omniglot, class_order=(5, 4, 3, 2, 1, 0))
+
+
 def test_permuted_alphabets_stay_whole(omniglot):
     stream, _ = build("seq-omniglot", omniglot, n_tasks=2, permute_classes=True, seed=3)
     order = [["Greek", "Latin", "Angelic"][i] for i in np.random.RandomState(3).permutation(3)]

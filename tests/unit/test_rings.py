@@ -36,6 +36,14 @@ def test_every_group_holds_its_last(per_group, batch):
     assert torch.equal(ring.stored()["y"], groups[ring.stored()["x"]])
 
 
+def test_no_slot_is_written_twice_by_one_batch():
+    """Which of two writes would win is not defined on a GPU."""
+    ring = KeyedRing("y", 3, 4, generator(), "cpu")
+    slots, _ = ring._place(torch.randint(3, (50,), generator=generator(4)))
+    kept = slots[slots < ring.size]
+    assert len(kept) == len(kept.unique()) == 12
+
+
 def test_draws_are_distinct_until_all_are_used():
     ring = KeyedRing("task_id", 3, 4, generator(), "cpu")
     ring.add(x=torch.arange(5), task_id=torch.tensor([0, 2, 2, 0, 2]))

@@ -19,6 +19,16 @@ def test_drawing_an_order_leaves_numpys_global_generator_alone():
     assert np.array_equal(before, np.random.get_state()[1])
 
 
+def test_an_order_of_ones_own():
+    assert scenarios.class_order(3, 0, False, (1, 2, 0)).tolist() == [1, 2, 0]
+    for wrong in ((1, 2), (1, 2, 2), (1, 2, 3), (0, 1, 2, 3)):
+        given = ",".join(map(str, wrong))
+        with pytest.raises(
+            UserError, match=f"--class_order {given}: name each of the 3 classes, 0 to 2, once"
+        ):
+            scenarios.class_order(3, 0, False, wrong)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_relabel_is_the_inverse_of_the_order(seed):
     order = scenarios.class_order(7, seed, permute=True)

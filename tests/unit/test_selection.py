@@ -11,7 +11,6 @@ import pytest
 import torch
 from scipy import stats
 
-from models.parts.learning import NEVER, LearningOrder
 from utils import selection
 from utils.selection import POLICIES, class_balanced, pick, quotas
 
@@ -72,24 +71,6 @@ def test_quotas_and_balance():
     found = class_balanced(order, y, 5, "min", torch.ones(9), generator())
     assert found.tolist() == [0, 1, 3, 4, 8]
     assert class_balanced(order, y, 0, "min", torch.ones(9), generator()).tolist() == []
-
-
-def test_learning_order_equals_the_papers_list():
-    """Algorithm 1 as the paper writes it: append when right, remove when wrong."""
-    rng = np.random.default_rng(0)
-    proxy, listed = LearningOrder(30, torch.device("cpu")), []
-    for _ in range(200):
-        index, correct = rng.permutation(30)[:5], rng.random(5) < 0.6
-        proxy.update(torch.from_numpy(index), torch.from_numpy(correct))
-        for i, right in zip(index.tolist(), correct.tolist(), strict=True):
-            if right and i not in listed:
-                listed.append(i)
-            if not right and i in listed:
-                listed.remove(i)
-    order = torch.argsort(proxy.when, stable=True)
-    assert order[proxy.when[order] < NEVER].tolist() == listed
-    proxy.reset()
-    assert (proxy.when == NEVER).all()
 
 
 # --- by features --------------------------------------------------------------------------------

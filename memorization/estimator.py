@@ -1,0 +1,100 @@
+"""Estimator: memorization scores, their standard errors and influences, from outputs of many networks.
+
+Source: Feldman & Zhang 2020, "What Neural Networks Memorize and Why" (arXiv 2008.03703), eqs. 1 to 3:
+
+    mem(i)      = E[v(i) | i in S] − E[v(i) | i not in S]
+    infl(i, j)  = E[v(j) | i in S] − E[v(j) | i not in S]       j a test example
+
+over networks trained on random subsets S of the training set. v is the softmax probability of the
+label (the memorization paper, Kozal et al. 2025) or whether the prediction is right (Feldman & Zhang);
+these functions take either. Pure arrays in, arrays out.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+class Estimate(NamedTuple):
+    """A difference of two means for each example, and what it was made from; every field has its shape.
+
+    stderr: of `scores`, from the spread over networks; NaN with fewer than two networks on a side.
+    """
+
+    scores: NDArray
+    stderr: NDArray
+    mean_in: NDArray
+    mean_out: NDArray
+    n_in: NDArray
+    n_out: NDArray
+
+
+def memorization(values: ArrayLike, member: ArrayLike) -> Estimate:
+    """Scores of the training examples.
+
+    values: (R, N) output v of network r on example i. member: (R, N) bool, i was in r's training set.
+    The standard error is Welch's, sqrt(s²_in/n_in + s²_out/n_out) with ddof = 1: networks are
+    independent, and the two variances differ (in-outputs crowd near 1).
+    """
+    values, member = np.asarray(values, dtype=np.float64), np.asarray(member, dtype=bool)
+    if values.shape != member.shape:
+        raise ValueError(f"values {values.shape} and member {member.shape} must have one shape")
+    centre = values.mean(0)
+    shifted = values - centre
+    sides = []
+    for own in (member, ~member):
+        mine = np.where(own, shifted, 0.0)
+        sides.append(_moments(mine.sum(0), (mine**2).sum(0), own.sum(0)))
+    return _difference(*sides, centre)
+
+
+def influence(values: ArrayLike, member: ArrayLike) -> Estimate:
+    """Influence of every training example i on every test example j; fields are (N, M).
+
+    values: (R, M) output v of network r on test example j. member: (R, N) bool. One matrix product for
+    each side; split the test examples where N · M numbers are too many.
+    """
+    values, member = np.asarray(values, dtype=np.float64), np.asarray(member, dtype=np.float64)
+    centre = values.mean(0)
+    shifted = values - centre
+    sides = []
+    for own in (member, 1 - member):
+        n = np.broadcast_to(own.sum(0)[:, None], (member.shape[1], values.shape[1]))
+        sides.append(_moments(own.T @ shifted, own.T @ shifted**2, n))
+    return _difference(*sides, centre)
+
+
+def _moments(total: NDArray, squares: NDArray, n: NDArray) -> tuple[NDArray, NDArray, NDArray]:
+    """Mean, variance of the mean and count, from sums of values around a common centre."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean = np.where(n > 0, total / n, np.nan)
+        # rounding may leave a tiny negative number where all values are equal
+        variance = np.maximum(squares - n * mean**2, 0) / (n - 1)
+        return mean, np.where(n > 1, variance / n, np.nan), n
+
+
+def _difference(inside: tuple, outside: tuple, centre: NDArray) -> Estimate:
+    (mean_in, var_in, n_in), (mean_out, var_out, n_out) = inside, outside
+    stderr = np.sqrt(var_in + var_out)
+    return Estimate(mean_in - mean_out, stderr, mean_in + centre, mean_out + centre, n_in, n_out)
+
+
+def split_half_reliability(values: ArrayLike, member: ArrayLike, correlation, rng, n_splits: int = 20):
+    """Correlation to expect between two independent estimates with all R networks each.
+
+    The networks are halved at random, each half gives its own scores, and the halves' `correlation`
+    r (a function of two vectors) is brought to full length by Spearman and Brown's 2r / (1 + r); the
+    mean over `n_splits` halvings. No proxy, however good, can be expected to correlate with the
+    estimated scores by more than the square root of it.
+    """
+    values, member = np.asarray(values), np.asarray(member, dtype=bool)
+    found = []
+    for _ in range(n_splits):
+        order = rng.permutation(len(values))
+        halves = np.array_split(order[: len(order) // 2 * 2], 2)
+        a, b = (memorization(values[half], member[half]).scores for half in halves)
+        known = np.isfinite(a) & np.isfinite(b)
+        r = correlation(a[known], b[known])
+        found.append(2 * r / (1 + r))
+    return float(np.mean(found))

@@ -1,0 +1,29 @@
+"""Outputs: what trained networks say about the examples: the loss at the label, and whether they are right.
+
+The loss is kept rather than the probability exp(−loss): near 1 a float32 probability has lost what tells
+confident networks apart.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from datasets.augment import Augment
+from memorization.stack import Stack
+
+CHUNK = {"cpu": 250, "cuda": 2000}  # images per forward pass of a stack
+
+
+@torch.no_grad()
+def outputs(stack: Stack, images: Tensor, labels: Tensor, augment: Augment) -> tuple[Tensor, Tensor]:
+    """Loss (K, N) float32 and correctness (K, N) bool, on the CPU; clean images, evaluation mode."""
+    stack.train(False)
+    losses, hits = [], []
+    size = CHUNK[images.device.type]
+    for raw, y in zip(images.split(size), labels.split(size), strict=True):
+        logits = stack.logits(augment.normalise(raw), shared=True)
+        target = y.expand(stack.size, -1)
+        flat = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")
+        losses.append(flat.view(target.shape))
+        hits.append(logits.argmax(2) == target)
+    return torch.cat(losses, 1).cpu(), torch.cat(hits, 1).cpu()

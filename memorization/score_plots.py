@@ -1,0 +1,119 @@
+"""Figures of scores: histogram, standard errors against the number of networks, proxies against scores."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from memorization.estimator import memorization
+from utils.plots import canvas, save
+
+THRESHOLDS = (0.1, 0.25)
+BINS = np.arange(-0.15, 1.0501, 0.05)
+PER_ROW = 4
+NICE = np.array([1, 2, 5]) * 10.0 ** np.arange(-4, 1)[:, None]  # tick marks
+
+
+def histogram(files: dict[str, NDArray], path: Path) -> None:
+    """Shares of examples by score, a line for each file, its mean and share above .25 in the legend."""
+    figure = canvas(8.0, 4.6)
+    axes = figure.add_subplot()
+    for i, (name, scores) in enumerate(files.items()):
+        share, _ = np.histogram(np.clip(scores, BINS[0], BINS[-1]), BINS)
+        label = f"{name}: mean {scores.mean():.3f}, {100 * (scores > 0.25).mean():.1f} % above .25"
+        percent = 100 * share / len(scores)
+        axes.stairs(percent, BINS, fill=len(files) == 1, color=f"C{i}", label=label, linewidth=1.6)
+    for threshold in THRESHOLDS:
+        axes.axvline(threshold, color="0.4", linestyle="--", linewidth=0.9)
+        axes.text(threshold + 0.005, 60, f"{threshold:g}", color="0.3", fontsize=9)
+    axes.set_yscale("symlog", linthresh=1)
+    axes.set_yticks([0, 1, 3, 10, 30, 100], ["0", "1", "3", "10", "30", "100"])
+    axes.set_ylim(0, 100)
+    axes.set(xlabel="memorization score", ylabel="examples (%)", title="How memorization is distributed")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="upper right", frameon=True, fontsize=9)
+    save(figure, path)
+
+
+def standard_errors(
+    loss: NDArray, member: NDArray, path: Path, seed: int = 0
+) -> dict[int, tuple[float, float]]:
+    """Mean standard error, and the error actually made between two studies, by the number of networks.
+
+    Networks are drawn from those there are. The second number is the root mean square difference of the
+    scores by two disjoint sets of networks, over √2.
+    """
+    values, rng = np.exp(-loss.astype(np.float64)), np.random.default_rng(seed)
+    sizes = [size for size in (8, 16, 32, 64, 128, 256, 512) if 2 * size <= len(values)]
+    found = {}
+    for size in sizes:
+        claimed, made = [], []
+        for _ in range(5):
+            order = rng.permutation(len(values))[: 2 * size]
+            one, two = (memorization(values[half], member[half]) for half in np.split(order, 2))
+            claimed.append(np.sqrt(np.nanmean(one.stderr**2)))
+            made.append(np.sqrt(np.nanmean((one.scores - two.scores) ** 2) / 2))
+        found[size] = (float(np.mean(claimed)), float(np.mean(made)))
+    figure = canvas(6.4, 4.4)
+    axes = figure.add_subplot()
+    claimed, made = np.array(list(found.values())).T
+    axes.plot(sizes, claimed, marker="o", label="standard error (root mean square)")
+    axes.plot(sizes, made, marker="s", linestyle="none", color="C1", label="difference of two studies / √2")
+    axes.plot(
+        sizes, claimed[0] * np.sqrt(sizes[0] / np.array(sizes)), color="0.5", linestyle="--", label="∝ 1/√R"
+    )
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xticks(sizes, [str(size) for size in sizes])
+    lowest, highest = min(claimed.min(), made.min()), max(claimed.max(), made.max())
+    ticks = [tick for tick in NICE.flatten() if lowest / 2 < tick < 2 * highest]
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_ylim(lowest / 1.3, highest * 1.3)
+    axes.minorticks_off()
+    axes.set(xlabel="networks R", ylabel="error of a score", title="Errors shrink as 1/√R")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    save(figure, path)
+    return found
+
+
+def scatter(scores: NDArray, proxies: dict[str, NDArray], path: Path) -> None:
+    """Each proxy's rank against the score, best Spearman correlation first; red: median score by tenth."""
+    rated = {name: float(stats.spearmanr(scores, values).statistic) for name, values in proxies.items()}
+    names = sorted(rated, key=lambda name: -abs(rated[name]))
+    n_rows = -(-len(names) // PER_ROW)
+    figure = canvas(2.7 * PER_ROW, 2.7 * n_rows + 0.5)
+    panels = figure.subplots(n_rows, PER_ROW, squeeze=False, sharey=True)
+    for axes, name in zip(panels.flat, names, strict=False):
+        rank = stats.rankdata(proxies[name]) / len(scores)
+        axes.plot(100 * rank, scores, ".", markersize=2, alpha=min(1.0, 600 / len(scores)), color="tab:blue")
+        tenth = np.minimum((10 * rank).astype(int), 9)
+        middle = [np.median(scores[tenth == k]) if (tenth == k).any() else np.nan for k in range(10)]
+        axes.plot(5 + 10 * np.arange(10), middle, color="tab:red", marker="o", markersize=3, linewidth=1.2)
+        axes.set_title(f"{name.replace('_', ' ')}\nSpearman {rated[name]:.2f}", fontsize=10)
+        axes.grid(alpha=0.3)
+    for axes in panels.flat[len(names) :]:
+        axes.set_visible(False)
+    figure.supxlabel("rank of the proxy (%)", fontsize=11)
+    figure.supylabel("memorization score", fontsize=11)
+    save(figure, path)
+
+
+def write_all(
+    contents: dict[str, dict[str, Any]], proxies: dict[str, Any] | None, folder: Path
+) -> list[Path]:
+    """The figures that the files allow; the first score file is the main one."""
+    written = [folder / "histogram.png"]
+    histogram({name: content["scores"] for name, content in contents.items()}, written[0])
+    main = next(iter(contents.values()))
+    if {"loss", "member"} <= main.keys() and len(main["loss"]) >= 16:
+        written.append(folder / "standard_errors.png")
+        standard_errors(main["loss"], main["member"], written[-1])
+    if proxies:
+        _, mine, theirs = np.intersect1d(main["index"], proxies["index"], return_indices=True)
+        named = zip(map(str, proxies["names"]), proxies["proxies"], strict=True)
+        written.append(folder / "proxies.png")
+        scatter(main["scores"][mine], {name: values[theirs] for name, values in named}, written[-1])
+    return written

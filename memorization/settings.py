@@ -1,0 +1,89 @@
+"""Settings: the flags that the programs of this room share, and the defaults of each data set.
+
+Nothing here imports torch, so `--help` is quick.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from utils.options import OptionError, OptionSet, option
+
+IMAGES = {"model_name": "resnet18", "n_epochs": 50, "lr": 0.1}
+GREY = {"model_name": "mlp", "n_epochs": 30, "lr": 0.02}
+# Data set → defaults. Those of images are the memorization paper's.
+DATASETS: dict[str, dict[str, Any]] = {
+    "digits": GREY, "mnist": GREY, "fmnist": GREY, "cifar10": IMAGES, "cifar100": IMAGES,
+    "tinyimagenet": IMAGES, "imagefolder": IMAGES,
+}  # fmt: skip
+# When the learning rate is multiplied by 0.1, in parts of the training.
+MILESTONES = (0.7, 0.9)
+
+
+@dataclass(frozen=True)
+class DataOptions(OptionSet):
+    """Which examples."""
+
+    dataset_name: str = option("digits", "source of the images", choices=tuple(DATASETS))
+    class_range: str | None = option(
+        None, "only the classes a to b−1, given as a,b; the network has b outputs"
+    )
+    dataset_size: float = option(1.0, "share of the training set used (stratified, drawn once)", gt=0, le=1)
+    data_dir: str = option("~/.cache/engram", "where data sets lie or are downloaded to")
+    image_dir: str | None = option(None, "imagefolder: folder with train/ and test/ (default: --data_dir)")
+    img_size: int | None = option(None, "imagefolder: bring every image to this side", ge=8)
+
+
+@dataclass(frozen=True)
+class NetworkOptions(OptionSet):
+    """Which architecture."""
+
+    model_name: str = option("mlp", "backbone (--model_name NAME --help: its own flags)")
+    model_width: float = option(1.0, "multiplies the channels or units of every layer", gt=0)
+
+
+@dataclass(frozen=True)
+class RecipeOptions(OptionSet):
+    """How every network is trained: SGD, the rate times 0.1 after 70 and 90 % of the epochs."""
+
+    n_epochs: int = option(50, "passes over a network's examples", ge=1)
+    batch_size: int = option(32, "examples per step", ge=1)
+    lr: float = option(0.1, "learning rate", gt=0)
+    momentum: float = option(0.9, "momentum", ge=0, lt=1)
+    weight_decay: float = option(1e-6, "weight decay", ge=0)
+    seed: int = option(
+        0, "initial weights, orders and augmentations derive from it; the subsets do not", ge=0
+    )
+
+
+@dataclass(frozen=True)
+class MachineOptions(OptionSet):
+    """Where and how; the scores do not depend on it but for rounding."""
+
+    device: str = option("auto", "auto (CUDA when there is one), cpu, cuda or cuda:N")
+    use_multiprocessing: bool | None = option(
+        None, "a process for every GPU, or every CPU core (default: where there are several)"
+    )
+    num_workers: int = option(0, "processes with --use_multiprocessing; 0: one per GPU or core", ge=0)
+    stack: int = option(
+        0, "networks trained as one, with stacked weights; 0: what measures fastest (then kept)", ge=0
+    )
+    checkpoint_every: float = option(5.0, "minutes of training that a kill may cost", ge=0)
+
+
+# What may differ between the program that trains networks and those that read them.
+OPERATIONAL = {"data_dir", "weights_dir", *(f.name for f in dataclasses.fields(MachineOptions))}
+
+
+def scaled(architecture: OptionSet, width: float) -> OptionSet:
+    """A backbone's options with every layer `width` times as wide."""
+    if width == 1:
+        return architecture
+    names = {f.name for f in dataclasses.fields(architecture)}
+    if "width" in names:
+        return dataclasses.replace(architecture, width=architecture.width * width)
+    for name in ("channels", "hidden_sizes"):
+        if name in names:
+            sizes = tuple(max(1, round(size * width)) for size in getattr(architecture, name))
+            return dataclasses.replace(architecture, **{name: sizes})
+    raise OptionError(f"--model_width {width}: this backbone has no width; leave the flag out")

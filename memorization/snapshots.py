@@ -1,0 +1,112 @@
+"""Snapshots: proxies computed from a network as it stands: losses, margins, gradients, curvature."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import functional_call, grad, vmap
+
+from memorization.proxies import Proxy, View, evaluating
+from utils import seeding
+
+GRADIENTS_AT_ONCE = 32  # samples whose gradients of all weights are held together
+
+
+class FinalLoss(Proxy):
+    """Cross-entropy at the label."""
+
+    summary = "cross-entropy"
+
+    def rate(self, view: View) -> Tensor:
+        """(n,) losses."""
+        return view.losses.double()
+
+
+class Margin(Proxy):
+    """Largest logit of another class minus the logit of the label."""
+
+    summary = "largest other logit minus the label's"
+
+    def rate(self, view: View) -> Tensor:
+        """(n,) negated margins."""
+        own = view.y.view(-1, 1)
+        others = view.logits.scatter(1, own, -torch.inf).amax(1)
+        return (others - view.logits.gather(1, own).squeeze(1)).double()
+
+
+class El2n(Proxy):
+    """‖softmax − one-hot label‖₂.
+
+    Source: Paul et al. 2021, "Deep Learning on a Data Diet" (arXiv 2107.07075), definition 2.2; there
+    at an early epoch, averaged over networks.
+    """
+
+    summary = "norm of the error vector (EL2N)"
+
+    def rate(self, view: View) -> Tensor:
+        """(n,) norms."""
+        return (view.logits.softmax(1) - F.one_hot(view.y, view.logits.shape[1])).norm(dim=1).double()
+
+
+class Grand(Proxy):
+    """Norm of the loss gradient with respect to all weights.
+
+    Source: Paul et al. 2021 (arXiv 2107.07075), definition 2.1.
+    """
+
+    summary = "norm of the gradient of all weights (GraNd)"
+
+    def rate(self, view: View) -> Tensor:
+        """(n,) norms, exact, a few samples at a time."""
+        weights = {name: p.detach() for name, p in view.net.named_parameters() if p.requires_grad}
+
+        def loss(weights, x, y, task_id, allowed):
+            logits = functional_call(view.net, weights, (x.unsqueeze(0), task_id.unsqueeze(0)))
+            if view.allowed is not None:
+                logits = logits.masked_fill(~allowed.unsqueeze(0), -torch.inf)
+            return F.cross_entropy(logits, y.unsqueeze(0))
+
+        each = vmap(grad(loss), in_dims=(None, 0, 0, 0, None if view.allowed is None else 0))
+        norms = []
+        with evaluating(view.net):
+            for part in view.chunks(GRADIENTS_AT_ONCE):
+                allowed = None if view.allowed is None else view.allowed[part]
+                found = each(weights, view.images(part), view.y[part], view.task_id[part], allowed)
+                norms.append(sum(g.flatten(1).square().sum(1) for g in found.values()).sqrt())
+        return torch.cat(norms).double()
+
+
+class Curvature(Proxy):
+    """How fast the input gradient of the loss turns around the image.
+
+    Source: Garg, Ravikumar & Roy 2024, "Memorization Through the Lens of Curvature of Loss Function
+    Around Samples" (arXiv 2307.05831), eq. 6: the mean over n Rademacher directions v of
+    ‖∇ₓ L(x + h v) − ∇ₓ L(x)‖² / h², a Hutchinson estimate of the trace of the squared Hessian.
+    Differs from the paper: taken at one moment, not averaged over epochs.
+    """
+
+    summary = "input-loss curvature (Garg)"
+    h = 1e-3
+    n_directions = 10
+
+    def rate(self, view: View) -> Tensor:
+        """(n,) curvatures."""
+        generator = seeding.generator(0, "curvature", device=view.raw.device)
+        found = []
+        with evaluating(view.net):
+            for part in view.chunks():
+                x = view.images(part)
+                here, total = self._slope(view, part, x), 0
+                for _ in range(self.n_directions):
+                    coin = torch.rand(x.shape, generator=generator, device=x.device) < 0.5
+                    there = self._slope(view, part, x + self.h * torch.where(coin, 1.0, -1.0))
+                    total = total + (there - here).flatten(1).double().square().sum(1)
+                found.append(total / (self.n_directions * self.h**2))
+        return torch.cat(found)
+
+    @staticmethod
+    def _slope(view: View, part: slice, x: Tensor) -> Tensor:
+        """∇ₓ of every sample's own loss; in evaluation mode samples do not meet."""
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(F.cross_entropy(view.forward(x, part), view.y[part], reduction="sum"), x)[
+            0
+        ]

@@ -1,0 +1,62 @@
+"""Subsets: which examples a network is trained on. The draws are those of the memorization paper's code.
+
+The paper's vectors line up only if every choice is scikit-learn's `train_test_split` with the same
+arguments, on positions in the same order: first a range of classes, then a fraction of the data, whose
+positions stay in the drawn order, then one half of those for each repeat.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.model_selection import train_test_split
+
+from utils.errors import UserError
+
+
+def parse_range(text: str | None, n_classes: int) -> tuple[int, int]:
+    """`a,b` as (a, b), 0 <= a < b <= n_classes; all classes for None."""
+    if text is None:
+        return 0, n_classes
+    try:
+        first, last = (int(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(f"--class_range {text}: expected two whole numbers, e.g. 0,10") from None
+    if not 0 <= first < last <= n_classes:
+        raise UserError(
+            f"--class_range {text}: must satisfy 0 <= a < b <= {n_classes}, the classes there are"
+        )
+    return first, last
+
+
+def in_class_range(labels: NDArray, first: int, last: int) -> NDArray:
+    """Positions of the labels in [first, last), ascending."""
+    return np.flatnonzero((labels >= first) & (labels < last))
+
+
+def fraction(labels: NDArray, share: float) -> NDArray:
+    """Positions of a stratified `share` of the examples, in the drawn (shuffled) order; all for 1."""
+    if share == 1:
+        return np.arange(len(labels))
+    flag = f"--dataset_size {share}"
+    return _split(labels, share, 42, flag)[1]
+
+
+def half(labels: NDArray, repeat: int, ratio: float = 0.5) -> NDArray:
+    """Positions that the network of a repeat is trained on: a stratified `ratio` of all."""
+    return _split(labels, 1 - ratio, repeat, f"--subset_ratio {ratio}")[0]
+
+
+def memberships(labels: NDArray, n_repeats: int, ratio: float = 0.5) -> NDArray:
+    """(R, N) bool: whether example i is in the training set of repeat r."""
+    member = np.zeros((n_repeats, len(labels)), dtype=bool)
+    for repeat in range(n_repeats):
+        member[repeat, half(labels, repeat, ratio)] = True
+    return member
+
+
+def _split(labels: NDArray, test_size: float, seed: int, flag: str) -> list[NDArray]:
+    try:
+        return train_test_split(
+            np.arange(len(labels)), test_size=test_size, random_state=seed, stratify=labels
+        )
+    except ValueError as error:
+        raise UserError(f"{flag}: {len(labels)} examples cannot be split so: {error}") from error

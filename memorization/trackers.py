@@ -1,0 +1,114 @@
+"""Trackers: proxies that watch training: when a sample was learned, how often it was forgotten.
+
+They cost next to nothing, since they read the logits of the training step itself (augmented images,
+training mode), and they know a sample as of its last appearance.
+"""
+
+import torch
+from torch import Tensor
+
+from memorization.proxies import Proxy, View
+
+
+class LearningOrder(Proxy):
+    """Time since which a sample has been predicted right; never: +inf.
+
+    Source: Kozal et al. 2025 (arXiv 2505.17664), Algorithm 1: append to a list when right, remove when
+    wrong; late means memorized. Times count samples from 1, so those of one batch are ordered as
+    it is.
+    """
+
+    summary = "training iteration since which the sample is right (the memorization paper's)"
+
+    def reset(self) -> None:
+        """Nothing learned."""
+        self.when = torch.full((self.n_train,), torch.inf, dtype=torch.float64, device=self.device)
+        self.n_samples = 0
+
+    def update(self, index: Tensor, logits: Tensor, y: Tensor) -> None:
+        """Note the time of samples that are right and were not; forget it where they are wrong."""
+        self.note(index, logits.argmax(1) == y)
+
+    def note(self, index: Tensor, correct: Tensor) -> None:
+        """After predictions on `index` (n,): `correct` (n,) bool."""
+        now = self.n_samples + torch.arange(1, len(index) + 1, device=self.device).double()
+        before = self.when[index]
+        since = torch.where(before == torch.inf, now, before)
+        self.when[index] = torch.where(correct, since, torch.inf)
+        self.n_samples += len(index)
+
+    def rate(self, view: View) -> Tensor:
+        """(n,) times."""
+        return self.when[view.index]
+
+
+class FirstLearnt(Proxy):
+    """Epoch (the sample's own appearances, from 0) at which a sample is first right; never: +inf."""
+
+    summary = "epoch at which the sample is first right"
+
+    def reset(self) -> None:
+        """Nothing seen."""
+        self.seen = torch.zeros(self.n_train, dtype=torch.float64, device=self.device)
+        self.first = torch.full_like(self.seen, torch.inf)
+
+    def update(self, index: Tensor, logits: Tensor, y: Tensor) -> None:
+        """Count appearances; keep the first that is right."""
+        right = logits.argmax(1) == y
+        self.first[index] = torch.where(right, self.first[index].minimum(self.seen[index]), self.first[index])
+        self.seen[index] += 1
+
+    def rate(self, view: View) -> Tensor:
+        """(n,) epochs."""
+        return self.first[view.index]
+
+
+class ForgettingEvents(Proxy):
+    """Number of times a sample goes from right to wrong; never right: +inf.
+
+    Source: Toneva et al. 2019 (arXiv 1812.05159), section 3.
+    """
+
+    summary = "times the sample goes from right to wrong (Toneva)"
+
+    def reset(self) -> None:
+        """Nothing seen."""
+        self.events = torch.zeros(self.n_train, dtype=torch.float64, device=self.device)
+        self.right = torch.zeros(self.n_train, dtype=torch.bool, device=self.device)
+        self.ever = self.right.clone()
+
+    def update(self, index: Tensor, logits: Tensor, y: Tensor) -> None:
+        """Compare with the sample's previous appearance."""
+        right = logits.argmax(1) == y
+        self.events[index] += self.right[index] & ~right
+        self.right[index] = right
+        self.ever[index] |= right
+
+    def rate(self, view: View) -> Tensor:
+        """(n,) counts."""
+        return torch.where(self.ever[view.index], self.events[view.index], torch.inf)
+
+
+class CumulativeCorrectness(Proxy):
+    """Share of a sample's appearances at which it was predicted wrong.
+
+    Source: Jiang et al. 2021 (C-score, arXiv 2002.03206), section 5: learning speed as cumulative
+    accuracy along training, their cheap stand-in for the C-score; here 1 minus it.
+    """
+
+    summary = "share of appearances at which the sample is wrong (C-score's learning speed)"
+
+    def reset(self) -> None:
+        """Nothing seen."""
+        self.seen = torch.zeros(self.n_train, dtype=torch.float64, device=self.device)
+        self.wrong = torch.zeros_like(self.seen)
+
+    def update(self, index: Tensor, logits: Tensor, y: Tensor) -> None:
+        """Count."""
+        self.seen[index] += 1
+        self.wrong[index] += (logits.argmax(1) != y).double()
+
+    def rate(self, view: View) -> Tensor:
+        """(n,) shares; 1 for samples that never appeared."""
+        seen = self.seen[view.index]
+        return torch.where(seen > 0, self.wrong[view.index] / seen.clamp_min(1), 1.0)

@@ -1,0 +1,108 @@
+"""Learning without Forgetting (LwF): on new images, keep saying what the old network said.
+
+Source: Li & Hoiem 2017, "Learning without Forgetting" (arXiv 1606.09282), eq. 1-3 and figure 3.
+The loss is CE + λ Σ_{old tasks} KD, KD = −mean Σ_c q_c log p_c with the old network's q and the new one's
+p at temperature T on the images of the current task; no factor T², no other normalisation.
+`--lwf_distill head`: a softmax over each old task's classes (the paper). joint: one over all old classes,
+counted once per old task, so that λ weighs a task as with heads (and as van de Ven & Tolias do, up to the
+scale of the loss; FACIL, PyCIL and mammoth count it once). With domains both are the one softmax.
+`--lwf_warmup`: epochs of plain SGD on the new task's outputs alone before the rest may move.
+Differs from the paper: no weight decay unless asked for; the old network answers in eval mode, on the
+images as augmented for the step; no warm-up unless asked for, and with domains nothing new to warm up.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from backbones.heads import SharedHead
+from models.method import Method
+from models.parts.importance import evaluating
+from models.parts.teacher import Answers, Teacher, distillation, old_outputs
+from utils.options import OptionSet, option
+
+
+@dataclass(frozen=True)
+class Options(OptionSet):
+    """Flags of LwF."""
+
+    lwf_lambda: float = option(1.0, "strength λ of the distillation; 0 turns it off", ge=0)
+    lwf_temperature: float = option(2.0, "temperature T of both softmaxes", gt=0)
+    lwf_distill: str | None = option(
+        None, "one softmax per old task, or one over all (default: head with --multi_head, otherwise joint)",
+        choices=("head", "joint"),
+    )  # fmt: skip
+    lwf_warmup: int = option(0, "epochs in which only the new task's outputs learn", ge=0)
+
+
+class LwF(Method):
+    """Cross-entropy plus distillation from the network that the last task left."""
+
+    needs_boundaries = True
+
+    def __init__(self, net, options, setup):
+        super().__init__(net, options, setup)
+        by_default = "head" if setup.benchmark.scenario == "task-il" else "joint"
+        self.joint = (options.lwf_distill or by_default) == "joint"
+        self.teacher = Teacher(net)
+        self.answers = Answers(setup.benchmark, lambda x: self.asked(self.teacher.net, x))
+        self.n_old = 0
+
+    def begin_task(self, task):
+        """Warm up the new outputs."""
+        self.answers.reset()
+        if self.n_old and self.options.lwf_lambda:
+            warm_up(self, task, self.options.lwf_warmup)
+
+    def asked(self, net, x: Tensor) -> Tensor:
+        """(N, K) logits under each softmax that is distilled, side by side."""
+        return torch.cat(self.softmaxes(net.head, net.features(x)), 1)
+
+    def softmaxes(self, head, features: Tensor) -> list[Tensor]:
+        """Logits (N, C) of features (N, D) under each softmax that is distilled."""
+        outputs = old_outputs(head, features, self.setup.benchmark, self.n_old)
+        return [torch.cat(outputs, 1)] if self.joint else outputs
+
+    def loss(self, batch):
+        """CE + λ Σ_{old tasks} KD."""
+        if not (self.n_old and self.options.lwf_lambda):
+            return super().loss(batch)
+        features = self.net.features(batch.x)
+        logits = self.own_logits(self.net.head(features, batch.task_id), batch.task_id)
+        distilled = self.distilled(self.softmaxes(self.net.head, features), self.answers.of(self.task, batch))
+        return F.cross_entropy(logits, batch.y) + self.options.lwf_lambda * distilled
+
+    def distilled(self, students: list[Tensor], answers: Tensor) -> Tensor:
+        """Scalar Σ over old tasks of the distillation loss."""
+        teachers = answers.split([student.shape[1] for student in students], 1)
+        pairs = zip(students, teachers, strict=True)
+        losses = [distillation(s, t, self.options.lwf_temperature) for s, t in pairs]
+        return sum(losses) * (self.n_old / len(losses))
+
+    def end_task(self, task):
+        """The network as it is now becomes the teacher."""
+        self.n_old += 1
+        self.teacher.update(self.net)
+
+
+def warm_up(method: Method, task, n_epochs: int) -> None:
+    """Plain SGD at --lr on the outputs of the task's classes alone, everything else as in eval mode."""
+    head, train = method.net.head, method.setup.train
+    new = method.setup.benchmark.class_masks[task.id]
+    shared = isinstance(head, SharedHead)
+    if shared and new.all():
+        return  # no output is new
+    parameters = [p for p in head.parameters() if p.requires_grad]
+    with evaluating(method.net):
+        for epoch in range(n_epochs):
+            for batch in method.setup.benchmark.batches(task, epoch, train.batch_size):
+                with torch.no_grad():
+                    features = method.net.features(batch.x)
+                logits = method.own_logits(head(features, batch.task_id), batch.task_id)
+                gradients = torch.autograd.grad(F.cross_entropy(logits, batch.y), parameters)
+                if shared:  # the rows of old classes stay as they are
+                    gradients = [g * new.view(-1, *[1] * (g.dim() - 1)) for g in gradients]
+                with torch.no_grad():
+                    torch._foreach_add_(parameters, gradients, alpha=-train.lr)

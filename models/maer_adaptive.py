@@ -1,0 +1,43 @@
+"""maer whose share of hard samples grows with the memory: easy samples first, then hard ones too.
+
+Source: new here, after the trend in Kozal et al. 2025 (arXiv 2505.17664, figure 5: CIFAR-100): the least
+memorized samples are best in small memories, a tenth of highly memorized ones gains at a fifth of the data,
+the most memorized are as good as any at three fifths. With k places for a class of n samples, round(k ·
+h · k/n) go to the most memorized, h being `--hard_share`, and the others to the least memorized.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from models import maer
+from models.method import Method
+from models.parts.memorization import Chooser, ProxyOptions
+from utils.options import option
+from utils.reservoirs import BalancedBuffer
+
+
+@dataclass(frozen=True)
+class Options(ProxyOptions):
+    """Flags of maer_adaptive."""
+
+    hard_share: float = option(
+        0.5, "share of the most memorized samples as the memory nears the size of the data", ge=0, le=1
+    )
+
+
+class MAERAdaptive(maer.MAER):
+    """maer with its own policy."""
+
+    def __init__(self, net, options, setup):
+        Method.__init__(self, net, options, setup)
+        n_classes, draws = setup.benchmark.n_classes, setup.generator("buffer")
+        self.buffer = BalancedBuffer(options.buffer_size, n_classes, draws, self.device)
+        self.chooser = Chooser(self, self.choose)
+
+    def choose(self, ranking, k):
+        """Of a class's ranking, lowest memorization first: both ends."""
+        n = len(ranking)
+        k = min(k, n)
+        hard = round(self.options.hard_share * k * k / n) if n else 0
+        return torch.cat((ranking[: k - hard], ranking[n - hard :]))

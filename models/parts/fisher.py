@@ -1,0 +1,83 @@
+"""The Fisher information's diagonal, in the four ways that public code estimates it.
+
+F_i = (1/N) Σ_n E_y [(∂ log p(y|x_n) / ∂θ_i)²], per sample and in eval mode, with y
+    all      every label, weighted by the network's own probability: exact
+    sampled  one label drawn from the network's probabilities: unbiased
+    true     the data's label: the "empirical Fisher", not an estimate of F
+and, for comparison with GEM, MER and Avalanche,
+    batched  the square of a mini-batch's mean gradient, true labels, averaged over batches: up to a
+             batch's size smaller, so λ does not carry over.
+van de Ven 2025, "On the computation of the Fisher information in continual learning" (arXiv 2502.11756).
+"""
+
+import torch
+from torch import Tensor, nn
+
+from datasets.benchmark import Samples, Task
+from models.parts import importance
+from models.parts.replay import Replayed
+from models.parts.steps import gradient, split
+
+KINDS = ("all", "sampled", "true", "batched")
+CHUNK = 1000  # images per forward pass when labels are drawn
+
+
+def of_task(
+    method, parameters: dict[str, nn.Parameter], task: Task, n: int, draws: torch.Generator, kind: str = "all"
+) -> dict[str, Tensor]:
+    """Name → Fisher diagonal over `n` training samples of the task (0: all), drawn from `draws`."""
+    samples = importance.subset(method.setup.benchmark.train(task), n, draws)
+    if kind == "batched":
+        return batched(method, parameters, samples, method.setup.train.batch_size)
+    if kind == "all":
+        return importance.of_images(method, parameters, samples.x_raw, task, log_probabilities, 2)
+    y = own_labels(method, task, samples.y) if kind == "true" else sample_labels(method, task, samples, draws)
+    return importance.of_images(method, parameters, samples.x_raw, task, log_likelihood, 2, y)
+
+
+def log_probabilities(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, C) log p(c|x), and p(c|x) as weights: Σ_c p_c (∂ log p_c / ∂θ)² is the Fisher diagonal."""
+    log_p = logits.log_softmax(1)
+    return log_p, log_p.exp()
+
+
+def log_likelihood(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, 1) log p(y|x) of given labels, and weights of one."""
+    log_p = logits.log_softmax(1).gather(1, y.view(-1, 1))
+    return log_p, torch.ones_like(log_p)
+
+
+def own_labels(method, task: Task, y: Tensor) -> Tensor:
+    """(N,) labels counted as the logits that the task's importance sees are: from its own head's first."""
+    if method.head_mask is None:
+        return y
+    place = torch.zeros(method.setup.benchmark.n_classes, dtype=torch.long, device=y.device)
+    place[torch.tensor(task.classes, device=y.device)] = torch.arange(len(task.classes), device=y.device)
+    return place[y]
+
+
+@torch.no_grad()
+def sample_labels(method, task: Task, samples: Samples, draws: torch.Generator) -> Tensor:
+    """(N,) one label per sample from the network's probabilities, drawn on the host."""
+    chances = torch.rand(len(samples.y), generator=draws, dtype=torch.float64).to(samples.y.device)
+    own = importance.of_own_classes(method, task, lambda logits: logits)
+    normalise, labels = method.setup.benchmark.augment.normalise, []
+    with importance.evaluating(method.net):
+        parts = (t.split(CHUNK) for t in (samples.x_raw, samples.task_id, chances))
+        for raw, task_id, chance in zip(*parts, strict=True):
+            below = own(method.net(normalise(raw), task_id)).double().softmax(1).cumsum(1)
+            labels.append((below[:, :-1] < chance.view(-1, 1)).sum(1))
+    return torch.cat(labels)
+
+
+def batched(
+    method, parameters: dict[str, nn.Parameter], samples: Samples, batch_size: int
+) -> dict[str, Tensor]:
+    """Name → mean over mini-batches of the square of the mean loss's gradient, in eval mode."""
+    raw, y, task_id, _ = (field.split(batch_size) for field in samples)
+    names, values = list(parameters), list(parameters.values())
+    normalise = method.setup.benchmark.augment.normalise
+    with importance.evaluating(method.net):
+        parts = zip(map(normalise, raw), y, task_id, strict=True)
+        squares = sum(gradient(method, values, Replayed(*part)).square() for part in parts)
+    return dict(zip(names, split(squares / len(y), values), strict=True))

@@ -1,0 +1,66 @@
+"""Hebbian importance (l-MAS): what goes into a layer times what its ReLU gives; a forward pass, no backward.
+
+Source: Aljundi et al. 2018 (MAS, arXiv 1711.09601), section 4.2: Ω_ij = (1/N) Σ_n y_i(x_n) y_j(x_n) for
+the weight from unit j to unit i of the next layer, y after the ReLU. With the layer's input held fixed
+that is ½ |∂ ‖y‖²₂ / ∂W_ij|, which is what is computed here where the paper says nothing:
+
+    convolution         the sum over positions p of y_ip y_j,p+k, as the weight is shared by them
+    batch norm          one unit with the convolution right before it: y = ReLU(BN(conv)); its own scale
+                        and shift get the same derivative
+    first layer         inputs may be negative: the absolute value of each sample's product
+    bias                the input 1
+    a shared head       has no ReLU: y is its output
+"""
+
+import torch
+from torch import Tensor, nn
+
+from datasets.benchmark import Task
+from models.parts import importance, layers
+from utils.errors import UserError
+
+
+@torch.no_grad()
+def of_images(method, parameters: dict[str, nn.Parameter], images: Tensor, task: Task) -> dict[str, Tensor]:
+    """Mean Hebbian importance of `parameters` over images (N, C, H, W) uint8, seen as images of `task`."""
+    net, normalise = method.net, method.setup.benchmark.augment.normalise
+    totals = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    watched = layers.known_layers(net, totals)
+    if watched is None:
+        raise UserError(
+            "--mas_local knows linear, convolution and batch-norm layers, and this backbone has others; "
+            "choose another --backbone, or MAS without --mas_local"
+        )
+    task_ids = torch.full((len(images),), task.id, device=images.device)
+    with importance.evaluating(net):
+        size = importance.chunk_size(net, totals, normalise(images[:1]), task_ids[:1])
+        for raw, task_id in zip(images.split(size), task_ids.split(size), strict=True):
+            accumulate(totals, net, watched, normalise(raw), task_id)
+    return {name: total / len(images) for name, total in totals.items()}
+
+
+def accumulate(
+    totals: dict[str, Tensor], net: nn.Module, watched: dict[str, nn.Module], x: Tensor, task_id: Tensor
+) -> None:
+    """Add Σ_n of every layer's products over the samples x (N, C, H, W) to `totals`, by name."""
+    ones = torch.ones(len(x), device=x.device, dtype=x.dtype)
+    waiting = {}  # convolutions by the tensor they gave, until it is known whether batch norm takes it
+
+    def add(name: str, layer: nn.Module, a: Tensor, y: Tensor) -> None:
+        layers.add(totals, name, layer, a, y, ones, 1)
+
+    def note(name: str, layer: nn.Module, args: tuple, output: Tensor) -> None:
+        y = output if name == "head" else output.relu()
+        if isinstance(layer, nn.Conv2d):
+            waiting[id(output)] = (name, layer, args[0], y, output)
+            return
+        add(name, layer, args[0], y)
+        if isinstance(layer, nn.BatchNorm2d) and id(args[0]) in waiting:
+            before, convolution, a, *_ = waiting.pop(id(args[0]))
+            slope = layer.weight * (layer.running_var + layer.eps).rsqrt()
+            add(before, convolution, a, y * slope.view(-1, 1, 1))
+
+    with layers.watching(watched, note):
+        net(x, task_id)
+    for name, layer, a, y, _ in waiting.values():
+        add(name, layer, a, y)

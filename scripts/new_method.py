@@ -1,0 +1,136 @@
+"""Write a new method's skeleton: models/NAME.py, its reference test, its line in the contract test.
+
+    python scripts/new_method.py my_idea
+    python -m pytest tests/reference/test_my_idea.py tests/contract -k my_idea
+    python main.py --model my_idea --dataset seq-digits
+
+The skeleton is a small method that works (the weights are pulled to where the last task left them), with
+every part in its place; replace what your paper does otherwise.
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from utils import registry
+from utils.errors import UserError
+
+METHOD = '''"""TITLE: one line for --help, at most 100 characters, that ends with a period.
+
+Source: AUTHORS YEAR, "TITLE OF THE PAPER" (arXiv NUMBER), equations NUMBERS.
+Differs from the paper: in nothing.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from models.method import Method
+from utils.options import OptionSet, option
+
+
+@dataclass(frozen=True)
+class Options(OptionSet):
+    """Flags of TITLE."""
+
+    strength: float = option(1.0, "weight of the penalty; 0 turns the method off", ge=0)
+
+
+class CLASS(Method):
+    """Weights are pulled to where the last task left them: strength / 2 · Σ (θ − θ*)²."""
+
+    def __init__(self, net, options, setup):
+        super().__init__(net, options, setup)
+        self.anchor = {}  # parameter name → θ*; whatever is set on self is saved in checkpoints
+
+    def penalty(self):
+        """Data-free; None when there is nothing to add, so that strength 0 is plain SGD bit for bit."""
+        if not self.options.strength or not self.anchor:
+            return None
+        named = self.trainable()
+        distances = [(named[name] - old).square().sum() for name, old in self.anchor.items() if name in named]
+        return self.options.strength / 2 * torch.stack(distances).sum()
+
+    def end_task(self, task):
+        """Keep the solution."""
+        self.anchor = {name: p.detach().clone() for name, p in self.trainable().items()}
+'''
+
+TEST = '''"""NAME against its formula."""
+
+import pytest
+import torch
+
+from tests.conftest import tiny_method
+
+
+def test_penalty_is_the_formula():
+    method, _ = tiny_method("NAME", strength=3.0)
+    assert method.penalty() is None, "nothing to hold on to before the first task"
+    method.end_task(method.setup.benchmark.tasks[0])
+    assert method.penalty().item() == 0
+    with torch.no_grad():
+        for parameter in method.net.parameters():
+            parameter.add_(0.5)
+    n_weights = sum(parameter.numel() for parameter in method.net.parameters())
+    assert method.penalty().item() == pytest.approx(3.0 / 2 * n_weights * 0.25, rel=1e-6)
+'''
+
+CONTRACT = Path("tests", "contract", "test_methods.py")
+
+
+def files(name: str) -> dict[Path, str]:
+    """Path under the project → content."""
+    words = {"CLASS": "".join(part.capitalize() for part in name.split("_")), "TITLE": name, "NAME": name}
+    found = {}
+    for path, text in ((f"models/{name}.py", METHOD), (f"tests/reference/test_{name}.py", TEST)):
+        for word, value in words.items():
+            text = re.sub(rf"\b{word}\b(?! OF)", value, text)
+        found[Path(path)] = text
+    return found
+
+
+def contract_with(text: str, name: str) -> str:
+    """The contract test's source with the flag that turns the method off."""
+    start = text.index("\nOFF = {")
+    end = text.index("\n}\n", start)
+    return f'{text[:end]}\n    "{name}": {{"strength": 0}},{text[end:]}'
+
+
+def write(name: str, root: Path) -> list[Path]:
+    """The three files; refuses a name that is no file name or is taken."""
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise UserError(f"'{name}': a method's name is a file's: small letters, digits and _, e.g. my_idea")
+    made = files(name)
+    taken = [path for path in made if (root / path).exists()]
+    if taken or name in registry.CONTRACTS["models"] | {"parts", "presets"}:
+        raise UserError(f"'{name}' is taken ({', '.join(map(str, taken)) or 'a room of the house'})")
+    contract = root / CONTRACT
+    made[CONTRACT] = contract_with(contract.read_text(encoding="utf-8"), name)
+    for path, text in made.items():
+        (root / path).write_text(text, encoding="utf-8")
+    return list(made)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write the skeleton that the command line names; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("name", help="of the method and its file, e.g. my_idea")
+    name = parser.parse_args(argv).name
+    try:
+        written = write(name, registry.ROOT)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print("\n".join(f"written: {path}" for path in written))
+    print(f"next:    python -m pytest tests/reference/test_{name}.py tests/contract -k {name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""Tables of the rehearsal methods, with time and memory, and the DER paper's numbers beside them.
+
+Called by `scripts/report.py rehearsal FOLDER`; the runs are made by scripts/reproduce_rehearsal.sh. The
+published numbers: published_der.yaml. Peak memory is the whole process's on a CPU.
+"""
+
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from scripts.reporting.tables import shown as spread
+from utils.errors import UserError
+
+PUBLISHED = Path(__file__).with_name("published_der.yaml")
+# Flags that tell two settings of one method apart, and the value that goes without saying.
+VARIANTS = {"memory": "reservoir", "order": "uniform", "buffer_policy": "min"}
+HEAD = {
+    "class-il": ["method", "class-IL accuracy", "task-IL accuracy", "forgetting"],
+    "domain-il": ["method", "buffer", "accuracy", "published", "forgetting"],
+}
+COST = ["seconds", "peak MB", "seeds"]
+
+
+def key(document: dict) -> tuple[str, str, int]:
+    """(benchmark, method, buffer size) of a run."""
+    config = document["config"]
+    own = [str(config[flag]) for flag, usual in VARIANTS.items() if config.get(flag, usual) != usual]
+    return config["dataset"], " ".join([config["model"], *own]), config.get("buffer_size", 0)
+
+
+def grouped(documents: list[dict]) -> dict[tuple[str, str, int], list[dict]]:
+    """Setting → runs, one per seed."""
+    found = defaultdict(dict)
+    for document in documents:
+        seed, runs = document["seed"], found[key(document)]
+        if seed in runs:
+            raise UserError(f"{key(document)} has two runs of seed {seed}; remove one")
+        runs[seed] = document
+    return {name: list(runs.values()) for name, runs in found.items()}
+
+
+def cost(runs: list[dict]) -> list[str]:
+    """Median seconds of a run, median peak memory, number of seeds."""
+    seconds = np.median([run["seconds"]["total"] for run in runs])
+    peak = np.median([run["peak_memory_bytes"] for run in runs]) / 2**20
+    return [f"{seconds:.0f}", f"{peak:.0f}", str(len(runs))]
+
+
+def accuracy(runs: list[dict]) -> float:
+    """What rows are ordered by."""
+    return float(np.mean([run["class_il"]["average_accuracy"] for run in runs]))
+
+
+def line(name: str, size: int, runs: list[dict], published: dict) -> list[str]:
+    """The cells of one setting."""
+    class_il, task_il = (spread([r[v]["average_accuracy"] for r in runs]) for v in ("class_il", "task_il"))
+    forgetting = spread([run["class_il"]["forgetting"] for run in runs])
+    if runs[0]["scenario"] == "domain-il":
+        known = str(published.get(name, {}).get(size, "–"))
+        return [name, str(size or "–"), class_il, known, forgetting, *cost(runs)]
+    return [name, class_il, task_il, forgetting, *cost(runs)]
+
+
+def markdown(documents: list[dict]) -> str:
+    """One Markdown table for each benchmark; class-IL ordered by accuracy, domain-IL by buffer size."""
+    published = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))
+    settings, parts = grouped(documents), []
+    for benchmark in sorted({name for name, _, _ in settings}, reverse=True):
+        own = [(method, size, runs) for (name, method, size), runs in settings.items() if name == benchmark]
+        domain = own[0][2][0]["scenario"] == "domain-il"
+        own.sort(key=lambda row: (row[1] if domain else 0, accuracy(row[2])))
+        head = HEAD["domain-il" if domain else "class-il"] + COST
+        rows = [head, ["---"] * len(head)]
+        rows += [line(*row, published.get(benchmark, {})) for row in own]
+        sizes = {size for _, size, _ in own if size}
+        title = f"**{benchmark}**" + ("" if domain else f", buffer {', '.join(map(str, sorted(sizes)))}")
+        parts.append("\n".join([title, "", *(f"| {' | '.join(row)} |" for row in rows)]))
+    return "\n\n".join(parts)

@@ -1,0 +1,71 @@
+"""Runs: open what a run has left, as the scripts that read runs do."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import main as program
+from models.method import Method
+from utils import checkpoint
+from utils.config import resolve
+from utils.errors import UserError
+from utils.folder import RunFolder
+from utils.training import Trainer
+
+# The flags that weigh what a method does against forgetting, and high values from which tuning starts: for
+# EWC, MAS, SI, LwF and EBLL those of the code of De Lange et al. 2021 (arXiv 1909.08383).
+STRENGTH = {
+    "ebll": {"lwf_lambda": 10.0, "ebll_alpha": 1.0},
+    "ewc": {"e_lambda": 400.0},
+    "imm_mean": {"imm_lambda": 1.0},
+    "imm_mode": {"imm_lambda": 1.0},
+    "lwf": {"lwf_lambda": 10.0},
+    "mas": {"mas_lambda": 3.0},
+    "rwalk": {"rwalk_lambda": 400.0},
+    "si": {"si_c": 400.0},
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder and trainer, as its checkpoint left them."""
+
+    folder: RunFolder
+    trainer: Trainer
+    saved: dict[str, Any]
+
+    @property
+    def method(self) -> Method:
+        """The method with all its state."""
+        return self.trainer.method
+
+    @property
+    def name(self) -> str:
+        """The method's."""
+        return self.trainer.config.run.model
+
+    @property
+    def n_learned(self) -> int:
+        """Tasks learned so far."""
+        return self.trainer.position.task
+
+
+def open_run(run: str, output_dir: str, device: str) -> Run:
+    """The run in a folder, or of an id under `output_dir`; it must stand at the end of a task."""
+    folder = RunFolder.find(run, output_dir)
+    config = resolve([(str(folder.config), folder.load_config() | {"device": device})])
+    path = folder.path / "checkpoint.pt"
+    if not path.exists():
+        raise UserError(f"{folder.path}: no checkpoint.pt; no task of this run has been learned")
+    trainer = Trainer(config, program.build(config), folder.path, quiet=True)
+    trainer.load()
+    if trainer.position.epoch or trainer.position.step:
+        next_stop = trainer.position.task + 1
+        raise UserError(
+            f"{folder.path}: stopped inside task {trainer.position.task}; let it be learned first: "
+            f"python main.py --resume {folder.path} --stop_after {next_stop}"
+        )
+    return Run(folder, trainer, checkpoint.read(path))

@@ -1,0 +1,225 @@
+"""Run a study: a grid or a list of flags, on this machine or on a Ray cluster.
+
+    python scripts/sweep.py study.yaml --jobs 4
+    python scripts/sweep.py --model maer er --buffer_size 500 2000 --seed 0 1 2 -- --dataset seq-digits
+    python scripts/sweep.py study.yaml --dry_run
+    python scripts/sweep.py study.yaml --address auto --runs_per_gpu 4
+
+Flags of main.py take one or more values and form a grid; after -- stand those that are the same for all
+runs. A study file holds `fixed`, `grid` and `runs` (utils/study.py); flags on the command line replace
+the file's. Runs whose resolved configuration is finished under the output folder are skipped, begun ones
+go on from their checkpoint: stop the sweep in any way and start it again. Exit code 1 when a run failed.
+"""
+
+import argparse
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import yaml
+from tqdm import tqdm
+
+from utils import checkpoint, runner
+from utils.errors import UserError
+from utils.ledger import Ledger
+from utils.study import Study, read
+from utils.sweep import Sweep, ending, failure, preload
+
+
+def parser() -> argparse.ArgumentParser:
+    """The sweep's own flags; every other one belongs to the runs."""
+    made = argparse.ArgumentParser(
+        usage="python scripts/sweep.py [STUDY.yaml] [--FLAG VALUE ...] [-- FIXED FLAGS]",
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+    )  # fmt: skip
+    add = made.add_argument
+    add("--name", help="of the study: its MLflow experiment (default: the file's name)")
+    add("--output_dir", help="where runs lie and are looked for (default: runs/NAME, or runs)")
+    add("--dry_run", action="store_true", help="print the runs and what they will cost, and stop")
+    add("--jobs", type=int, metavar="N", help="runs at a time (default: every GPU, else every core)")
+    add("--runs_per_gpu", type=int, default=1, metavar="N", help="runs that share a GPU (default: 1)")
+    add("--retries", type=int, default=1, metavar="N", help="further tries of a failed run (default: 1)")
+    add("--address", help="Ray cluster: auto, or HOST:PORT; its nodes share the project and output folders")
+    add("--cpus_per_run", type=int, metavar="N", help="cores of a run (default: cores / jobs; 1 on Ray)")
+    return made
+
+
+def split(argv: list[str]) -> tuple[str | None, dict[str, list[str]], list[str]]:
+    """(study file, flag → values, what follows --)."""
+    end = argv.index("--") if "--" in argv else len(argv)
+    words, fixed = argv[:end], argv[end + 1 :]
+    file = words.pop(0) if words and not words[0].startswith("-") else None
+    return file, grouped(words), fixed
+
+
+def grouped(words: list[str]) -> dict[str, list[str]]:
+    """Flag → the values that follow it."""
+    flags: dict[str, list[str]] = {}
+    for word in words:
+        if word == "-h":
+            word = "--help"
+        if word.startswith("--"):
+            name, equals, value = word.removeprefix("--").partition("=")
+            if name in flags:
+                raise UserError(f"--{name} is given twice; write its values one after the other")
+            flags[name] = [value] if equals else []
+        elif flags:
+            flags[next(reversed(flags))].append(word)
+        else:
+            raise UserError(f"'{word}': expected a flag; the study file comes first")
+    return flags
+
+
+def parse(argv: list[str]) -> tuple[argparse.Namespace, Study]:
+    """The sweep's own options and the study."""
+    file, flags, fixed_words = split(argv)
+    made = parser()
+    own_names = {o.removeprefix("--") for action in made._actions for o in action.option_strings}
+    own = [word for name in flags if name in own_names for word in (f"--{name}", *flags[name])]
+    options = made.parse_args(own)
+    study = read(Path(file)) if file else Study()
+    fixed = {name: _one(name, values) for name, values in grouped(fixed_words).items()}
+    grid = {name: values or ["1"] for name, values in flags.items() if name not in own_names}
+    name = options.name or study.name
+    given = study.fixed | fixed
+    output_dir = options.output_dir or given.get("output_dir") or (f"runs/{name}" if name else "runs")
+    named = {"output_dir": output_dir} | ({"experiment_name": name} if name else {})
+    kept = {name: values for name, values in study.grid.items() if name not in fixed}
+    runs = tuple({k: v for k, v in run.items() if k not in fixed | grid} for run in study.runs)
+    settled = {k: v for k, v in given.items() if k not in grid} | {"output_dir": output_dir}
+    return options, Study(name, named | settled, kept | grid, runs)
+
+
+def _one(name: str, values: list[str]) -> Any:
+    if len(values) > 1:
+        raise UserError(
+            f"--{name} {' '.join(values)}: one value is expected after --; a grid stands before it"
+        )
+    return values[0] if values else "1"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run or print the study that the command line asks for; returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        options, study = parse(argv)
+        _check(options)
+        if not (options.dry_run or options.address):  # imports while this process resolves the runs
+            runner.start_server(preload(study.points()))
+        runs = study.resolved()
+        sweep = Sweep(runs, Ledger({run.config.run.output_dir for run in runs}))
+        if options.dry_run:
+            print(sweep.plan(len(runner.places(options.jobs, options.runs_per_gpu))))
+            return 0
+        Path(study.fixed["output_dir"]).expanduser().mkdir(parents=True, exist_ok=True)
+        keep(study)
+        code = carry_out(sweep, study.name or "study", options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    if code > 128:
+        print(f"to go on:\n  python scripts/sweep.py {shlex.join(argv)}", file=sys.stderr)
+    return code
+
+
+def _check(options: argparse.Namespace) -> None:
+    for name, least in (("jobs", 1), ("runs_per_gpu", 1), ("retries", 0), ("cpus_per_run", 1)):
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name} {value}: must be at least {least}")
+
+
+def keep(study: Study) -> None:
+    """The study beside its runs, for the report and for another start."""
+    path = Path(study.fixed["output_dir"]).expanduser() / "study.yaml"
+    try:
+        checkpoint.write_text(yaml.safe_dump(study.document(), sort_keys=False), path)
+    except OSError as error:
+        raise UserError(f"--output_dir {path.parent}: cannot be written: {error}") from None
+
+
+def carry_out(sweep: Sweep, name: str, options: argparse.Namespace) -> int:
+    """Do what is left of the study; 0, 1 when a run failed, 128 + signal when it was stopped."""
+    n_runs, n_before = len(sweep.runs), len(sweep.runs) - len(sweep.open)
+    n_done, failed = n_before, []
+    where, n_threads = machines(options, sweep)
+    with interruptible(), tqdm(
+        total=n_runs, initial=n_done, unit="run", dynamic_ncols=True, smoothing=0, disable=None
+    ) as bar:  # fmt: skip
+        try:
+            for run, outcome, tries_left in sweep.work_off(where, n_threads, options.retries):
+                n_done += not tries_left
+                again = "; trying again" if tries_left else ""
+                line = ending(run, outcome, sweep.folders[run.key]) + again
+                tqdm.write(f"[{n_done}/{n_runs}] {line}", file=sys.stderr)
+                bar.update(not tries_left)
+                if outcome.code and not tries_left:
+                    failed.append(failure(run, outcome))
+                    bar.set_postfix_str(f"{len(failed)} failed", refresh=False)
+            write_parents(sweep, where, name)
+        except KeyboardInterrupt as stop:
+            end(where)
+            return 128 + (stop.args[0] if stop.args else signal.SIGINT)
+    print("\n".join(failed), file=sys.stderr, end="\n" * bool(failed))
+    n_now = n_done - n_before - len(failed)
+    print(f"{n_runs} runs: {n_before} finished before, {n_now} now, {len(failed)} failed")
+    return 1 if failed else 0
+
+
+def write_parents(sweep: Sweep, where: runner.Runner, name: str) -> None:
+    """Seeds below their setting in MLflow; a job like the runs, because it imports as much."""
+    for job in sweep.parent_jobs(name):
+        where.submit(job)
+    while where.n_running():
+        for outcome in where.finished(timeout=1.0):
+            if outcome.code:
+                print(f"MLflow has no parent runs of this study: {outcome.job.output}", file=sys.stderr)
+
+
+def machines(options: argparse.Namespace, sweep: Sweep) -> tuple[runner.Runner, int]:
+    """Where the runs are done, and the CPU threads of each."""
+    if options.address:
+        from utils.cluster import RayRunner
+
+        n_threads = options.cpus_per_run or 1
+        modules = preload([run.config.flat() for run in sweep.runs])
+        return RayRunner(options.address, n_threads, options.runs_per_gpu, modules), n_threads
+    places = runner.places(options.jobs, options.runs_per_gpu)
+    n_threads = options.cpus_per_run or max(1, len(os.sched_getaffinity(0)) // len(places))
+    return runner.LocalRunner(places), n_threads
+
+
+def end(where: runner.Runner) -> None:
+    """Let the runs save; a second Ctrl-C does not wait for them."""
+    tqdm.write(f"stopping: {where.n_running()} runs save their state (again: end at once)", file=sys.stderr)
+    try:
+        where.stop()
+    except KeyboardInterrupt:
+        where.kill()
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """SIGTERM, which cluster schedulers send, is taken like Ctrl-C."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt(number)
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,250 @@
+"""Learning rate and strength of a method by the stability-decay rule, on validation data alone.
+
+    python scripts/tune.py --model mas --dataset seq-mnist --multi_head --hidden_sizes 256,256
+    python scripts/tune.py --model ewc --dataset seq-cifar100 --first_tasks 3 --seeds 0,1 --write
+
+Flags not listed below are those of main.py and hold for every run. Each run holds out --validation % of the
+training data (10 unless given) and is measured on that; the test set is never read.
+
+1. Fine-tuning (sgd) with each rate of --rates; A* is the highest learning accuracy, the mean over tasks of
+   the accuracy on a task right after it was learned (class-IL: among all classes seen so far).
+2. The method at that rate, its strength first high, then halved until its learning accuracy is at least
+   (1 - p) A*, p = --drop: the most stability that costs at most that share of plasticity.
+
+Source: De Lange et al. 2021, "A continual learning survey" (arXiv 1909.08383), section 4. Differs from it:
+there both phases are gone through for every task anew, here once, over the whole stream or its
+--first_tasks, which gives one value to publish and needs later tasks' training data; strengths are not
+raised above where they start, so a start that is accepted at once is said to be low. Runs lie under
+OUTPUT_DIR/tune; finished ones are not repeated, others are resumed.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import yaml
+
+import main as program
+from scripts.runs import STRENGTH
+from utils import commandline, registry
+from utils import config as settings
+from utils.config import Config, resolve
+from utils.errors import UserError
+
+RATES = (0.1, 0.05, 0.01, 0.005, 0.001, 0.0005, 0.0001)
+HEADER = "# benchmark → buffer size → flags. `source` says where the values come from.\n"
+# Flags that are no part of a preset: how a run is executed, measured and named.
+APART = {*settings.OPERATIONAL, *settings.LogOptions.__dataclass_fields__, "model", "dataset", "seed",
+         "validation", "buffer_size", "debug_mode"}  # fmt: skip
+
+# (method, flags) → learning accuracy, None where training diverged.
+Measure = Callable[[str, dict[str, float]], float | None]
+
+
+class Choice(NamedTuple):
+    """What was found: the rate, the strengths, and the accuracies they were accepted by."""
+
+    lr: float
+    best: float
+    strengths: dict[str, float] | None
+    accuracy: float | None
+    n_tries: int
+
+
+def choose(
+    measure: Measure, model: str, rates: tuple[float, ...], start: dict[str, float], drop: float, tries: int
+) -> Choice:
+    """The stability-decay rule."""
+    found = {lr: measure("sgd", {"lr": lr}) for lr in rates}
+    learned = {lr: accuracy for lr, accuracy in found.items() if accuracy is not None}
+    if not learned:
+        raise UserError(f"--rates {','.join(map(str, rates))}: fine-tuning diverged at all of them")
+    lr = max(learned, key=learned.get)
+    for n in range(tries):
+        strengths = {flag: value / 2**n for flag, value in start.items()}
+        accuracy = measure(model, {"lr": lr, **strengths})
+        if accuracy is not None and accuracy >= (1 - drop) * learned[lr]:
+            return Choice(lr, learned[lr], strengths, accuracy, n + 1)
+    return Choice(lr, learned[lr], None, None, tries)
+
+
+class Trials:
+    """Runs main.py in this process; `measure` is the mean over seeds."""
+
+    def __init__(self, config: Config, seeds: tuple[int, ...], first_tasks: int):
+        self.config, self.seeds, self.first_tasks = config, seeds, first_tasks
+        self.validation = config.stream.validation or 10.0
+        self.own = set(type(config.method).__dataclass_fields__)
+        self.folder = Path(config.run.output_dir).expanduser() / "tune"
+
+    def measure(self, model: str, flags: dict[str, float]) -> float | None:
+        """Learning accuracy on validation data."""
+        accuracies = [self.run(self.flags(model, flags, seed)) for seed in self.seeds]
+        mean = None if None in accuracies else float(np.mean(accuracies))
+        shown = "diverged" if mean is None else f"learning accuracy {100 * mean:.2f} %"
+        print(f"{model} {', '.join(f'{k} {v:g}' for k, v in flags.items())}: {shown}", flush=True)
+        return mean
+
+    def flags(self, model: str, tuned: dict[str, float], seed: int) -> dict[str, Any]:
+        """All flags of one run."""
+        kept = self.config.flat()
+        if model != kept["model"]:
+            kept = {name: value for name, value in kept.items() if name not in self.own}
+        ours = {"validation": self.validation, "stop_after": self.first_tasks, "disable_log": True}
+        return kept | ours | {"ignore_other_metrics": True, "model": model, "seed": seed} | tuned
+
+    def run(self, flags: dict[str, Any]) -> float | None:
+        """Learning accuracy of one run, made now, finished now or found finished."""
+        text = yaml.safe_dump(
+            {k: v for k, v in flags.items() if k not in settings.OPERATIONAL - {"stop_after"}}
+        )
+        folder = self.folder / f"{flags['model']}-{hashlib.blake2b(text.encode(), digest_size=6).hexdigest()}"
+        folder.mkdir(parents=True, exist_ok=True)
+        document = result_in(folder)
+        if document is None or document["status"] in ("running", "interrupted"):
+            self.execute(flags | {"output_dir": str(folder)}, folder)
+            document = result_in(folder)
+        assert document["evaluated_on"] == "validation"
+        if document["status"] == "failed":
+            return None
+        return learning_accuracy(document, self.first_tasks or len(document["class_il"]["R"]))
+
+    def execute(self, flags: dict[str, Any], folder: Path) -> None:
+        """main.py, its output in log.txt; ends the program if the user or an error does."""
+        begun = sorted(folder.glob("*/*/*/config.yaml"))
+        file = folder / "flags.yaml"
+        file.write_text(yaml.safe_dump(flags), encoding="utf-8")
+        arguments = ["--resume", str(begun[-1].parent)] if begun else ["--config", str(file)]
+        log = folder / "log.txt"
+        with open(log, "a", encoding="utf-8") as out:
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+                code = program.main(arguments)
+        if code == 2:
+            raise UserError(log.read_text(encoding="utf-8").splitlines()[-1].removeprefix("error: "))
+        if code not in (0, 1):
+            sys.exit(code)
+
+
+def result_in(folder: Path) -> dict[str, Any] | None:
+    """The results of the run in a trial's folder, None before there are any."""
+    found = sorted(folder.glob("*/*/*/results.json"))
+    return json.loads(found[-1].read_text(encoding="utf-8")) if found else None
+
+
+def learning_accuracy(document: dict[str, Any], n_tasks: int) -> float:
+    """Mean over the first tasks of the accuracy right after each."""
+    view = "class_il" if document["scenario"] == "class-il" else "task_il"
+    return float(np.mean([document[view]["R"][k][k] for k in range(n_tasks)]))
+
+
+def preset(config: Config, choice: Choice, source: str) -> tuple[str, Any, dict[str, Any]]:
+    """(benchmark, buffer size or `any`, flags): all that differs from the defaults, and what was tuned."""
+    flat = config.flat()
+    plain = resolve([("defaults", {"model": flat["model"], "dataset": flat["dataset"]})]).flat()
+    given = {k: v for k, v in flat.items() if k not in APART and v != plain.get(k)}
+    flags = given | {"lr": choice.lr, **choice.strengths, "source": source}
+    return flat["dataset"], flat.get("buffer_size", "any"), flags
+
+
+class Plain(yaml.SafeDumper):
+    """YAML without anchors: every entry stands for itself."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Repeat what is the same."""
+        return True
+
+
+def write_preset(path: Path, dataset: str, size: Any, flags: dict[str, Any]) -> None:
+    """Put the entry into the method's file; entries of other benchmarks and sizes stay."""
+    presets = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+    presets[dataset] = presets.get(dataset, {}) | {size: flags}
+    text = yaml.dump(presets, Dumper=Plain, sort_keys=False, allow_unicode=True, width=110)
+    path.write_text(HEADER + text, encoding="utf-8")
+
+
+def strengths(text: str) -> dict[str, float]:
+    """`flag=start,flag=start` as a dictionary."""
+    try:
+        return {flag: float(value) for flag, value in (part.split("=") for part in text.split(","))}
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text}: expected e.g. e_lambda=1000") from None
+
+
+def numbers(kind: type) -> Callable[[str], tuple]:
+    """A type for argparse: `1,2` as a tuple."""
+    return lambda text: tuple(kind(part) for part in text.split(","))
+
+
+def parser() -> argparse.ArgumentParser:
+    """Our own flags."""
+    own = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    own.add_argument("--rates", type=numbers(float), default=RATES, help="learning rates, e.g. 0.1,0.01")
+    own.add_argument(
+        "--strength", type=strengths, metavar="FLAG=START,...",
+        help="flags that are halved together, and where they start (default: the table in scripts/runs.py)",
+    )  # fmt: skip
+    own.add_argument("--drop", type=float, default=0.2, help="p, share of A* that may be lost (default: 0.2)")
+    own.add_argument("--tries", type=int, default=10, help="strengths that are tried (default: 10)")
+    own.add_argument("--first_tasks", type=int, default=0, help="tune on so many tasks; 0: the whole stream")
+    own.add_argument("--seeds", type=numbers(int), help="accuracies are means over these (default: --seed)")
+    own.add_argument("--write", action="store_true", help="put the result into models/presets/METHOD.yaml")
+    return own
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Tune what the command line asks for; returns the exit code."""
+    args, rest = parser().parse_known_args(argv)
+    try:
+        config = commandline.parse(rest).config
+        if config is None:
+            raise UserError("--resume: not for tuning, which resumes its runs by itself")
+        return tune(args, config)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def tune(args: argparse.Namespace, config: Config) -> int:
+    """Choose, say what was chosen, and write it down."""
+    model = config.run.model
+    start = args.strength or STRENGTH.get(model)
+    if not start:
+        raise UserError(f"--model {model}: no strength is known for it; give --strength FLAG=START")
+    trials = Trials(config, args.seeds or (config.run.seed,), args.first_tasks)
+    if alien := sorted(set(start) - trials.own):
+        hint = registry.suggest(alien[0], sorted(trials.own))
+        raise UserError(f"--strength {alien[0]}: not a flag of {model}{hint}")
+    choice = choose(trials.measure, model, args.rates, start, args.drop, args.tries)
+    if choice.strengths is None:
+        raise UserError(
+            f"none of {choice.n_tries} strengths reached {1 - args.drop:g} of {100 * choice.best:.2f} %; "
+            "start lower (--strength FLAG=START) or try more (--tries)"
+        )
+    source = (
+        f"scripts/tune.py, stability decay with p = {args.drop:g}: learning accuracy {choice.accuracy:.4f} "
+        f"(fine-tuning {choice.best:.4f}) on {trials.validation:g} % held-out training data, "
+        f"{args.first_tasks or 'all'} tasks, seeds {','.join(map(str, trials.seeds))}; {settings.version()}"
+    )
+    dataset, size, flags = preset(config, choice, source)
+    print(yaml.safe_dump({dataset: {size: flags}}, sort_keys=False, allow_unicode=True, width=110), end="")
+    if choice.n_tries == 1:
+        print("the first strength was accepted at once: a higher start may be accepted too", file=sys.stderr)
+    if args.write:
+        path = registry.ROOT / "models" / "presets" / f"{model}.yaml"
+        write_preset(path, dataset, size, flags)
+        print(f"written to {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""A sweep on a real Ray cluster of several nodes on this machine, one of which is killed in the middle."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from scripts import sweep as program
+from tests.conftest import ROOT
+from tests.integration.test_resume import measured
+from utils.errors import UserError
+
+GRID = ["--model", "er", "--seed", "0", "1", "2", "3"]
+FIXED = ["--", "--dataset", "seq-digits", "--n_epochs", "6", "--batch_size", "10", "--disable_log"]
+SAVING = ["--checkpoint_every", "0.0005"]
+
+
+def results(folder: Path) -> dict[int, dict]:
+    found = {}
+    for path in folder.glob("*/*/*/results.json"):
+        seed = json.loads(path.read_text())["seed"]
+        assert seed not in found, f"seed {seed} was run twice"
+        found[seed] = measured(path.parent)
+    return found
+
+
+def test_ray_missing_is_said(monkeypatch):
+    from utils import cluster
+
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r"pip install 'ray\[default\]'"):
+        cluster.import_ray()
+
+
+@pytest.fixture
+def nodes():
+    """A cluster: a head without places for runs, and two nodes with one place each."""
+    pytest.importorskip("ray", reason="the optional package ray is not installed")
+    from ray.cluster_utils import Cluster
+
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    os.environ["PYTHONPATH"] = path
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    added = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    yield cluster, added
+    import ray
+
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_node_is_lost_another_joins_and_the_results_are_those_of_one_machine(nodes, tmp_path):
+    cluster, added = nodes
+    flags = [*GRID, "--address", cluster.address, "--output_dir", str(tmp_path / "ray"), *FIXED, *SAVING]
+    lost = threading.Thread(target=lose_a_node, args=(cluster, added, tmp_path / "ray"))
+    lost.start()
+    assert program.main(flags) == 0
+    lost.join()
+    local = [*GRID, "--jobs", "2", "--output_dir", str(tmp_path / "local"), *FIXED, *SAVING]
+    subprocess.run([sys.executable, str(ROOT / "scripts" / "sweep.py"), *local], check=True, cwd=ROOT)
+    assert results(tmp_path / "ray") == results(tmp_path / "local")
+    moved = [
+        path for path in (tmp_path / "ray").glob("*/*/*/output.txt") if path.read_text().count("run:") > 1
+    ]
+    assert moved, "the run of the lost node went on elsewhere"
+
+
+def lose_a_node(cluster, added: list, folder: Path) -> None:
+    """When both nodes have saved something, kill one and let another join."""
+    deadline = time.monotonic() + 600
+    while len(list(folder.glob("*/*/*/checkpoint.pt"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    cluster.remove_node(added[0], allow_graceful=False)
+    cluster.add_node(num_cpus=1)

@@ -1,0 +1,128 @@
+"""The programs of the memorization room as a user runs them: killed, resumed, misused."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from memorization import eval_splits, program, train_splits
+from memorization.store import Store
+from tests.conftest import ROOT
+
+SMALL = "--dataset_size 0.2 --n_epochs 6 --hidden_sizes 10 --n_repeats 24 --stack 6".split()
+
+
+def command(module: str, *flags: str) -> list[str]:
+    return [sys.executable, "-m", f"memorization.{module}", *flags]
+
+
+def written(folder: Path) -> dict[Path, int]:
+    """Networks and checkpoints, and when each was put in place."""
+    found = {}
+    for path in folder.rglob("*.pt"):
+        with contextlib.suppress(FileNotFoundError):  # a checkpoint may be removed meanwhile
+            found[path] = path.stat().st_mtime_ns
+    return found
+
+
+def scores_of(folder: Path) -> dict[str, np.ndarray]:
+    out = folder / "scores.npz"
+    eval_splits.run(
+        ["--weights_dir", str(folder), "--n_repeats", "24", "--out_filename", str(out), "--store_probs"]
+    )
+    with np.load(out) as content:
+        return {name: content[name] for name in content.files}
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_the_scores_are_the_same_bit_for_bit(tmp_path):
+    """SIGKILL at the first and at the fourth file that appears; the processes beside it end too."""
+    train_splits.run(["--weights_dir", str(tmp_path / "whole"), *SMALL, "--use_multiprocessing", "0"])
+    folder = tmp_path / "killed"
+    flags = ["--weights_dir", str(folder), *SMALL, "--use_multiprocessing", "--num_workers", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for n_changes in (1, 4):
+        seen = [written(folder)]
+        process = subprocess.Popen(
+            command("train_splits", *flags, "--checkpoint_every", "0"), cwd=ROOT, env=environment,
+            stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        while process.poll() is None and len(seen) <= n_changes:
+            time.sleep(0.01)
+            seen += [now for now in [written(folder)] if now != seen[-1]]
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    train_splits.run(["--weights_dir", str(folder), *SMALL, "--use_multiprocessing", "0"])
+    for repeat in range(24):
+        one, other = (Store(str(f)).load(repeat) for f in (folder, tmp_path / "whole"))
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    whole, killed = scores_of(tmp_path / "whole"), scores_of(folder)
+    for name in ("loss", "scores", "stderr", "scores_01", "member"):
+        assert np.array_equal(whole[name], killed[name]), name
+    assert not list((folder / "checkpoints").glob("*.pt"))
+
+
+def test_a_study_grows_and_is_not_mixed(tmp_path, capsys):
+    folder = ["--weights_dir", str(tmp_path / "study")]
+    base = [*folder, "--dataset_size", "0.1", "--hidden_sizes", "6", "--use_multiprocessing", "0"]
+    train_splits.run([*base, "--n_epochs", "1", "--n_repeats", "20", "--stack", "16"])
+    first = (tmp_path / "study/networks/0019.pt").read_bytes()
+    train_splits.run([*folder, "--n_repeats", "24", "--use_multiprocessing", "0"])
+    assert (tmp_path / "study/networks/0019.pt").read_bytes() == first
+    assert len(list((tmp_path / "study/networks").iterdir())) == 24
+    with pytest.raises(ValueError, match=r"--n_epochs 2: the networks in --weights_dir were trained with 1"):
+        train_splits.run([*base, "--n_epochs", "2", "--n_repeats", "24"])
+    out = str(tmp_path / "scores.npz")
+    eval_splits.run([*folder, "--n_repeats", "30", "--out_filename", out, "--influence", "3"])
+    assert "of 30 networks 24 have been trained" in capsys.readouterr().err
+    with np.load(out) as content:
+        n = len(content["scores"])
+        assert n == 144 and content["influence"].shape == (360, 3)
+        assert content["n_in"].tolist() == (24 - content["n_out"]).tolist()
+        assert (np.diff(content["influence"], axis=1) <= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "--weights_dir is missing"),
+        (["--weights_dir", "x", "--subset_ratoi", "0.5"], "did you mean --subset_ratio"),
+        (
+            ["--weights_dir", "x", "--dataset_name", "svhn"],
+            "--dataset_name svhn: choose one of digits, mnist",
+        ),
+        (["--weights_dir", "x", "--model_name", "resnet81"], "did you mean resnet18"),
+        (["--weights_dir", "x", "--dataset_size", "0"], "--dataset_size 0.0: must be > 0"),
+        (["--weights_dir", "x", "--class_range", "5,3"], "--class_range 5,3: must satisfy"),
+        (
+            ["--weights_dir", "x", "--dataset_size", "0.001"],
+            "--dataset_size 0.001: 1437 examples cannot be split",
+        ),
+    ],
+)
+def test_misuse_is_one_clear_line(flags, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train_splits", *flags])
+    assert program.main(train_splits.run) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("error: ")
+
+
+def test_help_does_not_import_torch(tmp_path):
+    code = (
+        "import sys\nfrom memorization import {0}\ntry:\n {0}.run(['--help'])\nexcept SystemExit:\n pass\n"
+        "assert 'torch' not in sys.modules"
+    )
+    for module in ("train_splits", "eval_splits"):
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(module)], cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        assert "--n_repeats" in done.stdout

@@ -1,0 +1,108 @@
+"""Small studies on the digits, start to end in this process: leave-one-out, proxies, streams, figures."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from memorization import plots, pool, program, train_proxies, train_stream, train_whole, training
+from memorization.outputs import outputs
+from memorization.program import MACHINE, STUDY
+from memorization.proxies import NAMES
+from utils import scores
+
+TINY = ["--dataset_size", "0.05", "--hidden_sizes", "8", "--n_epochs", "3", "--use_multiprocessing", "0"]
+PNG = b"\x89PNG"
+
+
+def test_leave_one_out_by_its_definition(tmp_path):
+    """An example's score is what networks trained on everything and on all but it say, trained here anew."""
+    out = tmp_path / "loo.npz"
+    flags = ["--weights_dir", str(tmp_path / "w"), "--out_filename", str(out), "--stack", "4", *TINY]
+    train_whole.run([*flags, "--n_examples", "3", "--n_repeats", "2", "--n_whole", "2"])
+    first = scores.load(out)
+    train_whole.run([*flags, "--n_examples", "5", "--n_repeats", "2", "--n_whole", "2"])
+    found = scores.load(out)
+    assert found["index"][:3].tolist() == first["index"].tolist()
+    assert found["scores"][:3].tolist() == first["scores"].tolist()
+    options = program.parse("test", "", {**STUDY, **MACHINE}, TINY)
+    examples = pool.load(options.data, torch.device("cpu"))
+    everything = torch.arange(len(examples))
+
+    def probabilities(numbers, rows, i):
+        said = []
+        for number in numbers:
+            learner = training.Training(options, examples, training.Cohort([number], rows.unsqueeze(0)))
+            while not learner.finished:
+                learner.run_epoch()
+            loss, _ = outputs(learner.stack, examples.images, examples.labels, examples.augment)
+            said.append(np.exp(-loss[0, i].item()))
+        return np.array(said)
+
+    rows = train_whole.example_order(len(examples))
+    for place in (0, 4):
+        i = int(rows[place])
+        assert found["index"][place] == examples.index[i]
+        own = [2 + 2 * place, 3 + 2 * place]
+        inside = probabilities([0, 1], everything, i)
+        outside = probabilities(own, everything[everything != i], i)
+        assert found["scores"][place] == pytest.approx(inside.mean() - outside.mean(), abs=1e-4)
+        error = np.sqrt(inside.var(ddof=1) / 2 + outside.var(ddof=1) / 2)
+        assert found["stderr"][place] == pytest.approx(error, abs=1e-4)
+
+
+def test_every_proxy_is_written_with_its_cost(tmp_path, capsys):
+    out = tmp_path / "proxies.npz"
+    train_proxies.run(["--out_filename", str(out), "--n_networks", "2", *TINY])
+    found = scores.load(out)
+    assert found["names"].tolist() == [*NAMES, "early_el2n", "early_grand"]
+    assert found["proxies"].shape == (16, 72) and np.isfinite(found["proxies"]).all()
+    assert (found["cost"] >= 0).all() and "ms per 1,000 examples" in capsys.readouterr().out
+    assert (found["proxies"].std(1) > 0).all()
+
+
+def test_a_stream_with_replay_and_its_figure(tmp_path, capsys):
+    out = tmp_path / "stream.npz"
+    flags = ["--weights_dir", str(tmp_path / "w"), "--out_filename", str(out), "--stack", "8", *TINY]
+    flags += ["--dataset_size", "0.2", "--buffer_size", "20", "--n_tasks", "3", "--store_probs"]
+    train_stream.run([*flags, "--n_repeats", "24"])
+    found = scores.load(out)
+    n = len(found["scores"])
+    assert found["in_stream"].shape == (3, n) and found["loss_over_time"].shape == (3, 24, n)
+    for t in range(3):
+        assert np.isnan(found["in_stream"][t]).tolist() == (found["task"] > t).tolist()
+    own = found["in_stream"][found["task"], np.arange(n)]
+    assert found["scores"].tolist() == own.tolist() and np.isfinite(own).all()
+    capsys.readouterr()
+    plots.run(["--stream", str(out), "--out_dir", str(tmp_path / "figures")])
+    assert (tmp_path / "figures/decay.png").read_bytes()[:4] == PNG
+    assert capsys.readouterr().out.strip().endswith("decay.png")
+
+
+def test_figures_of_scores_and_proxies(tmp_path):
+    rng = np.random.default_rng(0)
+    options = program.parse("test", "", {**STUDY, **MACHINE}, TINY)
+    examples = pool.load(options.data, torch.device("cpu"))
+    n, settings = len(examples), dataclasses.asdict(options.data)
+    member = np.array([rng.permutation(40) < 20 for _ in range(n)]).T
+    identity = {"order_hash": examples.order_hash, "index": examples.index}
+    scores.write(
+        tmp_path / "s.npz", settings, scores=rng.random(n), loss=rng.random((40, n)), member=member,
+        influence=rng.random((360, 2)), influence_from=rng.choice(examples.index, (360, 2)), **identity,
+    )  # fmt: skip
+    scores.write(tmp_path / "p.npz", {}, names=np.array(["a", "b"]), proxies=rng.random((2, n)), **identity)
+    out = tmp_path / "figures"
+    flags = ["--scores", str(tmp_path / "s.npz"), "--proxies", str(tmp_path / "p.npz"), "--out_dir", str(out)]
+    plots.run(flags)
+    expected = {"histogram", "standard_errors", "proxies", "gallery", "pairs"}
+    assert {path.stem for path in out.iterdir()} == expected
+    for path in out.iterdir():
+        assert path.read_bytes()[:4] == PNG and path.stat().st_size > 5000
+    scores.write(
+        tmp_path / "other.npz", settings, scores=rng.random(n), order_hash="ff", index=examples.index
+    )
+    with pytest.raises(ValueError, match="not those that were scored"):
+        plots.run(["--scores", str(tmp_path / "other.npz"), "--out_dir", str(out)])
+    with pytest.raises(ValueError, match="nothing to draw"):
+        plots.run(["--out_dir", str(out)])

@@ -1,0 +1,130 @@
+"""What is there for people: the listing, the notebook, the skeleton of a method, the reference pages."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from scripts import docs, new_method
+from tests.conftest import ROOT, run_main
+from utils import catalogue, registry
+from utils.errors import UserError
+from utils.outcome import RunResult
+
+NOTEBOOK = ROOT / "scripts" / "example.ipynb"
+
+
+def test_the_listing_names_everything_with_paper_and_scenarios(capsys):
+    from utils.commandline import parse
+
+    with pytest.raises(SystemExit) as stop:
+        parse(["--list"])
+    out = capsys.readouterr().out
+    assert stop.value.code == 0
+    for kind in catalogue.KINDS:
+        for name in registry.names(kind):
+            assert re.search(rf"^  {name}$", out, re.MULTILINE), name
+    er = out.split("\n  er\n")[1].split("\n  ewc\n")[0].splitlines()
+    assert er[1].strip().startswith("Chaudhry et al. 2019") and er[1].strip().endswith("(arXiv 1902.10486)")
+    assert er[2].strip() == "class-il, task-il, domain-il"
+
+
+def test_the_listing_imports_no_torch(tmp_path):
+    done = run_main("--list", cwd=tmp_path, PYTHONPROFILEIMPORTTIME="1")
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if "|" in line}
+    assert "utils.catalogue" in imported and not imported & {"torch", "numpy", "mlflow"}
+
+
+@pytest.mark.parametrize("plugin", catalogue.plugins("datasets"), ids=lambda p: p.name)
+def test_scenarios_read_from_the_source_are_those_that_are_built(plugin):
+    """As far as the stream can be built without data."""
+    assert plugin.scenarios, plugin.name
+    if "(domain-IL)" in plugin.summary:
+        assert plugin.scenarios == ("domain-il",)
+
+
+@pytest.mark.parametrize("plugin", catalogue.plugins("models"), ids=lambda p: p.name)
+def test_scenarios_of_methods_are_the_classes_own(plugin):
+    from models.method import Method
+
+    own = registry.plugin_class(registry.load("models", plugin.name), Method).scenarios
+    assert plugin.scenarios == tuple(own)
+
+
+def test_a_docstring_is_taken_apart():
+    text = "\nSource: A 2019, (1), eq. 2;\nmore.\nDiffers from the papers: nothing\nat all.\n\nFree text."
+    assert catalogue.split(text) == ("A 2019, (1), eq. 2;\nmore.", "nothing\nat all.", "Free text.")
+    assert catalogue.paper('Riemer et al. 2019, "Learning" (arXiv 1810.11910), Algorithm 4') == (
+        'Riemer et al. 2019, "Learning" (arXiv 1810.11910)'
+    )
+
+
+def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
+    """Its cells in order, as Jupyter would run them; it is stored without outputs."""
+    monkeypatch.chdir(tmp_path)
+    notebook = json.loads(NOTEBOOK.read_text())
+    assert notebook["nbformat"] == 4
+    names: dict = {}
+    for cell in (cell for cell in notebook["cells"] if cell["cell_type"] == "code"):
+        assert cell["outputs"] == [] and cell["execution_count"] is None
+        exec(compile("".join(cell["source"]), f"{NOTEBOOK.name}:{cell['id']}", "exec"), names)
+    result = names["result"]
+    assert result.R.shape == (5, 5) and result.status == "finished"
+    assert "er on seq-digits, seed 0, finished: class-IL accuracy" in repr(result)
+    assert result._repr_html_().startswith("<p>er on seq-digits")
+    assert len(names["figure"].axes) == 2
+    assert np.array_equal(RunResult(result.path).R, result.R)
+
+
+def test_flags_are_checked_as_on_the_command_line():
+    from main import train
+
+    with pytest.raises(UserError, match="did you mean --buffer_size"):
+        train(model="er", bufer_size=5)
+    with pytest.raises(UserError, match="holds no results"):
+        RunResult("/nowhere")
+
+
+def test_a_new_method_passes_its_tests(tmp_path):
+    """The skeleton, in a copy of the house, under the contract suite and its own test."""
+    for room in ("models", "backbones", "datasets", "utils", "tests", "memorization", "scripts"):
+        (tmp_path / room).symlink_to(ROOT / room) if room not in ("models", "tests") else None
+    subprocess.run(["cp", "-r", ROOT / "models", ROOT / "tests", tmp_path], check=True)
+    (tmp_path / "pyproject.toml").symlink_to(ROOT / "pyproject.toml")
+    written = new_method.write("my_idea", tmp_path)
+    assert [str(path) for path in written] == [
+        "models/my_idea.py", "tests/reference/test_my_idea.py", "tests/contract/test_methods.py",
+    ]  # fmt: skip
+    made = (tmp_path / "models" / "my_idea.py").read_text()
+    assert "class MyIdea(Method):" in made and "CLASS" not in made
+    flags = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", "my_idea or states_how"]
+    command = [sys.executable, "-m", "pytest", *flags, "tests/contract", "tests/reference/test_my_idea.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) >= 12
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("My-Idea", "small letters"), ("er", "is taken"), ("method", "is taken")]
+)
+def test_names_that_no_method_can_have(name, message, capsys):
+    assert new_method.main([name]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_every_plugin_has_a_page(tmp_path, capsys):
+    started = time.process_time()
+    assert docs.main(["--out", str(tmp_path)]) == 0
+    assert time.process_time() - started < 60
+    text = (tmp_path / "ewc.html").read_text()
+    for wanted in ("Kirkpatrick et al.", "--e_lambda", "Differs from the paper", "&gt;= 0", "Checked by"):
+        assert wanted in text, wanted
+    index = (tmp_path / "index.html").read_text()
+    for kind in catalogue.KINDS:
+        for name in registry.names(kind):
+            assert f'href="{name}.html"' in index and (tmp_path / f"{name}.html").exists()
+    assert "--checkpoint_every" in index

@@ -1,0 +1,42 @@
+"""Jobs for test_runner.py: functions that a process of their own can import in no time."""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+COUNT = 0  # what a job leaves behind in its process
+
+
+def ending(how: str) -> int:
+    """A job: ends as it is told; leaves a trace in its own process."""
+    global COUNT
+    COUNT += 1
+    print(f"here {COUNT}", os.environ.get("CUDA_VISIBLE_DEVICES"), Path.cwd().name, flush=True)
+    if how == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how == "raise":
+        raise RuntimeError("told to")
+    return int(how)
+
+
+def second_time(mark: str) -> int:
+    """A job: fails until `mark` exists, and makes it."""
+    if Path(mark).exists():
+        return 0
+    Path(mark).touch()
+    return 1
+
+
+def long(mark: str) -> int:
+    """A job: says that it has begun, and that it was asked to end."""
+
+    def asked(number, frame):
+        Path(mark).write_text(f"asked {os.getpid()}")
+        sys.exit(143)
+
+    signal.signal(signal.SIGTERM, asked)
+    Path(mark).write_text(f"begun {os.getpid()}")
+    time.sleep(600)
+    return 0

@@ -1,0 +1,119 @@
+"""Correlations and their intervals, the table of proxies, interventions: on data made for the answer."""
+
+import json
+
+import numpy as np
+import pytest
+
+from memorization import correlate, intervention
+from memorization.agreement import by_class, correlations, varies
+from utils import scores
+
+
+def test_three_measures_on_five_points():
+    """By hand: ranks 1 2 3 4 5 against 2 1 3 5 4: ρ = 1 − 6·4/120, τ = (8 − 2)/10."""
+    a, b = np.array([1.0, 2, 3, 4, 5]), np.array([2.0, 1, 3, 50, 40])
+    found = correlations(a, b, 0, np.random.default_rng(0))
+    assert found["spearman"].value == pytest.approx(0.8)
+    assert found["kendall"].value == pytest.approx(0.6)
+    assert found["pearson"].value == pytest.approx(np.corrcoef(a, b)[0, 1])
+    assert np.isnan(found["pearson"].low)
+
+
+def test_bootstrap_intervals_are_those_of_theory():
+    """400 normal pairs with ρ = .6: Fisher's tanh(artanh r ± 1.96 / √397), within .02 at either end."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 400))
+    a, b = x[0], 0.6 * x[0] + 0.8 * x[1]
+    value, low, high = correlations(a, b, 400, rng)["pearson"]
+    expected = np.tanh(np.arctanh(value) + np.array([-1.96, 1.96]) / np.sqrt(397))
+    assert [low, high] == pytest.approx(expected.tolist(), abs=0.02)
+
+
+def test_classes_apart():
+    labels = np.array([0, 0, 0, 1, 1, 1, 2, 2])
+    a, b = np.arange(8.0), np.array([1.0, 2, 3, 9, 8, 7, 0, 0])
+    assert by_class(a, b, labels) == {0: pytest.approx(1), 1: pytest.approx(-1)}
+    assert np.isnan(by_class(a, np.ones(8), labels)[0])
+    assert not varies(np.ones(3)) and varies(np.array([1.0, 1, 2]))
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Scores of 60 examples with outputs of 40 networks; proxies that agree, disagree and do neither."""
+    rng = np.random.default_rng(0)
+    true, labels = rng.uniform(0, 1, 60), np.arange(60) % 3
+    member = np.array([rng.permutation(40) < 20 for _ in range(60)]).T
+    p = np.clip(0.1 + 0.8 * true * member + rng.normal(0, 0.2, member.shape), 0.001, 0.999)
+    values = np.array([p[member[:, i], i].mean() - p[~member[:, i], i].mean() for i in range(60)])
+    identity = {"order_hash": "ab", "index": np.arange(60) + 5, "labels": labels}
+    scores.write(tmp_path / "s.npz", {}, scores=values, loss=-np.log(p), member=member, **identity)
+    table = np.stack([values**3, -values, rng.normal(size=60)])
+    names = np.array(["cube", "minus", "noise"])
+    cost = np.array([0.001, 0.002, 0.003])
+    scores.write(tmp_path / "p.npz", {}, names=names, proxies=table[:, ::-1], cost=cost, order_hash="ab",
+                 index=identity["index"][::-1])  # fmt: skip
+    return tmp_path, values
+
+
+def test_the_table_of_proxies(files, capsys):
+    folder, _ = files
+    out = folder / "table.csv"
+    flags = ["--scores", str(folder / "s.npz"), "--against", str(folder / "p.npz"), "--n_bootstrap", "50"]
+    correlate.run([*flags, "--out_filename", str(out)])
+    text = capsys.readouterr().out
+    rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ")}
+    assert "1.000 [1.000, 1.000]" in rows["cube"] and "-1.000 [-1.000, -1.000]" in rows["minus"]
+    assert "| 1.0 | 60 |" in rows["cube"], "cost and number of examples"
+    assert "noise ceiling: two independent estimates by 40 networks" in text
+    assert len(out.read_text().splitlines()) == 4
+
+
+def test_files_of_other_data_are_not_compared(files):
+    folder, values = files
+    scores.write(folder / "other.npz", {}, scores=values, order_hash="ff")
+    scores.write(folder / "far.npz", {}, scores=values, index=np.arange(60) + 500)
+    for name, message in {"other.npz": "another data set", "far.npz": "0 examples in common"}.items():
+        with pytest.raises(ValueError, match=message):
+            correlate.run(["--scores", str(folder / "s.npz"), "--against", str(folder / name)])
+    with pytest.raises(ValueError, match="--against is missing"):
+        correlate.run(["--scores", str(folder / "s.npz")])
+
+
+def test_what_an_intervention_leaves_out(files):
+    folder, values = files
+    flags = ["--scores", str(folder / "s.npz"), "--top", "10,50", "--n_random", "2"]
+    intervention.run([*flags, "--out_dir", str(folder / "out")])
+    labels = np.arange(60) % 3
+    for percent, n in ((10, 6), (50, 30)):
+        top = np.load(folder / f"out/top_{percent}.npz")["exclude"]
+        assert sorted(top.tolist()) == sorted((np.argsort(values)[-n:] + 5).tolist())
+        drawn = [np.load(folder / f"out/random_{percent}_{i}.npz")["exclude"] for i in range(2)]
+        assert drawn[0].tolist() != drawn[1].tolist()
+        for random in drawn:
+            assert len(set(random.tolist())) == n
+            assert np.bincount(labels[random - 5]).tolist() == np.bincount(labels[top - 5]).tolist()
+
+
+def test_the_table_of_interventions(tmp_path, capsys):
+    """Accuracies .9 with all, .8 and .7 without random and memorized samples, ± a seed's own shift."""
+    runs = [("", 0.9), ("f/top_10.npz", 0.7), ("f/random_10_0.npz", 0.8)]
+    for seed in range(3):
+        for i, (exclude, accuracy) in enumerate(runs):
+            config = {"dataset": "seq-digits", "model": "er", "buffer_size": 9, "exclude": exclude or None}
+            own = accuracy + 0.01 * seed - (0.02 if i == 1 and seed == 2 else 0)
+            document = {
+                "config": config,
+                "seed": seed,
+                "status": "finished",
+                "class_il": {"average_accuracy": own},
+            }
+            path = tmp_path / f"{seed}{i}" / "results.json"
+            path.parent.mkdir()
+            path.write_text(json.dumps(document))
+    intervention.run(["--results", str(tmp_path)])
+    row = capsys.readouterr().out.splitlines()[2]
+    assert (
+        "seq-digits, er, buffer 9 | 10 | 91.00 ± 1.00 | 81.00 ± 1.00 | 70.33 ± 0.58 | 10.67 ± 1.15 | 16.0"
+        in row
+    )

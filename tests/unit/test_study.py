@@ -1,0 +1,210 @@
+"""Studies: what a file or a command line stands for, what is known of its runs, what they cost."""
+
+import json
+import shlex
+
+import pytest
+import yaml
+
+from scripts import sweep as program
+from utils.commandline import parse
+from utils.errors import UserError
+from utils.ledger import Ledger, home
+from utils.study import Study, command_of, key_of, read
+from utils.sweep import Sweep, duration, preload, reason
+
+FIXED = ["--", "--dataset", "seq-digits", "--disable_log"]
+
+
+def labels(*argv: str) -> list[str]:
+    _, study = program.parse(list(argv))
+    return [run.label for run in study.resolved()]
+
+
+def test_a_grid_is_every_combination_in_order():
+    found = labels("--model", "maer", "er", "--buffer_size", "500", "2000", "--seed", "0", "1", *FIXED)
+    assert found[:3] == [
+        "maer, buffer_size 500, seed 0", "maer, buffer_size 500, seed 1", "maer, buffer_size 2000, seed 0",
+    ]  # fmt: skip
+    assert len(found) == 8 and found[-1] == "er, buffer_size 2000, seed 1"
+
+
+def test_a_list_of_runs_each_with_the_grid(tmp_path):
+    path = tmp_path / "two.yaml"
+    path.write_text(
+        "fixed: {dataset: seq-digits, hidden_sizes: [32, 16]}\n"
+        "grid: {seed: [0, 1]}\n"
+        "runs: [{model: sgd}, {model: er, buffer_size: 50}]\n"
+    )
+    runs = read(path).resolved()
+    assert [run.label for run in runs] == [
+        "sgd, seed 0", "sgd, seed 1", "er, buffer_size 50, seed 0", "er, buffer_size 50, seed 1",
+    ]  # fmt: skip
+    assert {run.config.architecture.hidden_sizes for run in runs} == {(32, 16)}
+    assert read(path).name == "two"
+
+
+def test_the_command_line_wins_over_the_file(tmp_path):
+    path = tmp_path / "s.yaml"
+    path.write_text("fixed: {dataset: seq-digits, n_epochs: 3}\ngrid: {model: [er, sgd], seed: [0, 1]}\n")
+    _, study = program.parse([str(path), "--seed", "7", "--", "--n_epochs", "2", "--model", "er"])
+    (run,) = study.resolved()
+    assert (run.config.run.seed, run.config.train.n_epochs, run.config.run.model) == (7, 2, "er")
+    assert run.config.run.output_dir == "runs/s" and run.config.log.experiment_name == "s"
+
+
+def test_a_study_is_read_back_as_it_was_written(tmp_path):
+    _, study = program.parse(["--model", "er", "--seed", "0", "1", "--name", "x", *FIXED])
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(study.document()))
+    assert [run.key for run in read(path).resolved()] == [run.key for run in study.resolved()]
+
+
+def test_the_same_computation_is_one_run():
+    """Spelled out or by default, under whatever name and wherever it runs."""
+    runs = Study(
+        runs=(
+            {"model": "er"},
+            {"model": "er", "n_epochs": 5, "run_name": "again", "device": "cpu", "num_threads": 2},
+            {"model": "er", "lr": 0.2},
+        )
+    ).resolved()
+    assert len(runs) == 2
+
+
+def test_commands_run_the_same_configuration():
+    for flags in (["--model", "er", "--n_tasks", "2"], ["--model", "ewc", "--multi_head", "--lr", "0.03"]):
+        config = parse([*flags, "--dataset", "seq-digits"]).config
+        written = command_of(config.flat())
+        assert written.startswith("python main.py --model=")
+        assert key_of(parse(shlex.split(written)[2:]).config.flat()) == key_of(config.flat())
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["--model", "er", "--sed", "0", "1"], "seed"),
+        (["--model", "er", "mare"], "did you mean maer"),
+        (["--model", "er", "--resume", "x"], "cannot set --resume"),
+        (["--model", "er", "--seed", "0", "--seed", "1"], "given twice"),
+        (["missing.yaml"], "cannot be read"),
+        (["--model", "er", "--", "--seed", "0", "1"], "one value is expected after --"),
+        (
+            ["--model", "sgd", "er", "--buffer_size", "5"],
+            "model sgd: .*unknown (argument|flag) --buffer_size",
+        ),
+        (["--model", "er", "--jobs", "0"], "--jobs 0: must be at least 1"),
+    ],
+)
+def test_bad_studies(argv, message, capsys, monkeypatch):
+    import re
+
+    monkeypatch.setattr(program.runner, "start_server", lambda preload: None)
+    assert program.main([*argv]) == 2
+    err = capsys.readouterr().err
+    assert re.search(message, err) and err.startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("gird: {seed: [0]}", "unknown key 'gird'; did you mean grid"),
+        ("[1, 2]", "expected a mapping"),
+        ("grid: {seed: []}", "empty list"),
+        ("grid: {seed: [0]}\nruns: [{seed: 1}]", "both in the grid and in the list"),
+        ("runs: {model: er}", "runs must be a list"),
+        ("a: [", "cannot be read"),
+    ],
+)
+def test_bad_study_files(text, message, tmp_path):
+    path = tmp_path / "s.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        read(path)
+
+
+def fake_run(
+    folder, flags: dict, status: str = "finished", seconds: float = 10.0, tracking: str = ""
+) -> None:
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(flags))
+    document = {"config": flags, "status": status, "seconds": {"total": seconds}}
+    (folder / "results.json").write_text(json.dumps(document))
+    if tracking:
+        (folder / "mlflow_run").write_text(tracking)
+
+
+@pytest.fixture
+def study(tmp_path):
+    _, made = program.parse(
+        ["--model", "er", "--seed", "0", "1", "2", "3", "--output_dir", str(tmp_path), *FIXED]
+    )
+    return made.resolved()
+
+
+def test_the_ledger_knows_runs_by_configuration_not_by_name(study, tmp_path):
+    flags = study[0].config.flat()
+    fake_run(tmp_path / "seq-digits" / "er" / "by-hand", flags | {"run_name": "mine", "data_dir": "/there"})
+    old = {name: value for name, value in study[1].config.flat().items() if name != "eval_every"}
+    fake_run(tmp_path / "seq-digits" / "er" / "before-that-flag", old)
+    fake_run(tmp_path / "seq-digits" / "er" / "half", study[2].config.flat(), status="running")
+    fake_run(tmp_path / "seq-digits" / "er" / "other", flags | {"lr": 0.7})
+    fake_run(tmp_path / "seq-digits" / "er" / "unreadable", flags | {"no_such_flag": 1})
+    sweep = Sweep(study, Ledger({str(tmp_path)}))
+    assert [sweep.state(run) for run in study] == ["finished", "finished", "begun", "new"]
+    assert [run.config.run.seed for run in sweep.open] == [2, 3], "begun ones first"
+    assert sweep.folders[study[2].key].name == "half"
+    assert sweep.folders[study[3].key] == home(study[3])
+
+
+def test_a_run_that_mlflow_has_not_heard_to_the_end_is_not_finished(study, tmp_path):
+    flags = study[0].config.flat()
+    fake_run(tmp_path / "seq-digits" / "er" / "a", flags, tracking="0123 pending\n")
+    assert Sweep(study, Ledger({str(tmp_path)})).state(study[0]) == "begun"
+    (tmp_path / "seq-digits" / "er" / "a" / "mlflow_run").write_text("0123\n")
+    assert Sweep(study, Ledger({str(tmp_path)})).state(study[0]) == "finished"
+
+
+def test_cost_is_that_of_the_most_similar_runs_by_epochs(study, tmp_path):
+    flags = study[0].config.flat() | {"n_epochs": 1}
+    for i, seconds in enumerate((10.0, 12.0, 99.0)):
+        fake_run(tmp_path / "seq-digits" / "er" / str(i), flags | {"seed": i}, seconds=seconds)
+    fake_run(tmp_path / "seq-digits" / "er" / "wide", flags | {"buffer_size": 5000}, seconds=1000.0)
+    ledger = Ledger({str(tmp_path)})
+    assert ledger.seconds(study[0].config) == pytest.approx(5 * 12.0)
+    assert ledger.seconds(parse(["--model", "sgd"]).config) is None
+
+
+def test_dry_run_tells_runs_and_cost(study, tmp_path, capsys):
+    fake_run(tmp_path / "seq-digits" / "er" / "a", study[0].config.flat(), seconds=30.0)
+    argv = [
+        "--model",
+        "er",
+        "sgd",
+        "--seed",
+        "0",
+        "1",
+        "--output_dir",
+        str(tmp_path),
+        "--jobs",
+        "2",
+        "--dry_run",
+    ]
+    assert program.main([*argv, *FIXED]) == 0
+    out = capsys.readouterr().out
+    assert "finished        –  er, seed 0" in out and "new          30 s  er, seed 1" in out
+    assert "new       unknown  sgd, seed 0" in out
+    assert "4 runs, 1 finished, 3 to do; about 30 s of runs" in out and "cost of 2 more unknown" in out
+    assert "python main.py --output_dir=" in out
+    assert not (tmp_path / "study.yaml").exists(), "nothing is written"
+
+
+def test_words():
+    assert [duration(s) for s in (3.4, 99, 600, 7200)] == ["3 s", "99 s", "10.0 min", "2.0 h"]
+    assert "memory runs out" in reason(-9) and reason(143) == "interrupted (SIGTERM)" and "2" in reason(2)
+
+
+def test_what_is_imported_ahead():
+    points = [{"model": "maer", "dataset": "seq_mnist"}, {"model": "er", "dataset": "seq_mnist"}]
+    assert {"models.maer", "models.er", "datasets.seq_mnist", "mlflow.tracking"} <= set(preload(points))
+    assert "mlflow.tracking" not in preload([{"model": "er", "disable_log": "1"}])
