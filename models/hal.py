@@ -7,8 +7,9 @@ constant, as mammoth does, would pull f_θ towards f_θ̃). When a task ends, on
 classes climbs CE(f_θM(e), y) − CE(f_θ(e), y) − γ ‖φ(e) − φ_y‖², θM being θ after one epoch on the memory
 and φ_y a running mean of the class's features. The memory is a ring with a part for every task. Stored:
 uint8 images, and anchors as the network sees them.
-Differs from the paper: anchors start as random pixels and stay within their range; φ_y is of a class, as
-in the code (there a sum, here a mean over the batch's samples); anchors are seen in eval mode.
+Differs from the paper: as in the code, φ_y is of a class (there a sum, here a mean over the batch's
+samples) and anchors start at mean images, here of the class's samples in memory, and stay within the range
+of pixels; anchors are seen in eval mode.
 """
 
 import copy
@@ -86,11 +87,12 @@ class HAL(Method):
         """Learn the anchors of the task's classes."""
         if not self.options.hal_lambda or not len(self.buffer):
             return
-        y = torch.tensor(task.classes, device=self.device)
-        shape = (len(y), *self.setup.benchmark.input_shape)
-        raw = torch.randint(256, shape, generator=self.draws, dtype=torch.uint8).to(self.device)
+        y, held = torch.tensor(task.classes, device=self.device), self.buffer.of(task.id)
+        seen = self.setup.benchmark.augment.normalise(held["x"])
+        members = (held["y"] == y.unsqueeze(1)).to(seen.dtype)
+        means = members @ seen.flatten(1) / members.sum(1, keepdim=True).clamp_min(1)
         owner = torch.full_like(y, task.id)
-        e = self.climb(self.after_replay(), self.setup.benchmark.augment.normalise(raw), y, owner)
+        e = self.climb(self.after_replay(), means.view(-1, *seen.shape[1:]), y, owner)
         new = {"x": e, "y": y, "task_id": owner}
         old = self.anchors or {name: field[:0] for name, field in new.items()}
         self.anchors = {name: torch.cat((old[name], field)) for name, field in new.items()}

@@ -25,8 +25,8 @@ from models.method import Method
 from scripts.bench import cpu_name
 from scripts.report import update
 from utils.config import resolve
+from utils.optimizers import build_optimizer
 from utils.results import versions
-from utils.training import build_optimizer
 
 TASK = 10
 # Method → flags, steps measured at a time, the original's examples/s.

@@ -23,7 +23,7 @@ import yaml
 from scripts.reporting.page import STYLE
 from scripts.reporting.tables import MISSING, Table
 from utils import registry
-from utils.catalogue import KINDS, Plugin, plugins
+from utils.catalogue import KINDS, Plugin, method_class, plugins
 from utils.config import GROUPS
 from utils.errors import UserError
 from utils.options import BOUNDS, OptionSet, value_type
@@ -71,19 +71,13 @@ def page(plugin: Plugin) -> str:
 
 def _formulas(plugin: Plugin) -> list[str]:
     """The docstrings of the method's class and of the hooks that it overrides."""
-    tree = ast.parse(plugin.path.read_text(encoding="utf-8"))
-    (own,) = [n for n in tree.body if isinstance(n, ast.ClassDef) and n.name != "Options" and _is_method(n)]
+    own = method_class(ast.parse(plugin.path.read_text(encoding="utf-8")))
     rows = [[own.name, ast.get_docstring(own) or ""]]
     for node in own.body:
         if isinstance(node, ast.FunctionDef) and node.name in HOOKS:
             rows.append([node.name, " ".join((ast.get_docstring(node) or "").split())])
     table = Table("what it does", ["hook", "what it does"], rows, n_text=2)
     return ["<h3>Formula, hook by hook</h3>", table.html()]
-
-
-def _is_method(node: ast.ClassDef) -> bool:
-    """A plugin's one public class; helpers beside it are dataclasses or private."""
-    return any(ast.unparse(base).split(".")[-1] not in ("OptionSet", "NamedTuple") for base in node.bases)
 
 
 def _presets(plugin: Plugin) -> list[str]:

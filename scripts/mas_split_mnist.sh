@@ -2,8 +2,8 @@
 # The split-MNIST demo of the MAS authors' repository: pairs 1-2, 3-4, 5-6, 7-8, 9-0, a perceptron
 # 784-256-256 with a head for each pair, SGD with momentum 0.9, batches of 200, 20 epochs a task, in both
 # of its settings: learning rate 0.01 ("sequence": average accuracy 99.27 %, average forgetting 0.083
-# points) and 0.001 ("accumulation": 98.86 %, 0.071 points). Here, 3 seeds: 99.07 ± 0.07 %, 0.007 points,
-# and 98.79 ± 0.04 %, -0.003 points. About two minutes a run on an idle core.
+# points) and 0.001 ("accumulation": 98.86 %, 0.071 points). About two minutes a run on an
+# idle core.
 #
 #     scripts/mas_split_mnist.sh [DATA_DIR]          (default: ~/.cache/engram; downloads MNIST if absent)
 #

@@ -1,47 +1,49 @@
 #!/usr/bin/env bash
 # The README's rehearsal tables: every method on seq-mnist with 500 places (the benchmark's one epoch, batches
-# of 10, learning rate 0.1 for all; `PRESETS=1`: each method's own settings where models/presets/ has them), and
-# er, der, derpp, agem and gem on perm-mnist and rot-mnist with the DER paper's settings. Runs are added.
+# of 10 and learning rate 0.1 for all), and er, der, derpp, agem and gem on perm-mnist and rot-mnist with the
+# DER paper's settings. Finished runs are skipped; `short-cifar`: two epochs of a small cnn instead.
 #
 #     scripts/reproduce_rehearsal.sh [DATA_DIR]      (default: ~/.cache/engram; downloads MNIST if absent)
-#     SEEDS="0 1" JOBS=2 OUTPUT_DIR=runs/rehearsal METHODS="er derpp" scripts/reproduce_rehearsal.sh
+#     SEEDS="0 1" JOBS=2 OUTPUT_DIR=runs/rehearsal ONLY="seq-mnist" scripts/reproduce_rehearsal.sh
+#     ONLY="short-cifar" SEEDS=0 OUTPUT_DIR=runs/short-cifar scripts/reproduce_rehearsal.sh
 #     python scripts/report.py rehearsal runs/rehearsal --update README.md
 set -euo pipefail
 cd "$(dirname "$0")/.."
+python=$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)
 data=${1:-$HOME/.cache/engram}
-seeds=${SEEDS:-"0 1 2 3 4"}
-jobs=${JOBS:-2}
-output=${OUTPUT_DIR:-runs/rehearsal}
-methods=${METHODS:-"er er_ace er_aml der derpp agem agem_r gem gss mir fdr maer"}
-best=$([ "${PRESETS:-0}" = 1 ] && echo "--load_best_args" || true)
+read -ra seeds <<<"${SEEDS:-0 1 2 3 4}"
+only=${ONLY:-seq-mnist perm-mnist rot-mnist}
+failed=0
 
-runs() {
-  for seed in $seeds; do
-    common="--data_dir $data --seed $seed --disable_log --ignore_other_metrics --output_dir $output"
-    for method in $methods; do
-      preset=$(grep -qs "^seq-mnist" "models/presets/$method.yaml" && echo "$best" || true)
-      echo "--dataset seq-mnist --model $method --buffer_size 500 $preset $common"
-    done
-    for memory in balanced class_ring fifo loss_aware loss_aware_balanced; do
-      echo "--dataset seq-mnist --model er --memory $memory --buffer_size 500 $common"
-    done
-    echo "--dataset seq-mnist --model full_buffer $common"
-    echo "--dataset seq-mnist --model full_buffer --order grasp $common"
-    for method in sgd cumulative joint; do
-      echo "--dataset seq-mnist --model $method $common"
-    done
-    for dataset in perm-mnist rot-mnist; do
-      for size in 200 500 5120; do
-        for method in er der derpp agem gem; do
-          echo "--dataset $dataset --model $method --buffer_size $size --load_best_args $common"
-        done
-      done
-      # without a memory: the DER paper's rate for sgd, which serves joint too
-      echo "--dataset $dataset --model sgd --lr 0.2 $common"
-      echo "--dataset $dataset --model joint --lr 0.2 $common"
-    done
-  done
+sweep() {
+  "$python" scripts/sweep.py --seed "${seeds[@]}" --jobs "${JOBS:-2}" --output_dir "${OUTPUT_DIR:-runs/rehearsal}" \
+    "$@" --data_dir "$data" --disable_log --ignore_other_metrics || failed=1
 }
 
-mkdir -p "$output"
-runs | xargs -P "$jobs" -I{} scripts/one_run.sh "$output" {}
+replay=(er er_ace er_aml der derpp agem agem_r gem gss mir fdr hal maer)
+exemplars=(gdumb herding rainbow_memory goldilocks bcsr pbcs scr xder rpc)
+
+class_il() { # the flags of the benchmark
+  sweep --model "${replay[@]}" "${exemplars[@]}" -- "$@" --buffer_size 500
+  # these three gain from an exemplar batch of the stream's size; the others have their own default
+  sweep --model icarl bic lucir -- "$@" --buffer_size 500 --minibatch_size 10
+  sweep --memory balanced class_ring fifo loss_aware loss_aware_balanced -- --model er "$@" --buffer_size 500
+  sweep --order uniform grasp -- --model full_buffer "$@"
+  sweep --model sgd cumulative joint -- "$@"
+  sweep --model pnn -- "$@" --multi_head
+}
+
+domain_il() { # the benchmark
+  sweep --model er der derpp agem gem --buffer_size 200 500 5120 -- --dataset "$1" --load_best_args
+  sweep --model sgd joint -- --dataset "$1" --lr 0.2 # the DER paper's rate for sgd serves joint too
+}
+
+for benchmark in $only; do
+  case $benchmark in
+    seq-mnist) class_il --dataset seq-mnist ;;
+    perm-mnist | rot-mnist) domain_il "$benchmark" ;;
+    short-cifar) class_il --dataset seq-cifar10 --backbone cnn --channels 16,32,64 --lr 0.05 --n_epochs 2 ;;
+    *) echo "ONLY=$benchmark: choose from seq-mnist, perm-mnist, rot-mnist, short-cifar" >&2; exit 2 ;;
+  esac
+done
+exit $failed

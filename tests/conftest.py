@@ -70,6 +70,13 @@ def run_main(*flags: str, cwd: Path, check: bool = True, **env: str) -> subproce
     return done
 
 
+@pytest.fixture(autouse=True)
+def no_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run's figures take longer than a small run: they are drawn where a test is marked `figures`."""
+    if "figures" not in request.keywords:
+        monkeypatch.setattr("utils.plots.write_all", lambda document, folder: [])
+
+
 @pytest.fixture
 def autograd(monkeypatch: pytest.MonkeyPatch) -> None:
     """The readable code, without the compiled kernel that equals it up to rounding."""

@@ -86,17 +86,24 @@ def _tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
+def method_class(tree: ast.Module) -> ast.ClassDef:
+    """The method of a plugin; the classes before it are its flags and its helpers."""
+    return [node for node in tree.body if isinstance(node, ast.ClassDef)][-1]
+
+
 def _attributes(tree: ast.Module) -> dict[str, Any]:
-    """Literal class attributes of the method's class."""
-    found = {}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ClassDef):
-            for line in node.body:
-                if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name):
-                    try:
-                        found[line.targets[0].id] = ast.literal_eval(line.value)
-                    except ValueError:
-                        continue
+    """Literal class attributes of the method's class, its own and those of the methods it extends."""
+    own, found = method_class(tree), {}
+    for base in own.bases:
+        parent = registry.ROOT / "models" / f"{ast.unparse(base).split('.')[0]}.py"
+        if isinstance(base, ast.Attribute) and parent.exists():  # `from models import er`, then er.ER
+            found |= _attributes(_tree(parent))
+    for line in own.body:
+        if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name):
+            try:
+                found[line.targets[0].id] = ast.literal_eval(line.value)
+            except ValueError:
+                continue
     return found
 
 

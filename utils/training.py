@@ -1,6 +1,5 @@
 """Training: the one loop that takes a method through a stream of tasks, measures it and can be resumed."""
 
-import importlib
 import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ from utils.checkpoint import CheckpointError
 from utils.config import OPERATIONAL, Config
 from utils.evaluation import accuracies, memory_counts
 from utils.interrupt import Interrupt, InterruptedRunError, StoppedRunError
+from utils.optimizers import build_optimizer, build_scheduler
 from utils.progress import DivergedError, LossLog, Progress
 from utils.results import Results
 
@@ -51,8 +51,6 @@ class Trainer:
         self._resumed: dict[str, Any] | None = None
         self._saved_at = time.monotonic()
         self._unshown = 0
-        # torch.optim imports this at its first step; done here, those seconds do not count as training
-        importlib.import_module("torch._dynamo")
 
     # --- the stream ------------------------------------------------------------------------------
 
@@ -274,26 +272,3 @@ def check_same_run(saved: dict[str, Any], config: Config, path: Path) -> None:
     if names:
         differ = ", ".join(f"--{k} is {own[k]}, there {other.get(k)}" for k in names[:3])
         raise CheckpointError(f"{path} belongs to another run: {differ}")
-
-
-def build_optimizer(parameters: Any, options: Any) -> torch.optim.Optimizer:
-    """The optimizer of one task."""
-    parameters = list(parameters)
-    fused = True  # one kernel per step instead of several per tensor, on CPU and CUDA alike
-    if options.optimizer == "sgd":
-        return torch.optim.SGD(
-            parameters, lr=options.lr, momentum=options.optim_mom, weight_decay=options.optim_wd, fused=fused
-        )
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[options.optimizer]
-    return kind(parameters, lr=options.lr, weight_decay=options.optim_wd, fused=fused)
-
-
-def build_scheduler(optimizer: torch.optim.Optimizer, options: Any, n_epochs: int) -> Any:
-    """The learning-rate scheduler of one task, stepped once per epoch; None for a constant rate."""
-    if options.lr_scheduler == "multistep":
-        return torch.optim.lr_scheduler.MultiStepLR(
-            optimizer, list(options.lr_milestones), options.sched_multistep_lr_gamma
-        )
-    if options.lr_scheduler == "cosine":
-        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_epochs)
-    return None

@@ -168,6 +168,16 @@ def at_random(generator: torch.Generator) -> Choice:
     return lambda rows, k: rows[torch.randperm(len(rows), generator=generator)[:k].to(rows.device)]
 
 
+def renew_by_score(method, task: Task, score: Tensor) -> None:
+    """Give the task's places in `method.buffer` to the samples of the highest score (N,), class by class."""
+    n_old = len(method.buffer)
+
+    def choose(rows: Tensor, k: int) -> Tensor:
+        return rows[score[rows - n_old].sort(descending=True, stable=True).indices[:k]]
+
+    method.buffer.renew(task, choose, **samples_of(method, task))
+
+
 def renew_by_herding(method, task: Task) -> None:
     """Give the task's places in `method.buffer` to its herded samples, by L2-normalised features."""
     if not method.buffer.size:

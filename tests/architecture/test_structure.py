@@ -21,7 +21,7 @@ MAY_IMPORT = {
 }
 # Optional packages (pyproject's extras) → the only files that may import them.
 EXTRAS = {"ray": {"utils/cluster.py"}}
-BY_NAME = {"psycopg2-binary"}  # extras that nothing of ours imports
+BY_NAME = {"psycopg"}  # extras that nothing of ours imports
 ROOMS = {*MAY_IMPORT, "scripts", "tests", "main"}
 TOP_LEVEL = {
     "main.py", "backbones", "datasets", "models", "utils", "memorization", "scripts", "env.yml", "tests",

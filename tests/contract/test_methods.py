@@ -10,7 +10,8 @@ from models.method import Method
 from tests.conftest import tiny_benchmark, tiny_method
 from utils import registry
 from utils.evaluation import accuracies
-from utils.training import Trainer, build_optimizer
+from utils.optimizers import build_optimizer
+from utils.training import Trainer
 
 MODELS = list(registry.names("models"))
 # The flag that turns a method off, and the value that does. A method without one is listed with None
@@ -50,6 +51,9 @@ OFF = {
     "full_buffer": None,  # keeps everything
     "gss": {"buffer_size": 0},
     "mir": {"buffer_size": 0},
+    "bcsr": {"buffer_size": 0},
+    "goldilocks": {"buffer_size": 0},
+    "pbcs": {"buffer_size": 0},
     "ebll": {"lwf_lambda": 0, "ebll_alpha": 0},
     "imm_mean": {"imm_lambda": 0},
     "imm_mode": {"imm_lambda": 0},
@@ -64,9 +68,11 @@ OFF = {
 }
 # Where the defaults would make these tests slow.
 SMALL = {
+    "bcsr": {"coreset_steps": 3},
     "gdumb": {"fitting_epochs": 2},
     "hal": {"anchor_steps": 3},
     "mer": {"minibatch_size": 3, "batches_per_example": 2},
+    "pbcs": {"coreset_steps": 3},
 }
 
 

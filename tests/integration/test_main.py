@@ -156,6 +156,7 @@ def test_num_threads_and_config_file(run, folder):
     assert "1 threads" in results["device"]
 
 
+@pytest.mark.figures
 def test_the_run_folder(run, folder):
     _, out, _, _ = run("--model", "er")
     path = run_folder(folder)

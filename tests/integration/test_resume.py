@@ -23,6 +23,8 @@ MODELS = list(registry.names("models"))
 FLAGS = ["--dataset", "seq-digits", "--disable_log", "--n_epochs", "2", "--batch_size", "40"]
 # Where the method's cost would make the test slow, or it needs more flags.
 EXTRA = {
+    "bcsr": ["--coreset_steps", "3"],
+    "pbcs": ["--coreset_steps", "3"],
     "gdumb": ["--fitting_epochs", "2"],
     "hal": ["--anchor_steps", "3"],
     "mer": ["--minibatch_size", "3", "--batches_per_example", "1", "--n_epochs", "1"],
@@ -109,7 +111,7 @@ def test_resume_by_id_and_of_a_finished_run(folder, capsys):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_says_how_to_continue(number, code, folder):
-    flags = [*flags_of("er"), "--n_epochs", "200", "--checkpoint_every", "60", "--output_dir", str(folder)]
+    flags = [*flags_of("er"), "--n_epochs", "100", "--checkpoint_every", "60", "--output_dir", str(folder)]
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "main.py"), *flags],
         stdout=subprocess.PIPE,

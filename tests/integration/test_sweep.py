@@ -19,8 +19,8 @@ from tests.integration.test_resume import measured
 from utils.statistics import spread
 
 GRID = ["--model", "er", "sgd", "--seed", "0", "1"]
-# Runs of about a second, with checkpoints so often that a kill falls between two of them.
-FIXED = ["--", "--dataset", "seq-digits", "--n_epochs", "2", "--batch_size", "20"]
+# Runs of a few seconds, with checkpoints so often that a kill falls between two of them.
+FIXED = ["--", "--dataset", "seq-digits", "--n_epochs", "4", "--batch_size", "20"]
 SAVING = ["--checkpoint_every", "0.0005"]
 
 
@@ -105,34 +105,35 @@ def start(flags: list[str], log) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=ROOT)
 
 
-def wait_for_checkpoint(process: subprocess.Popen, folder: Path) -> None:
+def wait_for_checkpoint(process: subprocess.Popen, folder: Path, since: float) -> None:
+    """Until a run has saved after `since`."""
     deadline = time.monotonic() + 400
-    while not any(folder.glob("*/*/*/checkpoint.pt")):
-        assert process.poll() is None and time.monotonic() < deadline
+    while process.poll() is None:
+        saved = [path.stat().st_mtime for path in folder.glob("*/*/*/checkpoint.pt")]
+        if max(saved, default=0) > since:
+            return
+        assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
 def test_killed_and_interrupted_at_random_moments_nothing_is_lost_or_repeated(whole, tmp_path):
     """SIGKILL to the sweep, then SIGINT to the next one, then a third finishes: as if nothing had been."""
-    seconds = random.Random(time.time()).uniform(0, 2)
-    folder, log = tmp_path / "runs", open(tmp_path / "log", "w+")
-    flags = sweep_flags(folder, tmp_path, "--name", "four")
-    first = start(flags, log)
-    wait_for_checkpoint(first, folder)
-    time.sleep(seconds)
-    first.kill()
-    first.wait()
-    second = start(flags, log)
-    deadline = time.monotonic() + 400
-    while second.poll() is None and "[" not in (tmp_path / "log").read_text():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    second.send_signal(signal.SIGINT)
-    code = second.wait(timeout=120)
+    draws = random.Random(time.time())
+    waits = draws.uniform(0, 2), draws.uniform(0, 1)
+    folder, flags = tmp_path / "runs", sweep_flags(tmp_path / "runs", tmp_path, "--name", "four")
+    codes = []
+    with open(tmp_path / "log", "w") as log:
+        for number, seconds in zip((signal.SIGKILL, signal.SIGINT), waits, strict=True):
+            started, process = time.time(), start(flags, log)
+            wait_for_checkpoint(process, folder, started)
+            time.sleep(seconds)
+            process.send_signal(number)
+            codes.append(process.wait(timeout=200))
     told = (tmp_path / "log").read_text()
-    assert (code == 130 and "to go on:\n  python scripts/sweep.py --model er sgd" in told) or code == 0, told
+    assert codes[0] in (-signal.SIGKILL, 0), told
+    assert codes[1] == 0 or (codes[1] == 130 and "to go on:\n  python scripts/sweep.py --mod" in told), told
     assert program.main(flags) == 0
-    assert results(folder) == results(whole / "runs"), f"killed {seconds:.2f} s after the first checkpoint"
+    assert results(folder) == results(whole / "runs"), f"signals after {waits} s"
     assert_same_stores(whole, tmp_path)
 
 

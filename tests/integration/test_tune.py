@@ -182,20 +182,20 @@ def test_finished_runs_are_not_repeated_and_stopped_ones_resumed(folder, presets
 def test_a_written_preset_is_found_by_load_best_args(presets):
     before = yaml.safe_load((presets / "er.yaml").read_text())
     flags = {"lr": 0.03, "lr_milestones": [3, 4], "source": "a test"}
-    write_preset(presets / "er.yaml", "seq-cifar10", 200, flags)
+    write_preset(presets / "er.yaml", "seq-cifar10", 123, flags)
     write_preset(
         presets / "mas.yaml", "seq-mnist", "any", {"lr": 0.001, "mas_lambda": 1e-05, "source": "a test"}
     )
     after = yaml.safe_load((presets / "er.yaml").read_text())
-    assert after["seq-cifar10"][200] == flags
-    after["seq-cifar10"].pop(200)
+    assert after["seq-cifar10"][123] == flags
+    after["seq-cifar10"].pop(123)
     assert after == before, "what was there stays, and only one benchmark changes"
-    write_preset(presets / "er.yaml", "seq-cifar10", 200, {"lr": 0.5, "source": "again"})
-    assert yaml.safe_load((presets / "er.yaml").read_text())["seq-cifar10"][200]["lr"] == 0.5
+    write_preset(presets / "er.yaml", "seq-cifar10", 123, {"lr": 0.5, "source": "again"})
+    assert yaml.safe_load((presets / "er.yaml").read_text())["seq-cifar10"][123]["lr"] == 0.5
     config = parse(["--model", "mas", "--dataset", "seq-mnist", "--load_best_args"]).config
     assert (config.method.mas_lambda, config.train.lr) == (1e-05, 0.001)
     config = parse(
-        ["--model", "er", "--dataset", "seq-cifar10", "--load_best_args", "--buffer_size", "200"]
+        ["--model", "er", "--dataset", "seq-cifar10", "--load_best_args", "--buffer_size", "123"]
     ).config
     assert config.train.lr == 0.5
 

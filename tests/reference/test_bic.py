@@ -63,7 +63,7 @@ def bic_in_its_second_task(**flags):
 
 
 def test_loss_equals_the_papers_terms(monkeypatch):
-    method, task = bic_in_its_second_task(minibatch_size=5, valset_split=0.3)
+    method, task = bic_in_its_second_task(minibatch_size=5, valset_split=0.3, softmax_temp=3)
     with torch.no_grad():  # away from the teacher
         method.net.head.weight.add_(0.1 * torch.randn(6, 8, generator=torch.Generator().manual_seed(1)))
     seen, union = [], exemplars.union
@@ -79,8 +79,8 @@ def test_loss_equals_the_papers_terms(monkeypatch):
             z = method.net(x[None])[0].tolist()
             taught = method.teacher(x[None])[0].tolist()
             taught[2:4] = [0.8 * value + 0.3 for value in taught[2:4]]
-            soft = [math.exp(v / 2) / sum(math.exp(w / 2) for w in taught[:4]) for v in taught[:4]]
-            log_p = [v / 2 - math.log(sum(math.exp(w / 2) for w in z[:4])) for v in z[:4]]
+            soft = [math.exp(v / 3) / sum(math.exp(w / 3) for w in taught[:4]) for v in taught[:4]]
+            log_p = [v / 3 - math.log(sum(math.exp(w / 3) for w in z[:4])) for v in z[:4]]
             distilled = -sum(q * p for q, p in zip(soft, log_p, strict=True))
             entropy = math.log(sum(math.exp(w) for w in z)) - z[y]
             terms.append(4 / 6 * distilled + 2 / 6 * entropy)

@@ -9,7 +9,7 @@ from torch import Tensor
 from models.method import Method
 from models.parts import importance
 from tests.conftest import tiny_method
-from utils.training import build_optimizer
+from utils.optimizers import build_optimizer
 
 STRENGTH = {"ewc": "e_lambda", "mas": "mas_lambda"}
 

@@ -13,8 +13,8 @@ from models.gem import EPS
 from models.parts.projection import project, solve_dual
 from tests.conftest import tiny_method
 from utils.errors import UserError
+from utils.optimizers import build_optimizer
 from utils.rings import RingMemory
-from utils.training import build_optimizer
 
 
 def problem(seed: int, n_tasks: int, size: int = 30) -> tuple[torch.Tensor, torch.Tensor]:

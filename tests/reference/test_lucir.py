@@ -9,7 +9,7 @@ from models.lucir import margin_ranking
 from models.parts import exemplars
 from tests.conftest import tiny_method
 from tests.contract.test_methods import train
-from utils.training import build_optimizer
+from utils.optimizers import build_optimizer
 
 
 def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -41,7 +41,7 @@ def test_margin_ranking_by_hand(k, margin):
 
 
 def test_loss_is_the_sum_of_the_papers_three(monkeypatch):
-    method, task = in_the_third_task(minibatch_size=6, lamda_base=2, lamda_mr=0.7, k_mr=1)
+    method, task = in_the_third_task(minibatch_size=6, lamda_base=2, lamda_mr=0.7, k_mr=1, mr_margin=0.4)
     for batch in method.setup.benchmark.batches(task, 0, 4):
         method.observe(batch)
     seen, union = [], exemplars.union
@@ -56,7 +56,7 @@ def test_loss_is_the_sum_of_the_papers_three(monkeypatch):
         entropy.append(math.log(sum(math.exp(scale * v) for v in c)) - scale * c[y])
         apart.append(1 - cosine(f, before))
         if y < 4:
-            ranking.append(max(0.0, 0.5 - c[y] + max(c[4:])))
+            ranking.append(max(0.0, 0.4 - c[y] + max(c[4:])))
     assert len(entropy) == 10 and len(ranking) == 6 and max(apart) > 1e-4
     expected = sum(entropy) / 10 + 2 * math.sqrt(4 / 2) * sum(apart) / 10 + 0.7 * sum(ranking) / 6
     assert loss == pytest.approx(expected, rel=1e-4)

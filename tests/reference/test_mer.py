@@ -11,7 +11,7 @@ from scipy import stats
 from tests.conftest import tiny_method
 from utils.buffer import distinct
 from utils.errors import UserError
-from utils.training import build_optimizer
+from utils.optimizers import build_optimizer
 
 
 def prepared(scenario: str = "class-il", **flags):

@@ -15,7 +15,7 @@ from tests.conftest import tiny_method
 from utils.buffer import distinct
 from utils.errors import UserError
 from utils.evaluation import accuracies
-from utils.training import build_optimizer
+from utils.optimizers import build_optimizer
 
 SCENARIOS = ["class-il", "domain-il"]
 

@@ -17,8 +17,8 @@ from tests.conftest import tiny_method
 from tests.contract.test_methods import train
 from tests.reference.test_mer_baselines import assert_equal_networks, descend, vector
 from utils.buffer import distinct, rows_where
+from utils.optimizers import build_optimizer
 from utils.options import OptionError
-from utils.training import build_optimizer
 
 SCENARIOS = ["class-il", "domain-il"]
 LR, SIZE, K = 0.05, 15, 6

@@ -66,8 +66,9 @@ def test_prediction_is_the_nearest_mean_of_what_is_stored_now():
 
 
 def test_the_projection_learns_and_is_saved():
-    method, config = tiny_method("scr")
+    method, config = tiny_method("scr", projection_size=5)
     before = [p.clone() for p in method.projection.parameters()]
     train(method, config, tasks=1)
     assert all(not torch.equal(a, b) for a, b in zip(before, method.projection.parameters(), strict=True))
+    assert method.projection[2].weight.shape == (5, 8)
     assert {"0.weight", "0.bias", "2.weight", "2.bias"} == set(method.state_dict()["projection"])

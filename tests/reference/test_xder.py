@@ -8,7 +8,7 @@ import torch
 from models.xder import rectified
 from tests.conftest import tiny_method
 from tests.contract.test_methods import train
-from utils.training import build_optimizer
+from utils.optimizers import build_optimizer
 
 
 def by_loop(stored: list[float], now: list[float], y: int, columns: range, gamma: float) -> list[float]:

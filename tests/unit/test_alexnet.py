@@ -15,7 +15,7 @@ from tests.contract.test_methods import steps, train
 from tests.unit.test_backbones import n_parameters, network
 from utils import seeding
 from utils.errors import UserError
-from utils.training import build_optimizer
+from utils.optimizers import build_optimizer
 
 SMALL = {"backbone": "alexnet", "width": 0.03}
 

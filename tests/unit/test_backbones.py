@@ -10,7 +10,7 @@ from backbones.backbone import build_network, load_weights
 from backbones.heads import TaskHeads
 from tests.conftest import small_batch, tiny_config, tiny_method
 from utils import registry
-from utils.training import build_optimizer
+from utils.optimizers import build_optimizer
 
 
 def network(name: str, n_classes: int = 10, shape=(3, 32, 32), seed: int = 0, **flags):

@@ -132,12 +132,12 @@ def test_import_into_mlflow_and_again(old, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_500_runs_take_less_than_a_minute(tmp_path, capsys):
+def test_100_runs_take_less_than_a_fifth_of_a_minute(tmp_path, capsys):
     experiment = tmp_path / "mlruns" / "1"
     experiment.mkdir(parents=True)
     (experiment / "meta.yaml").write_text("experiment_id: '1'\nname: paper\n")
     first = write_run(experiment, 0, n_done=10, n_tasks=10)
-    for i in range(1, 500):
+    for i in range(1, 100):
         copy = experiment / f"{i:032x}"
         shutil.copytree(experiment / first, copy)
         meta = yaml.safe_load((copy / "meta.yaml").read_text())
@@ -148,11 +148,11 @@ def test_500_runs_take_less_than_a_minute(tmp_path, capsys):
     started, cpu = time.monotonic(), time.process_time()
     assert import_mlruns.main(flags) == 0
     wall, cpu = time.monotonic() - started, time.process_time() - cpu
-    assert "new: 500 in MLflow, 500 run folders" in capsys.readouterr().out
+    assert "new: 100 in MLflow, 100 run folders" in capsys.readouterr().out
     assert import_mlruns.main(flags) == 0
     assert "new: 0 in MLflow, 0 run folders" in capsys.readouterr().out
-    print(f"500 runs: {wall:.1f} s, of which {cpu:.1f} s of CPU")
-    assert cpu < 60
+    print(f"100 runs: {wall:.1f} s, of which {cpu:.1f} s of CPU")
+    assert cpu < 12
 
 
 def test_what_is_no_store(tmp_path):

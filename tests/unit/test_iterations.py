@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from tests.conftest import tiny_method
-from utils.training import DEBUG_STEPS, Trainer, build_scheduler
+from utils.optimizers import build_scheduler
+from utils.training import DEBUG_STEPS, Trainer
 
 
 class Counting(Trainer):

@@ -174,6 +174,7 @@ def test_memory_shows_what_was_held(tmp_path, T):
     assert png_size(tmp_path / "memory.png")[0] == 1280
 
 
+@pytest.mark.figures
 def test_write_all(tmp_path):
     data = document() | {"curve": CURVE, "memory": memory_rows(3)}
     names = [path.name for path in plots.write_all(data, tmp_path)]
@@ -185,6 +186,7 @@ def test_write_all(tmp_path):
     assert all((tmp_path / name).stat().st_size > 0 for name in names)
 
 
+@pytest.mark.figures
 def test_domain_il_has_one_view(tmp_path):
     paths = plots.write_all(document(scenario="domain-il"), tmp_path)
     assert [path.name for path in paths] == ["accuracy_matrix.png", "accuracy_matrix.csv", "curves.png"]

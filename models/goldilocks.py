@@ -1,0 +1,87 @@
+"""Goldilocks: ER on samples that were learned neither too quickly nor too slowly.
+
+Source: Hacohen & Tuytelaars 2024, "Forgetting Order of Continual Learning: Examples That are Learned First
+are Forgotten Last" (arXiv 2406.09935): the learning speed of a sample is the share of times, spread over
+the training of its task, at which the network classifies it correctly. When the task ends, each class
+leaves out its quickest share q and its slowest share s; a uniform choice of the others is kept. Stored:
+uint8 images.
+Differs from the paper: speeds are measured --speed_probes times at equal distances, all samples at once,
+so that one epoch is enough (there after every epoch); where q and s leave too few, the gap widens on both
+sides; the defaults of q and s, which the paper tunes, are ours; samples of equal speed are in random order.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.parts import exemplars
+from models.parts.exemplars import ExemplarReplay
+from models.parts.replay import ReplayOptions
+from utils.errors import UserError
+from utils.options import option
+
+
+@dataclass(frozen=True)
+class Options(ReplayOptions):
+    """Flags of Goldilocks."""
+
+    goldilocks_q: float = option(0.2, "share of the most quickly learned samples left out", ge=0, le=1)
+    goldilocks_s: float = option(0.4, "share of the most slowly learned samples left out", ge=0, le=1)
+    speed_probes: int = option(10, "times that a task's samples are classified to measure speeds", ge=1)
+
+    def __post_init__(self):
+        super().__post_init__()
+        q, s = self.goldilocks_q, self.goldilocks_s
+        if q + s > 1:
+            raise UserError(
+                f"--goldilocks_q {q} --goldilocks_s {s}: together they must leave some, at most 1"
+            )
+
+
+class Goldilocks(ExemplarReplay):
+    """ER on exemplars of middle speed."""
+
+    def __init__(self, net, options, setup):
+        super().__init__(net, options, setup)
+        self.draws = setup.generator("method")
+        self.n_steps = 0
+        self.hits = torch.zeros(0, device=self.device)
+
+    def begin_task(self, task):
+        """Speeds are measured anew."""
+        self.n_steps = 0
+        self.hits = torch.zeros(len(self.setup.benchmark.train(task).y), device=self.device)
+
+    def after_step(self, batch):
+        """Classify all the task's samples at `--speed_probes` of its steps."""
+        train, benchmark = self.setup.train, self.setup.benchmark
+        total, n_probes = (
+            train.n_epochs * benchmark.n_steps(self.task, train.batch_size),
+            self.options.speed_probes,
+        )
+        self.n_steps += 1
+        if self.buffer.size and self.n_steps * n_probes // total > (self.n_steps - 1) * n_probes // total:
+            samples = benchmark.train(self.task)
+            logits = exemplars.evaluated(self, self.logits, samples.x_raw, samples.task_id)
+            self.hits += logits.argmax(1) == samples.y
+
+    def end_task(self, task):
+        """A uniform choice of the middle of each class."""
+        n_old, options = len(self.buffer), self.options
+
+        def choose(rows: Tensor, k: int) -> Tensor:
+            rows = exemplars.at_random(self.draws)(rows, len(rows))
+            quickest = self.hits[rows - n_old].sort(descending=True, stable=True).indices
+            middle = quickest[between(len(rows), k, options.goldilocks_q, options.goldilocks_s)]
+            return exemplars.at_random(self.draws)(rows[middle], k)
+
+        self.buffer.renew(task, choose, **exemplars.samples_of(self, task))
+
+
+def between(n: int, k: int, q: float, s: float) -> slice:
+    """Of n ranked places those without the first share q and the last share s; at least min(k, n) of them."""
+    start, end = int(q * n), n - int(s * n)
+    length = max(end - start, min(k, n))
+    start = min(max(start - (length - (end - start)) // 2, 0), n - length)
+    return slice(start, start + length)

@@ -1,0 +1,43 @@
+"""Optimizers: PyTorch's updates to the bit, and nobody pays for a compiler that nobody uses."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.conftest import ROOT, tiny_config
+from utils.optimizers import build_optimizer
+
+FLAGS = {"lr": 0.03, "optim_wd": 0.1}
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adam", "adamw"])
+def test_updates_are_pytorchs(kind):
+    options = replace(tiny_config(optimizer=kind, **FLAGS).train)
+    a = [torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).requires_grad_() for _ in range(2)]
+    b = [p.detach().clone().requires_grad_() for p in a]
+    extra = {"momentum": options.optim_mom} if kind == "sgd" else {}
+    theirs = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[kind]
+    ours, theirs = build_optimizer(a, options), theirs(b, lr=0.03, weight_decay=0.1, fused=True, **extra)
+    for step in range(5):
+        for parameters, optimizer in ((a, ours), (b, theirs)):
+            optimizer.zero_grad()
+            sum((p * p * (step + 1)).sum() for p in parameters).backward()
+            optimizer.step()
+        if step == 2:
+            ours.load_state_dict(ours.state_dict())
+    assert all(torch.equal(p, q) and not q.equal(torch.zeros_like(q)) for p, q in zip(a, b, strict=True))
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+
+
+def test_a_run_does_not_import_the_compiler(tmp_path):
+    code = (
+        "import sys, main\n"
+        "flags = ['--model', 'er', '--dataset', 'seq-digits', '--disable_log', '--debug_mode']\n"
+        f"assert main.main([*flags, '--output_dir', {str(tmp_path)!r}]) == 0\n"
+        "assert 'torch._dynamo' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,45 @@
+"""Optimizers: of a task, and the schedule of its learning rate.
+
+PyTorch's own `step` and `zero_grad` import the compiler (torch._dynamo, seconds) when first called, to
+tell it to leave them alone. Nothing here compiles an optimizer, so these classes leave that out; the
+updates are PyTorch's, to the bit.
+"""
+
+import inspect
+from typing import Any
+
+import torch
+
+
+def _without_compiler(base: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
+    """`base` with its methods as they are below their decorators; `step` still runs under `no_grad`."""
+    own = {
+        name: inspect.unwrap(getattr(base, name)) for name in ("zero_grad", "state_dict", "add_param_group")
+    }
+    return type(base.__name__, (base,), own | {"step": torch.no_grad()(inspect.unwrap(base.step))})
+
+
+SGD, Adam, AdamW = map(_without_compiler, (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW))
+
+
+def build_optimizer(parameters: Any, options: Any) -> torch.optim.Optimizer:
+    """The optimizer of one task."""
+    parameters = list(parameters)
+    fused = True  # one kernel per step instead of several per tensor, on CPU and CUDA alike
+    if options.optimizer == "sgd":
+        return SGD(
+            parameters, lr=options.lr, momentum=options.optim_mom, weight_decay=options.optim_wd, fused=fused
+        )
+    kind = {"adam": Adam, "adamw": AdamW}[options.optimizer]
+    return kind(parameters, lr=options.lr, weight_decay=options.optim_wd, fused=fused)
+
+
+def build_scheduler(optimizer: torch.optim.Optimizer, options: Any, n_epochs: int) -> Any:
+    """The learning-rate scheduler of one task, stepped once per epoch; None for a constant rate."""
+    if options.lr_scheduler == "multistep":
+        return torch.optim.lr_scheduler.MultiStepLR(
+            optimizer, list(options.lr_milestones), options.sched_multistep_lr_gamma
+        )
+    if options.lr_scheduler == "cosine":
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_epochs)
+    return None
