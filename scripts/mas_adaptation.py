@@ -31,6 +31,7 @@ import main as program
 from datasets import sources
 from datasets.rot_mnist import origin, rearrange
 from scripts import adapt_importance
+from scripts.report import update
 from scripts.runs import Run, open_run
 from utils.errors import UserError
 
@@ -144,6 +145,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seeds", default="0,1,2,3,4", help="separated by commas")
     parser.add_argument("--angle", type=float, default=45.0, help="of the images in use, in degrees")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/mas-adaptation"))
+    parser.add_argument("--update", type=Path, metavar="FILE", help="file whose marked part is replaced")
     args = parser.parse_args(argv)
     found = {}
     try:
@@ -159,7 +161,10 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(table(found))
+    text = table(found)
+    print(text)
+    if args.update:
+        update(args.update, "mas adaptation", text)
     return 0
 
 

@@ -1,0 +1,119 @@
+"""Does the order of the tasks matter less to MAS when its importances are weighed consistently?
+
+    python scripts/mas_orders.py [--data_dir DIR] [--seeds 0,1,2,3,4] [--jobs 2]
+
+Split MNIST, five pairs of digits, one head for each, one epoch (the benchmark's own settings), learned in
+three orders: as numbered, backwards, and from the middle. Every task's importance counts as it is
+(`--mas_merge sum`), or by weights α_t that give all tasks the same total (`--mas_consistent`). The strength
+of each is the best of its grid on held-out data of another order and seed. The spread is the standard
+deviation over orders of the final average accuracy, taken for each seed; its mean over seeds is compared,
+paired by seed. About forty minutes on one core; finished runs are used again.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+
+from scripts import sweep
+from scripts.report import update
+from scripts.reporting.tables import shown
+from utils.errors import UserError
+
+ORDERS = {
+    "0-1 first": "0,1,2,3,4,5,6,7,8,9",
+    "8-9 first": "8,9,6,7,4,5,2,3,0,1",
+    "4-5 first": "4,5,0,1,8,9,2,3,6,7",
+}
+TUNING = "6,7,2,3,0,1,8,9,4,5"
+# Grids of λ: consistent weights share λ among tasks' totals of one, plain ones multiply totals of hundreds.
+GRIDS = {False: ["0.001", "0.003", "0.01", "0.03"], True: ["1", "3", "10", "30", "100"]}
+TITLES = {False: "sum", True: "consistent"}
+FIXED = ["--model", "mas", "--mas_n", "1000", "--dataset", "seq-mnist", "--multi_head", "--disable_log"]
+
+
+def runs(folder: Path, grid: list[str], fixed: list[str], jobs: str) -> list[dict]:
+    """The results of a sweep's runs, those of earlier starts included."""
+    if sweep.main([*grid, "--output_dir", str(folder), "--jobs", jobs, "--", *FIXED, *fixed]):
+        raise UserError(f"{folder}: not all runs finished; see above")
+    return [json.loads(path.read_text()) for path in folder.glob("*/*/*/results.json")]
+
+
+def accuracy(document: dict) -> float:
+    """Final average accuracy."""
+    return document["task_il"]["average_accuracy"]
+
+
+def strength(folder: Path, consistent: bool, fixed: list[str], jobs: str) -> str:
+    """The λ of the grid with the highest average accuracy on held-out data."""
+    grid = ["--mas_lambda", *GRIDS[consistent]]
+    held = [
+        "--class_order",
+        TUNING,
+        "--seed",
+        "100",
+        "--validation",
+        "10",
+        "--mas_consistent",
+        str(consistent),
+    ]
+    found = runs(folder / f"tune-{TITLES[consistent]}", grid, [*held, *fixed], jobs)
+    return str(max(found, key=accuracy)["config"]["mas_lambda"])
+
+
+def table(found: dict[bool, np.ndarray], strengths: dict[bool, str]) -> str:
+    """`found`: accuracies (orders, seeds) of each way to weigh."""
+    lines = [
+        "| importances | λ | " + " | ".join(ORDERS) + " | spread between orders |",
+        "| --- " * (len(ORDERS) + 3) + "|",
+    ]
+    spreads = {way: values.std(axis=0, ddof=1) for way, values in found.items()}
+    for way, values in found.items():
+        cells = [TITLES[way], strengths[way], *map(shown, values), shown(spreads[way])]
+        lines.append("| " + " | ".join(cells) + " |")
+    less = spreads[False] - spreads[True]
+    lines += ["", f"The spread of consistent weights is smaller by {shown(less)} points, paired by seed; in "
+              f"{int((less > 0).sum())} of {len(less)} seeds smaller."]  # fmt: skip
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run what is missing, print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data_dir", default="~/.cache/engram", help="where MNIST lies or is downloaded to")
+    parser.add_argument("--seeds", default="0,1,2,3,4", help="separated by commas")
+    parser.add_argument("--jobs", default="2", help="runs at a time")
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/mas-orders"))
+    parser.add_argument("--update", type=Path, metavar="FILE", help="file whose marked part is replaced")
+    args = parser.parse_args(argv)
+    seeds, fixed = args.seeds.split(","), ["--data_dir", args.data_dir]
+    found, strengths = {}, {}
+    try:
+        for consistent, title in TITLES.items():
+            strengths[consistent] = strength(args.output_dir, consistent, fixed, args.jobs)
+            grid = ["--seed", *seeds, "--class_order", *ORDERS.values()]
+            own = ["--mas_lambda", strengths[consistent], "--mas_consistent", str(consistent), *fixed]
+            documents = runs(args.output_dir / title, grid, own, args.jobs)
+            by_key = {
+                (",".join(map(str, d["config"]["class_order"])), str(d["seed"])): accuracy(d)
+                for d in documents
+            }
+            found[consistent] = np.array([[by_key[o, seed] for seed in seeds] for o in ORDERS.values()])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    text = table(found, strengths)
+    print(text)
+    if args.update:
+        update(args.update, "mas orders", text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
