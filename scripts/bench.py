@@ -1,7 +1,8 @@
 """Speed, as ratios taken in one process: trainer and bare loop, data path and PIL, buffer and loop.
 
-    python scripts/bench.py                  everything (about seven minutes on two cores)
-    python scripts/bench.py trainer-mlp      one part; parts: trainer-mlp trainer-resnet data buffer
+    python scripts/bench.py                  everything (about a quarter of an hour on two cores)
+    python scripts/bench.py trainer-mlp      one part: trainer-mlp trainer-resnet data buffer methods-mlp
+                                             methods-resnet scaling startup overhead
     python scripts/bench.py --update README.md    and put the lines between the file's markers
 
 Rounds alternate between the two sides, so that a machine whose speed drifts slows both. Images are
@@ -11,11 +12,9 @@ random: their content does not change the time. Prints the machine, medians and 
 import argparse
 import os
 import platform
-import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -30,18 +29,12 @@ from datasets.sources import Source
 from models.method import Setup
 from models.sgd import SGD
 from scripts.bench_buffer import CIFAR, buffer_speed
+from scripts.bench_methods import methods_mlp, methods_resnet, scaling
+from scripts.bench_startup import overhead, startup
+from scripts.timing import alternate, cpu_name, random_source
 from utils.config import Config, resolve
 from utils.results import versions
 from utils.training import Trainer
-
-
-def random_source(n_train: int, n_test: int, shape: tuple[int, ...]) -> Source:
-    """Random images with ten classes in turn."""
-    draws = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (n_train + n_test, *shape), dtype=torch.uint8, generator=draws)
-    y = torch.arange(n_train + n_test) % 10
-    names = tuple(map(str, range(10)))
-    return Source("random", images[:n_train], y[:n_train], images[n_train:], y[n_train:], names)
 
 
 def build(config: Config, source: Source, augment: Augment) -> tuple[Benchmark, SGD]:
@@ -88,14 +81,6 @@ def bare_accuracy(net: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> flo
     hits = sum((net(a).argmax(1) == b).sum() for a, b in zip(x.split(500), y.split(500), strict=True))
     net.train()
     return hits.item() / len(y)
-
-
-def alternate(ours: Callable[[], float], theirs: Callable[[], float], rounds: int) -> tuple[float, ...]:
-    """(median ours, median theirs, median of the round-wise ratios), after one warm-up of each."""
-    ours(), theirs()
-    pairs = [(ours(), theirs()) for _ in range(rounds)]
-    ratio = statistics.median(a / b for a, b in pairs)
-    return statistics.median(a for a, _ in pairs), statistics.median(b for _, b in pairs), ratio
 
 
 def compare_trainer(title: str, flags: dict, source: Source, augment: Augment, rounds: int) -> str:
@@ -177,6 +162,11 @@ PARTS = {
     "trainer-resnet": trainer_resnet,
     "data": data_path,
     "buffer": buffer_speed,
+    "methods-mlp": methods_mlp,
+    "methods-resnet": methods_resnet,
+    "scaling": scaling,
+    "startup": startup,
+    "overhead": overhead,
 }
 
 
@@ -206,15 +196,6 @@ def update(path: Path, text: str) -> None:
     after = rest.split("<!-- end bench -->")[1]
     block = f"<!-- bench -->\n```text\n{text}\n```\n<!-- end bench -->"
     path.write_text(before + block + after, encoding="utf-8")
-
-
-def cpu_name() -> str:
-    """The processor's model name where the system tells it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next(
-        (line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown CPU"
-    )
 
 
 if __name__ == "__main__":

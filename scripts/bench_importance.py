@@ -31,7 +31,7 @@ from backbones.mlp import MLP
 from models.parts import importance, layers
 from models.parts.fisher import log_probabilities
 from models.parts.norms import squared_norm
-from scripts.bench import cpu_name
+from scripts.timing import cpu_name
 
 ROUNDS = 3
 

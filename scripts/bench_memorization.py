@@ -32,8 +32,8 @@ from datasets.augment import Augment
 from memorization import fleet, program, training
 from memorization.pool import Pool
 from memorization.program import MACHINE, STUDY, Options
-from scripts.bench import cpu_name, random_source
 from scripts.bench_buffer import CIFAR
+from scripts.timing import cpu_name, random_source
 from utils import device as devices
 
 N, R = 5000, 32

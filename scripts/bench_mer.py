@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import main as program
 from models.method import Method
-from scripts.bench import cpu_name
 from scripts.report import update
+from scripts.timing import cpu_name
 from utils.config import resolve
 from utils.optimizers import build_optimizer
 from utils.results import versions

@@ -1,0 +1,38 @@
+"""Timing: what the speed programs share: random data, alternating rounds, the machine's name."""
+
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+
+from datasets.sources import Source
+
+
+def random_source(n_train: int, n_test: int, shape: tuple[int, ...], n_classes: int = 10) -> Source:
+    """Random images with the classes in turn."""
+    draws = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (n_train + n_test, *shape), dtype=torch.uint8, generator=draws)
+    y = torch.arange(n_train + n_test) % n_classes
+    names = tuple(map(str, range(n_classes)))
+    return Source("random", images[:n_train], y[:n_train], images[n_train:], y[n_train:], names)
+
+
+def alternate(ours: Callable[[], float], theirs: Callable[[], float], rounds: int) -> tuple[float, ...]:
+    """(median ours, median theirs, median of the round-wise ratios), after one warm-up of each."""
+    ours(), theirs()
+    pairs = [(ours(), theirs()) for _ in range(rounds)]
+    ratio = statistics.median(a / b for a, b in pairs)
+    return statistics.median(a for a, _ in pairs), statistics.median(b for _, b in pairs), ratio
+
+
+def cpu_name() -> str:
+    """The processor's model name where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next(
+        (line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown CPU"
+    )
