@@ -8,50 +8,37 @@
 #     python scripts/report.py memorization runs/maer/digits      paired differences, LaTeX
 #     python -m memorization.plots --runs runs/maer/digits --out_dir runs/maer/digits/figures
 #
-# SCORES=FILE (of memorization.eval_splits) also logs accuracy by memorization; SEEDS, JOBS and OUTPUT_DIR
-# as in the other sweeps. Runs that a stopped sweep had finished are skipped when it is started again.
+# SCORES=FILE (of memorization.eval_splits) also logs accuracy by memorization; SEEDS, SIZES, JOBS, OUTPUT_DIR.
+# Finished runs are skipped, so it can be started again after an interruption.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+python=$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)
 study=${1:?digits, mnist or cifar10}
 data=${2:-$HOME/.cache/engram}
-seeds=${SEEDS:-"0 1 2 3 4"}
-jobs=${JOBS:-2}
-output=${OUTPUT_DIR:-runs/maer/$study}
+read -ra seeds <<<"${SEEDS:-0 1 2 3 4}"
 
 case $study in
   digits)
-    sizes="20 50 100 200 500"
-    common="--dataset seq-digits" ;;
+    sizes=(20 50 100 200 500)
+    own=(--dataset seq-digits) ;;
   mnist)
-    sizes="100 500 2000 10000"
-    common="--dataset seq-mnist" ;;
+    sizes=(100 500 2000 10000)
+    own=(--dataset seq-mnist) ;;
   cifar10)
-    sizes="200 1000 5000 20000"
-    common="--dataset seq-cifar10 --backbone cnn --n_epochs 5 --lr 0.03 --lr_scheduler none" ;;
+    sizes=(200 1000 5000 20000)
+    own=(--dataset seq-cifar10 --backbone cnn --n_epochs 5 --lr 0.03 --lr_scheduler none) ;;
   *) echo "unknown study $study: digits, mnist or cifar10" >&2; exit 2 ;;
 esac
+[ -n "${SIZES:-}" ] && read -ra sizes <<<"$SIZES"
 # given scores would choose in maer's place; its proxy is asked for by name
-[ -n "${SCORES:-}" ] && common="$common --memorization_scores $(realpath "$SCORES")"
-common="$common --data_dir $data --disable_log --ignore_other_metrics --output_dir $output"
+[ -n "${SCORES:-}" ] && own+=(--memorization_scores "$(realpath "$SCORES")")
+failed=0
 
-runs() {
-  for seed in $seeds; do
-    for size in $sizes; do
-      flags="$common --seed $seed --buffer_size $size"
-      echo "$flags --model er"
-      echo "$flags --model er --memory balanced"
-      for policy in min middle max; do
-        echo "$flags --model maer --buffer_policy $policy --mem_proxy learning_order"
-      done
-      echo "$flags --model maer_high --buffer_policy min --mem_proxy learning_order"
-      echo "$flags --model maer_adaptive --mem_proxy learning_order"
-    done
-    echo "$common --seed $seed --model joint"
-  done
+sweep() {
+  "$python" scripts/sweep.py "$@" "${own[@]}" --data_dir "$data" --disable_log --ignore_other_metrics || failed=1
 }
 
-mkdir -p "$output"
-touch "$output/done.txt"
-runs | grep -vxFf "$output/done.txt" | xargs -P "$jobs" -I{} sh -c \
-  'line=$(scripts/one_run.sh "$1" "$2"); echo "$line"; case $line in results:*) echo "$2" >>"$1/done.txt" ;; esac' \
-  _ "$output" {}
+where=(--jobs "${JOBS:-2}" --output_dir "${OUTPUT_DIR:-runs/maer/$study}" --seed "${seeds[@]}")
+sweep scripts/maer.yaml "${where[@]}" --buffer_size "${sizes[@]}" --
+sweep "${where[@]}" -- --model joint
+exit $failed
