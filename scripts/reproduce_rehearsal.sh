@@ -12,12 +12,13 @@ cd "$(dirname "$0")/.."
 python=$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)
 data=${1:-$HOME/.cache/engram}
 read -ra seeds <<<"${SEEDS:-0 1 2 3 4}"
+read -ra extra <<<"${EXTRA:-}" # more flags for every run
 only=${ONLY:-seq-mnist perm-mnist rot-mnist}
 failed=0
 
 sweep() {
   "$python" scripts/sweep.py --seed "${seeds[@]}" --jobs "${JOBS:-2}" --output_dir "${OUTPUT_DIR:-runs/rehearsal}" \
-    "$@" --data_dir "$data" --disable_log --ignore_other_metrics || failed=1
+    "$@" "${extra[@]}" --data_dir "$data" --disable_log --ignore_other_metrics || failed=1
 }
 
 replay=(er er_ace er_aml der derpp agem agem_r gem gss mir fdr hal maer)
