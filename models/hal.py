@@ -2,14 +2,15 @@
 
 Source: Chaudhry et al. 2021, "Using Hindsight to Anchor Past Knowledge in Continual Learning" (arXiv
 2002.08165), eqs. 3-7, and the authors' code. With g the gradient of ER's loss ℓ and θ̃ = θ − lr g, a step
-descends ℓ(θ) + λ mean over anchors e of ‖f_θ(e) − f_θ̃(e)‖²; the derivative goes through g (to hold θ̃
-constant, as mammoth does, would pull f_θ towards f_θ̃). When a task ends, one anchor for each of its
-classes climbs CE(f_θM(e), y) − CE(f_θ(e), y) − γ ‖φ(e) − φ_y‖², θM being θ after one epoch on the memory
-and φ_y a running mean of the class's features. The memory is a ring with a part for every task. Stored:
-uint8 images, and anchors as the network sees them.
+descends ℓ(θ) + λ mean over anchors e and outputs of (f_θ(e) − f_θ̃(e))²; the derivative goes through g
+(to hold θ̃ constant, as mammoth does, would pull f_θ towards f_θ̃). When a task ends, one anchor for each
+of its classes climbs CE(f_θM(e), y) − CE(f_θ(e), y) − γ ‖φ(e) − φ_y‖², θM being θ after one epoch on the
+memory and φ_y a running mean of the class's features. The memory is a ring with a part for every task.
+Stored: uint8 images, and anchors as the network sees them.
 Differs from the paper: as in the code, φ_y is of a class (there a sum, here a mean over the batch's
 samples) and anchors start at mean images, here of the class's samples in memory, and stay within the range
-of pixels; anchors are seen in eval mode.
+of pixels; anchors are seen in eval mode. The paper sums over outputs; with their mean λ = 0.1 is DER's
+(Buzzega et al. 2020), while a tenfold one flattens an MLP at rate 0.1 until it predicts nothing.
 """
 
 import copy
@@ -72,7 +73,7 @@ class HAL(Method):
             change = self.net(e, owner) - functional_call(self.net, moved, (e, owner))
         if self.head_mask is not None:
             change = change * self.head_mask[owner]
-        return loss + self.options.hal_lambda * change.square().sum(1).mean()
+        return loss + self.options.hal_lambda * change.square().mean()
 
     def after_step(self, batch):
         """Renew the means of features; write the batch to the current task's ring, in the first epoch."""

@@ -30,17 +30,17 @@ ORDERS = {
     "4-5 first": "4,5,0,1,8,9,2,3,6,7",
 }
 TUNING = "6,7,2,3,0,1,8,9,4,5"
-# Grids of λ: consistent weights share λ among tasks' totals of one, plain ones multiply totals of hundreds.
-GRIDS = {False: ["0.001", "0.003", "0.01", "0.03"], True: ["1", "3", "10", "30", "100"]}
+# Grids of λ: consistent weights share λ out among the tasks, plain ones give it to each.
+GRIDS = {False: ["0.001", "0.003", "0.01", "0.03"], True: ["0.003", "0.01", "0.03", "0.1"]}
 TITLES = {False: "sum", True: "consistent"}
 FIXED = ["--model", "mas", "--mas_n", "1000", "--dataset", "seq-mnist", "--multi_head", "--disable_log"]
 
 
 def runs(folder: Path, grid: list[str], fixed: list[str], jobs: str) -> list[dict]:
-    """The results of a sweep's runs, those of earlier starts included."""
-    if sweep.main([*grid, "--output_dir", str(folder), "--jobs", jobs, "--", *FIXED, *fixed]):
-        raise UserError(f"{folder}: not all runs finished; see above")
-    return [json.loads(path.read_text()) for path in folder.glob("*/*/*/results.json")]
+    """The results of a sweep's runs that finished, those of earlier starts included."""
+    sweep.main([*grid, "--output_dir", str(folder), "--jobs", jobs, "--retries", "0", "--", *FIXED, *fixed])
+    found = [json.loads(path.read_text()) for path in folder.glob("*/*/*/results.json")]
+    return [document for document in found if document["status"] == "finished"]
 
 
 def accuracy(document: dict) -> float:
@@ -49,7 +49,7 @@ def accuracy(document: dict) -> float:
 
 
 def strength(folder: Path, consistent: bool, fixed: list[str], jobs: str) -> str:
-    """The λ of the grid with the highest average accuracy on held-out data."""
+    """The λ of the grid with the highest average accuracy on held-out data; what diverged has none."""
     grid = ["--mas_lambda", *GRIDS[consistent]]
     held = [
         "--class_order",
@@ -62,6 +62,8 @@ def strength(folder: Path, consistent: bool, fixed: list[str], jobs: str) -> str
         str(consistent),
     ]
     found = runs(folder / f"tune-{TITLES[consistent]}", grid, [*held, *fixed], jobs)
+    if not found:
+        raise UserError(f"{folder}: no run of the grid finished; see above")
     return str(max(found, key=accuracy)["config"]["mas_lambda"])
 
 
@@ -104,6 +106,8 @@ def main(argv: list[str] | None = None) -> int:
                 (",".join(map(str, d["config"]["class_order"])), str(d["seed"])): accuracy(d)
                 for d in documents
             }
+            if len(by_key) < len(seeds) * len(ORDERS):
+                raise UserError(f"{args.output_dir / title}: not all runs finished; see above")
             found[consistent] = np.array([[by_key[o, seed] for seed in seeds] for o in ORDERS.values()])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
