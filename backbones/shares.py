@@ -74,15 +74,13 @@ class _Features(torch.autograd.Function):
             ctx.own = features(x[ctx.rows])
         whole = ctx.own.new_zeros(len(x), *ctx.own.shape[1:])
         whole[ctx.rows] = ctx.own.detach()
-        parallel.add_up([whole])  # all other rows are zero in this process
-        return whole
+        return parallel.summed([whole])[0]  # of each row all processes but one have zeros
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         gradients = torch.autograd.grad(ctx.own, ctx.parameters, gradient[ctx.rows], materialize_grads=True)
-        parallel.add_up(gradients)
-        return None, None, *gradients
+        return None, None, *parallel.summed(gradients)
 
 
 def batch_norm(layer: nn.BatchNorm2d, x: Tensor) -> Tensor:
@@ -109,8 +107,7 @@ class _Normalised(torch.autograd.Function):
         table = own.new_zeros(parallel.size(), 2 * channels + 1)
         table[parallel.rank(), 0] = n
         table[parallel.rank(), 1:] = torch.cat((own_mean, _centred(own, own_mean).square().sum(ctx.dims)))
-        parallel.add_up([table])
-        counts, means, squares = table.split((1, channels, channels), 1)
+        counts, means, squares = parallel.summed([table])[0].split((1, channels, channels), 1)
         count = counts.sum()
         mean = (counts * means).sum(0) / count  # as one: Chan, Golub & LeVeque 1979
         variance = (squares + counts * (means - mean).square()).sum(0) / count
@@ -125,9 +122,8 @@ class _Normalised(torch.autograd.Function):
         scale = (variance + ctx.eps).rsqrt()
         normal = _scaled(_centred(x.to(weight.dtype), mean), scale)
         of_weight, of_bias = (gradient * normal).sum(ctx.dims), gradient.to(weight.dtype).sum(ctx.dims)
-        sums = [of_weight.clone(), of_bias.clone()]
-        parallel.add_up(sums)
-        shift = _scaled(normal, sums[0]) + sums[1].view(-1, *[1] * (x.dim() - 2))
+        slope, level = parallel.summed((of_weight, of_bias))
+        shift = _scaled(normal, slope) + level.view(-1, *[1] * (x.dim() - 2))
         of_x = _scaled(gradient - shift / count, weight * scale)
         return of_x.to(x.dtype), of_weight, of_bias, None
 

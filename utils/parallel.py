@@ -56,7 +56,7 @@ def own_device(name: str) -> str:
 @contextmanager
 def joined(name: str) -> Iterator[None]:
     """Inside, the processes that torchrun has started are one run, on the device called `name`."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if not {"RANK", "WORLD_SIZE"} <= os.environ.keys():
         yield
         return
     on_cpu = name == "cpu" or not torch.cuda.is_available()
@@ -91,16 +91,15 @@ def share(n: int) -> slice:
     return slice(n * rank() // size(), n * (rank() + 1) // size())
 
 
-def add_up(tensors: Iterable[Tensor]) -> None:
-    """Replace tensors by their sums over all processes, all in one message; the sums are the same in each."""
-    if size() == 1:
-        return
+def summed(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """The sums over all processes of each process's tensors, the same in every one; a single message."""
     tensors = list(tensors)
+    if size() == 1:
+        return tensors
     message = torch.cat([t.flatten() for t in tensors])
     _told(dist.all_reduce, message)
     parts = message.split([t.numel() for t in tensors])
-    for tensor, part in zip(tensors, parts, strict=True):
-        tensor.copy_(part.view_as(tensor))
+    return [part.view_as(t) for part, t in zip(parts, tensors, strict=True)]
 
 
 def _told(collective, *tensors: Tensor) -> None:

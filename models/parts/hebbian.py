@@ -39,8 +39,8 @@ def of_images(method, parameters: dict[str, nn.Parameter], images: Tensor, task:
         size = importance.chunk_size(net, totals, normalise(images[:1]), task_ids[:1])
         for raw, task_id in zip(images[mine].split(size), task_ids[mine].split(size), strict=True):
             accumulate(totals, net, watched, normalise(raw), task_id)
-    parallel.add_up(totals.values())
-    return {name: total / len(images) for name, total in totals.items()}
+    sums = parallel.summed(totals.values())
+    return {name: total / len(images) for name, total in zip(totals, sums, strict=True)}
 
 
 def accumulate(

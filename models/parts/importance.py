@@ -79,8 +79,8 @@ def of_images(
         parts = (t[mine].split(size) for t in (images, task_ids, *given))
         for raw, task_id, *rest in zip(*parts, strict=True):
             accumulate(totals, net, normalise(raw), task_id, own, power, *rest)
-    parallel.add_up(totals.values())
-    return {name: total / len(images) for name, total in totals.items()}
+    sums = parallel.summed(totals.values())
+    return {name: total / len(images) for name, total in zip(totals, sums, strict=True)}
 
 
 def of_own_classes(method, task: Task, quantities: Quantities) -> Quantities:
