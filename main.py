@@ -1,8 +1,10 @@
 """Train a continual-learning method on a benchmark: parse, build, train, report."""
 
 import functools
+import os
 import sys
 import time
+from contextlib import suppress
 
 from utils import commandline
 from utils.config import OPERATIONAL, Config, git_commit, resolve
@@ -16,7 +18,8 @@ def main(argv: list[str] | None = None) -> int:
         config, folder = prepare(request)
         return run(config, folder, resume=request.resume is not None)[0]
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # of torchrun's processes one on each machine says it
+            print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -53,16 +56,19 @@ def work(path: str, flags: dict) -> int:
 
 def build(config: Config):
     """Benchmark, network and method of a configuration, on its device."""
+    from backbones import shares
     from backbones.backbone import build_network, load_weights
-    from models.method import Method, check_scenario
-    from utils import checkpoint, device, exclusion, registry
+    from models.method import Method, check_parallel, check_scenario
+    from utils import checkpoint, device, exclusion, parallel, registry
 
-    where = device.choose(config.run.device)
+    where = device.choose(parallel.own_device(config.run.device))
     device.set_threads(config.run.num_threads, config.run.backbone)
     device.set_precision(config.run.precision)
     method_class = registry.plugin_class(registry.load("models", config.run.model), Method)
+    check_parallel(method_class, config.run.model)
     started = time.monotonic()
-    benchmark = registry.load("datasets", config.run.dataset).build(config, where)
+    with parallel.one_first():
+        benchmark = registry.load("datasets", config.run.dataset).build(config, where)
     benchmark.build_seconds = time.monotonic() - started
     if config.stream.exclude:
         left_out = exclusion.read(config.stream.exclude, benchmark.n_train, benchmark.order_hash)
@@ -76,6 +82,7 @@ def build(config: Config):
     net = build_network(config.run.backbone, config.architecture, benchmark, config.run.seed)
     if config.log.loadcheck:
         load_weights(net, checkpoint.read_weights(config.log.loadcheck))
+    shares.divide(net)
     return method_class(net, config.method, setup(config, benchmark))
 
 
@@ -103,18 +110,30 @@ def train(**flags):
 
 def run(config: Config, folder=None, resume: bool = False, wait: bool = False):
     """Train, measure and report one run; returns (exit code, folder). `wait`: for who runs it now."""
+    from utils import parallel
+
+    with parallel.joined(config.run.device):
+        method = build(config)
+        if parallel.rank():
+            return follow(config, method, folder, resume), folder
+        return lead(config, method, folder, resume, wait)
+
+
+def lead(config: Config, method, folder, resume: bool, wait: bool):
+    """`run` of a method that is built, in the only process or the first of several."""
+    from utils import parallel
     from utils.folder import RunFolder
     from utils.interrupt import InterruptedRunError
     from utils.progress import DivergedError
     from utils.recording import Recorder
     from utils.training import Trainer
 
-    method = build(config)
     folder = folder or RunFolder.create(config.flat())
     trainer = Trainer(config, method, folder.path)
     with folder.claimed(wait):
         if resume:
             trainer.load()
+        parallel.wait()
         trainer.results.seconds["data"] += method.setup.benchmark.build_seconds
         with Recorder(config, folder, trainer, git_commit(), resume) as recorder:
             trainer.on_task = recorder.after_task
@@ -128,6 +147,21 @@ def run(config: Config, folder=None, resume: bool = False, wait: bool = False):
                 return 1, folder
             recorder.finished()
     return 0, folder
+
+
+def follow(config: Config, method, folder, resume: bool) -> int:
+    """`run` in every other process: the same steps; returns the exit code."""
+    from utils import parallel
+    from utils.follower import Follower
+    from utils.interrupt import StoppedRunError
+
+    follower = Follower(config, method, folder and folder.path, quiet=True)
+    if resume:
+        follower.load()
+    parallel.wait()
+    with suppress(StoppedRunError):
+        follower.run()
+    return 0
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ class DER(Method):
     """Cross-entropy on the stream, and the old outputs on what is replayed."""
 
     rehearses = True
+    data_parallel = True
 
     def __init__(self, net, options, setup):
         super().__init__(net, options, setup)

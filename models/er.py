@@ -54,6 +54,7 @@ class ER(Method):
     """Cross-entropy on the stream's batch and one drawn from the memory, together."""
 
     rehearses = True
+    data_parallel = True
 
     def __init__(self, net, options, setup):
         super().__init__(net, options, setup)

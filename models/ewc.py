@@ -50,6 +50,7 @@ class EWC(Method):
     """Cross-entropy plus a quadratic penalty that is renewed at the end of each task."""
 
     needs_boundaries = True
+    data_parallel = True
 
     def __init__(self, net, options, setup):
         super().__init__(net, options, setup)

@@ -41,6 +41,7 @@ class LwF(Method):
     """Cross-entropy plus distillation from the network that the last task left."""
 
     needs_boundaries = True
+    data_parallel = True
 
     def __init__(self, net, options, setup):
         super().__init__(net, options, setup)

@@ -66,6 +66,7 @@ class MAS(Method):
     """Cross-entropy plus a quadratic penalty whose importances grow at the end of each task."""
 
     needs_boundaries = True
+    data_parallel = True
 
     def __init__(self, net, options, setup):
         super().__init__(net, options, setup)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from backbones.backbone import Backbone
 from datasets.benchmark import Batch, Benchmark, Task
-from utils import seeding, state
+from utils import parallel, registry, seeding, state
 from utils.config import TrainOptions
 from utils.device import one_thread
 from utils.errors import UserError
@@ -58,6 +58,8 @@ class Method:
     rehearses: ClassVar[bool] = False
     # "sequential"; for upper bounds "joint" (all tasks at once) or "cumulative" (all up to the current one).
     stream: ClassVar[str] = "sequential"
+    # True: may be run in several processes, which find what one would (tests/integration/test_parallel.py).
+    data_parallel: ClassVar[bool] = False
 
     # Attributes that the trainer provides and that are not the method's state.
     _PROVIDED = ("kernel", "options", "setup", "device", "task", "epoch", "optimizer", "head_mask")
@@ -151,6 +153,17 @@ class Method:
         for name, value in saved.items():
             current = getattr(self, name, None)
             setattr(self, name, state.unpack(current, value, self.device, name))
+
+
+def check_parallel(method: type[Method], name: str) -> None:
+    """Refuse several processes where nobody has shown that they compute what one would."""
+    if parallel.size() == 1 or method.data_parallel:
+        return
+    classes = {n: registry.plugin_class(registry.load("models", n), Method) for n in registry.names("models")}
+    able = ", ".join(n for n, each in classes.items() if each.data_parallel)
+    raise UserError(
+        f"--model {name} runs in one process: start it without torchrun (in several processes: {able})"
+    )
 
 
 def check_scenario(method: type[Method], name: str, benchmark: Benchmark) -> None:

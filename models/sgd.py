@@ -5,3 +5,5 @@ from models.method import Method
 
 class SGD(Method):
     """The contract's defaults, unchanged."""
+
+    data_parallel = True

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CONTRACTS = {
     "models": {"method"},
     "datasets": {"benchmark", "scenarios", "sources", "images", "augment", "unlabeled"},
-    "backbones": {"backbone", "heads"},
+    "backbones": {"backbone", "heads", "shares"},
 }
 WORDS = {"models": "method", "datasets": "benchmark", "backbones": "backbone"}
 

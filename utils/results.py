@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from utils import groups, metrics
+from utils import groups, metrics, parallel
 
 VIEWS = ("class_il", "task_il")
 # The memorization paper's names: task-IL numbers carry this suffix in forgetting, bwt and fwt.
@@ -190,10 +190,11 @@ def peak_memory(device: torch.device) -> int:
 
 
 def device_name(device: torch.device) -> str:
-    """`cuda (NVIDIA H100)` or `cpu (x86_64, 2 threads)`."""
+    """`cuda (NVIDIA H100)` or `cpu (x86_64, 2 threads)`; with several processes their number before it."""
+    times = f"{parallel.size()} x " if parallel.size() > 1 else ""
     if device.type == "cuda":
-        return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)"
+        return f"{times}{device} ({torch.cuda.get_device_name(device)})"
+    return f"{times}cpu ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 
 def versions() -> dict[str, str]:

@@ -34,6 +34,8 @@ class Position:
 class Trainer:
     """Runs the stream; calls `on_task(row)` after each task and keeps a checkpoint in `folder`."""
 
+    interrupts = Interrupt  # what a signal does
+
     def __init__(
         self, config: Config, method: Any, folder: Path, on_task=lambda row: None, quiet: bool = False
     ):
@@ -58,7 +60,7 @@ class Trainer:
         """Train on what is left of the stream; raises `InterruptedRunError` or `DivergedError`."""
         self.progress = Progress(self._count_steps(), self.position.total, self.quiet)
         try:
-            with Interrupt() as self.interrupt:
+            with self.interrupts() as self.interrupt:
                 self._measure_untrained()
                 while self.position.task < len(self.tasks):
                     self._run_task(self.tasks[self.position.task])

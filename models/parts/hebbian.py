@@ -15,8 +15,10 @@ that is ½ |∂ ‖y‖²₂ / ∂W_ij|, which is what is computed here where th
 import torch
 from torch import Tensor, nn
 
+from backbones.shares import undivided
 from datasets.benchmark import Task
 from models.parts import importance, layers
+from utils import parallel
 from utils.errors import UserError
 
 
@@ -32,11 +34,13 @@ def of_images(method, parameters: dict[str, nn.Parameter], images: Tensor, task:
             "choose another --backbone, or MAS without --mas_local"
         )
     task_ids = torch.full((len(images),), task.id, device=images.device)
-    with importance.evaluating(net):
+    mine = parallel.share(len(images))
+    with importance.evaluating(net), undivided(net):
         size = importance.chunk_size(net, totals, normalise(images[:1]), task_ids[:1])
-        for raw, task_id in zip(images.split(size), task_ids.split(size), strict=True):
+        for raw, task_id in zip(images[mine].split(size), task_ids[mine].split(size), strict=True):
             accumulate(totals, net, watched, normalise(raw), task_id)
-    return {name: total / len(images) for name, total in totals.items()}
+    sums = parallel.summed(totals.values())
+    return {name: total / len(images) for name, total in zip(totals, sums, strict=True)}
 
 
 def accumulate(

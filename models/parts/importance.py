@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from backbones.heads import TaskHeads
+from backbones.shares import undivided
 from datasets.benchmark import Samples, Task
 from models.parts import layers
+from utils import parallel
 from utils.buffer import distinct
 from utils.options import OptionSet, option
 
@@ -71,11 +73,14 @@ def of_images(
     totals = {name: torch.zeros_like(p) for name, p in parameters.items()}
     task_ids = torch.full((len(images),), task.id, device=images.device)
     own = of_own_classes(method, task, quantities)
-    with evaluating(net):
+    mine = parallel.share(len(images))
+    with evaluating(net), undivided(net):
         size = chunk_size(net, totals, normalise(images[:1]), task_ids[:1])
-        for raw, task_id, *parts in zip(*(t.split(size) for t in (images, task_ids, *given)), strict=True):
-            accumulate(totals, net, normalise(raw), task_id, own, power, *parts)
-    return {name: total / len(images) for name, total in totals.items()}
+        parts = (t[mine].split(size) for t in (images, task_ids, *given))
+        for raw, task_id, *rest in zip(*parts, strict=True):
+            accumulate(totals, net, normalise(raw), task_id, own, power, *rest)
+    sums = parallel.summed(totals.values())
+    return {name: total / len(images) for name, total in zip(totals, sums, strict=True)}
 
 
 def of_own_classes(method, task: Task, quantities: Quantities) -> Quantities:
