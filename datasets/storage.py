@@ -42,7 +42,7 @@ class Storage:
         free = free_bytes(self.device)
         if n_bytes <= SHARE * free:
             return None
-        return f"more than half of the {gigabytes(free)} that are free on {self.device}"
+        return f"more than half of the {amount(free)} that are free on {self.device}"
 
     def folder(self, name: str, key: str) -> Path:
         """Where images of that name and key are kept."""
@@ -72,9 +72,9 @@ def _text(path: str) -> str:
         return ""
 
 
-def gigabytes(n_bytes: float) -> str:
+def amount(n_bytes: float) -> str:
     """For people."""
-    return f"{n_bytes / 1e9:.3g} GB"
+    return f"{n_bytes / 1e9:.3g} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.3g} MB"
 
 
 def read_folder(
@@ -145,4 +145,4 @@ def kept(
     if not folder.is_dir():
         shards.write(folder, key, shape, classes, labels, fill)
     n_bytes = prod(shape) * sum(len(y) for y in labels.values())
-    return shards.read(folder, key, f"on disk, {gigabytes(n_bytes)} in {folder} ({reason})")
+    return shards.read(folder, key, f"on disk, {amount(n_bytes)} in {folder} ({reason})")

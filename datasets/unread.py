@@ -73,6 +73,12 @@ class Unread:
         """An ordinary tensor."""
         return torch.zeros(*shape, dtype=self.dtype, device=self.device)
 
+    def __getattr__(self, name: str) -> Any:
+        """Only reached for what is not above."""
+        raise AttributeError(
+            f"images on disk have no '{name}': read some with [rows] or split(size), or all with [:]"
+        )
+
     @classmethod
     def __torch_function__(cls, function: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """`torch.cat` of such images, with tensors among them or not, stays unread; nothing else is known."""
