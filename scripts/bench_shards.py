@@ -5,8 +5,8 @@
 
 Writes synthetic 3x224x224 images as shards, splits their classes into tasks, and draws every batch of every
 task as training does: random order, crop and flip, but no network, so nothing hides the reading. A task's
-images lie all over the files. The first pass is cold: the files are dropped from the system's cache before. In it,
-each image is looked at: it holds its own number. Memory is RssAnon: what the process itself takes, without
+images lie all over the files. The first pass is cold: the files are dropped from the system's cache before.
+It looks at each image, which holds its own number. Memory is RssAnon: what the process itself takes, without
 the files' pages, which the system may drop at any time. The files are removed at the end.
 """
 
@@ -108,12 +108,13 @@ def report(name: str, seconds: np.ndarray, memory: np.ndarray, before: int, n_by
         f"{name} / first tenth {medians[i] / medians[0]:.2f} (means: {means[i] / means[0]:.2f})"
         for i, name in ((1, "middle"), (2, "last"))
     ]
+    more = float(memory.max()) - before
     peaks = [float(memory[part].max()) for part in parts]
     return (
         f"{name}: {len(seconds):,} steps, {n_bytes / IMAGE / seconds.sum():,.0f} images/s; median step "
         f"{1e3 * medians[0]:.1f} ms in the first tenth; {', '.join(flat)}\n"
-        f"  own memory at most {memory.max() / 1e6:,.0f} MB, {(memory.max() - before) / 1e6:,.0f} of them since "
-        f"before the first batch: {(memory.max() - before) / n_bytes:.4f} of the images' bytes; "
+        f"  own memory at most {memory.max() / 1e6:,.0f} MB, {more / 1e6:,.0f} of them since before the "
+        f"first batch: {more / n_bytes:.4f} of the images' bytes; "
         f"last / first tenth {peaks[2] / peaks[0]:.3f}"
     )
 
