@@ -13,6 +13,7 @@ whatever its size, but not a single byte that changed.
 import fcntl
 import hashlib
 import json
+import mmap
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -149,5 +150,6 @@ def read(folder: Path, key: str, note: str = "") -> dict[str, Any]:
 
 
 def _mapped(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
-    n = path.stat().st_size // prod(shape)
-    return np.memmap(path, np.uint8, mode="r", shape=(n, *shape))
+    with open(path, "rb") as file:
+        pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return np.ndarray((len(pages) // prod(shape), *shape), np.uint8, buffer=pages)

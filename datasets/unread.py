@@ -5,10 +5,12 @@ indexed, selected or split is read there and then and is an ordinary tensor on t
 keeps samples keeps its own copies.
 """
 
+import mmap
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,8 @@ from torch import Tensor
 
 AHEAD = 4  # blocks that are read before they are asked for
 READERS = 2  # threads: while one waits for the disk the other copies
+
+LARGE = 32 << 10  # bytes of an image; smaller ones come with what the system reads ahead by itself
 
 Change = Callable[[Tensor], Tensor]
 
@@ -88,8 +92,8 @@ class Unread:
 class DiskImages(Unread):
     """Images in files, or some of them, with what a task makes of them.
 
-    files: arrays (n, C, H, W), mapped from disk; all as long as the first, but the last. rows: which images,
-    and in which order (all). note: a line for the user on where they are and why.
+    files: arrays (n, C, H, W) over `mmap`s, all as long as the first but the last. rows: which images, and
+    in which order (all). note: a line for the user on where they are and why.
     """
 
     def __init__(
@@ -125,8 +129,13 @@ class DiskImages(Unread):
         return answer
 
     def _copy(self, images: np.ndarray, rows: np.ndarray) -> None:
-        """Outside Python's lock: the trainer goes on meanwhile."""
+        """Outside Python's lock, almost all of it: the trainer goes on meanwhile."""
         file, row = np.divmod(rows, len(self.files[0]))
+        n_bytes = prod(self.shape[1:])
+        if n_bytes >= LARGE:  # have the disk fetch all of them at once
+            for i, first in zip(file.tolist(), (row * n_bytes).tolist(), strict=True):
+                page = first - first % mmap.PAGESIZE
+                self.files[i].base.madvise(mmap.MADV_WILLNEED, page, first + n_bytes - page)
         for i in np.unique(file):
             own = np.flatnonzero(file == i)
             if len(own) == len(rows):

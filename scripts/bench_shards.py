@@ -6,8 +6,10 @@
 Writes synthetic 3x224x224 images as shards, splits their classes into tasks, and draws every batch of every
 task as training does: random order, crop and flip, but no network, so nothing hides the reading. A task's
 images lie all over the files. The first pass is cold: the files are dropped from the system's cache before.
-It looks at each image, which holds its own number. Memory is RssAnon: what the process itself takes, without
-the files' pages, which the system may drop at any time. The files are removed at the end.
+It looks at each image, which holds its own number. Beside every fourth step one from images in memory is
+timed: on a machine with other work the ratio of the two says more than milliseconds. Memory is RssAnon: what
+the process itself takes, without the files' pages, which the system may drop at any time. The files are
+removed at the end.
 """
 
 import argparse
@@ -16,7 +18,9 @@ import shutil
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -27,11 +31,12 @@ import torch
 
 from datasets import shards
 from datasets.augment import Augment
-from datasets.benchmark import Benchmark, class_incremental
+from datasets.benchmark import Batch, Benchmark, class_incremental
 from datasets.sources import Source
 from utils.config import resolve
 
 SHAPE, N_CLASSES, N_TEST, CHUNK = (3, 224, 224), 100, 200, 64
+EVERY = 4
 IMAGE = int(np.prod(SHAPE))
 AUGMENT = Augment((0.5,) * 3, (0.5,) * 3, crop_padding=28, flip=True)
 
@@ -84,51 +89,69 @@ def own_memory() -> int:
     raise SystemExit("bench_shards.py needs Linux's /proc")
 
 
-def measure(benchmark: Benchmark, epoch: int, batch_size: int, look: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Seconds of each step over all tasks, and RssAnon after each."""
-    seconds, memory = [], []
-    for task in benchmark.tasks:
-        started = time.perf_counter()
-        for batch in benchmark.batches(task, epoch, batch_size):
-            seconds.append(time.perf_counter() - started)
-            memory.append(own_memory())
-            if look and not torch.equal(numbers(batch.x_raw), batch.index):
-                raise SystemExit(f"step {len(seconds)}: other images than were asked for")
-            started = time.perf_counter()
-    return np.array(seconds), np.array(memory)
+class Pass:
+    """Seconds and RssAnon of each step along a stream; every `EVERY` steps one from memory beside it."""
+
+    def __init__(self, benchmark: Benchmark, held: Benchmark, epoch: int, batch_size: int, look: bool):
+        self.steps: list[tuple[int, float, float]] = []  # own memory, seconds from disk, from memory
+        beside = (b for epoch in count() for b in held.batches(held.tasks[0], epoch, batch_size))
+        last = seconds_to_next(beside)[0]
+        self.before = own_memory()
+        for task in benchmark.tasks:
+            batches = benchmark.batches(task, epoch, batch_size)
+            for _ in range(benchmark.n_steps(task, batch_size)):
+                spent, batch = seconds_to_next(batches)
+                if look and not torch.equal(numbers(batch.x_raw), batch.index):
+                    raise SystemExit(f"step {len(self.steps)}: other images than were asked for")
+                if len(self.steps) % EVERY == 0:
+                    last = seconds_to_next(beside)[0]
+                self.steps.append((own_memory(), spent, last))
+
+    def report(self, name: str, n_bytes: int) -> str:
+        """Figures of a pass over `n_bytes` of images."""
+        memory, disk, held = np.array(self.steps).T
+        size = max(1, len(disk) // 10)
+        starts = (0, (len(disk) - size) // 2, len(disk) - size)
+        tenths = [slice(start, start + size) for start in starts]
+        times = [float(np.median(disk[part])) for part in tenths]
+        ratios = [float(np.median(disk[part]) / np.median(held[part])) for part in tenths]
+        whole, more = float(np.median(disk) / np.median(held)), float(memory.max()) - self.before
+        beside = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+        return (
+            f"{name}: {len(disk):,} steps, {n_bytes / IMAGE / disk.sum():,.0f} images/s; median step in the "
+            f"first, middle and last tenth {', '.join(f'{1e3 * t:.1f}' for t in times)} ms\n"
+            f"  of the steps from memory beside them: {beside}; all along {whole:.2f}; middle / first "
+            f"{ratios[1] / ratios[0]:.2f}, last / first {ratios[2] / ratios[0]:.2f}\n"
+            f"  own memory at most {memory.max() / 1e6:,.0f} MB, {more / 1e6:,.0f} of them since before the "
+            f"first batch: {more / n_bytes:.4f} of the images' bytes; last / first tenth "
+            f"{memory[tenths[2]].max() / memory[tenths[0]].max():.3f}"
+        )
 
 
-def report(name: str, seconds: np.ndarray, memory: np.ndarray, before: int, n_bytes: int) -> str:
-    """Figures of a pass over `n_bytes` of images by a process that took `before` bytes itself."""
-    tenth = max(1, len(seconds) // 10)
-    middle = (len(seconds) - tenth) // 2
-    parts = [slice(0, tenth), slice(middle, middle + tenth), slice(len(seconds) - tenth, None)]
-    medians, means = ([float(f(seconds[part])) for part in parts] for f in (np.median, np.mean))
-    flat = [
-        f"{name} / first tenth {medians[i] / medians[0]:.2f} (means: {means[i] / means[0]:.2f})"
-        for i, name in ((1, "middle"), (2, "last"))
-    ]
-    more = float(memory.max()) - before
-    peaks = [float(memory[part].max()) for part in parts]
-    return (
-        f"{name}: {len(seconds):,} steps, {n_bytes / IMAGE / seconds.sum():,.0f} images/s; median step "
-        f"{1e3 * medians[0]:.1f} ms in the first tenth; {', '.join(flat)}\n"
-        f"  own memory at most {memory.max() / 1e6:,.0f} MB, {more / 1e6:,.0f} of them since before the "
-        f"first batch: {more / n_bytes:.4f} of the images' bytes; "
-        f"last / first tenth {peaks[2] / peaks[0]:.3f}"
-    )
+def seconds_to_next(batches: Iterator) -> tuple[float, Batch]:
+    """How long the next batch takes."""
+    started = time.perf_counter()
+    batch = next(batches)
+    return time.perf_counter() - started, batch
 
 
-def against_memory(source: Source, n: int, batch_size: int, rounds: int = 7) -> str:
-    """The same `n` images from disk and from memory, in alternating rounds."""
-    rows = torch.arange(n)
-    few = replace(source, train_x=source.train_x.part(rows), train_y=source.train_y[:n])
-    held = replace(few, train_x=few.train_x[:], test_x=few.test_x[:])
-    sides = [stream(source, 2) for source in (few, held)]
-    times = []
+def in_memory(source: Source, n: int) -> Source:
+    """The first `n` images, held in memory."""
+    few = source.train_x.part(torch.arange(n))
+    return replace(source, train_x=few[:], train_y=source.train_y[:n], test_x=source.test_x[:])
+
+
+def throughput(source: Source, n: int, batch_size: int, rounds: int = 7) -> str:
+    """The same `n` images from disk and from memory, in alternating rounds, nothing else going on."""
+    held = in_memory(source, n)
+    disk = replace(held, train_x=source.train_x.part(torch.arange(n)), test_x=source.test_x)
+    sides, times = [stream(side, 2) for side in (disk, held)], []
     for epoch in range(rounds + 1):
-        times.append([measure(side, epoch, batch_size, look=False)[0].sum() for side in sides])
-    ratio = statistics.median(memory / disk for disk, memory in times[1:])  # the first warms up
+        for side in sides:
+            started = time.perf_counter()
+            n_batches = sum(1 for task in side.tasks for _ in side.batches(task, epoch, batch_size))
+            times.append((time.perf_counter() - started) / n_batches)
+    ratio = statistics.median(np.array(times[3::2]) / np.array(times[2::2]))  # the first round warms up
     return (
         f"{n:,} images from disk against from memory: {ratio:.2f}x the images/s (median of {rounds} rounds)"
     )
@@ -155,13 +178,13 @@ def main() -> None:
         print(
             f"{n:,} images, {n_bytes / 1e9:.2f} GB in {n_files} files, written in {spent:.0f} s", flush=True
         )
-        benchmark, before = stream(source, args.n_tasks), own_memory()
+        benchmark, held = stream(source, args.n_tasks), stream(in_memory(source, 10 * args.batch_size), 1)
         for epoch, name in enumerate(("cold", "again")):
             if not epoch:
                 forget(place / "synthetic.shards")
-            found = measure(benchmark, epoch, args.batch_size, look=not epoch)
-            print(report(name, *found, before, n_bytes), flush=True)
-        print(against_memory(source, min(n, 2000), args.batch_size), flush=True)
+            found = Pass(benchmark, held, epoch, args.batch_size, look=not epoch)
+            print(found.report(name, n_bytes), flush=True)
+        print(throughput(source, min(n, 2000), args.batch_size), flush=True)
     finally:
         shutil.rmtree(place)
 

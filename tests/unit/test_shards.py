@@ -1,6 +1,7 @@
 """Images on disk: the same runs as from memory, read ahead by threads that end; damaged files are refused."""
 
 import json
+import mmap
 import os
 import shutil
 import subprocess
@@ -105,6 +106,13 @@ def test_indexing_is_a_tensors(tmp_path):
         on_disk.flatten(1)
     with pytest.raises(TypeError, match="stack"):
         torch.stack([on_disk, on_disk])
+
+
+def test_large_images_are_fetched_all_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(unread, "LARGE", 36)
+    raw, on_disk = written(tmp_path)
+    rows = torch.tensor([19, 0, 6, 7, 13])
+    assert torch.equal(on_disk[rows], raw[rows])
 
 
 def test_joined_images_stay_unread_until_they_are_taken(tmp_path):
@@ -385,6 +393,6 @@ def test_a_task_holds_places_not_images(tmp_path):
     """What a task holds of images on disk is their places."""
     _, on_disk = pair(tmp_path)
     samples = on_disk.train(on_disk.tasks[0])
-    assert all(isinstance(file, np.memmap) for file in samples.x_raw.files)
+    assert all(isinstance(file.base, mmap.mmap) for file in samples.x_raw.files)
     shutil.rmtree(tmp_path / "decoded")  # still mapped
     assert len(samples.x_raw[:3]) == 3
