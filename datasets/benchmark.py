@@ -1,7 +1,8 @@
 """Batch, Task and Benchmark: a source of images, split into a stream of tasks, living on the device."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from math import prod
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +12,8 @@ from torch import Tensor
 from datasets import scenarios
 from datasets.augment import Augment, normalised_as_asked
 from datasets.sources import Source
+from datasets.storage import placed
+from datasets.unread import DiskImages, identity, in_turn, join, part_of
 from utils import seeding
 from utils.device import one_thread
 from utils.errors import UserError
@@ -44,11 +47,6 @@ class Samples(NamedTuple):
     y: Tensor
     task_id: Tensor
     index: Tensor
-
-
-def identity(raw: Tensor) -> Tensor:
-    """The transform of class-incremental tasks."""
-    return raw
 
 
 @dataclass(frozen=True)
@@ -100,6 +98,7 @@ class Benchmark:
         self.class_order = class_order[:n_sources]  # classes that no task has come last
         self.class_names = [source.classes[c] for c in self.class_order]
         self._train_x, self._test_x = (x.to(self.device) for x in (source.train_x, source.test_x))
+        self.on_disk = getattr(source.train_x, "note", None)  # where the images are, if not in memory
         self._train_y, self._test_y = (y.to(self.device) for y in labels)
         self._current: tuple[Task, Samples] | None = None
         self._test: Samples | None = None
@@ -128,11 +127,15 @@ class Benchmark:
             self.tasks[i] = replace(task, train_index=kept)
 
     def train(self, task: Task) -> Samples:
-        """The task's training samples in the order of the source; the last task asked for is kept."""
+        """The task's training samples in the order of the source; the last task asked for is kept.
+
+        `x_raw` of images on disk is `Unread`.
+        """
         if self._current is None or self._current[0] is not task:
             self._current = None  # free the previous task before the next is made
             n = sum(len(self.tasks[i].train_index) for i in task.parts)
-            self._current = (task, join((self._select("train", self.tasks[i]) for i in task.parts), n))
+            parts = (self._select("train", self.tasks[i], whole=True) for i in task.parts)
+            self._current = (task, join(parts, n))
         return self._current[1]
 
     def test(self, n_tasks: int) -> Samples:
@@ -148,7 +151,7 @@ class Benchmark:
     def test_chunks(self, n_tasks: int, size: int) -> Iterator[Samples]:
         """What `test` gives, `size` samples at a time; too large a stack is never made (`STACK_BYTES`)."""
         end, starts = int(self.test_ends[n_tasks - 1]), [0, *self.test_ends.tolist()]
-        if self.test_ends[-1] * self._test_x[0].numel() <= STACK_BYTES[self.device.type]:
+        if self.test_ends[-1] * prod(self.input_shape) <= STACK_BYTES[self.device.type]:
             chunks = zip(*(field.split(size) for field in self.test(n_tasks)), strict=True)
             yield from (Samples(*chunk) for chunk in chunks)
             return
@@ -167,14 +170,17 @@ class Benchmark:
             for start in range(0, len(task.train_index), size):
                 yield self._select("train", task, slice(start, start + size))
 
-    def _select(self, split: str, task: Task, part: slice = slice(None)) -> Samples:
+    def _select(self, split: str, task: Task, part: slice = slice(None), whole: bool = False) -> Samples:
         images, labels, index = {
             "train": (self._train_x, self._train_y, task.train_index),
             "test": (self._test_x, self._test_y, task.test_index),
         }[split]
         rows = index[part].to(self.device)
-        x, y = task.transform(images.index_select(0, rows)), labels[rows] + task.label_shift
-        return Samples(x, y, torch.full_like(rows, task.id), rows)
+        if whole and isinstance(images, DiskImages):
+            x = images.part(index, task.transform)
+        else:
+            x = task.transform(images.index_select(0, rows))
+        return Samples(x, labels[rows] + task.label_shift, torch.full_like(rows, task.id), rows)
 
     def n_steps(self, task: Task, batch_size: int) -> int:
         """Steps per epoch, the last one possibly smaller."""
@@ -189,35 +195,20 @@ class Benchmark:
         samples = self.train(task)
         n = len(samples.y)
         order = torch.randperm(n, generator=seeding.generator(self.seed, "order", task.id, epoch))
-        order = order.to(self.device)
-        image_bytes = 4 * samples.x_raw[0].numel()
+        image_bytes = 4 * prod(self.input_shape)
         per_block = max(1, BLOCK_BYTES[self.device.type] // image_bytes // batch_size) * batch_size
-        for block in range(start * batch_size // per_block, -(-n // per_block)):
-            rows = order[block * per_block : (block + 1) * per_block]
+        first_block = start * batch_size // per_block
+        blocks = in_turn(samples, order[first_block * per_block :], per_block)
+        for block in range(first_block, -(-n // per_block)):
             draws = seeding.generator(self.seed, "augmentation", task.id, epoch, block, device=self.device)
             with one_thread():
-                # index_select copies whole images; indexing with [rows] is 30 times slower on a CPU
-                raw, *others = (field.index_select(0, rows) for field in samples)
+                raw, *others = next(blocks)
                 fields = (self.augment(raw, draws), raw, *others)
             batches = zip(*(field.split(batch_size) for field in fields), strict=True)
             first = block * per_block // batch_size
             for step, parts in enumerate(batches, first):
                 if step >= start:
                     yield Batch(*parts)
-
-
-def join(parts: Iterable[Samples], n: int) -> Samples:
-    """The parts one after the other, `n` samples in all; of lazy parts only one is held at a time."""
-    whole, start = None, 0
-    for part in parts:
-        if len(part.y) == n:
-            return part
-        if whole is None:
-            whole = Samples(*(field.new_empty(n, *field.shape[1:]) for field in part))
-        for field, own in zip(whole, part, strict=True):
-            field[start : start + len(own)] = own
-        start += len(part.y)
-    return whole
 
 
 def class_incremental(
@@ -237,7 +228,7 @@ def class_incremental(
     else:
         order = scenarios.class_order(len(source.classes), seed, stream.permute_classes, stream.class_order)
         split = scenarios.split_classes(len(order), stream.n_tasks, stream.half_classes_in_first_task)
-    source, kept = with_validation(source, stream.validation, seed)
+    source, kept = with_validation(placed(source, config, device), stream.validation, seed)
     train_y, test_y = (scenarios.relabel(y.numpy(), order) for y in source.labels)
     tasks = []
     for i, classes in enumerate(split):
@@ -269,7 +260,7 @@ def domain_incremental(
     augment = normalised_as_asked(augment, config, source.train_x.shape[1])
     scenarios.refuse_order(stream.class_order, name, "whose tasks have all classes")
     order = scenarios.class_order(len(source.classes), seed, permute=False)
-    source, kept = with_validation(source, stream.validation, seed)
+    source, kept = with_validation(placed(source, config, device), stream.validation, seed)
     test, classes = torch.arange(len(source.test_y)), tuple(range(len(source.classes)))
     tasks = []
     for i, change in enumerate(changes):
@@ -297,4 +288,4 @@ def with_validation(
     except ValueError as error:  # a share of less than one sample per class
         raise UserError(f"--validation {percent}: cannot be taken from every class: {error}") from error
     held = torch.from_numpy(held)
-    return replace(source, test_x=source.train_x[held], test_y=source.train_y[held]), kept
+    return replace(source, test_x=part_of(source.train_x, held), test_y=source.train_y[held]), kept

@@ -25,6 +25,7 @@ from datasets import scenarios
 from datasets.augment import Augment, normalised_as_asked
 from datasets.benchmark import Benchmark, Task, with_validation
 from datasets.sources import DataError, Source
+from datasets.storage import placed
 from utils.options import OptionSet, option
 
 DEFAULTS = {"n_tasks": 20, "n_epochs": 1, "batch_size": 1, "lr": 0.01, "backbone": "mlp"}
@@ -160,7 +161,7 @@ def assemble(train: list, test: list, n_classes: int, config, device) -> Benchma
         torch.repeat_interleave(torch.tensor([len(y) for _, y in parts])) for parts in (train, test)
     )
     seed, percent = config.run.seed, config.stream.validation
-    source, kept = with_validation(source, percent, seed, strata=owner)
+    source, kept = with_validation(placed(source, config, device), percent, seed, strata=owner)
     if percent:
         held = np.setdiff1d(np.arange(len(owner)), kept)
         test_owner = owner[torch.from_numpy(held)]

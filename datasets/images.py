@@ -209,22 +209,36 @@ def decode(files: list[Path], shape: tuple[int, int, int], resize: int | None, f
     images = torch.empty(len(files), 3, *shape[:2], dtype=torch.uint8)
     rows = images.numpy()
 
+    def put(start: int, chunk: np.ndarray) -> None:
+        rows[start : start + len(chunk)] = chunk
+
+    decode_into(put, files, shape, resize, fixed)
+    return images
+
+
+def decode_into(
+    put: Callable[[int, np.ndarray], None], files: list[Path], shape: tuple[int, int, int],
+    resize: int | None, fixed: bool = False,
+) -> None:  # fmt: skip
+    """`decode`, a chunk at a time: `put(start, images)` is called from several threads, in any order."""
+
     def fill(start: int) -> int:
         chunk = files[start : start + CHUNK]
-        for i, file in enumerate(chunk, start):
+        rows = np.empty((len(chunk), 3, *shape[:2]), dtype=np.uint8)
+        for i, file in enumerate(chunk):
             image = read_image(file, resize)
             if image.shape != shape:
                 todo = "replace it" if fixed else "give --img_size to bring all images to one size"
                 (height, width), (high, wide) = image.shape[:2], shape[:2]
                 raise DataError(f"{file}: {width}x{height} pixels where {wide}x{high} is expected; {todo}")
             rows[i] = image.transpose(2, 0, 1)
+        put(start, rows)
         return len(chunk)
 
     bar = tqdm(total=len(files), unit="image", desc="decoding", disable=not sys.stderr.isatty())
     with ThreadPoolExecutor(os.cpu_count()) as pool, bar:
         for n in pool.map(fill, range(0, len(files), CHUNK)):
             bar.update(n)
-    return images
 
 
 def read_image(file: Path, resize: int | None = None) -> np.ndarray:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datasets import sources
 from datasets.augment import Augment
 from datasets.benchmark import Benchmark, class_incremental
+from datasets.storage import Storage
 from utils.options import OptionSet, option
 
 DEFAULTS = {
@@ -35,7 +36,8 @@ class Options(OptionSet):
 def build(config, device) -> Benchmark:
     """The stream for a resolved configuration, on `device`."""
     options, data_dir = config.benchmark, config.run.data_dir
-    source = sources.imagefolder(options.image_dir or data_dir, options.img_size, data_dir)
+    storage = Storage.asked(config, device)
+    source = sources.imagefolder(options.image_dir or data_dir, options.img_size, data_dir, storage)
     return class_incremental("seq-imagefolder", source, augmentation(source), config, device)
 
 

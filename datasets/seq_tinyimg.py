@@ -8,6 +8,7 @@ by the seed, crop with padding 4 and flip. Mean and deviation of the training se
 from datasets import sources
 from datasets.augment import Augment
 from datasets.benchmark import Benchmark, class_incremental
+from datasets.storage import Storage
 
 DEFAULTS = {
     "n_tasks": 20, "n_epochs": 50, "batch_size": 32, "lr": 0.1, "backbone": "resnet18",
@@ -18,5 +19,5 @@ AUGMENT = Augment(mean=(0.4802, 0.4480, 0.3975), std=(0.2770, 0.2691, 0.2821), c
 
 def build(config, device) -> Benchmark:
     """The stream for a resolved configuration, on `device`."""
-    source = sources.tinyimagenet(config.run.data_dir)
+    source = sources.tinyimagenet(config.run.data_dir, Storage.asked(config, device))
     return class_incremental("seq-tinyimg", source, AUGMENT, config, device)

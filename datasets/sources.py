@@ -18,6 +18,7 @@ from torch import Tensor
 
 from datasets import images
 from datasets.images import DataError
+from datasets.storage import Storage, read_folder
 
 __all__ = [
     "DataError",
@@ -46,7 +47,8 @@ FASHION_NAMES = (
 class Source:
     """A decoded data set.
 
-    train_x, test_x: (N, C, H, W) uint8. train_y, test_y: (N,) int64. classes: a name for each label.
+    train_x, test_x: (N, C, H, W) uint8, or `DiskImages` that stand for such a tensor. train_y, test_y: (N,)
+    int64. classes: a name for each label.
     """
 
     name: str
@@ -94,7 +96,7 @@ def cifar100(data_dir: str | Path) -> Source:
     return _cifar("cifar100", 100, "CIFAR100", data_dir)
 
 
-def tinyimagenet(data_dir: str | Path) -> Source:
+def tinyimagenet(data_dir: str | Path, storage: Storage | None = None) -> Source:
     """Tiny-ImageNet, 100,000 + 10,000 images 3x64x64: the labelled validation set is the test set.
 
     From the official `tiny-imagenet-200/{train,val}` or an image folder `tinyimagenet/`; classes are
@@ -107,7 +109,8 @@ def tinyimagenet(data_dir: str | Path) -> Source:
         _download_tiny_imagenet(root)
     folder = root / "tiny-imagenet-200"
     splits = images.list_tiny_imagenet(folder)
-    return _known("tinyimagenet", images.read_folder(folder, splits, images.cache_folder(root), side=64), 200)
+    storage = storage or Storage(data_dir=data_dir)
+    return _known("tinyimagenet", read_folder(folder, splits, storage, side=64), 200)
 
 
 def omniglot(data_dir: str | Path) -> Source:
@@ -136,13 +139,15 @@ def omniglot(data_dir: str | Path) -> Source:
     return _source("omniglot", data)
 
 
-def imagefolder(folder: str | Path, img_size: int | None, data_dir: str | Path) -> Source:
+def imagefolder(
+    folder: str | Path, img_size: int | None, data_dir: str | Path, storage: Storage | None = None
+) -> Source:
     """A user's own images, RGB, all of one size or brought to `img_size`; cached under `data_dir`."""
     root = Path(folder).expanduser()
     if not root.is_dir():
         raise DataError(f"--image_dir {folder}: no such folder; give one that holds train/ and test/")
-    cache = images.cache_folder(Path(data_dir).expanduser())
-    return _source("imagefolder", images.read_folder(root, images.list_folder(root), cache, img_size))
+    splits, storage = images.list_folder(root), storage or Storage(data_dir=data_dir)
+    return _source("imagefolder", read_folder(root, splits, storage, img_size))
 
 
 def _source(name: str, data: dict[str, Any]) -> Source:

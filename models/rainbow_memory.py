@@ -43,6 +43,7 @@ class RainbowMemory(ExemplarReplay):
         if not self.buffer.size:
             return
         samples = exemplars.samples_of(self, task)
+        samples["x"] = samples["x"][:]  # views are made of all images at once: none may be left on disk
         pools = [samples] if not len(self.buffer) else [self.buffer.stored(), samples]
         doubt = torch.cat([self.uncertainty(pool["x"], pool["task_id"]) for pool in pools])
         self.buffer.renew(task, lambda rows, k: rows[strides(doubt[rows], k)], again=True, **samples)

@@ -32,6 +32,10 @@ class RunOptions(OptionSet):
         0, "CPU threads; 0 takes 1 for a fully connected net, all cores otherwise", ge=0
     )
     data_dir: str = option("~/.cache/engram", "where data sets lie or are downloaded to")
+    images: str = option(
+        "auto", "decoded images: in memory, on disk (read ahead), or auto, by what is free",
+        choices=("auto", "memory", "disk"),
+    )  # fmt: skip
     output_dir: str = option("runs", "run folders are made under OUTPUT_DIR/DATASET/MODEL/")
     debug_mode: bool = option(False, "try-out: at most 5 steps per epoch, nothing sent to MLflow")
 
@@ -147,8 +151,8 @@ PLUGINS = {
 }
 # These say where and how a run is executed, not what it computes: a resumed run may change them.
 OPERATIONAL = {
-    "device", "num_threads", "data_dir", "output_dir", "tracking_uri", "disable_log", "checkpoint_every",
-    "stop_after",
+    "device", "num_threads", "data_dir", "images", "output_dir", "tracking_uri", "disable_log",
+    "checkpoint_every", "stop_after",
 }  # fmt: skip
 
 

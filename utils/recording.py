@@ -33,6 +33,8 @@ class Recorder:
             f"stream:  {config.run.dataset}, {benchmark.scenario}, {len(benchmark.tasks)} tasks, "
             f"{config.run.model} on {config.run.backbone}, seed {config.run.seed}"
         )
+        if benchmark.on_disk:
+            self.folder.say(f"images:  {benchmark.on_disk}")
         if config.run.debug_mode:
             self.folder.say("debug:   at most 5 steps per epoch, nothing is sent to MLflow")
         self.tracker = open_tracker(config, self.folder.path, self.folder.tracking_id, self.resumed)

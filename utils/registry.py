@@ -20,9 +20,11 @@ ROOT = Path(__file__).resolve().parent.parent
 # Files in a plugin folder that are not plugins: the contract and what plugins share.
 CONTRACTS = {
     "models": {"method"},
-    "datasets": {"benchmark", "scenarios", "sources", "images", "augment", "unlabeled"},
+    "datasets": {
+        "augment", "benchmark", "images", "scenarios", "shards", "sources", "storage", "unlabeled", "unread"
+    },
     "backbones": {"backbone", "heads", "shares"},
-}
+}  # fmt: skip
 WORDS = {"models": "method", "datasets": "benchmark", "backbones": "backbone"}
 
 

@@ -136,9 +136,15 @@ def test_documented(model):
         assert field.metadata["help"], field.name
 
 
+@pytest.fixture(scope="module")
+def disk(tmp_path_factory) -> dict[str, str]:
+    """Flags that leave the images in files."""
+    return {"images": "disk", "data_dir": str(tmp_path_factory.mktemp("images"))}
+
+
 @pytest.mark.parametrize(("model", "scenario"), CASES)
-def test_learns_a_tiny_stream_and_repeats_itself(model, scenario):
-    runs = [train(*small_method(model, scenario)) for _ in range(2)]
+def test_learns_a_tiny_stream_and_repeats_itself_from_disk(model, scenario, disk):
+    runs = [train(*small_method(model, scenario, **where)) for where in ({}, disk)]
     (first, results), (second, again) = runs
     assert_same(weights(first), weights(second))
     for view in results.R:

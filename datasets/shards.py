@@ -1,0 +1,155 @@
+"""Shards: a decoded data set in files of bounded size, mapped into memory rather than loaded.
+
+    NAME-KEY.shards/
+        header.json      version, key, shape of an image, classes, and of each file its bytes and check
+        train-0000.u8    SHARD_BYTES of images at most, (n, C, H, W) uint8; train-0001.u8, test-0000.u8, ...
+        train_y.npy      labels; test_y.npy
+
+The folder gets its name when all of it is on the disk: one that was begun and not ended is never taken for
+whole. `check` hashes samples of a file's bytes: it finds a file that was zeroed or exchanged, at once and
+whatever its size, but not a single byte that changed.
+"""
+
+import fcntl
+import hashlib
+import json
+import mmap
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datasets.images import DataError
+from datasets.unread import DiskImages
+
+VERSION = 1
+SHARD_BYTES = 1 << 30
+CHECKED = 16, 4096  # pieces of a file, evenly spread, and their bytes
+
+Put = Callable[[int, np.ndarray], None]  # put(start, images): images (n, C, H, W) from place `start` on
+
+
+def write(
+    folder: Path,
+    key: str,
+    shape: tuple[int, int, int],
+    classes: tuple[str, ...],
+    labels: dict[str, Tensor],
+    fill: Callable[[str, Put], None],
+) -> None:
+    """Make the folder, unless it is there; a second process that wants it waits for the first.
+
+    shape: of an image, (C, H, W). labels: (N,) of each split. fill: calls `put` with all images of the split
+    called so, in any order and from any thread.
+    """
+    partial = folder.with_name(folder.name + ".partial")
+    with _alone(folder):
+        if folder.is_dir():
+            return
+        shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+        try:
+            partial.mkdir()
+            files: dict[str, dict[str, Any]] = {}
+            for split, y in labels.items():
+                np.save(partial / f"{split}_y.npy", y.numpy())
+                _write_images(partial, split, shape, len(y), fill)
+            for path in sorted(partial.iterdir()):
+                files[path.name] = {"bytes": path.stat().st_size, "check": check(path)}
+            header = {"version": VERSION, "key": key, "shape": shape, "classes": classes, "files": files}
+            (partial / "header.json").write_text(json.dumps(header), encoding="utf-8")
+            for path in partial.iterdir():
+                _sync(path)
+            partial.rename(folder)
+        except OSError as error:
+            n_bytes = sum(len(y) for y in labels.values()) * prod(shape)
+            raise DataError(
+                f"{folder}: not written ({error}); it takes {n_bytes / 1e9:.1f} GB: free them, or give a "
+                "--data_dir on another disk"
+            ) from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """No other process writes this folder meanwhile; the system ends the claim with the process."""
+    with open(folder.with_name(folder.name + ".lock"), "a") as file:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _write_images(
+    folder: Path, split: str, shape: tuple[int, int, int], n: int, fill: Callable[[str, Put], None]
+) -> None:
+    per_file = max(1, SHARD_BYTES // prod(shape))
+    paths = [folder / f"{split}-{i:04d}.u8" for i in range(-(-n // per_file))]
+    for path in paths:
+        path.touch()
+
+    def put(start: int, images: np.ndarray) -> None:
+        while len(images):
+            file, row = divmod(start, per_file)
+            part = np.ascontiguousarray(images[: per_file - row])
+            with open(paths[file], "r+b") as out:
+                out.seek(row * prod(shape))
+                out.write(part.data)
+            start, images = start + len(part), images[len(part) :]
+
+    fill(split, put)
+
+
+def _sync(path: Path) -> None:
+    """On the disk, not just on its way there."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def check(path: Path) -> str:
+    """Hash of evenly spread pieces of a file, its first and last bytes among them."""
+    n_pieces, length = CHECKED
+    digest = hashlib.blake2b(digest_size=16)
+    last = max(0, path.stat().st_size - length)
+    with open(path, "rb") as file:
+        for start in np.linspace(0, last, n_pieces).astype(int).tolist():
+            file.seek(start)
+            digest.update(file.read(length))
+    return digest.hexdigest()
+
+
+def read(folder: Path, key: str, note: str = "") -> dict[str, Any]:
+    """What `write` was given: `train_x`, `test_x` (`DiskImages`), `train_y`, `test_y` and `classes`."""
+    again = f"delete {folder} and run again to have it made anew"
+    try:
+        header = json.loads((folder / "header.json").read_text(encoding="utf-8"))
+        files, shape, stored = header["files"], tuple(header["shape"]), (header["version"], header["key"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{folder / 'header.json'}: missing or damaged ({error}); {again}") from error
+    if stored != (VERSION, key):
+        raise DataError(f"{folder}: of version {stored[0]} and other images; {again}")
+    for name, expected in files.items():
+        path = folder / name
+        size = path.stat().st_size if path.is_file() else 0
+        if size != expected["bytes"]:
+            raise DataError(f"{path}: {size:,} bytes where {expected['bytes']:,} are expected; {again}")
+        if check(path) != expected["check"]:
+            raise DataError(f"{path}: damaged, its bytes are not those that were written; {again}")
+    found: dict[str, Any] = {"classes": tuple(header["classes"])}
+    for split in ("train", "test"):
+        paths = [folder / name for name in sorted(files) if name.startswith(f"{split}-")]
+        found[f"{split}_x"] = DiskImages([_mapped(path, shape) for path in paths], note=note)
+        found[f"{split}_y"] = torch.from_numpy(np.load(folder / f"{split}_y.npy", allow_pickle=False))
+    return found
+
+
+def _mapped(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
+    with open(path, "rb") as file:
+        pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return np.ndarray((len(pages) // prod(shape), *shape), np.uint8, buffer=pages)
