@@ -91,7 +91,7 @@ def fill(method: Method, task: int, samples) -> None:
         method.age = method.age + len(samples.y) if hasattr(method, "age") else 0
     if hasattr(method, "first"):
         n = method.options.n_memories
-        method.first = {name: field[:n] for name, field in fields.items()}
+        method.first = {name: field[:n] for name, field in samples._asdict().items()}
 
 
 def rate(method: Method, batches: Iterator, n: int) -> float:
