@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from sklearn.model_selection import train_test_split
 
 from utils import seeding
 from utils.errors import UserError
@@ -111,6 +110,8 @@ def positions_of(y: np.ndarray, classes: tuple[int, ...]) -> np.ndarray:
 
 def hold_out(y: np.ndarray, percent: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Positions (kept, held out) of a split that takes `percent` % of every class, each ascending."""
+    from sklearn.model_selection import train_test_split  # seconds, which few runs need
+
     kept, held = train_test_split(
         np.arange(len(y)), test_size=percent / 100, stratify=y, random_state=seed, shuffle=True
     )
