@@ -7,7 +7,7 @@
 Networks: the MLP 784-100-100-10 on 28x28 images, ResNet-18 on 32x32 colour images. Quantities: MAS's
 squared norm of the outputs (one gradient per sample) and EWC's exact Fisher (one per label: ten). Rounds
 alternate between the sides; with one thread processor time counts, so that other programs on the machine
-hardly do, with more the clock. Where both sides saw the same samples they must agree to 1e-4 of each
+hardly do, with more the clock. In double precision both sides must agree to 1e-9 of each
 tensor's largest importance. Images are random: their content does not change the time. Printed per
 1,000 samples, with the bytes of the largest tensors that each side holds beside network and result.
 """
