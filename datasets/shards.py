@@ -125,7 +125,7 @@ def check(path: Path) -> str:
 
 
 def read(folder: Path, key: str, note: str = "") -> dict[str, Any]:
-    """What `write` was given: `train_x`, `test_x` (`DiskImages`), `train_y`, `test_y` and `classes`."""
+    """What `write` was given: of each split `SPLIT_x` (`DiskImages`) and `SPLIT_y`, and `classes`."""
     again = f"delete {folder} and run again to have it made anew"
     try:
         header = json.loads((folder / "header.json").read_text(encoding="utf-8"))
@@ -142,7 +142,7 @@ def read(folder: Path, key: str, note: str = "") -> dict[str, Any]:
         if check(path) != expected["check"]:
             raise DataError(f"{path}: damaged, its bytes are not those that were written; {again}")
     found: dict[str, Any] = {"classes": tuple(header["classes"])}
-    for split in ("train", "test"):
+    for split in (name.removesuffix("_y.npy") for name in files if name.endswith("_y.npy")):
         paths = [folder / name for name in sorted(files) if name.startswith(f"{split}-")]
         found[f"{split}_x"] = DiskImages([_mapped(path, shape) for path in paths], note=note)
         found[f"{split}_y"] = torch.from_numpy(np.load(folder / f"{split}_y.npy", allow_pickle=False))

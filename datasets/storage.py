@@ -109,14 +109,21 @@ def read_folder(
 
 
 def placed(source: Any, config, device: torch.device | str) -> Any:
-    """The source (`sources.Source`), its images moved to disk where the run's configuration says so."""
-    storage, tensors = Storage.asked(config, device), {"train": source.train_x, "test": source.test_x}
+    """The source (`sources.Source`), its images moved to disk where the run's configuration says so.
+
+    Under --validation the test set is left alone: not even its size is looked at.
+    """
     if isinstance(source.train_x, Unread):
         return source
+    storage, splits = (
+        Storage.asked(config, device),
+        ("train",) if config.stream.validation else ("train", "test"),
+    )
+    tensors, labels = ({s: getattr(source, f"{s}_{field}") for s in splits} for field in "xy")
     reason = storage.reason(sum(x.numel() for x in tensors.values()))
     if not reason:
         return source
-    shape, labels = tuple(source.train_x.shape[1:]), {"train": source.train_y, "test": source.test_y}
+    shape = tuple(source.train_x.shape[1:])
     size = max(1, CHUNK_BYTES // prod(shape))
     digest = hashlib.blake2b(repr((shape, source.classes)).encode(), digest_size=32)
     for tensor in (*tensors.values(), *labels.values()):
@@ -129,7 +136,7 @@ def placed(source: Any, config, device: torch.device | str) -> Any:
 
     key = digest.hexdigest()
     data = kept(storage.folder(source.name, key), key, shape, source.classes, labels, fill, reason)
-    return replace(source, train_x=data["train_x"], test_x=data["test_x"])
+    return replace(source, **{f"{split}_x": data[f"{split}_x"] for split in splits})
 
 
 def kept(
