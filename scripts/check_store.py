@@ -9,10 +9,12 @@ is read back and compared. The runs go into an experiment of their own, which is
 
 import argparse
 import json
+import multiprocessing
 import os
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -98,24 +100,32 @@ def missing(uri: str, n_writers: int) -> list[str]:
 
 def check(uri: str, n_writers: int, n_rounds: int) -> int:
     """Rounds of writing and reading back; how many went wrong."""
-    from mlflow.tracking import MlflowClient
-
     wrong = 0
     for number in range(1, n_rounds + 1):
-        configs = [config_of(uri, writer) for writer in range(n_writers)]
-        started = time.monotonic()
-        with tempfile.TemporaryDirectory() as folder:
-            n_failed = together(configs, Path(folder))
-        seconds = time.monotonic() - started
-        faults = missing(uri, n_writers) + ([f"{n_failed} writers were refused"] if n_failed else [])
+        # each in its own process: the next round's writers must not inherit connections that this one opened
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as apart:
+            faults, seconds = apart.submit(one_round, uri, n_writers).result()
         wrong += bool(faults)
         told = "; ".join(faults[:5]) or f"{n_writers} runs complete"
         print(f"round {number}/{n_rounds}: {told} ({seconds:.1f} s)", flush=True)
-        client = MlflowClient(tracking_uri=uri)
-        experiment = client.get_experiment_by_name(EXPERIMENT)
-        client.rename_experiment(experiment.experiment_id, f"{EXPERIMENT} {time.time_ns()}")
-        client.delete_experiment(experiment.experiment_id)  # a deleted one would keep its name
     return wrong
+
+
+def one_round(uri: str, n_writers: int) -> tuple[list[str], float]:
+    """What went wrong when all wrote at once, and the seconds of writing; the experiment is deleted."""
+    from mlflow.tracking import MlflowClient
+
+    configs = [config_of(uri, writer) for writer in range(n_writers)]
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        n_failed = together(configs, Path(folder))
+    seconds = time.monotonic() - started
+    faults = missing(uri, n_writers) + ([f"{n_failed} writers were refused"] if n_failed else [])
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    client.rename_experiment(experiment.experiment_id, f"{EXPERIMENT} {time.time_ns()}")
+    client.delete_experiment(experiment.experiment_id)  # a deleted one would keep its name
+    return faults, seconds
 
 
 def main(argv: list[str] | None = None) -> int:
