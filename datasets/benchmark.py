@@ -56,7 +56,8 @@ class Task:
     id: position in the stream. classes: labels that occur. parts: the tasks whose training data this
     one presents (its own; a joint run presents all). train_index, test_index: positions in the
     source. transform: raw uint8 images → the task's uint8 images (permuted, rotated). label_shift: what
-    is added to the source's labels.
+    is added to the source's labels. shuffled: False where training samples come in the order of
+    train_index, in every epoch.
     """
 
     id: int
@@ -66,6 +67,7 @@ class Task:
     test_index: Tensor
     transform: Callable[[Tensor], Tensor] = identity
     label_shift: int = 0
+    shuffled: bool = True
 
 
 class Benchmark:
@@ -109,10 +111,15 @@ class Benchmark:
             masks[task.id, list(task.classes)] = True
         self.class_masks = masks.to(self.device)
 
+    @property
+    def task_free(self) -> bool:
+        """Whether the order of samples makes the stream, which then has no task boundaries."""
+        return not all(task.shuffled for task in self.tasks)
+
     def joint(self) -> list[Task]:
         """One task that presents the training data of all of them and ends where the stream ends."""
         parts = tuple(task.id for task in self.tasks)
-        return [replace(self.tasks[-1], parts=parts, classes=tuple(range(self.n_classes)))]
+        return [replace(self.tasks[-1], parts=parts, classes=tuple(range(self.n_classes)), shuffled=True)]
 
     def cumulative(self) -> list[Task]:
         """The tasks, each presenting the training data of all up to its own."""
@@ -194,7 +201,8 @@ class Benchmark:
         """
         samples = self.train(task)
         n = len(samples.y)
-        order = torch.randperm(n, generator=seeding.generator(self.seed, "order", task.id, epoch))
+        draws = seeding.generator(self.seed, "order", task.id, epoch)
+        order = torch.randperm(n, generator=draws) if task.shuffled else torch.arange(n)
         image_bytes = 4 * prod(self.input_shape)
         per_block = max(1, BLOCK_BYTES[self.device.type] // image_bytes // batch_size) * batch_size
         first_block = start * batch_size // per_block

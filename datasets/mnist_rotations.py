@@ -13,7 +13,7 @@ import torch
 from datasets import sources
 from datasets.augment import Augment
 from datasets.benchmark import Benchmark, domain_incremental
-from datasets.rot_mnist import origin, rearrange
+from datasets.rotation import origins, rearrange
 from utils import seeding
 from utils.options import OptionSet, option
 
@@ -34,7 +34,8 @@ def build(config, device) -> Benchmark:
     source, n_tasks = sources.mnist(config.run.data_dir), config.stream.n_tasks
     angles = [draw(config.run.seed, task, n_tasks) for task in range(n_tasks)]
     size = tuple(source.train_x.shape[2:])
-    changes = [partial(rearrange, origin=origin(size, angle).to(device)) for angle in angles]
+    places = origins(size, torch.tensor(angles, dtype=torch.float64)).to(device)
+    changes = [partial(rearrange, origin=place) for place in places]
     return domain_incremental(
         "mnist-rotations", source, Augment(), changes, config, device, {"angles": angles},
         config.benchmark.samples_per_task,

@@ -168,6 +168,11 @@ def check_parallel(method: type[Method], name: str) -> None:
 
 def check_scenario(method: type[Method], name: str, benchmark: Benchmark) -> None:
     """Refuse a benchmark that the method is not defined for, before anything is trained."""
+    if method.needs_boundaries and benchmark.task_free:
+        raise UserError(
+            f"--model {name} needs to know where tasks end; {benchmark.name} is a stream without tasks. "
+            "Choose a method that does not, such as er or derpp (python main.py --list)"
+        )
     if benchmark.scenario not in method.scenarios:
         raise UserError(
             f"--model {name} is defined for {', '.join(method.scenarios)}; {benchmark.name} is "

@@ -29,7 +29,7 @@ from torch import Tensor
 
 import main as program
 from datasets import sources
-from datasets.rot_mnist import origin, rearrange
+from datasets.rotation import turned
 from scripts import adapt_importance
 from scripts.report import update
 from scripts.runs import Run, open_run
@@ -44,10 +44,11 @@ N_LEARNED, N_IMAGES = 3, 1000
 COPIES = ("training", "adapted")
 
 
-def turned(data_dir: str, angle: float) -> tuple[Tensor, Tensor]:
+def turned_digits(data_dir: str, angle: float) -> tuple[Tensor, Tensor]:
     """(N, 1, 28, 28) uint8 test images turned by `angle`, and their labels."""
     source = sources.mnist(data_dir)
-    return rearrange(source.test_x, origin((28, 28), angle)), source.test_y
+    degrees = torch.full((len(source.test_x),), angle, dtype=torch.float64)
+    return turned(source.test_x, degrees), source.test_y
 
 
 def write_images(images: Tensor, folder: Path) -> None:
@@ -149,7 +150,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     found = {}
     try:
-        images, y = turned(args.data_dir, args.angle)
+        images, y = turned_digits(args.data_dir, args.angle)
         for seed in map(int, args.seeds.split(",")):
             folder = args.output_dir / f"angle{args.angle:g}-seed{seed}"
             if not (folder / "found.json").exists():

@@ -16,10 +16,8 @@ from utils.errors import UserError
 PUBLISHED = Path(__file__).with_name("published_der.yaml")
 # Flags that tell two settings of one method apart, and the value that goes without saying.
 VARIANTS = {"memory": "reservoir", "order": "uniform", "buffer_policy": "min"}
-HEAD = {
-    "class-il": ["method", "class-IL accuracy", "task-IL accuracy", "forgetting"],
-    "domain-il": ["method", "buffer", "accuracy", "published", "forgetting"],
-}
+HEAD = ["method", "class-IL accuracy", "task-IL accuracy", "forgetting"]
+HEAD_BY_SIZE = ["method", "buffer", "accuracy", "published", "forgetting"]
 COST = ["seconds", "peak MB", "seeds"]
 
 
@@ -53,28 +51,28 @@ def accuracy(runs: list[dict]) -> float:
     return float(np.mean([run["class_il"]["average_accuracy"] or 0 for run in runs]))
 
 
-def line(name: str, size: int, runs: list[dict], published: dict) -> list[str]:
-    """The cells of one setting."""
+def line(name: str, size: int, runs: list[dict], published: dict | None) -> list[str]:
+    """The cells of one setting; published: method → buffer size → accuracy, where a paper has them."""
     class_il, task_il = (spread([r[v]["average_accuracy"] for r in runs]) for v in ("class_il", "task_il"))
     forgetting = spread([run["class_il"]["forgetting"] for run in runs])
-    if runs[0]["scenario"] == "domain-il":
+    if published is not None:
         known = str(published.get(name, {}).get(size, "–"))
         return [name, str(size or "–"), class_il, known, forgetting, *cost(runs)]
     return [name, class_il, task_il, forgetting, *cost(runs)]
 
 
 def markdown(documents: list[dict]) -> str:
-    """One Markdown table for each benchmark; class-IL ordered by accuracy, domain-IL by buffer size."""
+    """One Markdown table for each benchmark, by accuracy; beside published numbers first by buffer size."""
     published = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))
     settings, parts = grouped(documents), []
     for benchmark in sorted({name for name, _, _ in settings}, reverse=True):
         own = [(method, size, runs) for (name, method, size), runs in settings.items() if name == benchmark]
-        domain = own[0][2][0]["scenario"] == "domain-il"
-        own.sort(key=lambda row: (row[1] if domain else 0, accuracy(row[2])))
-        head = HEAD["domain-il" if domain else "class-il"] + COST
+        known = published.get(benchmark)
+        own.sort(key=lambda row: (row[1] if known else 0, accuracy(row[2])))
+        head = (HEAD_BY_SIZE if known else HEAD) + COST
         rows = [head, ["---"] * len(head)]
-        rows += [line(*row, published.get(benchmark, {})) for row in own]
+        rows += [line(*row, known) for row in own]
         sizes = {size for _, size, _ in own if size}
-        title = f"**{benchmark}**" + ("" if domain else f", buffer {', '.join(map(str, sorted(sizes)))}")
+        title = f"**{benchmark}**" + ("" if known else f", buffer {', '.join(map(str, sorted(sizes)))}")
         parts.append("\n".join([title, "", *(f"| {' | '.join(row)} |" for row in rows)]))
     return "\n\n".join(parts)

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The README's rehearsal tables: every method on seq-mnist with 500 places (the benchmark's one epoch, batches
-# of 10 and learning rate 0.1 for all), and er, der, derpp, agem and gem on perm-mnist and rot-mnist with the
-# DER paper's settings. Finished runs are skipped; `short-cifar`: two epochs of a small cnn instead.
+# of 10 and learning rate 0.1 for all), and er, der, derpp, agem and gem on perm-mnist and rot-mnist and the
+# task-free methods on mnist-360 with the DER paper's settings. Finished runs are skipped; `short-cifar`: two
+# epochs of a small cnn instead.
 #
 #     scripts/reproduce_rehearsal.sh [DATA_DIR]      (default: ~/.cache/engram; downloads MNIST if absent)
 #     SEEDS="0 1" JOBS=2 OUTPUT_DIR=runs/rehearsal ONLY="seq-mnist" scripts/reproduce_rehearsal.sh
@@ -13,7 +14,7 @@ python=$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)
 data=${1:-$HOME/.cache/engram}
 read -ra seeds <<<"${SEEDS:-0 1 2 3 4}"
 read -ra extra <<<"${EXTRA:-}" # more flags for every run
-only=${ONLY:-seq-mnist perm-mnist rot-mnist}
+only=${ONLY:-seq-mnist perm-mnist rot-mnist mnist-360}
 failed=0
 
 sweep() {
@@ -39,12 +40,19 @@ domain_il() { # the benchmark
   sweep --model sgd joint -- --dataset "$1" --lr 0.2 # the DER paper's rate for sgd serves joint too
 }
 
+task_free() { # the flags of the benchmark
+  sweep --model er der derpp agem_r --buffer_size 200 500 1000 -- "$@" --load_best_args
+  sweep --model gss mir er_ace --buffer_size 200 500 1000 -- "$@" --minibatch_size 16
+  sweep --model sgd joint -- "$@" --batch_size 4
+}
+
 for benchmark in $only; do
   case $benchmark in
     seq-mnist) class_il --dataset seq-mnist ;;
     perm-mnist | rot-mnist) domain_il "$benchmark" ;;
+    mnist-360) task_free --dataset mnist-360 ;;
     short-cifar) class_il --dataset seq-cifar10 --backbone cnn --channels 16,32,64 --lr 0.05 --n_epochs 2 ;;
-    *) echo "ONLY=$benchmark: choose from seq-mnist, perm-mnist, rot-mnist, short-cifar" >&2; exit 2 ;;
+    *) echo "ONLY=$benchmark: choose from seq-mnist, perm-mnist, rot-mnist, mnist-360, short-cifar" >&2; exit 2 ;;
   esac
 done
 exit $failed

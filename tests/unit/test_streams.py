@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from datasets import perm_mnist, rot_mnist
+from datasets import perm_mnist, rot_mnist, rotation
 from tests.unit.test_sources import MNIST_DIR, image_folder, mnist_folder, tiny_layout
 from utils import registry
 from utils.config import resolve
@@ -26,6 +26,7 @@ EXPECTED = {  # name: tasks, classes, image, scenario, backbone
     "mnist-rotations": (20, 10, (1, 28, 28), "domain-il", "mlp"),
     "mnist-permutations": (20, 10, (1, 28, 28), "domain-il", "mlp"),
     "mnist-manypermutations": (100, 10, (1, 28, 28), "domain-il", "mlp"),
+    "mnist-360": (1, 9, (1, 28, 28), "class-il", "mlp"),
     "gem-file": (20, 10, (1, 28, 28), "domain-il", "mlp"),
 }
 
@@ -95,16 +96,16 @@ def test_permuted_tasks_hold_the_same_pixels_in_drawn_orders(data):
         assert torch.equal(stream.train(task).x_raw.flatten(1), images[:, order])
 
 
-@pytest.mark.parametrize("angle", [0.0, 12.5, 90.0, 101.3, 179.9])
-def test_rotation_is_pillows_pixel_for_pixel(angle):
-    raw = torch.randint(
-        0, 256, (20, 1, 28, 28), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
-    )
-    turned = rot_mnist.rearrange(raw, rot_mnist.origin((28, 28), angle))
-    expected = [np.asarray(Image.fromarray(image[0].numpy()).rotate(angle)) for image in raw]
-    assert np.array_equal(turned[:, 0].numpy(), np.stack(expected))
-    if angle in (0, 90):
-        assert torch.equal(turned, torch.rot90(raw, int(angle // 90), (2, 3)))
+@pytest.mark.parametrize("size", [(28, 28), (20, 31)])
+def test_rotation_is_pillows_pixel_for_pixel(size):
+    generator = torch.Generator().manual_seed(0)
+    angles = torch.cat((torch.arange(-360, 361, 45.0), 360 * torch.rand(1500, generator=generator)))
+    raw = torch.randint(0, 256, (len(angles), 1, *size), generator=generator, dtype=torch.uint8)
+    expected = [
+        np.asarray(Image.fromarray(image[0].numpy()).rotate(angle.item()))
+        for image, angle in zip(raw, angles, strict=True)
+    ]
+    assert np.array_equal(rotation.turned(raw, angles)[:, 0].numpy(), np.stack(expected))
 
 
 def test_rotated_tasks_use_the_angles_that_are_saved(data):
