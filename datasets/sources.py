@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import metadata
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,16 @@ class Source:
 
 
 def digits() -> Source:
-    """scikit-learn's 1,797 real 8x8 digits, split 80/20 by class with a fixed seed; no download."""
+    """scikit-learn's 1,797 real 8x8 digits, split 80/20 by class with a fixed seed; no download.
+
+    Kept in the user's cache: importing scikit-learn takes seconds, longer than many a run on these images.
+    """
+    key = f"scikit-learn {metadata.version('scikit-learn')}"
+    cache = images.cache_folder(Path(images.USER_CACHE).expanduser())
+    return _source("digits", images.cached(cache and cache / "digits.pt", key, _split_digits))
+
+
+def _split_digits() -> dict[str, Any]:
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -73,7 +83,10 @@ def digits() -> Source:
     pixels = torch.from_numpy(bunch.images * (255 / 16)).round().to(torch.uint8).unsqueeze(1)
     labels = torch.from_numpy(bunch.target).long()
     train, test = train_test_split(range(len(labels)), test_size=0.2, stratify=bunch.target, random_state=0)
-    return Source("digits", pixels[train], labels[train], pixels[test], labels[test], DIGIT_NAMES)
+    return {
+        "train_x": pixels[train], "train_y": labels[train], "test_x": pixels[test], "test_y": labels[test],
+        "classes": DIGIT_NAMES,
+    }  # fmt: skip
 
 
 def mnist(data_dir: str | Path) -> Source:

@@ -15,7 +15,7 @@ from utils.study import Run
 
 WORKER, PARENTS = "main:work", "utils.tracking_study:log"
 # What every run imports; where nothing is logged to MLflow its part is left out.
-PRELOAD = ("main", "utils.training", "utils.recording", "utils.plots", "sklearn.datasets")
+PRELOAD = ("main", "utils.training", "utils.recording", "utils.plots")
 PRELOAD_LOGGING = ("mlflow.tracking", "mlflow.store.db.utils", "mlflow.store.tracking.sqlalchemy_store")
 FAREWELL_LINES = 6  # of a failed run's output
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
+from sklearn.datasets import load_digits
 
-from datasets import sources
+from datasets import images, sources
 from datasets.sources import DataError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,6 +29,25 @@ def md5(path: Path) -> str:
 def home(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     return tmp_path
+
+
+# digits
+
+
+def test_digits_are_scikit_learns_and_read_from_the_cache_afterwards(home, monkeypatch):
+    first = sources.digits()
+    bunch = load_digits()
+    assert (len(first.train_y), len(first.test_y)) == (1437, 360) and first.train_x.dtype == torch.uint8
+    pixels = (torch.cat((first.train_x, first.test_x)).flatten(1).double() / 255 * 16).round().int()
+    found = zip(pixels.tolist(), torch.cat(first.labels).tolist(), strict=True)
+    assert sorted((p, y) for p, y in found) == sorted(
+        (p, y) for p, y in zip(bunch.data.astype(int).tolist(), bunch.target.tolist(), strict=True)
+    )
+    assert (first.test_y.bincount() - 36).abs().max() <= 1
+    monkeypatch.setattr(sources, "_split_digits", lambda: pytest.fail("not from the cache"))
+    again = sources.digits()
+    assert all(torch.equal(getattr(first, f), getattr(again, f)) for f in images.FIELDS)
+    assert again.classes == tuple("0123456789")
 
 
 # MNIST
