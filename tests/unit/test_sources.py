@@ -40,9 +40,7 @@ def test_digits_are_scikit_learns_and_read_from_the_cache_afterwards(home, monke
     assert (len(first.train_y), len(first.test_y)) == (1437, 360) and first.train_x.dtype == torch.uint8
     pixels = (torch.cat((first.train_x, first.test_x)).flatten(1).double() / 255 * 16).round().int()
     found = zip(pixels.tolist(), torch.cat(first.labels).tolist(), strict=True)
-    assert sorted((p, y) for p, y in found) == sorted(
-        (p, y) for p, y in zip(bunch.data.astype(int).tolist(), bunch.target.tolist(), strict=True)
-    )
+    assert sorted(found) == sorted(zip(bunch.data.tolist(), bunch.target.tolist(), strict=True))
     assert (first.test_y.bincount() - 36).abs().max() <= 1
     monkeypatch.setattr(sources, "_split_digits", lambda: pytest.fail("not from the cache"))
     again = sources.digits()
