@@ -14,7 +14,7 @@ from torch import Tensor
 from memorization import program
 from memorization.program import Options
 from memorization.settings import OPERATIONAL
-from utils import checkpoint
+from utils import checkpoint, files
 from utils.errors import UserError
 
 
@@ -36,7 +36,7 @@ class Store:
             known = {k: v for k, v in flat if k not in OPERATIONAL | set(also_operational)} | measured
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                checkpoint.write_text(json.dumps(known, indent=1) + "\n", self.folder / program.SETTINGS)
+                files.write_text(json.dumps(known, indent=1) + "\n", self.folder / program.SETTINGS)
             except OSError as error:
                 raise UserError(f"--weights_dir {self.folder}: cannot be written: {error}") from None
         return known

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from backbones.heads import SharedHead, TaskHeads
 from scripts.runs import STRENGTH, Run, open_run
-from utils import checkpoint
+from utils import checkpoint, files
 from utils.errors import UserError
 
 
@@ -88,7 +88,7 @@ def export(run: Run, folder: Path) -> None:
             "performance_at_end": json.dumps(at_end),
         }  # fmt: skip
         for name, text in texts.items():
-            checkpoint.write_text(text + "\n", place / f"{name}.txt")
+            files.write_text(text + "\n", place / f"{name}.txt")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import yaml
 from tqdm import tqdm
 
-from utils import checkpoint, runner
+from utils import files, runner
 from utils.errors import UserError
 from utils.ledger import Ledger
 from utils.study import Study, read
@@ -142,7 +142,7 @@ def keep(study: Study) -> None:
     """The study beside its runs, for the report and for another start."""
     path = Path(study.fixed["output_dir"]).expanduser() / "study.yaml"
     try:
-        checkpoint.write_text(yaml.safe_dump(study.document(), sort_keys=False), path)
+        files.write_text(yaml.safe_dump(study.document(), sort_keys=False), path)
     except OSError as error:
         raise UserError(f"--output_dir {path.parent}: cannot be written: {error}") from None
 

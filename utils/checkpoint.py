@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from utils.errors import UserError
+from utils.files import put_in_place
 
 
 class CheckpointError(UserError):
@@ -25,26 +26,6 @@ def write(content: dict[str, Any], path: Path) -> None:
         file.flush()
         os.fsync(file.fileno())
     put_in_place(temporary, path)
-
-
-def write_text(text: str, path: Path) -> None:
-    """The same promise for a small text file."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    put_in_place(temporary, path)
-
-
-def put_in_place(temporary: Path, path: Path) -> None:
-    """Rename a finished file over an old one; afterwards it is there whatever happens."""
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the rename itself must survive a power cut
-    finally:
-        os.close(folder)
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from utils import checkpoint, metrics
+from utils import files, metrics
 from utils.errors import UserError
 
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -199,7 +199,7 @@ def write_folder(run: OldRun, output_dir: Path) -> bool:
         return False
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_text(to_json(without_nan(found)), path)
+        files.write_text(to_json(without_nan(found)), path)
     except OSError as error:
         raise UserError(f"--output_dir {output_dir}: cannot be written: {error}") from None
     return True

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from utils import checkpoint
+from utils import files
 from utils.errors import UserError
 
 
@@ -62,7 +62,7 @@ class RunFolder:
 
     def save_config(self, flags: dict[str, Any]) -> None:
         """config.yaml; with --config it starts the same run again."""
-        checkpoint.write_text(yaml.safe_dump(flags, sort_keys=False), self.config)
+        files.write_text(yaml.safe_dump(flags, sort_keys=False), self.config)
 
     def load_config(self) -> dict[str, Any]:
         """The flags this run was started with."""
@@ -97,7 +97,7 @@ class RunFolder:
     def track(self, run_id: str | None, pending: bool) -> None:
         """Remember the MLflow run, and whether something has yet to be sent to it."""
         if run_id:
-            checkpoint.write_text(f"{run_id}{' pending' * pending}\n", self.path / "mlflow_run")
+            files.write_text(f"{run_id}{' pending' * pending}\n", self.path / "mlflow_run")
 
     def _tracking(self) -> list[str]:
         path = self.path / "mlflow_run"

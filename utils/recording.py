@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from utils import checkpoint, report
+from utils import checkpoint, files, report
 from utils.config import Config
 from utils.folder import RunFolder
 from utils.interrupt import InterruptedRunError
@@ -85,7 +85,7 @@ class Recorder:
     def _write(self, status: str) -> dict[str, Any]:
         trainer = self.trainer
         document = trainer.results.document(status, self.config.flat(), trainer.benchmark, self.commit)
-        checkpoint.write_text(to_json(document), self.folder.results)
+        files.write_text(to_json(document), self.folder.results)
         return document
 
     def finished(self) -> None:
@@ -105,7 +105,7 @@ class Recorder:
         order = self.folder.path / "class_order.json"
         benchmark = self.trainer.benchmark
         named = {"class_order": benchmark.class_order.tolist(), "class_names": benchmark.class_names}
-        checkpoint.write_text(json.dumps(named) + "\n", order)
+        files.write_text(json.dumps(named) + "\n", order)
         figures = plots.write_all(document, self.folder.path)
         return [self.folder.results, self.folder.config, order, *figures]
 

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from utils import checkpoint
+from utils import files
 from utils.errors import UserError
 
 DAMAGED = (OSError, ValueError, EOFError, zipfile.BadZipFile)
@@ -44,7 +44,7 @@ def write(path: str | Path, settings: dict[str, Any], **arrays: Any) -> Path:
                 np.savez_compressed(target, settings=json.dumps(settings), **arrays)
             target.flush()
             os.fsync(target.fileno())
-        checkpoint.put_in_place(temporary, file)
+        files.put_in_place(temporary, file)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error}") from None
     return file

@@ -67,6 +67,11 @@ def test_all_runs_are_there_and_a_second_start_runs_nothing(whole, capsys):
     assert len(stored(whole)[1]) == 6, "neither runs nor parents are repeated"
 
 
+def test_torch_is_imported_while_the_server_imports_it_too():
+    code = "import sys, scripts.sweep; sys.exit('torch' in sys.modules or 'mlflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
 def test_the_kept_study_is_the_same_study(whole, capsys):
     assert program.main([str(whole / "runs" / "study.yaml"), "--dry_run"]) == 0
     assert "4 runs, 4 finished, 0 to do" in capsys.readouterr().out
