@@ -54,8 +54,9 @@ class Buffer:
         return rows, slots[rows]
 
     def _write(self, rows: np.ndarray, slots: np.ndarray, fields: dict[str, Tensor]) -> None:
-        """Copy rows of the fields into slots of the buffer."""
-        self._copy(*(torch.from_numpy(places).to(self.device) for places in (rows, slots)), fields)
+        """Copy rows of the fields into slots of the buffer; a full reservoir often takes none."""
+        if len(rows):
+            self._copy(*(torch.from_numpy(places).to(self.device) for places in (rows, slots)), fields)
 
     def _copy(self, rows: Tensor, slots: Tensor, fields: dict[str, Tensor]) -> None:
         """The same where the places lie on the device."""

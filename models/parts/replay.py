@@ -44,12 +44,13 @@ def take(method, n: int, draws: str, times: int = 1) -> Replayed:
 
     draws: "distinct" (within a batch), or "replacement" (independent, so possibly repeated).
     """
-    if draws == "distinct":
-        batches = [method.buffer.sample(n) for _ in range(times)]
-        sample = {name: torch.cat([b[name] for b in batches]) for name in batches[0]}
-    else:
-        sample = method.buffer.sample_with_replacement(times * n)
-    return augmented(method, sample)
+    buffer = method.buffer
+    if draws == "replacement":
+        return augmented(method, buffer.sample_with_replacement(times * n))
+    if times == 1:
+        return augmented(method, buffer.sample(n))
+    batches = [buffer.sample(n) for _ in range(times)]
+    return augmented(method, {name: torch.cat([b[name] for b in batches]) for name in batches[0]})
 
 
 def augmented(method, sample: dict[str, Tensor]) -> Replayed:
