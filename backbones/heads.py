@@ -106,22 +106,10 @@ def simplex(n: int) -> Tensor:
     return F.normalize(points - points.mean(0), dim=1).float()
 
 
-class PerTask(nn.Module):
-    """Copies of a module, one for each task: each sample goes through its own task's."""
+class OneTaskAtATime:
+    """For modules that look up every sample's task, unless all are known to be of one."""
 
-    def __init__(self, copies: Iterable[nn.Module]):
-        super().__init__()
-        self.copies = nn.ModuleList(copies)
-        self._only: int | None = None
-
-    def forward(self, x: Tensor, task_id: Tensor) -> Tensor:
-        """(N, ...), (N,) → (N, ...). The tasks that occur are read from the device, except in `only`."""
-        if self._only is not None:
-            return self.copies[self._only](x)
-        order = task_id.argsort(stable=True)
-        counts = task_id.bincount(minlength=len(self.copies)).tolist()
-        parts = zip(self.copies, x[order].split(counts), strict=True)
-        return torch.cat([copy(part) for copy, part in parts if len(part)])[order.argsort()]
+    _only: int | None = None
 
     @contextmanager
     def only(self, task: int):
@@ -131,6 +119,23 @@ class PerTask(nn.Module):
             yield
         finally:
             self._only = None
+
+
+class PerTask(OneTaskAtATime, nn.Module):
+    """Copies of a module, one for each task: each sample goes through its own task's."""
+
+    def __init__(self, copies: Iterable[nn.Module]):
+        super().__init__()
+        self.copies = nn.ModuleList(copies)
+
+    def forward(self, x: Tensor, task_id: Tensor) -> Tensor:
+        """(N, ...), (N,) → (N, ...). The tasks that occur are read from the device, except in `only`."""
+        if self._only is not None:
+            return self.copies[self._only](x)
+        order = task_id.argsort(stable=True)
+        counts = task_id.bincount(minlength=len(self.copies)).tolist()
+        parts = zip(self.copies, x[order].split(counts), strict=True)
+        return torch.cat([copy(part) for copy, part in parts if len(part)])[order.argsort()]
 
     def select(self, task_ids: tuple[int, ...]) -> None:
         """Let only these tasks' copies learn."""

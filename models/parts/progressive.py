@@ -2,13 +2,13 @@
 
 import copy
 import itertools
-from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones.backbone import Backbone
+from backbones.heads import OneTaskAtATime
 from utils.errors import UserError
 
 AFFINE = (nn.Linear, nn.Conv2d)
@@ -86,7 +86,7 @@ class Column(nn.Module):
         return given
 
 
-class Columns(nn.Module):
+class Columns(OneTaskAtATime, nn.Module):
     """All columns as a head: (N, C, H, W) images → (N, C) logits, tasks' classes side by side.
 
     With classes that tasks share, each sample gets the logits of its own task's column.
@@ -97,7 +97,6 @@ class Columns(nn.Module):
         self.columns = nn.ModuleList(Column(fresh(net) if k else net, k) for k in range(len(classes)))
         self.n_shared = net.head.n_shared
         self.ends = list(itertools.accumulate(map(len, classes)))
-        self._only: int | None = None
 
     def forward(self, x: Tensor, task_id: Tensor | None = None) -> Tensor:
         """Logits; inside `only` those of other tasks are 0 and later columns are not run."""
@@ -114,15 +113,6 @@ class Columns(nn.Module):
             return torch.cat([column[-1] for column in given], 1)
         own = given[-1][-1]
         return F.pad(own, (self.ends[last] - own.shape[1], self.ends[-1] - self.ends[last]))
-
-    @contextmanager
-    def only(self, task: int):
-        """Inside, all samples are known to be of this task."""
-        self._only = task
-        try:
-            yield
-        finally:
-            self._only = None
 
     def select(self, task_ids: tuple[int, ...]) -> None:
         """Let only these tasks' columns learn."""
