@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
+from backbones.backbone import layout
 from backbones.heads import SharedHead
 from backbones.mlp import MLP
 
@@ -78,11 +79,7 @@ class Alone(Stack):
     def __init__(self, network: nn.Module):
         self.size = 1
         self.skeleton = network
-        convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
-        # oneDNN (torch 2.15, AVX2) writes outside its memory in pointwise convolutions of very few
-        # channels in channels-last order
-        sound = all(c.in_channels >= 8 for c in convolutions if c.kernel_size == (1, 1))
-        self.layout = torch.channels_last if convolutions and sound else torch.contiguous_format
+        self.layout = layout(network)
         network.to(memory_format=self.layout)
 
     @property

@@ -13,10 +13,25 @@ import torch
 
 def _bare(base: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
     """`base` with its methods as they are below their decorators; `step` still runs under `no_grad`."""
-    step = torch.no_grad()(inspect.unwrap(base.step))
+    plain, load = inspect.unwrap(base.step), inspect.unwrap(base.load_state_dict)
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None and p.grad.stride() != p.stride():
+                    p.grad = as_laid_out(p.grad, p)
+        plain(self)
+
+    def load_state_dict(self, state: dict) -> None:
+        load(self, state)
+        for p, own in self.state.items():
+            own.update({name: as_laid_out(v, p) for name, v in own.items() if _belongs(v, p)})
+
     step.hooked = True  # otherwise the constructor wraps it for the profiler
     own = {name: inspect.unwrap(getattr(base, name)) for name in ("state_dict", "add_param_group")}
-    return type(base.__name__, (base,), own | {"step": step, "zero_grad": _zero_grad})
+    own |= {"step": step, "zero_grad": _zero_grad, "load_state_dict": load_state_dict}
+    return type(base.__name__, (base,), own)
 
 
 def _zero_grad(self: torch.optim.Optimizer) -> None:
@@ -24,6 +39,17 @@ def _zero_grad(self: torch.optim.Optimizer) -> None:
     for group in self.param_groups:
         for p in group["params"]:
             p.grad = None
+
+
+def _belongs(value: Any, p: torch.Tensor) -> bool:
+    return isinstance(value, torch.Tensor) and value.shape == p.shape
+
+
+def as_laid_out(value: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+    """`value` in the memory layout of p. Fused kernels on a CPU take both for one run of numbers and
+    would silently pair the wrong ones (torch 2.15).
+    """
+    return value if value.stride() == p.stride() else torch.empty_like(p).copy_(value)
 
 
 SGD, Adam, AdamW = map(_bare, (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW))

@@ -123,8 +123,7 @@ def add_convolution(
     total: Tensor, layer: nn.Conv2d, a: Tensor, delta: Tensor, weights: Tensor, power: int
 ) -> None:
     """`add` for a convolution's weight: (N, o, K) gradients for a few outputs o at a time."""
-    patches = unfolded(layer, a, delta.shape[2:]).transpose(1, 2)
-    delta, total = delta.flatten(2), total.flatten(1)  # (N, O, P), (O, K)
+    patches, delta = unfolded(layer, a, delta.shape[2:]), delta.flatten(2)  # (N, P, K), (N, O, P)
     n, _, size = patches.shape
     step = max(1, BLOCK_FLOATS[a.device.type] // (n * size))
     buffer = torch.empty(n, min(step, len(total)), size, dtype=a.dtype, device=a.device)
@@ -132,18 +131,23 @@ def add_convolution(
         part = total[start : start + step]
         gradients = torch.bmm(delta[:, start : start + step], patches, out=buffer[:, : len(part)])
         magnitude_(gradients, power)
-        part += torch.tensordot(weights, gradients, 1)
+        sums = torch.tensordot(weights, gradients, 1)
+        part += sums.view(len(part), *layer.kernel_size, -1).permute(0, 3, 1, 2)
 
 
 def unfolded(layer: nn.Conv2d, a: Tensor, out: torch.Size) -> Tensor:
-    """(N, K, P) what each output position sees: `F.unfold`, which is up to six times slower on a CPU."""
+    """(N, P, K) what each output position sees, K in the order (kernel height, width, channels).
+
+    So ordered, each row is a few runs of memory where channels come last, many times faster to copy on a
+    CPU than what `F.unfold` makes.
+    """
     (down, right), (tall, wide) = layer.padding, layer.kernel_size
-    padded = F.pad(a, (right, right, down, down))
-    n, channels, row, column = padded.stride()
-    strides = (n, channels, layer.dilation[0] * row, layer.dilation[1] * column)
-    strides += (layer.stride[0] * row, layer.stride[1] * column)
-    view = padded.as_strided((*padded.shape[:2], tall, wide, *out), strides)
-    return view.reshape(len(a), -1, out.numel())
+    padded = F.pad(a, (right, right, down, down)).permute(0, 2, 3, 1).contiguous()
+    n, row, column, channel = padded.stride()
+    strides = (n, layer.stride[0] * row, layer.stride[1] * column)
+    strides += (layer.dilation[0] * row, layer.dilation[1] * column, channel)
+    view = padded.as_strided((len(a), *out, tall, wide, padded.shape[3]), strides)
+    return view.reshape(len(a), out.numel(), -1)
 
 
 def normalised(layer: nn.BatchNorm2d, a: Tensor) -> Tensor:

@@ -32,6 +32,29 @@ def test_updates_are_pytorchs(kind):
     assert ours.state_dict().keys() == theirs.state_dict().keys()
 
 
+@pytest.mark.parametrize("kind", ["sgd", "adam", "adamw"])
+def test_gradients_and_state_of_another_layout_are_brought_into_the_parameters(kind):
+    """A fused step on a CPU pairs numbers as they lie in memory, whatever their strides."""
+    options = replace(tiny_config(optimizer=kind, optim_mom=0.9 * (kind == "sgd"), **FLAGS).train)
+    start, gradients = torch.randn(3, 4, 5, 2, 2, generator=torch.Generator().manual_seed(0)).split([1, 2])
+    ended = []
+    for layouts in (("contiguous_format",) * 3, ("channels_last", "contiguous_format", "contiguous_format")):
+        own, of_gradient, of_state = (getattr(torch, name) for name in layouts)
+        p = start[0].clone(memory_format=own).requires_grad_()
+        optimizer = build_optimizer([p], options)
+        for gradient in gradients:
+            p.grad = gradient.clone(memory_format=of_gradient)
+            optimizer.step()
+            saved = optimizer.state_dict()
+            for state in saved["state"].values():
+                tensors = {k: v for k, v in state.items() if isinstance(v, torch.Tensor) and v.dim() == 4}
+                state.update({k: v.contiguous(memory_format=of_state) for k, v in tensors.items()})
+            optimizer = build_optimizer([p], options)
+            optimizer.load_state_dict(saved)
+        ended.append(p.detach())
+    assert torch.equal(*ended) and not torch.equal(ended[0], start[0])
+
+
 def test_a_run_does_not_import_the_compiler(tmp_path):
     code = (
         "import sys, main\n"
