@@ -125,5 +125,5 @@ def _built(tree: ast.Module, path: Path) -> tuple[str, ...]:
         for other in others:
             if other.exists() and other.stem not in registry.CONTRACTS["datasets"]:
                 return _built(_tree(other), other)
-    said = (ast.get_docstring(tree) or "").partition("\n")[0]
-    return tuple(scenario.lower() for scenario in ("class-IL", "domain-IL") if scenario in said)
+    said = re.search("class-IL|domain-IL", ast.get_docstring(tree) or "")
+    return (said[0].lower(),) if said else ()
