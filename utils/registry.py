@@ -21,8 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 CONTRACTS = {
     "models": {"method"},
     "datasets": {
-        "augment", "benchmark", "images", "rotation", "scenarios", "shards", "sources", "storage", "unlabeled",
-        "unread",
+        "augment", "benchmark", "images", "rotation", "scenarios", "shards", "sources", "storage",
+        "unlabeled", "unread",
     },
     "backbones": {"backbone", "heads", "shares"},
 }  # fmt: skip
