@@ -29,9 +29,9 @@ N_TASKS, N_POINTS, N_METRICS = 10, 30, 25
 EXPERIMENT = "check store"
 
 
-def config_of(uri: str, writer: int) -> Config:
+def config_of(uri: str, experiment: str, writer: int) -> Config:
     """A run that is not trained."""
-    flags = ["--model=er", f"--seed={writer}", f"--tracking_uri={uri}", f"--experiment_name={EXPERIMENT}"]
+    flags = ["--model=er", f"--seed={writer}", f"--tracking_uri={uri}", f"--experiment_name={experiment}"]
     return parse([*flags, f"--run_name=writer {writer}"]).config
 
 
@@ -67,13 +67,13 @@ def together(configs: list[Config], folder: Path) -> int:
     return sum(os.wait()[1] != 0 for _ in configs)
 
 
-def missing(uri: str, n_writers: int) -> list[str]:
-    """What is not in the store as it was written."""
+def missing(uri: str, experiment: str, n_writers: int) -> list[str]:
+    """What of an experiment is not in the store as it was written."""
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(tracking_uri=uri)
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    found = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    place = client.get_experiment_by_name(experiment).experiment_id
+    found = {run.info.run_name: run for run in client.search_runs([place])}
     faults = []
     if len(found) != n_writers:
         faults.append(f"{len(found)} runs instead of {n_writers}")
@@ -115,16 +115,16 @@ def one_round(uri: str, n_writers: int) -> tuple[list[str], float]:
     """What went wrong when all wrote at once, and the seconds of writing; the experiment is deleted."""
     from mlflow.tracking import MlflowClient
 
-    configs = [config_of(uri, writer) for writer in range(n_writers)]
+    # a name of its own: a check that was killed has left its runs, and a deleted experiment keeps its name
+    name = f"{EXPERIMENT} {time.time_ns()}"
+    configs = [config_of(uri, name, writer) for writer in range(n_writers)]
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         n_failed = together(configs, Path(folder))
     seconds = time.monotonic() - started
-    faults = missing(uri, n_writers) + ([f"{n_failed} writers were refused"] if n_failed else [])
+    faults = missing(uri, name, n_writers) + ([f"{n_failed} writers were refused"] if n_failed else [])
     client = MlflowClient(tracking_uri=uri)
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    client.rename_experiment(experiment.experiment_id, f"{EXPERIMENT} {time.time_ns()}")
-    client.delete_experiment(experiment.experiment_id)  # a deleted one would keep its name
+    client.delete_experiment(client.get_experiment_by_name(name).experiment_id)
     return faults, seconds
 
 
