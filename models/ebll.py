@@ -56,7 +56,7 @@ class EBLL(lwf.LwF):
     def asked(self, net, x: Tensor) -> Tensor:
         """(N, K) logits under each softmax, then codes."""
         features = net.features(x)
-        return torch.cat([*self.softmaxes(net.head, features), self.codes(features)], 1)
+        return torch.cat([*self.teachers(net.head, features), self.codes(features)], 1)
 
     def codes(self, features: Tensor) -> Tensor:
         """(N, D) → (N, tasks · units) codes of all old tasks' autoencoders."""
@@ -69,7 +69,7 @@ class EBLL(lwf.LwF):
         features = self.net.features(batch.x)
         logits = self.own_logits(self.net.head(features, batch.task_id), batch.task_id)
         answers, old_codes = self.answers.of(self.task, batch).tensor_split([-len(self.bias)], 1)
-        distilled = self.distilled(self.softmaxes(self.net.head, features), answers)
+        distilled = self.distilled(self.students(features), answers)
         # all tasks' codes have one size, so the sum of their means is the mean times their number
         moved = F.mse_loss(self.codes(features), old_codes) * self.n_old
         loss = F.cross_entropy(logits, batch.y)

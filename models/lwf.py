@@ -4,8 +4,9 @@ Source: Li & Hoiem 2017, "Learning without Forgetting" (arXiv 1606.09282), eq. 1
 The loss is CE + λ Σ_{old tasks} KD, KD = −mean Σ_c q_c log p_c with the old network's q and the new one's
 p at temperature T on the images of the current task; no factor T², no other normalisation.
 `--lwf_distill head`: a softmax over each old task's classes (the paper). joint: one over all old classes,
-counted once per old task, so that λ weighs a task as with heads (and as van de Ven & Tolias do, up to the
-scale of the loss; FACIL, PyCIL and mammoth count it once). With domains both are the one softmax.
+counted once per old task, so that λ weighs a task as with heads (FACIL, PyCIL and mammoth count it once).
+seen: as joint, but the new network's softmax is over the new classes too, of which the old one's probability
+is 0; with λ = T² the loss of van de Ven & Tolias 2019, up to its scale. With domains all are the one softmax.
 `--lwf_warmup`: epochs of plain SGD on the new task's outputs alone before the rest may move.
 Differs from the paper: no weight decay unless asked for; the old network answers in eval mode, on the
 images as augmented for the step; no warm-up unless asked for, and with domains nothing new to warm up.
@@ -31,8 +32,9 @@ class Options(OptionSet):
     lwf_lambda: float = option(1.0, "strength λ of the distillation; 0 turns it off", ge=0)
     lwf_temperature: float = option(2.0, "temperature T of both softmaxes", gt=0)
     lwf_distill: str | None = option(
-        None, "one softmax per old task, or one over all (default: head with --multi_head, otherwise joint)",
-        choices=("head", "joint"),
+        None, "one softmax per old task, one over all, or one over all and the new task's classes "
+        "(default: head with --multi_head, otherwise joint)",
+        choices=("head", "joint", "seen"),
     )  # fmt: skip
     lwf_warmup: int = option(0, "epochs in which only the new task's outputs learn", ge=0)
 
@@ -46,7 +48,7 @@ class LwF(Method):
     def __init__(self, net, options, setup):
         super().__init__(net, options, setup)
         by_default = "head" if setup.benchmark.scenario == "task-il" else "joint"
-        self.joint = (options.lwf_distill or by_default) == "joint"
+        self.distill = options.lwf_distill or by_default
         self.teacher = Teacher(net)
         self.answers = Answers(setup.benchmark, lambda x: self.asked(self.teacher.net, x))
         self.n_old = 0
@@ -59,12 +61,20 @@ class LwF(Method):
 
     def asked(self, net, x: Tensor) -> Tensor:
         """(N, K) logits under each softmax that is distilled, side by side."""
-        return torch.cat(self.softmaxes(net.head, net.features(x)), 1)
+        return torch.cat(self.teachers(net.head, net.features(x)), 1)
 
-    def softmaxes(self, head, features: Tensor) -> list[Tensor]:
+    def teachers(self, head, features: Tensor) -> list[Tensor]:
         """Logits (N, C) of features (N, D) under each softmax that is distilled."""
-        outputs = old_outputs(head, features, self.setup.benchmark, self.n_old)
-        return [torch.cat(outputs, 1)] if self.joint else outputs
+        return self.softmaxes(head, features, self.n_old)
+
+    def students(self, features: Tensor) -> list[Tensor]:
+        """The same of the network that learns."""
+        return self.softmaxes(self.net.head, features, self.n_old + (self.distill == "seen"))
+
+    def softmaxes(self, head, features: Tensor, n_tasks: int) -> list[Tensor]:
+        """Logits (N, C) of features (N, D) under each softmax over classes of the first tasks."""
+        outputs = old_outputs(head, features, self.setup.benchmark, n_tasks)
+        return outputs if self.distill == "head" else [torch.cat(outputs, 1)]
 
     def loss(self, batch):
         """CE + λ Σ_{old tasks} KD."""
@@ -72,12 +82,13 @@ class LwF(Method):
             return super().loss(batch)
         features = self.net.features(batch.x)
         logits = self.own_logits(self.net.head(features, batch.task_id), batch.task_id)
-        distilled = self.distilled(self.softmaxes(self.net.head, features), self.answers.of(self.task, batch))
+        distilled = self.distilled(self.students(features), self.answers.of(self.task, batch))
         return F.cross_entropy(logits, batch.y) + self.options.lwf_lambda * distilled
 
     def distilled(self, students: list[Tensor], answers: Tensor) -> Tensor:
         """Scalar Σ over old tasks of the distillation loss."""
-        teachers = answers.split([student.shape[1] for student in students], 1)
+        widths = [student.shape[1] for student in students]
+        teachers = answers.split(widths, 1) if self.distill == "head" else [answers]
         pairs = zip(students, teachers, strict=True)
         losses = [distillation(s, t, self.options.lwf_temperature) for s, t in pairs]
         return sum(losses) * (self.n_old / len(losses))

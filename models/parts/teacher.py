@@ -92,7 +92,8 @@ def columns(task: Task) -> slice:
 def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Scalar −mean_n Σ_c q_nc log p_nc of (N, C) logits, p and q their softmax at a temperature.
 
-    Li & Hoiem 2017 (LwF, arXiv 1606.09282), eq. 2-3; not multiplied by the temperature squared.
+    The student may have more classes, which then come last: the teacher's q of those is 0. Li & Hoiem 2017
+    (LwF, arXiv 1606.09282), eq. 2-3; not multiplied by the temperature squared.
     """
     p = F.log_softmax(student / temperature, 1)
-    return -(F.softmax(teacher / temperature, 1) * p).sum(1).mean()
+    return -(F.softmax(teacher / temperature, 1) * p[:, : teacher.shape[1]]).sum(1).mean()

@@ -92,6 +92,22 @@ def test_lwfs_loss_written_out(scenario, distill):
         torch.testing.assert_close(found, cross_entropy(method, batch) + 0.7 * part, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("scenario", ["class-il", "task-il"])
+def test_distilled_over_all_seen_classes_new_ones_are_pushed_down(scenario):
+    """van de Ven & Tolias: the old network's probabilities are padded with 0 for the new task's classes."""
+    method, old, batches = trained("lwf", scenario, lwf_lambda=0.7, lwf_temperature=3.0, lwf_distill="seen")
+    for batch in batches[:3]:
+        past = torch.cat(heads_outputs(method, old, batch.x), 1)
+        method.n_old += 1  # the student's softmax is over the new task's classes too
+        new = torch.cat(heads_outputs(method, method.net, batch.x), 1)
+        method.n_old -= 1
+        assert new.shape[1] == past.shape[1] + len(method.task.classes)
+        padded = F.pad(F.softmax(past / 3, 1), (0, len(method.task.classes))).detach()
+        part = F.cross_entropy(new / 3, padded) * method.n_old
+        found = method.loss(batch)
+        torch.testing.assert_close(found, cross_entropy(method, batch) + 0.7 * part, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_lwf_mcs_loss_written_out(scenario):
     method, old, batches = trained("lwf_mc", scenario)
