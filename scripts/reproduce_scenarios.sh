@@ -38,7 +38,7 @@ split ewc_online | --model ewc --ewc_mode online | --e_lambda 1e5 | --e_lambda 1
 split si         | | --si_c 10 | --si_c 10 | --si_c 10
 split mas        | --mas_n 1000 | --mas_lambda 1 | --mas_lambda 1 | --mas_lambda 1
 split rwalk      | | --rwalk_lambda 10 | --rwalk_lambda 10 | --rwalk_lambda 10
-split lwf        | | --lwf_lambda 1 | --lwf_lambda 1 | --lwf_lambda 4 --lwf_distill seen
+split lwf        | | --lwf_lambda 1 | --lwf_lambda 1 | --lwf_lambda 1 --lwf_distill seen
 split lwf_mc     | | | |
 split ebll       | | --lwf_lambda 1 --ebll_alpha 1 | --lwf_lambda 1 --ebll_alpha 1 | --lwf_lambda 1 --ebll_alpha 1
 split imm_mean   | | --imm_lambda 0.01 | --imm_lambda 0.01 | --imm_lambda 0.01
