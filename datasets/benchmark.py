@@ -123,7 +123,7 @@ class Benchmark:
 
     def cumulative(self) -> list[Task]:
         """The tasks, each presenting the training data of all up to its own."""
-        return [replace(task, parts=tuple(range(task.id + 1))) for task in self.tasks]
+        return [replace(task, parts=tuple(range(task.id + 1)), shuffled=True) for task in self.tasks]
 
     def exclude(self, positions: Tensor) -> None:
         """Leave these positions of the source out of every task's training samples."""

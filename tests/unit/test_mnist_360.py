@@ -121,10 +121,11 @@ def test_validation_takes_its_images_from_the_training_set(data):
     assert everything.y[place] == 4 and everything.index[place] not in stream.tasks[0].train_index
 
 
-def test_joint_training_shuffles(data):
+@pytest.mark.parametrize("bound", ["joint", "cumulative"])
+def test_the_bounds_shuffle(data, bound):
     stream, _ = build("mnist-360", data)
     assert stream.task_free and not build("seq-mnist", data)[0].task_free
-    (task,) = stream.joint()
+    (task,) = getattr(stream, bound)()
     first = torch.cat([batch.index for batch in stream.batches(task, 0, 16)])
     assert not torch.equal(first, task.train_index)
     assert torch.equal(first.sort().values, task.train_index.sort().values)
