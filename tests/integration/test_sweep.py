@@ -121,6 +121,30 @@ def wait_for_checkpoint(process: subprocess.Popen, folder: Path, since: float) -
         time.sleep(0.02)
 
 
+def descendants(pid: int) -> list[int]:
+    """Processes below this one, from Linux's process table."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return []
+    return [found for child in children for found in (int(child), *descendants(int(child)))]
+
+
+def alive(pid: int) -> bool:
+    """Whether it runs; one that ended and that nobody waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_for_end(pids: list[int]) -> None:
+    deadline = time.monotonic() + 100
+    while left := [pid for pid in pids if alive(pid)]:
+        assert time.monotonic() < deadline, f"processes {left} outlive their sweep"
+        time.sleep(0.02)
+
+
 def test_killed_and_interrupted_at_random_moments_nothing_is_lost_or_repeated(whole, tmp_path):
     """SIGKILL to the sweep, then SIGINT to the next one, then a third finishes: as if nothing had been."""
     draws = random.Random(time.time())
@@ -132,8 +156,11 @@ def test_killed_and_interrupted_at_random_moments_nothing_is_lost_or_repeated(wh
             started, process = time.time(), start(flags, log)
             wait_for_checkpoint(process, folder, started)
             time.sleep(seconds)
+            below = descendants(process.pid)
             process.send_signal(number)
             codes.append(process.wait(timeout=200))
+            # a run that outlives a killed sweep saves at its end, which is not the next sweep's checkpoint
+            wait_for_end(below)
     told = (tmp_path / "log").read_text()
     assert codes[0] in (-signal.SIGKILL, 0), told
     assert codes[1] == 0 or (codes[1] == 130 and "to go on:\n  python scripts/sweep.py --mod" in told), told
