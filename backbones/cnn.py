@@ -16,6 +16,14 @@ class Options(OptionSet):
     channels: tuple[int, ...] = option((32, 64, 128), "channels of each convolution, e.g. 32,64,128", ge=1)
 
 
+class GlobalMean(nn.Module):
+    """(N, C, H, W) → (N, C). `AdaptiveAvgPool2d` finds the same numbers, but `vmap` takes them one by one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The mean over height and width."""
+        return x.mean((2, 3))
+
+
 class CNN(Backbone):
     """(3x3 convolution, 2x2 max-pool, ReLU) per entry of `channels`, then a global average."""
 
@@ -27,7 +35,7 @@ class CNN(Backbone):
             pool = nn.MaxPool2d(2, ceil_mode=True)  # ceil: 8x8 digits survive any number of poolings
             # ReLU last: the same numbers as before the pooling, on a quarter of them
             layers += [nn.Conv2d(fan_in, fan_out, 3, padding=1), pool, nn.ReLU()]
-        self.layers = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.layers = nn.Sequential(*layers, GlobalMean())
         self.feature_dim = sizes[-1]
 
     def features(self, x: Tensor) -> Tensor:

@@ -44,6 +44,7 @@ class HAL(Method):
 
     needs_boundaries = True
     rehearses = True
+    second_derivatives = True
 
     def __init__(self, net, options, setup):
         super().__init__(net, options, setup)

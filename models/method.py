@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from backbones import captured
 from backbones.backbone import Backbone
 from datasets.benchmark import Batch, Benchmark, Task
 from utils import parallel, registry, seeding, state
@@ -60,6 +61,8 @@ class Method:
     stream: ClassVar[str] = "sequential"
     # True: may be run in several processes, which find what one would (tests/integration/test_parallel.py).
     data_parallel: ClassVar[bool] = False
+    # True: gradients of gradients are taken in a step, which compiled passes do not have.
+    second_derivatives: ClassVar[bool] = False
 
     # Attributes that the trainer provides and that are not the method's state.
     _PROVIDED = ("kernel", "options", "setup", "device", "task", "epoch", "optimizer", "head_mask")
@@ -142,6 +145,16 @@ class Method:
         self.task = task
         everything = tuple(range(len(self.setup.benchmark.tasks)))
         self.net.head.select(everything if self.rehearses else task.parts)
+
+    def capture(self, n_steps: int) -> str:
+        """`--compile` for a run of so many steps: what was done, and why."""
+        if self.second_derivatives:
+            return "--compile: the method takes second derivatives; its network runs as it is"
+        return captured.capture(self.net, n_steps)
+
+    def begin_step(self) -> None:
+        """Called before each `observe` of a run with `--compile`."""
+        captured.begin_step(self.net)
 
     def state_dict(self) -> dict:
         """Network and every attribute set by the method, fit for `weights_only` loading."""

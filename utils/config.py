@@ -28,6 +28,9 @@ class RunOptions(OptionSet):
         "fp32", "arithmetic of the network: fp32, tf32 (CUDA matrix units) or bf16 (autocast)",
         choices=("fp32", "tf32", "bf16"),
     )  # fmt: skip
+    compile: bool = option(
+        False, "compile the network's training passes (on a GPU: CUDA graphs) where the run is long enough"
+    )
     num_threads: int = option(
         0, "CPU threads; 0 takes 1 for a fully connected net, all cores otherwise", ge=0
     )

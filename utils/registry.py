@@ -24,7 +24,7 @@ CONTRACTS = {
         "augment", "benchmark", "images", "rotation", "scenarios", "shards", "sources", "storage",
         "unlabeled", "unread",
     },
-    "backbones": {"backbone", "heads", "shares"},
+    "backbones": {"backbone", "captured", "heads", "shares"},
 }  # fmt: skip
 WORDS = {"models": "method", "datasets": "benchmark", "backbones": "backbone"}
 

@@ -59,6 +59,8 @@ class Trainer:
     def run(self) -> Results:
         """Train on what is left of the stream; raises `InterruptedRunError` or `DivergedError`."""
         self.progress = Progress(self._count_steps(), self.position.total, self.quiet)
+        if self.config.run.compile:
+            self.progress.say(self.method.capture(self._count_steps()))
         try:
             with self.interrupts() as self.interrupt:
                 self._measure_untrained()
@@ -108,6 +110,8 @@ class Trainer:
         batches = self.benchmark.batches(task, self.position.epoch, size, self.position.step)
         self.method.epoch = self.position.epoch
         for batch in islice(batches, self._n_steps(task, self.position.epoch) - self.position.step):
+            if self.config.run.compile:
+                self.method.begin_step()
             with self._precision():
                 out = self.method.observe(batch)
             self.losses.add(self.position.total, out["loss"])

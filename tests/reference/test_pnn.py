@@ -82,7 +82,7 @@ def test_a_network_that_is_no_chain_is_refused():
     with pytest.raises(UserError, match="--backbone mlp or cnn"):
         pnn(backbone="resnet18", width=0.1)
     net = tiny_method("sgd", backbone="cnn")[0].net
-    assert [len(stage) for stage in stages_of(net)] == [3, 3, 5]
+    assert [len(stage) for stage in stages_of(net)] == [3, 3, 4]
 
 
 def test_shared_classes_are_classified_by_the_samples_own_column():

@@ -1,0 +1,107 @@
+"""--compile: every method learns what it learns without, says what was done, and never fails for it."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+import main as program
+from backbones import captured
+from models.method import Method
+from tests.conftest import tiny_method
+from utils import registry
+from utils.training import Trainer
+
+CNN = {"backbone": "cnn", "channels": (4, 4)}
+OF_PERCEPTRONS = {"taskinput", "independent", "pnn"}  # which keep their passes in the head
+# Their inner training of many sizes is slow to trace here: gdumb and pbcs.
+METHODS = [n for n in registry.names("models") if n not in OF_PERCEPTRONS | {"gdumb", "pbcs"}]
+
+
+@pytest.fixture(autouse=True)
+def anywhere(monkeypatch):
+    """As on a GPU: compiling pays from the first step. Traced, but not turned into machine code."""
+    monkeypatch.setitem(captured.PAYS_FROM, "cpu", 0)
+    monkeypatch.setattr(captured, "BACKEND", {"backend": "aot_eager"})
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def trained(model: str, scenario: str, capsys, **flags) -> tuple[Method, np.ndarray, str]:
+    """The method at the end of the tiny stream, R, and what was said."""
+    method, config = tiny_method(model, scenario, **flags)
+    trainer = Trainer(config, method, folder=None)
+    trainer.save = lambda: None
+    R = np.stack(list(trainer.run().R.values()))
+    return method, R, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("model", METHODS)
+def test_every_method_learns_the_same(model, capsys):
+    scenario = "task-il" if "class-il" not in registry.plugin_class(
+        registry.load("models", model), Method
+    ).scenarios else "class-il"  # fmt: skip
+    plain, R, _ = trained(model, scenario, capsys, **CNN)
+    method, again, said = trained(model, scenario, capsys, compile=True, **CNN)
+    assert "failed" not in said and "--compile: " in said
+    assert isinstance(method.net.features, captured.Captured) != method.second_derivatives
+    np.testing.assert_array_equal(again, R)
+    for name, value in plain.net.state_dict().items():
+        torch.testing.assert_close(method.net.state_dict()[name], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler here")
+def test_compiled_to_machine_code(capsys, monkeypatch):
+    monkeypatch.setattr(captured, "BACKEND", {"mode": "reduce-overhead"})
+    plain, R, _ = trained("derpp", "class-il", capsys, **CNN)
+    method, again, said = trained("derpp", "class-il", capsys, compile=True, **CNN)
+    assert "are compiled" in said and method.net.features.fast is not None
+    np.testing.assert_allclose(again, R, atol=0.1)
+    for name, value in plain.net.state_dict().items():
+        torch.testing.assert_close(method.net.state_dict()[name], value, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("model", ["er", "derpp", "ewc", "mas", "lwf", "maer"])
+def test_cuda_graphs(model, tmp_path):
+    """A short run of main.py on the GPU, with and without: the same R to one test image in twenty."""
+    flags = {"dataset": "seq-digits", "backbone": "cnn", "device": "cuda", "disable_log": True}
+    captured.PAYS_FROM["cuda"] = 0
+    plain = program.train(model=model, output_dir=str(tmp_path / "plain"), **flags)
+    fast = program.train(model=model, output_dir=str(tmp_path / "fast"), compile=True, **flags)
+    assert fast.metrics["class-il"]["acc"] == pytest.approx(plain.metrics["class-il"]["acc"], abs=0.05)
+
+
+def test_what_cannot_be_compiled_runs_as_it_is(capsys, monkeypatch):
+    def broken(graph, inputs):
+        raise RuntimeError("no such kernel\nand a long explanation")
+
+    monkeypatch.setattr(captured, "BACKEND", {"backend": broken})
+    plain, R, _ = trained("er", "class-il", capsys, **CNN)
+    method, again, said = trained("er", "class-il", capsys, compile=True, **CNN)
+    (line,) = [line for line in said.splitlines() if "failed" in line]
+    assert "no such kernel" in line and line.endswith("the network runs as it is")
+    np.testing.assert_array_equal(again, R)
+    for name, value in plain.net.state_dict().items():
+        assert torch.equal(method.net.state_dict()[name], value)
+
+
+@pytest.mark.parametrize("model", sorted(OF_PERCEPTRONS))
+def test_a_network_without_shared_passes_is_told(model, capsys):
+    _, _, said = trained(model, "task-il", capsys, compile=True)
+    assert "keeps its passes in its head; it runs as it is" in said
+
+
+def test_a_cpu_gains_nothing(capsys, monkeypatch):
+    monkeypatch.setitem(captured.PAYS_FROM, "cpu", None)
+    method, _, said = trained("er", "class-il", capsys, compile=True)
+    assert "nothing is gained on a cpu" in said
+    assert not isinstance(method.net.features, captured.Captured)
+
+
+def test_a_short_run_is_not_compiled(capsys, monkeypatch):
+    monkeypatch.setitem(captured.PAYS_FROM, "cpu", 1000)
+    _, _, said = trained("sgd", "class-il", capsys, compile=True)
+    assert "pays from about 1,000 steps on and this run has 24; it runs as it is" in said
