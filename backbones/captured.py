@@ -20,7 +20,7 @@ from utils import parallel
 
 BACKEND = {"mode": "reduce-overhead"}  # of torch.compile
 # Steps from which on a run is shortened, by device: compiling takes about a minute. None: never. On a CPU the
-# compiled pass takes as long as the plain one (`scripts/bench.py compile`).
+# compiled pass takes as long as the plain one (`scripts/bench.py steps --compile --against plain`).
 PAYS_FROM = {"cuda": 10_000, "cpu": None}
 N_SIZES = 64  # sizes of batch, task heads and frozen parts that are captured before the rest runs plainly
 
@@ -37,11 +37,16 @@ def capture(net: Backbone, n_steps: int) -> str:
         return f"--compile: pays from about {least:,} steps on and this run has {n_steps:,}; it runs as it is"
     if type(net).forward is not Backbone.forward or not any(_below_head(net)):
         return f"--compile: {type(net).__name__} keeps its passes in its head; it runs as it is"
+    compile_passes(net)
+    return "--compile: training passes are compiled; the first steps take about a minute"
+
+
+def compile_passes(net: Backbone) -> None:
+    """From now on."""
     torch._dynamo.config.recompile_limit = N_SIZES
     # a backward pass that cannot be compiled is found out before anything has run
     torch._functorch.config.force_non_lazy_backward_lowering = True
     net.features = Captured(net.features)
-    return "--compile: training passes are compiled; the first steps take about a minute"
 
 
 def begin_step(net: Backbone) -> None:

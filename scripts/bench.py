@@ -1,193 +1,166 @@
-"""Speed, as ratios taken in one process: trainer and bare loop, data path and PIL, buffer and loop.
+"""Speed: every figure in one program, as ratios taken in one process, as lines, JSON and a picture.
 
-    python scripts/bench.py                  everything (about a quarter of an hour on two cores)
-    python scripts/bench.py trainer-mlp      one part: trainer-mlp trainer-resnet data buffer methods-mlp
-                                             methods-resnet scaling startup overhead
+    python scripts/bench.py                       all parts (about a quarter of an hour on two cores)
+    python scripts/bench.py trainer-mlp data      some of them
     python scripts/bench.py --update README.md    and put the lines between the file's markers
+    python scripts/bench.py steps --models er maer --backbone resnet18 --against bare loader
+    python scripts/bench.py steps seeds --device cuda --models er maer --json gpu.json
+    python scripts/bench_memorization.py --device cuda resnet18
+
+The last two lines measure a GPU: er and maer compiled, in bf16, beside the plain step and a DataLoader's,
+four seeds at once, and networks per hour.
 
 Rounds alternate between the two sides, so that a machine whose speed drifts slows both. Images are
-random: their content does not change the time. Prints the machine, medians and their ratio.
+random: their content does not change the time (`seeds` reads real ones from --data_dir).
 """
 
 import argparse
+import json
 import os
 import platform
 import sys
-import tempfile
-import time
+from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-import torch.nn.functional as F
 
-from backbones.backbone import build_network
-from datasets.augment import Augment
-from datasets.benchmark import Benchmark, class_incremental
-from datasets.sources import Source
-from models.method import Setup
-from models.sgd import SGD
-from scripts.bench_buffer import CIFAR, buffer_speed
-from scripts.bench_methods import methods_mlp, methods_resnet, scaling
+from scripts.bench_buffer import buffer_speed
+from scripts.bench_data import data_path
+from scripts.bench_methods import METHODS, methods_mlp, methods_resnet, scaling
+from scripts.bench_seeds import seeds
 from scripts.bench_startup import overhead, startup
-from scripts.timing import alternate, cpu_name, random_source
-from utils.config import Config, resolve
+from scripts.bench_steps import AGAINST, Settings, steps
+from scripts.bench_trainer import trainer_mlp, trainer_resnet
+from scripts.timing import Figure, cpu_name
 from utils.results import versions
-from utils.training import Trainer
-
-
-def build(config: Config, source: Source, augment: Augment) -> tuple[Benchmark, SGD]:
-    """Benchmark and method as main.py would build them."""
-    benchmark = class_incremental("bench", source, augment, config, "cpu")
-    net = build_network(config.run.backbone, config.architecture, benchmark, seed=0)
-    return benchmark, SGD(net, config.method, Setup(benchmark, config.train, 0))
-
-
-def trainer_run(config: Config, source: Source, augment: Augment) -> float:
-    """Seconds of a whole run of the trainer: data, steps, evaluations, checkpoints, progress."""
-    _, method = build(config, source, augment)
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(config, method, Path(folder), quiet=True)
-        started = time.perf_counter()
-        trainer.run()
-        return time.perf_counter() - started
-
-
-def bare_run(config: Config, source: Source, augment: Augment) -> float:
-    """Seconds of the same steps and evaluations, written out plainly over float tensors in memory."""
-    benchmark, method = build(config, source, augment)
-    net, size = method.net, config.train.batch_size
-    test = benchmark.test(len(benchmark.tasks))
-    test_x, test_y = augment.normalise(test.x_raw), test.y
-    tasks = [(augment.normalise(benchmark.train(t).x_raw), benchmark.train(t).y) for t in benchmark.tasks]
-    started = time.perf_counter()
-    bare_accuracy(net, test_x, test_y)
-    for x, y in tasks:
-        optimizer = torch.optim.SGD(net.parameters(), lr=config.train.lr)
-        for i in range(0, len(y), size):
-            optimizer.zero_grad()
-            loss = F.cross_entropy(net(x[i : i + size]), y[i : i + size])
-            loss.backward()
-            optimizer.step()
-        bare_accuracy(net, test_x, test_y)
-    return time.perf_counter() - started
-
-
-@torch.no_grad()
-def bare_accuracy(net: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
-    """Accuracy in chunks of 500."""
-    net.eval()
-    hits = sum((net(a).argmax(1) == b).sum() for a, b in zip(x.split(500), y.split(500), strict=True))
-    net.train()
-    return hits.item() / len(y)
-
-
-def compare_trainer(title: str, flags: dict, source: Source, augment: Augment, rounds: int) -> str:
-    """The overhead of the trainer over the bare loop."""
-    config = resolve([("bench", {"model": "sgd", "n_epochs": 1, "n_tasks": 2, "lr": 0.01, **flags})])
-    sides = [lambda run=run: run(config, source, augment) for run in (trainer_run, bare_run)]
-    ours, bare, ratio = alternate(*sides, rounds)
-    n_steps = -(-len(source.train_y) // config.train.batch_size)
-    return (
-        f"{title}: trainer / bare loop = {ratio:.3f}  ({n_steps} steps + 3 evaluations of "
-        f"{len(source.test_y)} images; medians of {rounds} rounds: {ours:.2f} s, {bare:.2f} s)"
-    )
-
-
-def trainer_mlp() -> str:
-    """The 784-100-100-10 MLP at batch 10, one thread."""
-    torch.set_num_threads(1)
-    source = random_source(12_000, 2_000, (1, 28, 28))
-    flags = {"backbone": "mlp", "batch_size": 10}
-    return compare_trainer("MLP, 28x28, batch 10, 1 thread", flags, source, Augment(), rounds=7)
-
-
-def trainer_resnet() -> str:
-    """ResNet-18 on CIFAR-sized images at batch 32, all cores; ours also crops and flips."""
-    torch.set_num_threads(os.cpu_count())
-    source = random_source(1024, 64, (3, 32, 32))
-    flags = {"backbone": "resnet18", "batch_size": 32}
-    return compare_trainer("ResNet-18, 32x32, batch 32", flags, source, CIFAR, rounds=3)
-
-
-def data_path() -> str:
-    """Images/s of augmented CIFAR batches: ours against torchvision's PIL transforms in a DataLoader."""
-    source = random_source(10_000, 10, (3, 32, 32))
-    config = resolve([("bench", {"model": "sgd", "dataset": "seq-cifar10", "n_tasks": 1})])
-    benchmark = class_incremental("bench", source, CIFAR, config, "cpu")
-    loaders = {workers: pil_loader(source, workers) for workers in (0, 2)}
-
-    def ours() -> float:
-        return seconds_to_drain(benchmark.batches(benchmark.tasks[0], 0, 32))
-
-    lines = []
-    for workers, loader in loaders.items():
-        mine, theirs, ratio = alternate(ours, lambda loader=loader: seconds_to_drain(loader), rounds=3)
-        n = len(source.train_y)
-        lines.append(
-            f"data path, CIFAR crop + flip + normalise, batch 32: {1 / ratio:.1f}x the images/s of a "
-            f"torchvision-PIL DataLoader with {workers} workers ({n / mine:,.0f} against {n / theirs:,.0f})"
-        )
-    return "\n".join(lines)
-
-
-def seconds_to_drain(batches) -> float:
-    """Time to produce every batch."""
-    started = time.perf_counter()
-    for _ in batches:
-        pass
-    return time.perf_counter() - started
-
-
-def pil_loader(source: Source, workers: int) -> torch.utils.data.DataLoader:
-    """The usual data path: PIL image, crop, flip, tensor, normalise, one sample at a time."""
-    from torchvision import transforms
-
-    steps = [transforms.ToPILImage(), transforms.RandomCrop(32, 4), transforms.RandomHorizontalFlip()]
-    change = transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(CIFAR.mean, CIFAR.std)])
-
-    class Images(torch.utils.data.Dataset):
-        def __len__(self) -> int:
-            return len(source.train_y)
-
-        def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
-            return change(source.train_x[i]), source.train_y[i]
-
-    return torch.utils.data.DataLoader(Images(), batch_size=32, shuffle=True, num_workers=workers)
-
 
 PARTS = {
-    "trainer-mlp": trainer_mlp,
-    "trainer-resnet": trainer_resnet,
-    "data": data_path,
-    "buffer": buffer_speed,
-    "methods-mlp": methods_mlp,
-    "methods-resnet": methods_resnet,
-    "scaling": scaling,
-    "startup": startup,
-    "overhead": overhead,
+    "trainer-mlp": "sgd's whole run against a bare loop: the MLP at batch 10",
+    "trainer-resnet": "the same, ResNet-18 at batch 32",
+    "data": "augmented images/s against a DataLoader",
+    "buffer": "memory against a loop over samples",
+    "methods-mlp": "steps of seven methods against bare loops: the MLP",
+    "methods-resnet": "the same, ResNet-18",
+    "scaling": "cost against tasks, memory and classes",
+    "startup": "from the command to the first step",
+    "overhead": "logging, figures and checkpoints",
+    "seeds": "several seeds against one",
+    "steps": "any method's step: time, split, memory, share of peak",
 }
 
 
-def main() -> None:
-    """Run the parts asked for."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def figures(part: str, args: argparse.Namespace) -> list[Figure]:
+    """Measure one part."""
+    if part == "seeds":
+        return seeds(args.device, args.data_dir)
+    if part == "steps":
+        names = ("backbone", "batch_size", "device", "precision", "compile", "n_steps")
+        given = {name: getattr(args, name) for name in names}
+        return steps(Settings(models=tuple(args.models), against=tuple(args.against), **given))
+    measured = {
+        "trainer-mlp": trainer_mlp, "trainer-resnet": trainer_resnet, "data": data_path,
+        "buffer": buffer_speed, "methods-mlp": methods_mlp, "methods-resnet": methods_resnet,
+        "scaling": scaling, "startup": startup, "overhead": overhead,
+    }  # fmt: skip
+    return measured[part]()
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    listed = "\n".join(f"  {name:<15} {text}" for name, text in PARTS.items())
+    made = argparse.ArgumentParser(
+        description=f"{__doc__}\nparts:\n{listed}", formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("parts", nargs="*", help=f"parts to run: {', '.join(PARTS)} (default: all)")
-    parser.add_argument("--update", type=Path, metavar="FILE", help="file whose marked part is replaced")
-    args = parser.parse_args()
-    if unknown := set(args.parts) - set(PARTS):
-        parser.error(f"unknown part {', '.join(unknown)}; choose from {', '.join(PARTS)}")
+    add = made.add_argument
+    add("parts", nargs="*", metavar="PART", help="what to measure (default: all)")
+    add("--update", type=Path, metavar="FILE", help="file whose marked part is replaced by the lines")
+    add("--json", type=Path, metavar="FILE", help="write machine, versions and every number")
+    add("--plot", type=Path, metavar="FILE", help="draw the ratios")
+    of = made.add_argument_group("of the parts steps and seeds")
+    of.add_argument("--models", nargs="+", default=["er"], choices=METHODS, metavar="NAME")
+    of.add_argument("--backbone", default="resnet18")
+    of.add_argument("--batch_size", type=int, default=32)
+    of.add_argument("--n_steps", type=int, help="steps of an epoch (default: 8; on a GPU 200)")
+    of.add_argument("--device", default="cpu")
+    of.add_argument("--precision", choices=("fp32", "tf32", "bf16"), help="(default: fp32; on a GPU bf16)")
+    compiled = argparse.BooleanOptionalAction
+    of.add_argument("--compile", action=compiled, help="whether it pays or not (default: on a GPU)")
+    of.add_argument(
+        "--against", nargs="*", choices=AGAINST, help="(default: bare; on a GPU bare loader plain)"
+    )
+    of.add_argument("--data_dir", default="~/.cache/engram")
+    return made
+
+
+def completed(args: argparse.Namespace) -> argparse.Namespace:
+    """With the defaults that depend on the device."""
+    on_gpu = args.device.startswith("cuda")
+    defaults = {
+        "n_steps": 200 if on_gpu else 8,
+        "precision": "bf16" if on_gpu else "fp32",
+        "compile": on_gpu,
+        "against": ["bare", "loader", "plain"] if on_gpu else ["bare"],
+    }
+    for name, value in defaults.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    return args
+
+
+def machine(device: str) -> str:
+    """Where it was measured, with what."""
     listed = ", ".join(f"{k} {v}" for k, v in versions().items())
-    lines = [f"{platform.machine()}, {os.cpu_count()} cores, {cpu_name()}; {listed}"]
-    print(lines[0], flush=True)
+    gpu = f", {torch.cuda.get_device_name(device)}" if device.startswith("cuda") else ""
+    return f"{platform.machine()}, {os.cpu_count()} cores, {cpu_name()}{gpu}; {listed}"
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the parts asked for."""
+    made = parser()
+    args = completed(made.parse_args(argv))
+    if unknown := set(args.parts) - set(PARTS):
+        made.error(f"unknown part {', '.join(sorted(unknown))}; choose from {', '.join(PARTS)}")
+    where, found = machine(args.device), {}
+    print(where, flush=True)
     for part in args.parts or PARTS:
-        lines.append(PARTS[part]())
-        print(lines[-1], flush=True)
+        found[part] = figures(part, args)
+        print("\n".join(figure.text for figure in found[part]), flush=True)
+        if args.json:  # after each part: an interrupted benchmark keeps what it has measured
+            args.json.write_text(json.dumps(document(where, found), indent=1), encoding="utf-8")
+    if args.plot:
+        plot(found, where, args.plot)
     if args.update:
-        update(args.update, "\n".join(lines))
+        lines = [figure.text for part in found.values() for figure in part]
+        update(args.update, "\n".join([where, *lines]))
+
+
+def document(where: str, found: dict[str, list[Figure]]) -> dict:
+    """What --json writes."""
+    measured = [{"part": part, **asdict(figure)} for part, of in found.items() for figure in of]
+    return {"machine": where, "versions": versions(), "figures": measured}
+
+
+def plot(found: dict[str, list[Figure]], where: str, path: Path) -> None:
+    """A bar for every ratio, on a logarithmic scale: left of 1 our side takes less time."""
+    from matplotlib.figure import Figure as Picture
+
+    rows = [figure for part in found.values() for figure in part if "ratio" in figure.numbers][::-1]
+    picture = Picture(figsize=(9, 1.5 + 0.28 * len(rows)), layout="constrained")
+    axes = picture.subplots()
+    ratios = [figure.numbers["ratio"] for figure in rows]
+    bars = axes.barh([figure.name for figure in rows], [r - 1 for r in ratios], left=1, color="#4878a8")
+    axes.bar_label(bars, [f"{r:.2f}" for r in ratios], padding=3, fontsize=8)
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_xscale("log")
+    for ticks in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        ticks("{x:g}")
+    axes.tick_params(axis="x", which="both", labelsize=8)
+    axes.margins(x=0.15)
+    axes.tick_params(axis="y", labelsize=8)
+    axes.set_xlabel(f"time of the first / time of the second\n{where.split(';')[0]}")
+    picture.savefig(path, dpi=120)
 
 
 def update(path: Path, text: str) -> None:

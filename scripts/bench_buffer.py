@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from datasets.augment import Augment
+from scripts.timing import Figure
 from utils.buffer import Buffer
 from utils.reservoirs import BalancedBuffer, LossAwareBalancedBuffer
 
@@ -108,7 +109,7 @@ def filled(buffer, stream: list[dict[str, Tensor]]):
     return buffer
 
 
-def against_the_loop(augmented: bool, n_seen: int, rounds: int = 7, n: int = 20) -> str:
+def against_the_loop(augmented: bool, n_seen: int, rounds: int = 7, n: int = 20) -> Figure:
     """Rounds alternate, each from the same place of the stream: one that is late in it accepts less."""
     streams = batches(n, floats=False), batches(n, floats=True)
     reservoir = Buffer(SIZE, torch.Generator().manual_seed(0), "cpu")
@@ -118,13 +119,15 @@ def against_the_loop(augmented: bool, n_seen: int, rounds: int = 7, n: int = 20)
     ours, theirs = (statistics.median(t[i] for t in times) for i in (0, 1))
     ratio = statistics.median(b / a for a, b in times)
     what = "add + sample + augment" if augmented else "add + sample, images as stored,"
-    return (
+    text = (
         f"replay, {what} {BATCH} CIFAR images, {SIZE:,} in memory, {n_seen:,} seen: {ratio:.1f}x the steps/s "
         f"of a loop over samples ({1 / ours:,.0f} against {1 / theirs:,.0f})"
     )
+    numbers = {"ratio": 1 / ratio, "steps_per_s": 1 / ours, "their_steps_per_s": 1 / theirs}
+    return Figure(f"replay / loop, {what} {n_seen:,} seen", text, numbers)
 
 
-def eviction(kind: Callable[[], Buffer], name: str, n: int = 20) -> str:
+def eviction(kind: Callable[[], Buffer], name: str, n: int = 20) -> Figure:
     """What choosing the victims costs, for each sample that enters and over a whole first epoch."""
     stream = batches(n, floats=False)
     draws = torch.Generator().manual_seed(0)
@@ -132,21 +135,22 @@ def eviction(kind: Callable[[], Buffer], name: str, n: int = 20) -> str:
     times = [[seconds(b, SIZE, stream, taking=False) for b in (chooser, plain)] for _ in range(6)][1:]
     each = statistics.median(a - b for a, b in times) / BATCH
     entering = sum(SIZE / k for k in range(SIZE + 1, 50_001))
-    return (
+    text = (
         f"{name}: {1e6 * each:.0f} µs for each sample that enters a full memory of {SIZE:,}, "
         f"{each * entering:.1f} s over the {entering:,.0f} of 50,000 that do"
     )
+    return Figure(f"eviction, {name}", text, {"us_per_sample": 1e6 * each, "epoch_s": each * entering})
 
 
-def buffer_speed() -> str:
+def buffer_speed() -> list[Figure]:
     """All of it, one thread."""
     torch.set_num_threads(1)
-    lines = [against_the_loop(augmented, n) for augmented in (True, False) for n in (SIZE, 50_000)]
+    figures = [against_the_loop(augmented, n) for augmented in (True, False) for n in (SIZE, 50_000)]
     for kind in (BalancedBuffer, LossAwareBalancedBuffer):
         draws = torch.Generator().manual_seed(0)
-        lines.append(eviction(lambda k=kind, d=draws: k(SIZE, N_CLASSES, d, "cpu"), kind.__name__))
-    return "\n".join(lines)
+        figures.append(eviction(lambda k=kind, d=draws: k(SIZE, N_CLASSES, d, "cpu"), kind.__name__))
+    return figures
 
 
 if __name__ == "__main__":
-    print(buffer_speed())
+    print("\n".join(figure.text for figure in buffer_speed()))

@@ -23,7 +23,7 @@ from datasets.benchmark import class_incremental
 from models.er import ER
 from models.method import Method, Setup
 from scripts.bench_buffer import CIFAR
-from scripts.timing import random_source
+from scripts.timing import Figure, random_source
 from utils.config import Config, resolve
 from utils.training import Trainer
 
@@ -62,23 +62,26 @@ main.main(sys.argv[2:])
 """
 
 
-def startup() -> str:
+def startup() -> list[Figure]:
     """Seconds from the command to the first step, split; the last of three starts."""
     with tempfile.TemporaryDirectory() as folder:
         flags = ["--model", "er", "--dataset", "seq-digits", "--output_dir", folder]
         flags += ["--tracking_uri", f"sqlite:///{folder}/mlflow.db"]
-        lines = []
+        figures = []
         for logging, extra in (("without MLflow", ["--disable_log"]), ("with MLflow", [])):
             for _ in range(3):
                 command = [sys.executable, "-c", CHILD, str(time.time()), *flags, *extra]
                 done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
             marks = [0.0, *map(float, done.stderr.splitlines()[-1].split())]
-            parts = [f"{name} {b - a:.2f}" for name, a, b in zip(MARKS, marks, marks[1:], strict=False)]
-            lines.append(f"start to first step, {logging}: {marks[-1]:.2f} s  ({', '.join(parts)})")
-    return "\n".join(lines)
+            parts = {name: b - a for name, a, b in zip(MARKS, marks, marks[1:], strict=False)}
+            listed = ", ".join(f"{name} {seconds:.2f}" for name, seconds in parts.items())
+            name = f"start to first step, {logging}"
+            text = f"{name}: {marks[-1]:.2f} s  ({listed})"
+            figures.append(Figure(name, text, parts | {"seconds": marks[-1]}))
+    return figures
 
 
-def overhead() -> str:
+def overhead() -> list[Figure]:
     """Seconds of logging, figures and checkpoints, and from what length of a run on they are under 2 %."""
     with tempfile.TemporaryDirectory() as folder:
         flags = {"model": "er", "dataset": "seq-cifar10", "device": "cpu", "output_dir": folder}
@@ -90,11 +93,13 @@ def overhead() -> str:
     save = statistics.median(saves)
     share = save / (60 * every)  # of training, by checkpoints inside tasks
     enough = (beside + n_tasks * save) / (0.02 - share)
-    return (
+    text = (
         f"logging, figures, checkpoints: {beside:.1f} s in a run of {n_tasks} tasks; a checkpoint of "
         f"ResNet-18 {save:.2f} s, after every task and every {every:g} min ({100 * share:.2f} %); together "
         f"under 2 % of runs longer than {enough / 60:.1f} min"
     )
+    numbers = {"beside_s": beside, "checkpoint_s": save, "under_2_percent_from_s": enough}
+    return [Figure("logging, figures, checkpoints", text, numbers)]
 
 
 def measured_run(config: Config) -> tuple[dict[str, float], list[float]]:

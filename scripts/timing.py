@@ -1,8 +1,9 @@
-"""Timing: what the speed programs share: random data, alternating rounds, the machine's name."""
+"""Timing: what the speed programs share: figures, random data, alternating rounds, the machine's name."""
 
 import statistics
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -10,6 +11,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from datasets.sources import Source
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A line of a benchmark: what was measured, in words for people and in numbers for programs.
+
+    `ratio`, where there is one, is what was compared: above 1 the first side of the name takes longer.
+    """
+
+    name: str
+    text: str
+    numbers: dict[str, float]
 
 
 def random_source(n_train: int, n_test: int, shape: tuple[int, ...], n_classes: int = 10) -> Source:
@@ -27,6 +40,12 @@ def alternate(ours: Callable[[], float], theirs: Callable[[], float], rounds: in
     pairs = [(ours(), theirs()) for _ in range(rounds)]
     ratio = statistics.median(a / b for a, b in pairs)
     return statistics.median(a for a, _ in pairs), statistics.median(b for _, b in pairs), ratio
+
+
+def wait_for(device: torch.device) -> None:
+    """Until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def cpu_name() -> str:

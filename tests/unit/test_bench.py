@@ -1,0 +1,122 @@
+"""The speed programs: purposes add up, nothing is left patched, JSON and picture hold what was measured."""
+
+import json
+import math
+import time
+
+import pytest
+import torch
+
+from scripts import bench, bench_data, bench_methods, bench_steps
+from scripts.bench_methods import METHODS, Stream, against, bare_epoch
+from scripts.bench_steps import Settings, Stopwatch
+from scripts.timing import random_source
+
+SMALL = Settings(backbone="mlp", batch_size=4, n_steps=5)
+CPU = torch.device("cpu")
+
+
+def test_an_inner_purpose_does_not_count_for_the_outer(monkeypatch):
+    clock = iter([0.0, 1.0, 3.0, 6.0, 10.0, 15.0])
+    monkeypatch.setattr(bench_steps.time, "perf_counter", lambda: next(clock))
+    watch = Stopwatch(CPU)
+    with watch.during("outer"):  # 0 to 15
+        with watch.during("inner"):  # 1 to 3
+            pass
+        with watch.during("inner"):  # 6 to 10
+            pass
+    assert dict(watch.seconds) == {"inner": 2.0 + 4.0, "outer": 1.0 + 3.0 + 5.0}
+
+
+def test_the_split_adds_up_to_the_epoch_and_leaves_nothing_behind():
+    stream = SMALL.stream("er", compiled=False)
+    method, before = stream.trainer.method, torch.Tensor.backward
+    own = {thing: set(vars(thing)) for thing in (method, method.net, method.buffer, stream.benchmark)}
+    started = time.perf_counter()
+    parts = bench_steps.split(stream)
+    passed = time.perf_counter() - started
+    assert set(parts) == {"data", "forward", "backward", "optimizer", "buffer", "method", "trainer"}
+    assert 0 < sum(parts.values()) * stream.n_steps <= passed
+    assert torch.Tensor.backward is before
+    assert {thing: set(vars(thing)) for thing in own} == own
+
+
+def test_bare_steps_are_as_many_and_as_wide_as_the_methods(monkeypatch):
+    stream = SMALL.stream("derpp", compiled=False)
+    net, widths = stream.trainer.method.net, []
+    net.register_forward_hook(lambda module, given, out: widths.append(len(given[0])))
+    bare_epoch(stream, METHODS["derpp"])
+    assert widths == [4] * 3 * stream.n_steps == [4] * 15
+    widths.clear()
+    stream.epoch()
+    assert widths == [4] * 15, "the method's own passes"
+
+
+def test_the_loader_has_the_same_images(monkeypatch):
+    source = random_source(30, 2, (1, 28, 28))
+    loader = bench_data.pil_loader(source, 0, 20, 8, SMALL.augment)
+    seen = torch.cat([x for x, _ in loader])
+    assert len(seen) == 20
+    torch.testing.assert_close(
+        seen.sum((1, 2, 3)).sort().values,
+        SMALL.augment.normalise(source.train_x[:20]).sum((1, 2, 3)).sort().values,
+    )
+
+
+def test_a_product_takes_two_operations_a_term():
+    stream = SMALL.stream("sgd", compiled=False)
+    macs = 784 * 100 + 100 * 100 + 100 * 10
+    forward_and_backward = 3 * macs - 784 * 100  # the images need no gradient
+    assert bench_steps.flops(stream) == 2 * 4 * forward_and_backward
+
+
+def test_steps_as_lines_json_and_picture(tmp_path, capsys):
+    flags = ["steps", "--models", "sgd", "er", "--backbone", "mlp", "--batch_size", "4", "--n_steps", "3"]
+    files = ["--json", str(tmp_path / "b.json"), "--plot", str(tmp_path / "b.png")]
+    n = torch.get_num_threads()
+    bench.main([*flags, "--against", "bare", "loader", *files])
+    torch.set_num_threads(n)
+    told = capsys.readouterr().out.splitlines()
+    kept = json.loads((tmp_path / "b.json").read_text())
+    assert told[0] == kept["machine"] and "cores" in told[0]
+    assert told[1:] == [figure["text"] for figure in kept["figures"]] and len(told) == 1 + 2 * 4
+    assert all(math.isfinite(n) and n >= 0 for f in kept["figures"] for n in f["numbers"].values())
+    assert [f["name"] for f in kept["figures"]][:3] == ["sgd / bare", "sgd / loader", "sgd"]
+    assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_unknown_parts_and_models_are_refused(capsys):
+    for flags, told in (
+        (["stepz"], "unknown part stepz"),
+        (["steps", "--models", "err"], "invalid choice: 'err'"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            bench.main(flags)
+        assert stop.value.code == 2 and told in capsys.readouterr().err
+
+
+def test_the_marked_part_of_a_file_is_replaced(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- bench -->\nold\n<!-- end bench -->\nb\n")
+    bench.update(page, "new")
+    assert page.read_text() == "a\n<!-- bench -->\n```text\nnew\n```\n<!-- end bench -->\nb\n"
+
+
+def test_a_gpu_has_its_own_defaults():
+    args = bench.completed(bench.parser().parse_args(["steps", "--device", "cuda"]))
+    assert (args.compile, args.precision, args.against) == (True, "bf16", ["bare", "loader", "plain"])
+    args = bench.completed(bench.parser().parse_args(["steps"]))
+    assert (args.compile, args.precision, args.against) == (False, "fp32", ["bare"])
+
+
+def test_steps_of_two_tasks_are_compared(monkeypatch):
+    flags = {"backbone": "mlp", "batch_size": 4, "fisher_n": 2}
+    early, late = (Stream("ewc", flags, 4, task, *small_images()) for task in (1, 3))
+    assert (early.task.id, late.task.id) == (1, 3) and early.n_steps == 5
+    monkeypatch.setattr(bench_methods, "alternate", lambda ours, theirs, rounds: (3.0, 2.0, 1.6))
+    numbers = against("late / early", late, early).numbers
+    assert numbers == {"ratio": 1.6, "before_us": 1e6 * 2 / 5, "after_us": 1e6 * 3 / 5}
+
+
+def small_images():
+    return random_source(80, 20, (1, 28, 28), n_classes=20), SMALL.augment
