@@ -1,9 +1,9 @@
 """Speed of methods: their steps against a bare loop with as much arithmetic, and against the task's number.
 
 Parts of scripts/bench.py: `methods-mlp`, `methods-resnet`, `scaling`. A bare step is zero_grad, the forward
-and backward passes that the method cannot do without, and the optimizer, over float images in memory; ours
-is the trainer's epoch, with data path, augmentation, buffer, progress and losses. What the method adds
-between tasks (importances, copies) is not part of a step.
+and backward passes that the method cannot do without, its penalty written out, and the optimizer, over float
+images in memory; ours is the trainer's epoch, with data path, augmentation, buffer, progress and losses. What
+the method adds between tasks (importances, copies) is not part of a step.
 """
 
 import os
@@ -23,7 +23,8 @@ from torch import Tensor
 from backbones.backbone import build_network
 from datasets.augment import Augment
 from datasets.benchmark import class_incremental
-from models.method import Method, Setup
+from main import setup
+from models.method import Method
 from scripts.bench_buffer import CIFAR
 from scripts.timing import Figure, alternate, random_source, wait_for
 from utils import device as devices
@@ -37,11 +38,18 @@ from utils.training import Trainer
 
 @dataclass(frozen=True)
 class Case:
-    """A method's flags, and its passes per step as multiples of the batch: trained, and forward only."""
+    """A method's flags, its passes per step as multiples of the batch (trained, and forward only), and
+    whether its loss has a quadratic penalty.
+    """
 
     flags: dict
     trained: tuple[int, ...] = (1,)
     forward: tuple[int, ...] = ()
+    penalty: bool = False
+
+    def __str__(self) -> str:
+        passes = [f"{n}B trained" for n in self.trained] + [f"{n}B forward" for n in self.forward]
+        return " + ".join([*passes, "a penalty"] if self.penalty else passes)
 
 
 METHODS = {
@@ -49,9 +57,9 @@ METHODS = {
     "er": Case({"buffer_size": 200}, trained=(2,)),
     "maer": Case({"buffer_size": 200}, trained=(2,)),
     "derpp": Case({"buffer_size": 200}, trained=(1, 1, 1)),
-    "ewc": Case({"fisher_n": 20, "e_lambda": 0.001}),
-    "mas": Case({"mas_n": 20, "mas_lambda": 1e-5}),
-    "si": Case({"si_c": 0.001}),
+    "ewc": Case({"fisher_n": 20, "e_lambda": 0.001}, penalty=True),
+    "mas": Case({"mas_n": 20, "mas_lambda": 1e-5}, penalty=True),
+    "si": Case({"si_c": 0.001}, penalty=True),
     "lwf": Case({}, forward=(1,)),
 }
 SCALING = ("er", "ewc", "mas", "si", "gem")
@@ -70,7 +78,7 @@ class Stream:
         benchmark = class_incremental("bench", source, augment, config, self.device)
         net = build_network(config.run.backbone, config.architecture, benchmark, seed=0)
         method_class = registry.plugin_class(registry.load("models", model), Method)
-        method = method_class(net, config.method, Setup(benchmark, config.train, 0))
+        method = method_class(net, config.method, setup(config, benchmark))
         self.benchmark, self.size, self.augment = benchmark, config.train.batch_size, augment
         self.trainer = Trainer(config, method, folder=None, quiet=True)
         self.trainer.progress = Progress(1, 0, quiet=True)
@@ -104,7 +112,10 @@ def bare_epoch(stream: Stream, case: Case) -> float:
 def bare_steps(stream: Stream, case: Case, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
     """Seconds of bare steps on batches as wide as the widest pass."""
     net, size = stream.trainer.method.net, stream.size
-    optimizer = build_optimizer(net.parameters(), stream.trainer.config.train)
+    parameters = list(net.parameters())
+    optimizer = build_optimizer(parameters, stream.trainer.config.train)
+    anchors = [p.detach().clone() for p in parameters]
+    weights = [torch.full_like(p, 1e-3) for p in anchors]
     started = time.perf_counter()
     for x, y in batches:
         optimizer.zero_grad()
@@ -113,6 +124,9 @@ def bare_steps(stream: Stream, case: Case, batches: Iterable[tuple[Tensor, Tenso
                 with torch.no_grad():
                     net(x[: n * size])
             loss = sum(F.cross_entropy(net(x[: n * size]), y[: n * size]) for n in case.trained)
+        if case.penalty:
+            pulls = zip(parameters, anchors, weights, strict=True)
+            loss = loss + sum((w * (p - a).square()).sum() for p, a, w in pulls)
         loss.backward()
         optimizer.step()
     wait_for(stream.device)
@@ -127,9 +141,8 @@ def methods(
     for name, case in METHODS.items():
         stream = Stream(name, backbone | case.flags, 2, 1, source, augment)
         ours, bare, ratio = alternate(stream.epoch, lambda s=stream, c=case: bare_epoch(s, c), rounds=5)
-        passes = [f"{n}B trained" for n in case.trained] + [f"{n}B forward" for n in case.forward]
         text = (
-            f"{title}, {name}: trainer / bare loop of {' + '.join(passes)} = {ratio:.3f}  ({stream.n_steps} "
+            f"{title}, {name}: trainer / bare loop of {case} = {ratio:.3f}  ({stream.n_steps} "
             f"steps; medians of 5 rounds: {ours:.3f} s, {bare:.3f} s)"
         )
         numbers = {"ratio": ratio, "seconds": ours / stream.n_steps, "bare_s": bare / stream.n_steps}
