@@ -51,7 +51,7 @@ class Part:
 
 PARTS = {
     "mlp": Part((1, 28, 28), Augment(), 30, 3),
-    "cnn": Part((3, 32, 32), CIFAR, 1, 1),
+    "cnn": Part((3, 32, 32), CIFAR, 3, 1),
     "resnet18": Part((3, 32, 32), CIFAR, 1, 1),
 }
 
