@@ -110,16 +110,19 @@ def train(**flags):
 
 def run(config: Config, folder=None, resume: bool = False, wait: bool = False):
     """Train, measure and report one run; returns (exit code, folder). `wait`: for who runs it now."""
-    from utils import parallel
+    from utils.tracking_process import prepared
 
-    with parallel.joined(config.run.device):
-        method = build(config)
-        if parallel.rank():
-            return follow(config, method, folder, resume), folder
-        return lead(config, method, folder, resume, wait)
+    with prepared(config) as tracking:  # MLflow is imported while this process imports torch
+        from utils import parallel
+
+        with parallel.joined(config.run.device):
+            method = build(config)
+            if parallel.rank():
+                return follow(config, method, folder, resume), folder
+            return lead(config, method, folder, resume, wait, tracking)
 
 
-def lead(config: Config, method, folder, resume: bool, wait: bool):
+def lead(config: Config, method, folder, resume: bool, wait: bool, tracking=None):
     """`run` of a method that is built, in the only process or the first of several."""
     from utils import parallel
     from utils.folder import RunFolder
@@ -135,7 +138,7 @@ def lead(config: Config, method, folder, resume: bool, wait: bool):
             trainer.load()
         parallel.wait()
         trainer.results.seconds["data"] += method.setup.benchmark.build_seconds
-        with Recorder(config, folder, trainer, git_commit(), resume) as recorder:
+        with Recorder(config, folder, trainer, git_commit(), resume, tracking) as recorder:
             trainer.on_task = recorder.after_task
             try:
                 trainer.run()

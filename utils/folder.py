@@ -15,6 +15,8 @@ import yaml
 from utils import files
 from utils.errors import UserError
 
+PENDING = "pending"  # in the file that names the MLflow run: something has yet to be sent
+
 
 class RunFolder:
     """The files of one run. Everything in it is written atomically or line by line."""
@@ -77,7 +79,7 @@ class RunFolder:
     @property
     def tracking_id(self) -> str | None:
         """Id of the MLflow run that belongs to this folder."""
-        words = self._tracking()
+        words = [word for word in self._tracking() if word != PENDING]
         return words[0] if words else None
 
     @property
@@ -92,12 +94,15 @@ class RunFolder:
     @property
     def logged(self) -> bool:
         """Whether MLflow has all that it is to have: a run killed in the last moment has yet to be sent."""
-        return "pending" not in self._tracking()
+        return PENDING not in self._tracking()
 
     def track(self, run_id: str | None, pending: bool) -> None:
-        """Remember the MLflow run, and whether something has yet to be sent to it."""
-        if run_id:
-            files.write_text(f"{run_id}{' pending' * pending}\n", self.path / "mlflow_run")
+        """Remember the MLflow run, if it is known yet, and whether something has yet to be sent to it."""
+        words = [run_id] * bool(run_id) + [PENDING] * pending
+        if words:
+            files.write_text(" ".join(words) + "\n", self.path / "mlflow_run")
+        else:
+            (self.path / "mlflow_run").unlink(missing_ok=True)
 
     def _tracking(self) -> list[str]:
         path = self.path / "mlflow_run"

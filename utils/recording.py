@@ -10,6 +10,7 @@ from utils.folder import RunFolder
 from utils.interrupt import InterruptedRunError
 from utils.results import VIEWS, device_name, to_json
 from utils.tracking import open_tracker
+from utils.tracking_process import TrackerProcess
 from utils.training import Trainer
 from utils.usage import Usage
 
@@ -18,10 +19,16 @@ class Recorder:
     """Writes results after every task; a context manager that ends the MLflow run whatever happens."""
 
     def __init__(
-        self, config: Config, folder: RunFolder, trainer: Trainer, commit: str | None, resumed: bool = False
+        self,
+        config: Config,
+        folder: RunFolder,
+        trainer: Trainer,
+        commit: str | None,
+        resumed: bool = False,
+        process: TrackerProcess | None = None,
     ):
         self.config, self.folder, self.trainer, self.commit = config, folder, trainer, commit
-        self.resumed, self.usage = resumed, Usage(trainer.benchmark.device)
+        self.resumed, self.usage, self.process = resumed, Usage(trainer.benchmark.device), process
         self.status = "failed"
 
     def __enter__(self) -> "Recorder":
@@ -37,9 +44,10 @@ class Recorder:
             self.folder.say(f"images:  {benchmark.on_disk}")
         if config.run.debug_mode:
             self.folder.say("debug:   at most 5 steps per epoch, nothing is sent to MLflow")
-        self.tracker = open_tracker(config, self.folder.path, self.folder.tracking_id, self.resumed)
+        known = self.folder.tracking_id
+        self.tracker = open_tracker(config, self.folder.path, known, self.resumed, self.process)
         self.tracker.set_tags({"device": device_name(benchmark.device)})
-        self.folder.track(self.tracker.run_id, pending=True)
+        self._note(pending=True)
         self._catch_up()
         return self
 
@@ -47,7 +55,12 @@ class Recorder:
         if self.status == "failed":
             self._write("failed")
         self.tracker.finish(self.status)
-        self.folder.track(self.tracker.run_id or self.folder.tracking_id, pending=self.status != "finished")
+        self._note(pending=self.status != "finished")
+
+    def _note(self, pending: bool) -> None:
+        """Which MLflow run is this folder's, and whether something has yet to be sent to it."""
+        if self.tracker.active or self.folder.tracking_id or not pending:
+            self.folder.track(self.tracker.run_id or self.folder.tracking_id, pending)
 
     def _catch_up(self) -> None:
         """After a resume: log the tasks that were finished but not logged when the run was killed."""
@@ -70,6 +83,7 @@ class Recorder:
         )
         self.trainer.progress.say(f"after task {row}: mean over tasks seen: {views.format(*means)}")
         self._log(row, self.usage.measure())
+        self._note(pending=True)
         if self.config.log.savecheck == "task":
             self._save_weights(f"task_{row}.pt")
 
@@ -96,6 +110,7 @@ class Recorder:
             self._save_weights("last.pt")
         self.tracker.log_artifacts(self._artifacts(document))
         self.tracker.describe(report.headline(document))
+        self.tracker.flush()
         self.folder.say(report.full(document, logged=self.tracker.active))
         self.folder.say(f"results: {self.folder.results}")
 

@@ -124,7 +124,7 @@ class LocalRunner:
 def start_process(job: Job, gpu: str | None) -> Any:
     """The process that does the job."""
     process = CONTEXT.Process(target=_work, args=(job, gpu), name=job.name)
-    with _set_for_server():  # which starts here if nobody started it, or if it was lost
+    with fit_for_children():  # which starts here if nobody started it, or if it was lost
         process.start()
     return process
 
@@ -132,14 +132,14 @@ def start_process(job: Job, gpu: str | None) -> Any:
 def start_server(preload: list[str]) -> None:
     """Start the process that jobs are forked from; it imports `preload` while the caller goes on."""
     CONTEXT.set_forkserver_preload([__name__, *preload])
-    with _set_for_server():
+    with fit_for_children():
         forkserver.ensure_running()
 
 
 @contextmanager
-def _set_for_server() -> Iterator[None]:
-    """It must find our modules; the script that calls us is not for it or its children to run again;
-    and Ctrl-C, which reaches every process of a terminal, is for that script alone.
+def fit_for_children() -> Iterator[None]:
+    """For what is started inside: it must find our modules; the script that calls us is not for it to run
+    again; and Ctrl-C, which reaches every process of a terminal, is for that script alone.
     """
     path = os.environ.get("PYTHONPATH")
     on_main_thread = threading.current_thread() is threading.main_thread()

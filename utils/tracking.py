@@ -55,6 +55,9 @@ class Tracker:
         """The text shown on top of the run's page."""
         self.set_tags({"mlflow.note.content": text})
 
+    def flush(self) -> None:
+        """Afterwards everything reported so far is where it belongs, or `active` is False."""
+
     def finish(self, status: str) -> None:
         """End the run as `finished`, `failed` or anything else (killed); resuming opens it again."""
 
@@ -71,14 +74,14 @@ class MlflowTracker(Tracker):
         self._client: Any = None
         self._failures = store.import_mlflow(uri)
 
-    def start(self, config: Config, resume_id: str | None, resumed: bool = False) -> None:
+    def start(self, flags: dict[str, Any], resume_id: str | None, resumed: bool = False) -> None:
         """Create the run, or continue the one called `resume_id`; `active` says whether it worked.
 
         `resumed`: the run may have been killed between making its MLflow run and noting the id.
         """
         self.active = True
         opening = f"opening {store.redact(self.uri)}"
-        self._guarded(opening, lambda: self._start(config, resume_id, resumed))
+        self._guarded(opening, lambda: self._start(flags, resume_id, resumed))
 
     def log_history(self, rows: list[tuple[int, dict[str, float | None]]]) -> None:
         """As many batches as MLflow's limit demands."""
@@ -115,14 +118,14 @@ class MlflowTracker(Tracker):
 
     # --- MLflow ----------------------------------------------------------------------------------
 
-    def _start(self, config: Config, resume_id: str | None, resumed: bool) -> None:
+    def _start(self, flags: dict[str, Any], resume_id: str | None, resumed: bool) -> None:
         from mlflow.tracking import MlflowClient
 
         path = store.sqlite_path(self.uri)
         if path is not None and not path.exists():
             store.create_database(path)
         self._client = MlflowClient(tracking_uri=self.uri)
-        tags, flags = run_tags(config, self.run_dir), config.flat()
+        tags = run_tags(flags, self.run_dir)
         experiment = experiment_id(self._client, self.uri, flags["experiment_name"] or flags["dataset"])
         if resumed and not resume_id:
             resume_id = self._started_here(experiment, tags["run_dir"])
@@ -196,14 +199,25 @@ class MlflowTracker(Tracker):
             return None
 
 
+def wanted(config: Config) -> bool:
+    """Whether the flags ask for MLflow."""
+    return not (config.log.disable_log or config.run.debug_mode)
+
+
 def open_tracker(
-    config: Config, run_dir: Path, resume_id: str | None = None, resumed: bool = False
+    config: Config, run_dir: Path, resume_id: str | None = None, resumed: bool = False, process: Any = None
 ) -> Tracker:
-    """The tracker that the flags ask for; `NullTracker`, after a warning, when its store cannot be used."""
-    if config.log.disable_log or config.run.debug_mode:
+    """The tracker that the flags ask for; `NullTracker`, after a warning, when its store cannot be used.
+
+    process: that of `tracking_process.prepared`, which logs in this one's place and warns later.
+    """
+    if not wanted(config):
         return NullTracker()
+    if process is not None:
+        process.start(config.flat(), run_dir, resume_id, resumed)
+        return process
     tracker = MlflowTracker(store.resolve_uri(config.log.tracking_uri), run_dir)
-    tracker.start(config, resume_id, resumed)
+    tracker.start(config.flat(), resume_id, resumed)
     return tracker if tracker.active else NullTracker()
 
 
@@ -222,9 +236,9 @@ def experiment_id(client: Any, uri: str, name: str) -> str:
     return found.experiment_id
 
 
-def run_tags(config: Config, run_dir: Path) -> dict[str, str]:
+def run_tags(flags: dict[str, Any], run_dir: Path) -> dict[str, str]:
     """What runs are searched by, and where this one came from."""
-    flags, commit = config.flat(), git_commit() or "unknown"
+    commit = git_commit() or "unknown"
     return {name: str(flags[name]) for name in TAG_FLAGS if name in flags} | {
         "git": commit,
         "host": socket.gethostname(),

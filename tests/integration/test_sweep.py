@@ -16,6 +16,7 @@ import pytest
 from scripts import sweep as program
 from tests.conftest import ROOT
 from tests.integration.test_resume import measured
+from tests.processes import descendants, wait_for_end
 from utils.statistics import spread
 
 GRID = ["--model", "er", "sgd", "--seed", "0", "1"]
@@ -118,30 +119,6 @@ def wait_for_checkpoint(process: subprocess.Popen, folder: Path, since: float) -
         if max(saved, default=0) > since:
             return
         assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def descendants(pid: int) -> list[int]:
-    """Processes below this one, from Linux's process table."""
-    try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:
-        return []
-    return [found for child in children for found in (int(child), *descendants(int(child)))]
-
-
-def alive(pid: int) -> bool:
-    """Whether it runs; one that ended and that nobody waited for does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def wait_for_end(pids: list[int]) -> None:
-    deadline = time.monotonic() + 100
-    while left := [pid for pid in pids if alive(pid)]:
-        assert time.monotonic() < deadline, f"processes {left} outlive their sweep"
         time.sleep(0.02)
 
 

@@ -260,7 +260,7 @@ def test_processes_that_create_the_store_together(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     tracker = MlflowTracker(f"sqlite:///{tmp_path}/mlflow.db", tmp_path)
-    tracker.start(make_config(experiment_name="other"), None)
+    tracker.start(make_config(experiment_name="other").flat(), None)
     experiment = tracker._client.get_experiment_by_name("seq-digits")
     runs = tracker._client.search_runs([experiment.experiment_id])
     assert sorted(run.info.run_name for run in runs) == ["0", "1", "2", "3"]

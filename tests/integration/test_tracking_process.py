@@ -1,0 +1,136 @@
+"""MLflow in a process of its own: the same store as without, and it ends with the run, however that ends."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import main as program
+from tests.conftest import ROOT, run_main
+from tests.processes import descendants, wait_for_end
+
+FLAGS = ["--model", "er", "--dataset", "seq-digits", "--n_epochs", "2", "--batch_size", "20"]
+LONG = ["--model", "er", "--dataset", "seq-digits", "--n_epochs", "15", "--checkpoint_every", "0.002"]
+
+
+def places(folder: Path) -> list[str]:
+    return ["--tracking_uri", f"sqlite:///{folder}/mlflow.db", "--output_dir", str(folder / "runs")]
+
+
+def content(folder: Path) -> dict:
+    """All that the store says of the one run in it that does not depend on when and where it ran."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    names = [n for n in run.data.metrics if not n.startswith(("system/", "seconds", "images_per"))]
+    points = {
+        n: sorted((m.step, m.value) for m in client.get_metric_history(run.info.run_id, n)) for n in names
+    }
+    own = ("tracking_uri", "output_dir", "checkpoint_every")
+    return {
+        "name": run.info.run_name, "status": run.info.status, "metrics": points,
+        "params": {k: v for k, v in run.data.params.items() if k not in own}, "tags": set(run.data.tags),
+        "files": sorted(f.path for f in client.list_artifacts(run.info.run_id)),
+    }  # fmt: skip
+
+
+def run_folder(folder: Path) -> Path:
+    (path,) = (folder / "runs").glob("*/*/*")
+    return path
+
+
+def start(folder: Path, *flags: str) -> subprocess.Popen:
+    command = [sys.executable, str(ROOT / "main.py"), *flags, *places(folder)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with open(folder / "out.txt", "w") as out:
+        return subprocess.Popen(
+            command, stdout=out, stderr=out, env=environment, cwd=ROOT, start_new_session=True
+        )
+
+
+def wait_for(condition, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 200
+    while not condition():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def servers(pid: int) -> list[int]:
+    """MLflow's process among those below this one."""
+    return [p for p in descendants(pid) if "spawn_main" in Path(f"/proc/{p}/cmdline").read_text()]
+
+
+@pytest.mark.figures
+def test_the_store_is_the_one_that_direct_calls_make(tmp_path):
+    import mlflow  # noqa: F401  from here on the program calls it directly
+
+    direct, apart = tmp_path / "direct", tmp_path / "apart"
+    assert program.main([*FLAGS, *places(direct)]) == 0
+    told = run_main(*FLAGS, *places(apart), cwd=ROOT).stdout
+    assert content(apart) == content(direct) and content(apart)["status"] == "FINISHED"
+    assert "results.json" in content(apart)["files"] and "mlflow ui" in told
+    assert "pending" not in (run_folder(apart) / "mlflow_run").read_text()
+
+
+def test_killed_and_resumed_the_store_is_whole(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    killed.mkdir()
+    run_main(*LONG, *places(whole), cwd=ROOT)
+    process = start(killed, *LONG)
+    wait_for(lambda: any(killed.glob("runs/*/*/*/checkpoint.pt")), process)
+    time.sleep(0.5)
+    below = descendants(process.pid)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    wait_for_end(below)
+    flags = ["--tracking_uri", f"sqlite:///{killed}/mlflow.db"]
+    run_main("--resume", str(run_folder(killed)), *flags, cwd=ROOT)
+    assert content(killed) == content(whole)
+
+
+def test_a_signal_to_all_processes_ends_the_run_in_the_store_too(tmp_path):
+    process = start(tmp_path, *LONG)
+    wait_for(lambda: any(tmp_path.glob("runs/*/*/*/checkpoint.pt")), process)
+    below = descendants(process.pid)
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.wait(timeout=100) == 128 + signal.SIGTERM
+    wait_for_end(below)
+    assert content(tmp_path)["status"] == "KILLED"
+    assert (run_folder(tmp_path) / "mlflow_run").read_text().endswith("pending\n")
+
+
+def test_a_store_that_cannot_be_opened_is_told_once_and_harms_nothing(tmp_path):
+    (tmp_path / "file").write_text("")
+    flags = [*FLAGS, "--tracking_uri", f"sqlite:///{tmp_path}/file/mlflow.db"]
+    done = run_main(*flags, "--output_dir", str(tmp_path / "runs"), cwd=ROOT)
+    assert done.stderr.count("MLflow: opening") == 1 and "File exists" in done.stderr
+    assert "mlflow ui" not in done.stdout and not (run_folder(tmp_path) / "mlflow_run").exists()
+    assert json.loads((run_folder(tmp_path) / "results.json").read_text())["status"] == "finished"
+
+
+def test_its_death_is_told_and_harms_nothing(tmp_path):
+    process = start(tmp_path, *LONG)
+    wait_for(lambda: servers(process.pid) and any(tmp_path.glob("runs/*/*/*/checkpoint.pt")), process)
+    os.kill(servers(process.pid)[0], signal.SIGKILL)
+    assert process.wait(timeout=200) == 0
+    told = (tmp_path / "out.txt").read_text()
+    assert told.count("MLflow: its process has ended") == 1 and "mlflow ui" not in told
+    assert json.loads((run_folder(tmp_path) / "results.json").read_text())["status"] == "finished"
+
+
+def test_nothing_is_left_when_the_run_cannot_be_built(tmp_path):
+    process = start(tmp_path, "--model", "pnn", "--dataset", "seq-digits")
+    seen: set[int] = set()
+    while process.poll() is None:
+        seen |= set(descendants(process.pid))
+        time.sleep(0.02)
+    assert process.returncode == 2 and seen
+    wait_for_end(list(seen))
+    told = (tmp_path / "out.txt").read_text()
+    assert "error: --model pnn" in told and "Traceback" not in told

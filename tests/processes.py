@@ -1,0 +1,29 @@
+"""Processes that tests start, as Linux tells of them."""
+
+import time
+from pathlib import Path
+
+
+def descendants(pid: int) -> list[int]:
+    """Processes below this one, from Linux's process table."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return []
+    return [found for child in children for found in (int(child), *descendants(int(child)))]
+
+
+def alive(pid: int) -> bool:
+    """Whether it runs; one that ended and that nobody waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_for_end(pids: list[int]) -> None:
+    """Until all of them have ended; fails when they do not."""
+    deadline = time.monotonic() + 100
+    while left := [pid for pid in pids if alive(pid)]:
+        assert time.monotonic() < deadline, f"processes {left} live on"
+        time.sleep(0.02)
