@@ -70,15 +70,19 @@ def startup() -> list[Figure]:
         figures = []
         for logging, extra in (("without MLflow", ["--disable_log"]), ("with MLflow", [])):
             for _ in range(3):
-                command = [sys.executable, "-c", CHILD, str(time.time()), *flags, *extra]
-                done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-            marks = [0.0, *map(float, done.stderr.splitlines()[-1].split())]
-            parts = {name: b - a for name, a, b in zip(MARKS, marks, marks[1:], strict=False)}
+                parts = stages([*flags, *extra])
             listed = ", ".join(f"{name} {seconds:.2f}" for name, seconds in parts.items())
-            name = f"start to first step, {logging}"
-            text = f"{name}: {marks[-1]:.2f} s  ({listed})"
-            figures.append(Figure(name, text, parts | {"seconds": marks[-1]}))
+            name, total = f"start to first step, {logging}", sum(parts.values())
+            figures.append(Figure(name, f"{name}: {total:.2f} s  ({listed})", parts | {"seconds": total}))
     return figures
+
+
+def stages(flags: list[str]) -> dict[str, float]:
+    """Seconds of each stage of a start of main.py."""
+    command = [sys.executable, "-c", CHILD, str(time.time()), *flags]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    marks = [0.0, *map(float, done.stderr.splitlines()[-1].split())]
+    return {name: b - a for name, a, b in zip(MARKS, marks, marks[1:], strict=False)}
 
 
 def overhead() -> list[Figure]:

@@ -7,10 +7,11 @@ import time
 import pytest
 import torch
 
-from scripts import bench, bench_data, bench_methods, bench_steps
+from scripts import bench, bench_data, bench_methods, bench_seeds, bench_startup, bench_steps
 from scripts.bench_methods import METHODS, Stream, against, bare_epoch
 from scripts.bench_steps import Settings, Stopwatch
 from scripts.timing import random_source
+from utils.config import resolve
 
 SMALL = Settings(backbone="mlp", batch_size=4, n_steps=5)
 CPU = torch.device("cpu")
@@ -116,6 +117,32 @@ def test_steps_of_two_tasks_are_compared(monkeypatch):
     monkeypatch.setattr(bench_methods, "alternate", lambda ours, theirs, rounds: (3.0, 2.0, 1.6))
     numbers = against("late / early", late, early).numbers
     assert numbers == {"ratio": 1.6, "before_us": 1e6 * 2 / 5, "after_us": 1e6 * 3 / 5}
+
+
+def test_a_start_has_its_stages(tmp_path):
+    flags = ["--model", "er", "--dataset", "seq-digits", "--output_dir", str(tmp_path), "--disable_log"]
+    started = time.perf_counter()
+    parts = bench_startup.stages(flags)
+    assert tuple(parts) == bench_startup.MARKS and all(seconds > 0 for seconds in parts.values())
+    assert sum(parts.values()) < time.perf_counter() - started
+
+
+def test_what_a_run_spends_beside_its_steps(tmp_path):
+    flags = {"model": "er", "dataset": "seq-cifar10", "device": "cpu", "output_dir": str(tmp_path)}
+    config = resolve([("test", flags | {"backbone": "mlp", "n_epochs": 1, "disable_log": True})])
+    started = time.perf_counter()
+    spent, saves = bench_startup.measured_run(config)
+    assert len(saves) == 5, "a checkpoint after every task"
+    assert spent["train"] + spent["eval"] < spent["total"] < time.perf_counter() - started - sum(saves)
+
+
+def test_seeds_at_once_are_compared_by_the_best_rounds(monkeypatch):
+    times = iter([10.0, 31.0, 12.0, 24.0])
+    asked = []
+    monkeypatch.setattr(bench_seeds, "sweep", lambda n, sharing, fixed: asked.append(n) or next(times))
+    (figure,) = bench_seeds.seeds("cpu", "data")
+    assert asked == [1, 5, 1, 5]
+    assert figure.numbers == {"ratio": 2.4, "one_s": 10.0, "several_s": 24.0}
 
 
 def small_images():
