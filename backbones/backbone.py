@@ -1,7 +1,10 @@
 """Backbone: the one interface of every architecture: features, a head, logits."""
 
+import functools
+
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from backbones.heads import SharedHead, TaskHeads
 from utils import registry, seeding
@@ -25,6 +28,11 @@ class Backbone(nn.Module):
     def forward(self, x: Tensor, task_id: Tensor | None = None) -> Tensor:
         """(N, C, H, W) images → (N, n_classes) logits; `task_id` (N,) is read by per-task heads only."""
         return self.head(self.features(x), task_id)
+
+    @functools.cached_property
+    def mixes_samples(self) -> bool:
+        """Whether a sample's training features depend on the other samples of its pass: batch norm."""
+        return any(isinstance(module, _BatchNorm) for module in self.modules())
 
     def init_weights(self) -> None:
         """Called once the head is attached; PyTorch's own initialisation stands by default."""

@@ -4,7 +4,8 @@ Source: Buzzega et al. 2020, "Dark Experience for General Continual Learning: a 
 (arXiv 2004.07211), Algorithm 1: L = CE(stream) + α · MSE(h(x'), z), x' a new view of a stored
 image. The memory, a reservoir, holds raw images and z: the outputs of all classes, before the softmax,
 that the network gave to the sample's augmented view in train mode when it was met, before the step. As in
-the official code the MSE is the mean over samples and classes, and stream and replay are passes of their own.
+the official code the MSE is the mean over samples and classes, and stream and replay are passes of their own
+(one, where there is no batch norm to tell them apart).
 Differs from the paper: with several epochs a sample is offered to the memory once (there in every epoch,
 so that copies of an image fill places); its z is that of a uniformly random epoch, as the paper's
 reservoir over the whole optimisation would have it.
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.method import Method
-from models.parts.replay import ReplayOptions, augmented, replayed_per_step, store
+from models.parts.replay import Replayed, ReplayOptions, augmented, passes, replayed_per_step, store
 from utils.buffer import Buffer
 from utils.options import option
 
@@ -34,6 +35,7 @@ class DER(Method):
 
     rehearses = True
     data_parallel = True
+    n_draws = 1  # from the memory per step, independent of each other
 
     def __init__(self, net, options, setup):
         super().__init__(net, options, setup)
@@ -43,16 +45,21 @@ class DER(Method):
 
     def loss(self, batch):
         """CE + α MSE."""
-        outputs = self.net(batch.x, batch.task_id)
+        n = replayed_per_step(self)
+        drawn = [self.buffer.sample(n) for _ in range(self.n_draws)] if self.buffer else []
+        replayed = [augmented(self, sample) for sample in drawn]
+        outputs, *again = passes(self, batch, *replayed)
         self.outputs = outputs.detach().float()
         loss = F.cross_entropy(self.own_logits(outputs, batch.task_id), batch.y)
-        return loss + self.options.alpha * self.distance() if self.buffer else loss
+        if not drawn:
+            return loss
+        return (
+            loss + self.options.alpha * F.mse_loss(again[0], drawn[0]["logits"]) + self.more(again, replayed)
+        )
 
-    def distance(self) -> Tensor:
-        """Between the outputs for drawn samples and the stored ones."""
-        sample = self.buffer.sample(replayed_per_step(self))
-        x, _, task_id = augmented(self, sample)
-        return F.mse_loss(self.net(x, task_id), sample["logits"])
+    def more(self, again: list[Tensor], replayed: list[Replayed]) -> Tensor | float:
+        """What DER++ adds, of outputs for the samples replayed; the first draw is DER's."""
+        return 0.0
 
     def after_step(self, batch):
         """Offer the batch and its outputs; after the first epoch renew outputs of samples held."""

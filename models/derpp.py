@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 
 from models import der
-from models.parts.replay import draw
 from utils.options import option
 
 
@@ -24,11 +23,9 @@ class Options(der.Options):
 class DERpp(der.DER):
     """DER's loss plus the labels of a second draw."""
 
-    def loss(self, batch):
-        """CE + α MSE + β CE."""
-        loss = super().loss(batch)
-        replayed = draw(self)
-        if replayed is None:
-            return loss
-        x, y, task_id = replayed
-        return loss + self.options.beta * F.cross_entropy(self.logits(x, task_id), y)
+    n_draws = 2
+
+    def more(self, again, replayed):
+        """β CE."""
+        _, y, task_id = replayed[1]
+        return self.options.beta * F.cross_entropy(self.own_logits(again[1], task_id), y)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from models.method import Method
-from models.parts.replay import ReplayOptions, draw, store
+from models.parts.replay import ReplayOptions, draw, passes, store
 from utils.buffer import Buffer
 
 
@@ -40,10 +40,10 @@ class ERACE(Method):
         replayed = draw(self)
         if replayed is None:
             return super().loss(batch)
-        logits = self.logits(batch.x, batch.task_id)
-        stream = F.cross_entropy(logits.masked_fill(self.absent(batch.y), -torch.inf), batch.y)
-        x, y, task_id = replayed
-        return stream + F.cross_entropy(self.logits(x, task_id), y)
+        outputs = passes(self, batch, replayed)
+        new, old = (self.own_logits(z, b.task_id) for z, b in zip(outputs, (batch, replayed), strict=True))
+        stream = F.cross_entropy(new.masked_fill(self.absent(batch.y), -torch.inf), batch.y)
+        return stream + F.cross_entropy(old, replayed.y)
 
     def absent(self, y: torch.Tensor) -> torch.Tensor:
         """(C,) classes that were met before and are not in the batch."""
