@@ -21,6 +21,14 @@ def alive(pid: int) -> bool:
         return False
 
 
+def command_line(pid: int) -> str:
+    """What it was started with; empty when it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
 def wait_for_end(pids: list[int]) -> None:
     """Until all of them have ended; fails when they do not."""
     deadline = time.monotonic() + 100

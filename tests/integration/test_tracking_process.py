@@ -12,7 +12,7 @@ import pytest
 
 import main as program
 from tests.conftest import ROOT, run_main
-from tests.processes import descendants, wait_for_end
+from tests.processes import command_line, descendants, wait_for_end
 
 FLAGS = ["--model", "er", "--dataset", "seq-digits", "--n_epochs", "2", "--batch_size", "20"]
 LONG = ["--model", "er", "--dataset", "seq-digits", "--n_epochs", "15", "--checkpoint_every", "0.002"]
@@ -63,7 +63,7 @@ def wait_for(condition, process: subprocess.Popen) -> None:
 
 def servers(pid: int) -> list[int]:
     """MLflow's process among those below this one."""
-    return [p for p in descendants(pid) if "spawn_main" in Path(f"/proc/{p}/cmdline").read_text()]
+    return [child for child in descendants(pid) if "spawn_main" in command_line(child)]
 
 
 @pytest.mark.figures
