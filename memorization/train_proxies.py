@@ -95,7 +95,9 @@ def observe(options: Options, pool) -> dict[str, dict[str, list]]:
             if learner.epoch == early:
                 first = {f"early_{name}": create(name, n, pool.device) for name in EARLY}
                 rate(options, pool, learner, first, found)
-    rate(options, pool, learner, {name: create(name, n, pool.device) for name in after}, found)
+    with fleet.Bar("rating", len(repeats)) as bar:  # some proxies take longer than the training
+        proxies = {name: create(name, n, pool.device) for name in after}
+        rate(options, pool, learner, proxies, found, lambda: bar.advance(1 / len(proxies)))
     networks = as_modules(options, pool, learner)
     for name, own in trackers.items():
         pairs = zip(own, networks, strict=True)
@@ -126,8 +128,8 @@ def as_modules(options: Options, pool, learner) -> list:
     return networks
 
 
-def rate(options: Options, pool, learner, proxies: dict, found: dict) -> None:
-    """Add to `found` what proxies of the networks as they stand say, and their cost."""
+def rate(options: Options, pool, learner, proxies: dict, found: dict, rated=lambda: None) -> None:
+    """Add to `found` what proxies of the networks as they stand say, and their cost; `rated` after each."""
     for net in as_modules(options, pool, learner):
         for name, proxy in proxies.items():
             started = time.process_time()
@@ -135,6 +137,7 @@ def rate(options: Options, pool, learner, proxies: dict, found: dict) -> None:
             own = found.setdefault(name, {"scores": [], "seconds": []})
             own["scores"].append(scores)
             own["seconds"].append(time.process_time() - started)
+            rated()
 
 
 if __name__ == "__main__":
