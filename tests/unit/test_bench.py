@@ -50,7 +50,7 @@ def test_bare_steps_are_as_many_and_as_wide_as_the_methods(monkeypatch):
     assert widths == [4] * 3 * stream.n_steps == [4] * 15
     widths.clear()
     stream.epoch()
-    assert widths == [4] * 15, "the method's own passes"
+    assert widths == [3 * 4] * stream.n_steps, "the same samples, in one pass of its own"
 
 
 def test_the_loader_has_the_same_images(monkeypatch):
