@@ -3,10 +3,12 @@
 import json
 import math
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 
+from backbones import captured
 from scripts import bench, bench_data, bench_methods, bench_seeds, bench_startup, bench_steps
 from scripts.bench_methods import METHODS, Stream, against, bare_epoch
 from scripts.bench_steps import Settings, Stopwatch
@@ -51,6 +53,21 @@ def test_bare_steps_are_as_many_and_as_wide_as_the_methods(monkeypatch):
     widths.clear()
     stream.epoch()
     assert widths == [3 * 4] * stream.n_steps, "the same samples, in one pass of its own"
+
+
+def test_only_our_side_is_compiled(monkeypatch):
+    monkeypatch.setattr(captured, "BACKEND", {"backend": "aot_eager"})
+    settings = replace(SMALL, compile=True, against=bench_steps.AGAINST)
+    stream, sides = settings.stream("er", compiled=True), []
+    assert isinstance(stream.trainer.method.net.features, captured.Captured)
+    monkeypatch.setattr(bench_steps, "bare_steps", lambda other, *args: sides.append(other) or 1.0)
+    monkeypatch.setattr(bench_steps, "bare_epoch", lambda other, case: sides.append(other) or 1.0)
+    for other in ("bare", "loader"):
+        bench_steps.compared(settings, "er", stream, other)
+    assert sides and not any(isinstance(s.trainer.method.net.features, captured.Captured) for s in sides)
+    assert "compiled" in bench_steps.compared(settings, "er", stream, "plain").text
+    assert stream.trainer.method.net.features.fast is not None
+    torch._dynamo.reset()
 
 
 def test_the_loader_has_the_same_images(monkeypatch):
