@@ -19,8 +19,8 @@ from backbones.backbone import Backbone
 from utils import parallel
 
 BACKEND = {"mode": "reduce-overhead"}  # of torch.compile
-# Steps from which on a run is shortened, by device: compiling takes about a minute. None: never. On a CPU the
-# compiled pass takes as long as the plain one (`scripts/bench.py steps --compile --against plain`).
+# Steps from which on a run is shortened, by device: compiling takes about a minute. None: never. On a CPU
+# compiled passes are no quicker than plain ones (`scripts/bench.py steps --compile --against plain`).
 PAYS_FROM = {"cuda": 10_000, "cpu": None}
 N_SIZES = 64  # sizes of batch, task heads and frozen parts that are captured before the rest runs plainly
 
