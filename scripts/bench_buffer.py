@@ -83,12 +83,16 @@ def batches(n: int, floats: bool) -> list[dict[str, Tensor]]:
     return [{"x": a, "y": b, "task_id": torch.zeros_like(b), "index": c} for a, b, c in parts]
 
 
-def pil_transform() -> Callable[[Tensor], Tensor]:
-    """torchvision's transforms of a float image, as a replayed image goes through them."""
+def pil_transform(augment: Augment, side: int) -> Callable[[Tensor], Tensor]:
+    """torchvision's transforms of one image (C, side, side), which `augment` does to a whole batch."""
     from torchvision import transforms
 
-    steps = [transforms.ToPILImage(), transforms.RandomCrop(32, 4), transforms.RandomHorizontalFlip()]
-    return transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(CIFAR.mean, CIFAR.std)])
+    steps: list[Callable] = [transforms.ToPILImage()]
+    if augment.crop_padding:
+        steps += [transforms.RandomCrop(side, augment.crop_padding), transforms.RandomHorizontalFlip()]
+    return transforms.Compose(
+        [*steps, transforms.ToTensor(), transforms.Normalize(augment.mean, augment.std)]
+    )
 
 
 def seconds(buffer, n_seen: int, stream: list[dict[str, Tensor]], taking: bool = True) -> float:
@@ -113,7 +117,10 @@ def against_the_loop(augmented: bool, n_seen: int, rounds: int = 7, n: int = 20)
     """Rounds alternate, each from the same place of the stream: one that is late in it accepts less."""
     streams = batches(n, floats=False), batches(n, floats=True)
     reservoir = Buffer(SIZE, torch.Generator().manual_seed(0), "cpu")
-    sides = Ours(reservoir, CIFAR if augmented else None), LoopBuffer(pil_transform() if augmented else None)
+    sides = (
+        Ours(reservoir, CIFAR if augmented else None),
+        LoopBuffer(pil_transform(CIFAR, 32) if augmented else None),
+    )
     pairs = [(filled(side, stream), n_seen, stream) for side, stream in zip(sides, streams, strict=True)]
     times = [[seconds(*pair) for pair in pairs] for _ in range(rounds + 1)][1:]  # the first warms up
     ours, theirs = (statistics.median(t[i] for t in times) for i in (0, 1))

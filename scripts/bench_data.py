@@ -15,7 +15,7 @@ import torch
 from datasets.augment import Augment
 from datasets.benchmark import class_incremental
 from datasets.sources import Source
-from scripts.bench_buffer import CIFAR
+from scripts.bench_buffer import CIFAR, pil_transform
 from scripts.timing import Figure, alternate, random_source
 from utils.config import resolve
 
@@ -54,15 +54,7 @@ def pil_loader(
     source: Source, workers: int, n: int, batch_size: int, augment: Augment
 ) -> torch.utils.data.DataLoader:
     """The usual data path over `n` images: PIL image, transforms, tensor, one sample at a time."""
-    from torchvision import transforms
-
-    steps = [transforms.ToPILImage()]
-    if augment.crop_padding:
-        side = source.train_x.shape[-1]
-        steps += [transforms.RandomCrop(side, augment.crop_padding), transforms.RandomHorizontalFlip()]
-    change = transforms.Compose(
-        [*steps, transforms.ToTensor(), transforms.Normalize(augment.mean, augment.std)]
-    )
+    change = pil_transform(augment, source.train_x.shape[-1])
 
     class Images(torch.utils.data.Dataset):
         def __len__(self) -> int:

@@ -20,7 +20,6 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -32,7 +31,7 @@ from datasets.augment import Augment
 from memorization import fleet, program, training
 from memorization.pool import Pool
 from memorization.program import MACHINE, STUDY, Options
-from scripts.bench_buffer import CIFAR
+from scripts.bench_buffer import CIFAR, pil_transform
 from scripts.timing import cpu_name, random_source
 from utils import device as devices
 
@@ -109,20 +108,10 @@ def ours(name: str, options: Options, stack: int) -> tuple[float, float]:
 
 def theirs(name: str, options: Options, workers: int) -> tuple[float, float]:
     """The same for one network, scaled to R networks and our number of epochs."""
-    from torchvision import transforms
-
     torch.set_num_threads(os.cpu_count())
     part, device = PARTS[name], devices.choose(options.machine.device)
     source = random_source(N, 10, part.shape)
-    steps: list[Any] = [transforms.ToPILImage()]
-    if part.augment.crop_padding:
-        steps += [
-            transforms.RandomCrop(part.shape[1], part.augment.crop_padding),
-            transforms.RandomHorizontalFlip(),
-        ]
-    change = transforms.Compose(
-        [*steps, transforms.ToTensor(), transforms.Normalize(part.augment.mean, part.augment.std)]
-    )
+    change = pil_transform(part.augment, part.shape[1])
 
     class Images(torch.utils.data.Dataset):
         def __len__(self) -> int:
