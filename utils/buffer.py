@@ -156,8 +156,8 @@ class UnlimitedBuffer(Buffer):
 
 def last_writer(rows: np.ndarray, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Drop all but the last of several rows bound for one slot: what one-by-one insertion leaves."""
-    slots, last = np.unique(slots[::-1], return_index=True)
-    return rows[::-1][last], slots
+    last = dict(zip(slots.tolist(), rows.tolist(), strict=True))
+    return np.array(list(last.values()), dtype=int), np.array(list(last), dtype=int)
 
 
 def copy_rows(target: Tensor, slots: Tensor, rows: Tensor) -> None:
