@@ -113,10 +113,10 @@ def cut_windows(raw: Tensor, padding: int, flip: bool, windows: Windows) -> Tens
     inner = padded[..., padding : padding + height, padding : padding + width]
     inner[:, 0] = raw
     top, left, mirrored = windows
-    corner = top * wide + left
     if flip:
         inner[:, 1] = raw.flip(-1)
-        corner += mirrored * (channels * plane + 2 * padding - 2 * left)  # the same window of the mirror image
+        left = torch.where(mirrored, channels * plane + 2 * padding - left, left)  # the same window, mirrored
+    corner = top * wide + left
     starts = first_runs(n, kinds * channels * plane, channels, plane, height, wide, raw.device)
     runs = padded.as_strided((padded.numel() - width + 1, width), (1, 1))
     return runs.index_select(0, (starts + corner.view(-1, 1, 1)).flatten()).view(raw.shape)

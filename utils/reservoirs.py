@@ -28,11 +28,10 @@ class EvictingBuffer(Buffer):
         """Offer a batch; each field is (N, ...)."""
         if not self.size:
             return
-        free = max(0, self.size - self.n_seen)
+        free = max(0, self.size - self.n_seen)  # these many rows enter without an eviction
         rows, slots = self._place(len(fields["y"]))
-        fresh = rows < free
-        self._write(rows[fresh], slots[fresh], fields)
-        entering = torch.from_numpy(rows[~fresh]).to(self.device)
+        self._write(rows[:free], slots[:free], fields)
+        entering = torch.tensor(rows[free:], dtype=torch.long, device=self.device)
         if len(entering):
             chances = torch.rand(len(entering), generator=self.generator).to(self.device)
             victims = self._evict(entering, chances, fields)
