@@ -54,6 +54,15 @@ def work(path: str, flags: dict) -> int:
         return 2
 
 
+def work_together(runs: list[tuple[str, dict]]) -> int:
+    """As `work` for several runs, which share this process and take turns; returns one exit code for all."""
+    from utils.turns import Part, take
+
+    outputs = [os.path.join(path, "output.txt") for path, _ in runs]
+    parts = zip((functools.partial(work, *run) for run in runs), outputs, runs, strict=True)
+    return take([Part(do, output, flags["device"]) for do, output, (_, flags) in parts])
+
+
 def build(config: Config):
     """Benchmark, network and method of a configuration, on its device."""
     from backbones import shares

@@ -1,7 +1,8 @@
 """Seeds at once: a sweep over several seeds against one run alone, as a user starts them.
 
 Part `seeds` of scripts/bench.py: er on seq-mnist with the mlp, a process for each core; on a GPU er on
-seq-cifar10 with ResNet-18, all seeds sharing it. Both sides include the start of Python and torch.
+seq-cifar10 with ResNet-18, all seeds sharing it, in processes of their own and in one, where they take turns
+(utils/turns.py). Both sides include the start of Python and torch.
 """
 
 import subprocess
@@ -22,18 +23,25 @@ GPU = ("--dataset", "seq-cifar10", "--backbone", "resnet18", "--batch_size", "32
 
 
 def seeds(device: str, data_dir: str, rounds: int = 2) -> list[Figure]:
-    """Wall time of 5 seeds (on a GPU 4) over that of one."""
+    """Wall time of 5 seeds over that of one; on a GPU of 4, in processes and together in one."""
     on_gpu = devices.choose(device).type == "cuda"
     n, flags = (4, GPU) if on_gpu else (5, CPU)
-    sharing = ("--runs_per_gpu", str(n), "--jobs", str(n)) if on_gpu else ()
+    ways = {"a process for each core": ()}
+    if on_gpu:
+        ways = {"in processes": ("--runs_per_gpu", str(n), "--jobs", str(n)),
+                "in one process": ("--seeds_together", str(n), "--jobs", "1")}  # fmt: skip
     fixed = (*flags, "--device", device, "--data_dir", data_dir, "--disable_log", "--ignore_other_metrics")
-    pairs = [(sweep(1, sharing, fixed), sweep(n, sharing, fixed)) for _ in range(rounds)]
-    one, several = (min(pair[i] for pair in pairs) for i in (0, 1))
-    text = (
-        f"seeds at once, er on {flags[1]}: {n} seeds / 1 seed = {several / one:.2f}  (best of {rounds} "
-        f"rounds: {several:.1f} s, {one:.1f} s)"
-    )
-    return [Figure("seeds at once", text, {"ratio": several / one, "one_s": one, "several_s": several})]
+    figures = []
+    for way, sharing in ways.items():
+        pairs = [(sweep(1, sharing, fixed), sweep(n, sharing, fixed)) for _ in range(rounds)]
+        one, several = (min(pair[i] for pair in pairs) for i in (0, 1))
+        text = (
+            f"seeds at once, er on {flags[1]}, {way}: {n} seeds / 1 seed = {several / one:.2f}  (best of "
+            f"{rounds} rounds: {several:.1f} s, {one:.1f} s)"
+        )
+        numbers = {"ratio": several / one, "one_s": one, "several_s": several}
+        figures.append(Figure(f"seeds at once, {way}", text, numbers))
+    return figures
 
 
 def sweep(n: int, sharing: tuple[str, ...], fixed: tuple[str, ...]) -> float:

@@ -4,6 +4,7 @@
     python scripts/sweep.py --model maer er --buffer_size 500 2000 --seed 0 1 2 -- --dataset seq-digits
     python scripts/sweep.py study.yaml --dry_run
     python scripts/sweep.py study.yaml --address auto --runs_per_gpu 4
+    python scripts/sweep.py study.yaml --seeds_together 4
 
 Flags of main.py take one or more values and form a grid; after -- stand those that are the same for all
 runs. A study file holds `fixed`, `grid` and `runs` (utils/study.py); flags on the command line replace
@@ -45,6 +46,8 @@ def parser() -> argparse.ArgumentParser:
     add("--dry_run", action="store_true", help="print the runs and what they will cost, and stop")
     add("--jobs", type=int, metavar="N", help="runs at a time (default: every GPU, else every core)")
     add("--runs_per_gpu", type=int, default=1, metavar="N", help="runs that share a GPU (default: 1)")
+    add("--seeds_together", type=int, default=1, metavar="N",
+        help="seeds of one setting that share a process and, step by step, a GPU (default: 1)")  # fmt: skip
     add("--retries", type=int, default=1, metavar="N", help="further tries of a failed run (default: 1)")
     add("--address", help="Ray cluster: auto, or HOST:PORT; its nodes share the project and output folders")
     add("--cpus_per_run", type=int, metavar="N", help="cores of a run (default: cores / jobs; 1 on Ray)")
@@ -114,7 +117,8 @@ def main(argv: list[str] | None = None) -> int:
         if not (options.dry_run or options.address):  # imports while this process resolves the runs
             runner.start_server(preload(study.points()))
         runs = study.resolved()
-        sweep = Sweep(runs, Ledger({run.config.run.output_dir for run in runs}))
+        ledger = Ledger({run.config.run.output_dir for run in runs})
+        sweep = Sweep(runs, ledger, options.seeds_together)
         if options.dry_run:
             print(sweep.plan(len(runner.places(options.jobs, options.runs_per_gpu))))
             return 0
@@ -132,7 +136,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _check(options: argparse.Namespace) -> None:
-    for name, least in (("jobs", 1), ("runs_per_gpu", 1), ("retries", 0), ("cpus_per_run", 1)):
+    least_of = {"jobs": 1, "runs_per_gpu": 1, "seeds_together": 1, "retries": 0, "cpus_per_run": 1}
+    for name, least in least_of.items():
         value = getattr(options, name)
         if value is not None and value < least:
             raise UserError(f"--{name} {value}: must be at least {least}")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from utils import groups, metrics, parallel
+from utils import groups, metrics, parallel, turns
 
 VIEWS = ("class_il", "task_il")
 # The memorization paper's names: task-IL numbers carry this suffix in forgetting, bwt and fwt.
@@ -190,8 +190,9 @@ def peak_memory(device: torch.device) -> int:
 
 
 def device_name(device: torch.device) -> str:
-    """`cuda (NVIDIA H100)` or `cpu (x86_64, 2 threads)`; with several processes their number before it."""
+    """`cuda (NVIDIA H100)` or `cpu (x86_64, 2 threads)`; several processes or runs in it are told."""
     times = f"{parallel.size()} x " if parallel.size() > 1 else ""
+    times = f"shared by {turns.n_runs()} runs: " if turns.n_runs() > 1 else times
     if device.type == "cuda":
         return f"{times}{device} ({torch.cuda.get_device_name(device)})"
     return f"{times}cpu ({platform.machine()}, {torch.get_num_threads()} threads)"

@@ -4,16 +4,18 @@ import json
 import signal
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from utils import registry, report, runner
 from utils.config import PLUGINS
+from utils.folder import RunFolder
 from utils.ledger import Ledger
 from utils.runner import Job, Outcome, Runner
-from utils.study import Run
+from utils.study import Run, key_of
 
-WORKER, PARENTS = "main:work", "utils.tracking_study:log"
+WORKER, WORKER_OF_SEVERAL, PARENTS = "main:work", "main:work_together", "utils.tracking_study:log"
 # What every run imports; where nothing is logged to MLflow its part is left out.
 PRELOAD = ("main", "utils.training", "utils.recording", "utils.plots")
 PRELOAD_LOGGING = ("mlflow.tracking", "mlflow.store.db.utils", "mlflow.store.tracking.sqlalchemy_store")
@@ -23,8 +25,8 @@ FAREWELL_LINES = 6  # of a failed run's output
 class Sweep:
     """The runs of a study and what the ledger says of them."""
 
-    def __init__(self, runs: list[Run], ledger: Ledger):
-        self.runs, self.ledger = runs, ledger
+    def __init__(self, runs: list[Run], ledger: Ledger, together: int = 1):
+        self.runs, self.ledger, self.together = runs, ledger, together
         self.folders = {run.key: ledger.folder_of(run) for run in runs}
 
     def state(self, run: Run) -> str:
@@ -38,23 +40,50 @@ class Sweep:
         runs = [run for run in self.runs if self.state(run) != "finished"]
         return sorted(runs, key=lambda run: self.state(run) == "new")
 
-    def job(self, run: Run, n_threads: int) -> Job:
-        """What a worker is given. Small networks stay on one thread (utils/device.py)."""
+    def processes(self) -> list[list[Run]]:
+        """Runs to do, by the process that they share: seeds of one setting, `self.together` at a time."""
+        settings: dict[tuple, list[Run]] = defaultdict(list)
+        for run in self.open:
+            flags = run.config.flat()
+            settings[key_of(flags | {"seed": 0}), flags["device"], flags["num_threads"]].append(run)
+        n = self.together
+        return [runs[i : i + n] for runs in settings.values() for i in range(0, len(runs), n)]
+
+    def job(self, runs: list[Run], n_threads: int) -> Job:
+        """What a worker is given: a run, or several that take turns."""
+        given = [(str(self.folders[run.key].absolute()), self._flags(run, n_threads)) for run in runs]
+        (folder, flags), name = given[0], runs[0].key
+        output, gpu = str(Path(folder) / "output.txt"), flags["device"] in ("auto", "cuda")
+        if len(runs) == 1:
+            return Job(name, WORKER, (folder, flags), output, gpu)
+        return Job(name, WORKER_OF_SEVERAL, (given,), output, gpu)
+
+    def _flags(self, run: Run, n_threads: int) -> dict[str, Any]:
+        """Small networks stay on one thread (utils/device.py)."""
         flags = run.config.flat()
         if not flags["num_threads"] and flags["backbone"] != "mlp":
             flags["num_threads"] = n_threads
         if not flags["run_name"]:
             flags["run_name"] = run.label
-        folder = self.folders[run.key].absolute()
-        gpu = flags["device"] in ("auto", "cuda")
-        return Job(run.key, WORKER, (str(folder), flags), str(folder / "output.txt"), gpu)
+        return flags
 
     def work_off(self, where: Runner, n_threads: int, retries: int) -> Iterator[tuple[Run, Outcome, int]]:
         """Do what is to do; yields each ending and the tries left for that run."""
-        runs = {run.key: run for run in self.open}
-        jobs = [self.job(run, n_threads) for run in runs.values()]
+        processes = {runs[0].key: runs for runs in self.processes()}
+        jobs = [self.job(runs, n_threads) for runs in processes.values()]
+        told = set()
         for outcome, tries_left in runner.work_off(where, jobs, retries):
-            yield runs[outcome.job.name], outcome, tries_left
+            for run in processes[outcome.job.name]:
+                if run.key not in told:
+                    own = self._own_outcome(run, outcome)
+                    yield run, own, tries_left if own.code else 0
+                    told |= {run.key} if not own.code else set()
+
+    def _own_outcome(self, run: Run, outcome: Outcome) -> Outcome:
+        """How one of the runs of a process came out: that one failed does not tell which."""
+        folder = self.folders[run.key].absolute()
+        job = replace(outcome.job, output=str(folder / "output.txt"))
+        return Outcome(job, 0 if RunFolder(folder).finished else outcome.code)
 
     def parent_jobs(self, name: str) -> list[Job]:
         """What writes the parent runs of this study, one job for each MLflow store."""

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from utils import checkpoint, groups
+from utils import checkpoint, groups, turns
 from utils.checkpoint import CheckpointError
 from utils.config import OPERATIONAL, Config
 from utils.evaluation import accuracies, memory_counts
-from utils.interrupt import Interrupt, InterruptedRunError, StoppedRunError
+from utils.interrupt import InterruptedRunError, StoppedRunError
 from utils.optimizers import build_optimizer, build_scheduler
 from utils.progress import DivergedError, LossLog, Progress
 from utils.results import Results
@@ -34,7 +34,7 @@ class Position:
 class Trainer:
     """Runs the stream; calls `on_task(row)` after each task and keeps a checkpoint in `folder`."""
 
-    interrupts = Interrupt  # what a signal does
+    interrupts = staticmethod(turns.interrupts)  # what a signal does
 
     def __init__(
         self, config: Config, method: Any, folder: Path, on_task=lambda row: None, quiet: bool = False
@@ -121,6 +121,7 @@ class Trainer:
             if self.losses.full or self.progress.due:
                 self._show(place)
             self._between_steps(task, place)
+            turns.pass_on()
         self._show(place)
 
     def _between_steps(self, task: Any, place: str) -> None:
