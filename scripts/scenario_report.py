@@ -56,7 +56,9 @@ def table(methods: dict[str, dict[str, list[dict]]], published: dict[str, list])
 
 def settings(methods: dict[str, dict[str, list[dict]]]) -> str:
     """What all runs of a benchmark share."""
-    runs = [run for scenarios in methods.values() for runs in scenarios.values() for run in runs]
+    # joint has one task, as long as the others' all together
+    several = [scenarios for name, scenarios in methods.items() if name != "joint"] or methods.values()
+    runs = [run for scenarios in several for runs in scenarios.values() for run in runs]
     units, steps, batch, lr, on = (
         {str(read(run)) for run in runs}
         for read in (
