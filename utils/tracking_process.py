@@ -16,6 +16,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,8 @@ class TrackerProcess(Tracker):
         self.uri = uri
         self._pipe, there = CONTEXT.Pipe()
         self._process = CONTEXT.Process(target=serve, args=(there, uri), name="MLflow", daemon=True)
-        with fit_for_children():
+        resource_tracker.ensure_running()  # which lets signals through again when it starts
+        with fit_for_children(), held_back(signal.SIGTERM):
             self._process.start()
         there.close()
         self._active, self._run_id, self._answer = True, None, None
@@ -147,9 +149,20 @@ class TrackerProcess(Tracker):
             logger.warning("MLflow: its process has ended; nothing more is logged there, training goes on")
 
 
+@contextmanager
+def held_back(number: int) -> Iterator[None]:
+    """This process gets the signal afterwards, one that starts inside never: schedulers send it to all, and
+    the run decides when both end.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def serve(pipe: Connection, uri: str) -> None:
     """Carry out what comes through the pipe, until it closes."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # schedulers send it to all: the run decides when to end
     calls: queue.Queue = queue.Queue()
     threading.Thread(target=_receive, args=(pipe, calls), daemon=True).start()
     log = logging.getLogger("utils.tracking")

@@ -105,6 +105,14 @@ def test_a_signal_to_all_processes_ends_the_run_in_the_store_too(tmp_path):
     assert (run_folder(tmp_path) / "mlflow_run").read_text().endswith("pending\n")
 
 
+def test_a_signal_while_it_starts_does_not_end_it(tmp_path):
+    process = start(tmp_path, *FLAGS)
+    wait_for(lambda: servers(process.pid), process)
+    os.kill(servers(process.pid)[0], signal.SIGTERM)
+    assert process.wait(timeout=200) == 0
+    assert content(tmp_path)["status"] == "FINISHED"
+
+
 def test_a_store_that_cannot_be_opened_is_told_once_and_harms_nothing(tmp_path):
     (tmp_path / "file").write_text("")
     flags = [*FLAGS, "--tracking_uri", f"sqlite:///{tmp_path}/file/mlflow.db"]
