@@ -208,7 +208,8 @@ def compared(settings: Settings, model: str, stream: Stream, other: str) -> Figu
         run = functools.partial(bare_epoch, plain, case)
     elif other == "loader":
         n = stream.n_steps * stream.size
-        loader = pil_loader(settings.source, 2, n, stream.size, settings.augment)
+        workers = min(2, len(os.sched_getaffinity(0)))
+        loader = pil_loader(settings.source, workers, n, stream.size, settings.augment)
         run = functools.partial(loader_epoch, plain, case, loader)
     else:
         run = plain.epoch
