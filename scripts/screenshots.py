@@ -1,7 +1,7 @@
 """Pictures of what a browser shows of logged runs: runs table, a run's charts, an artifact, a report.
 
     python scripts/screenshots.py --experiment digits --tracking_uri sqlite:///mlflow.db --out /tmp/shots
-    python scripts/screenshots.py --url http://127.0.0.1:5000 --experiment digits --report runs/digits/report
+    python scripts/screenshots.py --experiment digits --report runs/digits/report/report.html
 
 Starts an MLflow server on the store (or takes --url) and Chromium without a window, 1280 pixels wide. To
 look at, not to compare by machine; pictures stay out of git.
