@@ -41,7 +41,7 @@ def matrices(settings: list[Setting], view: str) -> str:
         axes.set(xlabel="accuracy on task", ylabel="after task")
     for axes in panels[len(own) :]:
         axes.set_visible(False)
-    figure.colorbar(image, ax=list(panels), label="accuracy (%)", shrink=0.8, aspect=30, pad=0.01)
+    figure.colorbar(image, ax=list(panels[: len(own)]), label="accuracy (%)", shrink=0.8, aspect=30, pad=0.01)
     return _svg(figure)
 
 
