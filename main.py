@@ -58,9 +58,12 @@ def work_together(runs: list[tuple[str, dict]]) -> int:
     """As `work` for several runs, which share this process and take turns; returns one exit code for all."""
     from utils.turns import Part, take
 
-    outputs = [os.path.join(path, "output.txt") for path, _ in runs]
-    parts = zip((functools.partial(work, *run) for run in runs), outputs, runs, strict=True)
-    return take([Part(do, output, flags["device"]) for do, output, (_, flags) in parts])
+    return take(
+        [
+            Part(functools.partial(work, path, flags), os.path.join(path, "output.txt"), flags["device"])
+            for path, flags in runs
+        ]
+    )
 
 
 def build(config: Config):

@@ -52,8 +52,8 @@ class Sweep:
     def job(self, runs: list[Run], n_threads: int) -> Job:
         """What a worker is given: a run, or several that take turns."""
         given = [(str(self.folders[run.key].absolute()), self._flags(run, n_threads)) for run in runs]
-        (folder, flags), name = given[0], runs[0].key
-        output, gpu = str(Path(folder) / "output.txt"), flags["device"] in ("auto", "cuda")
+        (folder, flags), name, output = given[0], runs[0].key, self._printed(runs[0])
+        gpu = flags["device"] in ("auto", "cuda")
         if len(runs) == 1:
             return Job(name, WORKER, (folder, flags), output, gpu)
         return Job(name, WORKER_OF_SEVERAL, (given,), output, gpu)
@@ -76,14 +76,18 @@ class Sweep:
             for run in processes[outcome.job.name]:
                 if run.key not in told:
                     own = self._own_outcome(run, outcome)
+                    if not own.code:
+                        told.add(run.key)
                     yield run, own, tries_left if own.code else 0
-                    told |= {run.key} if not own.code else set()
 
     def _own_outcome(self, run: Run, outcome: Outcome) -> Outcome:
         """How one of the runs of a process came out: that one failed does not tell which."""
-        folder = self.folders[run.key].absolute()
-        job = replace(outcome.job, output=str(folder / "output.txt"))
-        return Outcome(job, 0 if RunFolder(folder).finished else outcome.code)
+        job = replace(outcome.job, output=self._printed(run))
+        return Outcome(job, 0 if RunFolder(self.folders[run.key]).finished else outcome.code)
+
+    def _printed(self, run: Run) -> str:
+        """The file that takes what the run prints."""
+        return str(self.folders[run.key].absolute() / "output.txt")
 
     def parent_jobs(self, name: str) -> list[Job]:
         """What writes the parent runs of this study, one job for each MLflow store."""
