@@ -3,6 +3,7 @@
 The statistical tests draw from fixed seeds; each would fail for fewer than one seed in a million.
 """
 
+import threading
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from scipy.stats import binom, chi2
 
-from datasets.augment import IMAGENET, Augment, normalised_as_asked, random_windows
+from datasets.augment import IMAGENET, Augment, first_runs, normalised_as_asked, random_windows
 from utils.errors import UserError
 
 FALSE_ALARM = 1e-6
@@ -130,3 +131,14 @@ def test_a_mean_of_another_number_of_channels_is_refused():
         UserError, match=r"--pixel_mean 0.1,0.2: give one number, or one a channel \(3 in all\)"
     ):
         asked(Augment(), 3, mean=(0.1, 0.2))
+
+
+def test_what_is_kept_between_batches_is_of_one_thread():
+    """Threads may be on CUDA streams of their own, which do not wait for each other."""
+    raw = images(3, 1, 7, 7)
+    first_runs.cache_clear()
+    random_windows(raw, 1, True, draws()), random_windows(raw, 1, True, draws(1))
+    assert (first_runs.cache_info().misses, first_runs.cache_info().hits) == (1, 1)
+    other = threading.Thread(target=random_windows, args=(raw, 1, True, draws()))
+    other.start(), other.join()
+    assert first_runs.cache_info().misses == 2
