@@ -1,30 +1,49 @@
 """Permuted MNIST: 20 tasks of all ten digits, each with its own order of the pixels (domain-IL).
 
 Source: Kirkpatrick et al. 2017 (EWC); Lopez-Paz & Ranzato 2017 (GEM), whose script permutes the first task
-too, as mammoth does and we do. Batches of 128, one epoch: mammoth.
+too, as mammoth does and we do. Batches of 128, one epoch: mammoth. With `--padding 2` the images are those
+of van de Ven & Tolias 2019 (arXiv 1904.07734), whose code adds a black border before it permutes.
 """
 
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from datasets import sources
 from datasets.augment import Augment
 from datasets.benchmark import Benchmark, domain_incremental
 from utils import seeding
+from utils.options import OptionSet, option
 
 DEFAULTS = {"n_tasks": 20, "n_epochs": 1, "batch_size": 128, "lr": 0.1, "backbone": "mlp"}
 
 
+@dataclass(frozen=True)
+class Options(OptionSet):
+    """Flags of permuted MNIST."""
+
+    padding: int = option(
+        0, "black pixels added on every side before pixels change places, e.g. 2 for 32x32", ge=0, le=100
+    )
+
+
 def build(config, device) -> Benchmark:
     """The stream for a resolved configuration, on `device`."""
-    source = sources.mnist(config.run.data_dir)
+    source = padded(sources.mnist(config.run.data_dir), config.benchmark.padding)
     n_pixels = source.train_x[0].numel()
     orders = [draw(n_pixels, config.run.seed, task) for task in range(config.stream.n_tasks)]
     changes = [partial(permute, order=order.to(device)) for order in orders]
     drawn = {"permutations": [order.tolist() for order in orders]}
     return domain_incremental("perm-mnist", source, Augment(), changes, config, device, drawn)
+
+
+def padded(source: sources.Source, n: int) -> sources.Source:
+    """The source with `n` black pixels more on every side of its images."""
+    train_x, test_x = (F.pad(x, (n,) * 4) for x in (source.train_x, source.test_x))
+    return replace(source, train_x=train_x, test_x=test_x)
 
 
 def draw(n_pixels: int, seed: int, task: int) -> Tensor:

@@ -80,7 +80,7 @@ class StreamOptions(OptionSet):
 
 @dataclass(frozen=True)
 class TrainOptions(OptionSet):
-    """The optimizer and its schedule; a new optimizer is made for every task."""
+    """The optimizer and its schedule."""
 
     n_epochs: int = option(1, "passes over each task's data", ge=1)
     n_iters: int = option(
@@ -89,6 +89,9 @@ class TrainOptions(OptionSet):
     batch_size: int = option(10, "samples of the stream per step", ge=1)
     lr: float = option(0.1, "learning rate", gt=0)
     optimizer: str = option("sgd", "sgd, adam or adamw", choices=("sgd", "adam", "adamw"))
+    keep_optimizer: bool = option(
+        False, "each task begins with the last one's momentum and Adam moments (default: with none)"
+    )
     optim_wd: float = option(0.0, "weight decay", ge=0)
     optim_mom: float = option(0.0, "momentum (sgd)", ge=0, lt=1)
     lr_scheduler: str = option(

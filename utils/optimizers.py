@@ -56,7 +56,7 @@ SGD, Adam, AdamW = map(_bare, (torch.optim.SGD, torch.optim.Adam, torch.optim.Ad
 
 
 def build_optimizer(parameters: Any, options: Any) -> torch.optim.Optimizer:
-    """The optimizer of one task."""
+    """The optimizer of one task, of parameters or of (name, parameter) pairs."""
     parameters = list(parameters)
     fused = True  # one kernel per step instead of several per tensor, on CPU and CUDA alike
     if options.optimizer == "sgd":
@@ -65,6 +65,28 @@ def build_optimizer(parameters: Any, options: Any) -> torch.optim.Optimizer:
         )
     kind = {"adam": Adam, "adamw": AdamW}[options.optimizer]
     return kind(parameters, lr=options.lr, weight_decay=options.optim_wd, fused=fused)
+
+
+def carry_over(optimizer: torch.optim.Optimizer, before: dict[str, Any]) -> None:
+    """Give an optimizer the state that another one, saved as `before`, had for the parameters of both.
+
+    Both were built from (name, parameter) pairs; parameters of another shape, as those of a head that has
+    grown, begin anew.
+    """
+    own, state = optimizer.state_dict(), {}
+    old = dict(zip(_names(before), before["param_groups"][0]["params"], strict=True))
+    named = zip(_names(own), optimizer.param_groups[0]["params"], strict=True)
+    for i, (name, p) in enumerate(named):
+        found = before["state"].get(old.get(name))
+        if found and all(_belongs(v, p) for v in found.values() if isinstance(v, torch.Tensor) and v.dim()):
+            state[i] = found
+        elif optimizer.defaults.get("momentum"):  # as before a first step; fused SGD wants all or none
+            state[i] = {"momentum_buffer": torch.zeros_like(p)}
+    optimizer.load_state_dict(own | {"state": state})
+
+
+def _names(saved: dict[str, Any]) -> list[str]:
+    return saved["param_groups"][0]["param_names"]
 
 
 def build_scheduler(optimizer: torch.optim.Optimizer, options: Any, n_epochs: int) -> Any:

@@ -14,7 +14,7 @@ from utils.checkpoint import CheckpointError
 from utils.config import OPERATIONAL, Config
 from utils.evaluation import accuracies, memory_counts
 from utils.interrupt import InterruptedRunError, StoppedRunError
-from utils.optimizers import build_optimizer, build_scheduler
+from utils.optimizers import build_optimizer, build_scheduler, carry_over
 from utils.progress import DivergedError, LossLog, Progress
 from utils.results import Results
 
@@ -89,19 +89,22 @@ class Trainer:
 
     def _begin(self, task: Any) -> Any:
         """Optimizer and scheduler for the task: new, or as the checkpoint left them."""
-        method, resumed = self.method, self._resumed
+        method, train, resumed = self.method, self.config.train, self._resumed
         method.enter(task)
         method.net.train()
         begun = resumed is not None and (self.position.epoch or self.position.step)
         if not begun:
             method.begin_task(task)
             self.best, self.n_worse = -1.0, 0
-        method.optimizer = build_optimizer(method.trainable().values(), self.config.train)
-        self.scheduler = build_scheduler(method.optimizer, self.config.train, self._n_epochs(task))
+        before = resumed["optimizer"] if resumed else method.optimizer and method.optimizer.state_dict()
+        method.optimizer = build_optimizer(method.trainable().items(), train)
+        self.scheduler = build_scheduler(method.optimizer, train, self._n_epochs(task))
         if begun:
-            method.optimizer.load_state_dict(resumed["optimizer"])
+            method.optimizer.load_state_dict(before)
             if self.scheduler:
                 self.scheduler.load_state_dict(resumed["scheduler"])
+        elif train.keep_optimizer and before:
+            carry_over(method.optimizer, before)
         self._resumed = None
         return self.scheduler
 

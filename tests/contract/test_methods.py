@@ -157,6 +157,19 @@ def test_learns_a_tiny_stream_and_repeats_itself_from_disk(model, scenario, disk
 
 
 @pytest.mark.parametrize("model", [m for m in MODELS if classes_of(m).stream == "sequential"])
+def test_the_optimizer_may_be_kept(model):
+    """Adam's count of steps runs on through all three tasks, where they share parameters."""
+    if model == "mer":
+        pytest.skip("defined for plain SGD")
+    n_steps = {}
+    for keep in (False, True):
+        flags = {"optimizer": "adam", "lr": 0.001, "keep_optimizer": keep}
+        method, _ = train(*small_method(model, **flags))
+        n_steps[keep] = max((int(own["step"]) for own in method.optimizer.state.values()), default=0)
+    assert n_steps[True] == n_steps[False] * (1 if model in ("independent", "pnn") else 3)
+
+
+@pytest.mark.parametrize("model", [m for m in MODELS if classes_of(m).stream == "sequential"])
 def test_the_seed_matters(model):
     a, b = (train(*small_method(model, seed=seed), tasks=1)[0] for seed in (0, 1))
     assert any(not torch.equal(x, y) for x, y in zip(weights(a).values(), weights(b).values(), strict=True))

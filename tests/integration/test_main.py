@@ -141,6 +141,10 @@ def test_optimizer_flags_reach_the_optimizer(run):
     ]  # fmt: skip
     for flags in changes:
         assert run("--model", "sgd", *FAST, *flags, fast=False)[3]["task_il"] != plain, flags
+    for kind in (("adam", "--lr", "0.001"), ("sgd", "--optim_mom", "0.9"), ("sgd", "--optim_mom", "0")):
+        flags = ("--model", "sgd", "--optimizer", *kind)
+        kept = run(*flags, "--keep_optimizer")[3]["task_il"] != run(*flags)[3]["task_il"]
+        assert kept == (kind[-1] != "0"), kind
     flags = ("--model", "sgd", *FAST, "--n_epochs", "3")
     constant = run(*flags, fast=False)[3]["task_il"]
     step = ("--lr_scheduler", "multistep", "--lr_milestones", "1", "--sched_multistep_lr_gamma")

@@ -135,10 +135,15 @@ def test_a_signal_saves_and_says_how_to_continue(number, code, folder):
     assert (log.parent / "checkpoint.pt").exists()
 
 
-def test_stop_after_stops_in_good_order_and_the_rest_is_as_if_it_had_not(folder, capsys):
+KEPT = ["--optimizer", "adam", "--lr", "0.001", "--keep_optimizer"]
+
+
+@pytest.mark.parametrize("extra", [[], KEPT, [*KEPT, "--multi_head"]], ids=["new", "kept", "heads"])
+def test_stop_after_stops_in_good_order_and_the_rest_is_as_if_it_had_not(extra, folder, capsys):
     whole, parts = folder / "whole", folder / "parts"
-    assert program.main([*flags_of("mas"), "--output_dir", str(whole)]) == 0
-    assert program.main([*flags_of("mas"), "--stop_after", "1", "--output_dir", str(parts)]) == 0
+    flags = [*flags_of("mas"), *extra]
+    assert program.main([*flags, "--output_dir", str(whole)]) == 0
+    assert program.main([*flags, "--stop_after", "1", "--output_dir", str(parts)]) == 0
     run, said = only_run(parts), capsys.readouterr()
     document = json.loads((run / "results.json").read_text())
     assert document["status"] == "stopped" and said.out.splitlines()[-1] == f"results: {run}/results.json"

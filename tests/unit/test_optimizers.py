@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT, tiny_config
-from utils.optimizers import build_optimizer
+from utils.optimizers import build_optimizer, carry_over
 
 FLAGS = {"lr": 0.03, "optim_wd": 0.1}
 
@@ -53,6 +53,42 @@ def test_gradients_and_state_of_another_layout_are_brought_into_the_parameters(k
             optimizer.load_state_dict(saved)
         ended.append(p.detach())
     assert torch.equal(*ended) and not torch.equal(ended[0], start[0])
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adam", "adamw"])
+def test_what_is_carried_over_goes_on_as_in_one_optimizer(kind):
+    """Parameters are known by name; a new one and one that has grown begin as in a new optimizer."""
+    options = replace(tiny_config(optimizer=kind, optim_mom=0.9 * (kind == "sgd"), **FLAGS).train)
+    draws = torch.Generator().manual_seed(0)
+    start = {"gone": 2, "stays": 3, "grows": 4, "new": 5}
+    start = {name: torch.randn(size, generator=draws) for name, size in start.items()}
+    gradient = {name: torch.randn(len(p) + 2, generator=draws) for name, p in start.items()}
+
+    def steps(optimizer, named, n=3):
+        for _ in range(n):
+            for name, p in named:
+                p.grad = gradient[name][: len(p)] * p.detach()
+            optimizer.step()
+
+    def parameter(name):
+        return name, start[name].clone().requires_grad_()
+
+    first = [parameter(name) for name in ("gone", "stays", "grows")]
+    before = build_optimizer(first, options)
+    steps(before, first)
+    second = [parameter("new"), ("grows", torch.ones(6, requires_grad=True)), first[1]]
+    after = build_optimizer(second, replace(options, lr=0.01))
+    carry_over(after, before.state_dict())
+    steps(after, second)
+
+    stays, anew = [parameter("stays")], [parameter("new"), ("grows", torch.ones(6, requires_grad=True))]
+    one, another = build_optimizer(stays, options), build_optimizer(anew, replace(options, lr=0.01))
+    steps(one, stays)
+    one.param_groups[0]["lr"] = 0.01
+    steps(one, stays)
+    steps(another, anew)
+    for (name, p), (_, q) in zip(second, [*anew, *stays], strict=True):
+        assert torch.equal(p, q), name
 
 
 def test_a_run_does_not_import_the_compiler(tmp_path):

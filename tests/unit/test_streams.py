@@ -96,6 +96,19 @@ def test_permuted_tasks_hold_the_same_pixels_in_drawn_orders(data):
         assert torch.equal(stream.train(task).x_raw.flatten(1), images[:, order])
 
 
+def test_padding_is_a_black_border_whose_pixels_are_permuted_too(data):
+    stream, _ = build("perm-mnist", data, n_tasks=2, padding=2)
+    assert stream.input_shape == (1, 32, 32)
+    plain, _ = build("seq-mnist", data, n_tasks=1)
+    for split in ("train", "test"):
+        whole = getattr(plain, split)(plain.tasks[0] if split == "train" else 1).x_raw
+        bordered = torch.zeros(len(whole), 1, 32, 32, dtype=torch.uint8)
+        bordered[:, :, 2:-2, 2:-2] = whole
+        for task, order in zip(stream.tasks, stream.transforms["permutations"], strict=True):
+            samples = stream.train(task) if split == "train" else stream.test_of(task)
+            assert torch.equal(samples.x_raw.flatten(1), bordered.flatten(1)[:, order])
+
+
 @pytest.mark.parametrize("size", [(28, 28), (20, 31)])
 def test_rotation_is_pillows_pixel_for_pixel(size):
     generator = torch.Generator().manual_seed(0)
