@@ -6,7 +6,8 @@ p at temperature T on the images of the current task; no factor T², no other no
 `--lwf_distill head`: a softmax over each old task's classes (the paper). joint: one over all old classes,
 counted once per old task, so that λ weighs a task as with heads (FACIL, PyCIL and mammoth count it once).
 seen: as joint, but the new network's softmax is over the new classes too, of which the old one's probability
-is 0; with λ = T² the loss of van de Ven & Tolias 2019, up to its scale. With domains all are the one softmax.
+is 0, and KD is divided by its number of classes C; with λ = T² it is the loss of van de Ven & Tolias 2019 up
+to its scale, whose code takes the mean over classes too (per head: λ = T²/C). With domains C are all classes.
 `--lwf_warmup`: epochs of plain SGD on the new task's outputs alone before the rest may move.
 Differs from the paper: no weight decay unless asked for; the old network answers in eval mode, on the
 images as augmented for the step; no warm-up unless asked for, and with domains nothing new to warm up.
@@ -91,7 +92,8 @@ class LwF(Method):
         teachers = answers.split(widths, 1) if self.distill == "head" else [answers]
         pairs = zip(students, teachers, strict=True)
         losses = [distillation(s, t, self.options.lwf_temperature) for s, t in pairs]
-        return sum(losses) * (self.n_old / len(losses))
+        shared = widths[0] if self.distill == "seen" else 1
+        return sum(losses) * (self.n_old / len(losses) / shared)
 
     def end_task(self, task):
         """The network as it is now becomes the teacher."""

@@ -31,7 +31,7 @@ else
   output=${OUTPUT_DIR:-runs/scenarios} seeds=${SEEDS:-0 1 2 3 4} held=
 fi
 
-# lwf has that paper's loss (λ = T² = 4); lwf_tuned, on split MNIST, the strength that the grid chose.
+# lwf has that paper's loss: λ = T² = 4 and the mean over classes (models/lwf.py), so T²/C for each head.
 # benchmark method | flags for all scenarios | strength in task-IL | domain-IL | class-IL
 table() {
   sed -e '/^ *#/d' -e '/^ *$/d' <<'TABLE'
@@ -41,8 +41,7 @@ split ewc_online | --model ewc --ewc_mode online | --e_lambda 1e5 | --e_lambda 1
 split si         | | --si_c 10 | --si_c 10 | --si_c 10
 split mas        | --mas_n 1000 | --mas_lambda 1 | --mas_lambda 1 | --mas_lambda 1
 split rwalk      | | --rwalk_lambda 10 | --rwalk_lambda 10 | --rwalk_lambda 10
-split lwf        | | --lwf_lambda 4 | --lwf_lambda 4 | --lwf_lambda 4 --lwf_distill seen
-split lwf_tuned  | --model lwf | --lwf_lambda 1 | --lwf_lambda 1 | --lwf_lambda 1 --lwf_distill seen
+split lwf        | | --lwf_lambda 2 | --lwf_lambda 4 --lwf_distill seen | --lwf_lambda 4 --lwf_distill seen
 split lwf_mc     | | | |
 split ebll       | | --lwf_lambda 1 --ebll_alpha 1 | --lwf_lambda 1 --ebll_alpha 1 | --lwf_lambda 1 --ebll_alpha 1
 split imm_mean   | | --imm_lambda 0.01 | --imm_lambda 0.01 | --imm_lambda 0.01
@@ -53,7 +52,7 @@ perm ewc         | --ewc_mode separate | --e_lambda 100 | --e_lambda 100 | --e_l
 perm ewc_online  | --model ewc --ewc_mode online | --e_lambda 100 | --e_lambda 100 | --e_lambda 100
 perm si          | | --si_c 10 | --si_c 10 | --si_c 10
 perm mas         | --mas_n 1000 | --mas_lambda 0.1 | --mas_lambda 0.1 | --mas_lambda 0.1
-perm lwf         | | --lwf_lambda 4 | --lwf_lambda 4 | --lwf_lambda 4 --lwf_distill seen
+perm lwf         | | --lwf_lambda 0.4 | --lwf_lambda 4 --lwf_distill seen | --lwf_lambda 4 --lwf_distill seen
 perm joint       | --model joint --n_iters 50000 | | |
 TABLE
 }
@@ -65,7 +64,6 @@ ewc      | e_lambda     | 1e2 1e3 1e4 1e5 1e6 | 1 10 1e2 1e3
 si       | si_c         | 0.1 1 10 100 1000   | 0.1 1 10 100
 mas      | mas_lambda   | 0.01 0.1 1 10 100   | 0.01 0.1 1
 rwalk    | rwalk_lambda | 0.1 1 10 100 1000   |
-lwf      | lwf_lambda   | 0.3 1 3             | 0.1 0.3 1
 ebll     | ebll_alpha   | 0.1 1 10            |
 imm_mean | imm_lambda   | 0.001 0.01 0.1      |
 imm_mode | imm_lambda   | 0.001 0.01 0.1      |

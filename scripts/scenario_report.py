@@ -16,13 +16,9 @@ PUBLISHED = Path(__file__).with_name("published_scenarios.yaml")
 
 
 def name_of(config: dict) -> str:
-    """`ewc online`: the method, and its form where it has two; the paper's LwF has λ = T²."""
-    model = config["model"]
-    if model == "ewc" and config["ewc_mode"] == "online":
-        return "ewc online"
-    if model == "lwf" and config["lwf_lambda"] != config["lwf_temperature"] ** 2:
-        return "lwf tuned"
-    return model
+    """`ewc online`: the method, and its form where it has two."""
+    online = config["model"] == "ewc" and config["ewc_mode"] == "online"
+    return f"{config['model']} online" if online else config["model"]
 
 
 def collect(documents: list[dict]) -> dict[str, dict[str, dict[str, list[dict]]]]:
