@@ -90,7 +90,7 @@ class TrainOptions(OptionSet):
     lr: float = option(0.1, "learning rate", gt=0)
     optimizer: str = option("sgd", "sgd, adam or adamw", choices=("sgd", "adam", "adamw"))
     keep_optimizer: bool = option(
-        False, "each task begins with the last one's momentum and Adam moments (default: with none)"
+        False, "begin each task with the last one's momentum and Adam moments instead of none"
     )
     optim_wd: float = option(0.0, "weight decay", ge=0)
     optim_mom: float = option(0.0, "momentum (sgd)", ge=0, lt=1)
