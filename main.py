@@ -149,7 +149,7 @@ def lead(config: Config, method, folder, resume: bool, wait: bool, tracking=None
         if resume:
             trainer.load()
         parallel.wait()
-        trainer.results.seconds["data"] += method.setup.benchmark.build_seconds
+        trainer.results.add_data(method.setup.benchmark.build_seconds)
         with Recorder(config, folder, trainer, git_commit(), resume, tracking) as recorder:
             trainer.on_task = recorder.after_task
             try:

@@ -38,6 +38,11 @@ class Results:
         self.seconds["total"] += now - self._clock
         self._clock = now
 
+    def add_data(self, seconds: float) -> None:
+        """Count time that went into the data before this clock started."""
+        self.seconds["data"] += seconds
+        self.seconds["total"] += seconds
+
     def set_row(self, row: int, accuracies: np.ndarray) -> None:
         """Store an evaluation after task `row`; `accuracies` is (tasks evaluated, 2 views)."""
         for column, view in enumerate(VIEWS):

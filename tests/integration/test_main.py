@@ -64,6 +64,19 @@ def test_results_document(run):
     assert f"{100 * R[-1].mean():.1f}" in out
 
 
+def test_time_that_went_into_the_data_is_part_of_the_total(run, monkeypatch):
+    def slow(config):
+        method = build(config)
+        method.setup.benchmark.build_seconds = 1000.0
+        return method
+
+    build = program.build
+    monkeypatch.setattr(program, "build", slow)
+    seconds = run("--model", "er")[3]["seconds"]
+    assert seconds["data"] == pytest.approx(1000, abs=60)  # and what training waited for data
+    assert seconds["total"] >= seconds["train"] + seconds["eval"] + 1000
+
+
 def test_ignore_other_metrics_changes_no_other_number(run):
     full, short = run("--model", "er")[3], run("--model", "er", "--ignore_other_metrics")[3]
     assert short["fwt"] is None and set(short["b"]) == {None}
