@@ -12,11 +12,13 @@ from utils.errors import UserError
 def class_order(n_classes: int, seed: int, permute: bool, chosen: tuple[int, ...] = ()) -> np.ndarray:
     """Original class at each position of the stream, shape (n_classes,).
 
-    Permuted exactly as in the memorization paper's code (`RandomState(seed).permutation`), so that a
-    run with the same seed sees the same tasks as the published logs. chosen: an order of the user's.
+    Permuted exactly as in the memorization paper's code and mammoth, where class c becomes label
+    `RandomState(seed).permutation(n_classes)[c]`, so that a run with the same seed sees the same tasks as
+    the published logs. chosen: an order of the user's.
     """
     if not chosen:
-        return np.random.RandomState(seed).permutation(n_classes) if permute else np.arange(n_classes)
+        label = np.random.RandomState(seed).permutation(n_classes) if permute else np.arange(n_classes)
+        return np.argsort(label)
     if sorted(chosen) != list(range(n_classes)):
         given = ",".join(map(str, chosen))
         raise UserError(
@@ -77,7 +79,7 @@ def group_order(groups: list[str], seed: int, permute: bool) -> np.ndarray:
     """Class order that keeps groups of classes (alphabets) together, shape (n_classes,).
 
     groups: the group of each class. Groups stand in the order of their first class, or permuted by the
-    seed; the classes of a group stay in their own order.
+    seed as classes are; the classes of a group stay in their own order.
     """
     names = list(dict.fromkeys(groups))
     place = np.argsort(class_order(len(names), seed, permute))  # of each group

@@ -214,6 +214,7 @@ class Trainer:
         method = self.method
         content = {
             "config": self.config.flat(),
+            "classes": self.benchmark.class_names,
             "position": asdict(self.position),
             "results": self.results.state_dict(),
             "early_stopping": [self.best, self.n_worse],
@@ -230,7 +231,7 @@ class Trainer:
         if not path.exists():
             return
         saved = checkpoint.read(path)
-        check_same_run(saved, self.config, path)
+        check_same_run(saved, self.config, self.benchmark.class_names, path)
         self.position = Position(**saved["position"])
         self.results.load_state_dict(saved["results"])
         self.best, self.n_worse = saved["early_stopping"]
@@ -275,10 +276,15 @@ class Trainer:
             self.results.seconds[what] += time.monotonic() - started
 
 
-def check_same_run(saved: dict[str, Any], config: Config, path: Path) -> None:
-    """Refuse a checkpoint that another configuration has written."""
+def check_same_run(saved: dict[str, Any], config: Config, classes: list[str], path: Path) -> None:
+    """Refuse a checkpoint of another configuration, or of other classes or another order of them."""
     own, other = config.flat(), saved.get("config", {})
     names = [k for k in own if k not in OPERATIONAL and own[k] != other.get(k)]
     if names:
         differ = ", ".join(f"--{k} is {own[k]}, there {other.get(k)}" for k in names[:3])
         raise CheckpointError(f"{path} belongs to another run: {differ}")
+    if saved.get("classes") != classes:
+        raise CheckpointError(
+            f"{path}: the classes of the data, or their order, were others when it was written (images "
+            "changed, or another version of this program); bring those back, or start the run again"
+        )

@@ -10,6 +10,7 @@ import torch
 import yaml
 
 import main as program
+from datasets import scenarios
 from tests.conftest import ROOT
 from utils import checkpoint
 
@@ -94,7 +95,8 @@ def test_two_runs_of_a_seed_agree_and_seeds_differ(run):
 
 def test_permute_classes_is_the_papers_order(run):
     order = run("--model", "sgd", "--permute_classes", "1", "--seed", "42")[3]["class_order"]
-    assert order == np.random.RandomState(42).permutation(10).tolist()
+    new_label = np.random.RandomState(42).permutation(10)
+    assert new_label[order].tolist() == list(range(10)), "class c becomes label permutation[c]"
     assert run("--model", "sgd")[3]["class_order"] == list(range(10))
 
 
@@ -269,6 +271,17 @@ def test_a_damaged_or_foreign_checkpoint_is_refused(run, folder):
     code, _, err, _ = run("--resume", str(second), fast=False)
     assert code == 2 and "damaged or not a checkpoint" in err
     assert json.loads((second / "results.json").read_text())["status"] == "finished", "nothing was lost"
+
+
+def test_a_checkpoint_of_another_class_order_is_refused(run, folder, monkeypatch):
+    """Versions before it was the paper's order permuted otherwise; data may change too."""
+    run("--model", "er", "--permute_classes", "1", "--stop_after", "2")
+    order = scenarios.class_order
+    monkeypatch.setattr(scenarios, "class_order", lambda *args, **kw: np.argsort(order(*args, **kw)))
+    code, _, err, _ = run("--resume", str(run_folder(folder)), fast=False)
+    assert code == 2 and "checkpoint.pt: the classes of the data, or their order, were others" in err
+    monkeypatch.undo()
+    assert run("--resume", str(run_folder(folder)), fast=False)[0] == 0
 
 
 def test_an_output_dir_that_cannot_be_written(folder, capsys):

@@ -7,8 +7,12 @@ from datasets import scenarios
 from utils.errors import UserError
 
 
-def test_a_permuted_order_is_numpys_for_that_seed():
-    assert scenarios.class_order(10, 42, permute=True).tolist() == [8, 1, 5, 0, 7, 2, 9, 4, 3, 6]
+def test_classes_get_the_labels_that_the_published_code_gives_them():
+    order = scenarios.class_order(10, 42, permute=True)
+    # there: targets = RandomState(seed).permutation(classes)[targets], and task 0 has labels 0 and 1
+    labels = [8, 1, 5, 0, 7, 2, 9, 4, 3, 6]
+    assert scenarios.relabel(np.arange(10), order).tolist() == labels
+    assert order[:2].tolist() == [labels.index(0), labels.index(1)] == [3, 1]
     assert scenarios.class_order(5, 42, permute=False).tolist() == [0, 1, 2, 3, 4]
 
 
