@@ -30,7 +30,9 @@ RIDGE = 1e-3
 class Options(ExemplarOptions):
     """Flags of BiC."""
 
-    valset_split: float = option(0.1, "share of a class's exemplars held out for the correction", gt=0, lt=1)
+    valset_split: float = option(
+        0.1, "share of a class's exemplars held out for the correction, at least one", gt=0, lt=1
+    )
     softmax_temp: float = option(2.0, "temperature of the distillation", gt=0)
 
 
@@ -43,10 +45,11 @@ class BiC(Method):
 
     def __init__(self, net, options, setup):
         super().__init__(net, options, setup)
-        self.buffer = ExemplarMemory(options.buffer_size, setup)
+        self.buffer = ExemplarMemory(options.buffer_size, setup, per_group=2)
         self.teacher = exemplars.frozen_copy(net)
         self.draws = setup.generator("method")
-        self.held = torch.zeros(setup.benchmark.n_train, dtype=torch.bool, device=self.device)  # by index
+        shape = len(setup.benchmark.tasks), setup.benchmark.n_train
+        self.held = torch.zeros(shape, dtype=torch.bool, device=self.device)  # by task and index
         self.bias = torch.tensor([1.0, 0.0], device=self.device)  # α, β of the last task's classes
         self.teacher_bias = self.bias.clone()
 
@@ -60,13 +63,15 @@ class BiC(Method):
             return
         share, rank = self.options.valset_split, self.buffer.ranks()
         chosen = ((rank + 1) * share).ceil() > (rank * share).ceil()
-        self.held[self.buffer.stored()["index"][chosen]] = True
+        stored = self.buffer.stored()
+        self.held[stored["task_id"][chosen], stored["index"][chosen]] = True
         per_class = -(-int(chosen.sum()) // self.buffer.n_groups[task.id])
         samples = self.setup.benchmark.train(task)
         for label in task.classes:
             mine = samples.index[samples.y == label]
             drawn = torch.randperm(len(mine), generator=self.draws)
-            self.held[mine[drawn[: min(per_class, int(share * len(mine)))].to(self.device)]] = True
+            few = drawn[: min(per_class, int(share * len(mine)))].to(self.device)
+            self.held[task.id, mine[few]] = True
 
     def loss(self, batch):
         """Both terms over the samples that are not held out."""
@@ -82,15 +87,18 @@ class BiC(Method):
                 soft = (taught / heat).softmax(1)
             distilled = F.cross_entropy(logits[:, :n_old] / heat, soft, reduction="none")
             each = share * distilled + (1 - share) * each
-        weights = (~self.held[samples.index]).to(each.dtype)
+        weights = (~self.held[samples.task_id, samples.index]).to(each.dtype)
         return (weights * each).sum() / weights.sum().clamp_min(1)
 
     def end_task(self, task):
         """Fit the correction on what was held out, then renew the exemplars."""
         if len(self.buffer):
             pools = (self.buffer.stored(), exemplars.samples_of(self, task))
-            held = [{n: pool[n][self.held[pool["index"]]] for n in ("x", "y", "task_id")} for pool in pools]
-            x, y, task_id = (torch.cat([part[n] for part in held]) for n in ("x", "y", "task_id"))
+            rows = [self.held[pool["task_id"], pool["index"]] for pool in pools]
+            x, y, task_id = (
+                torch.cat([pool[n][own] for pool, own in zip(pools, rows, strict=True)])
+                for n in ("x", "y", "task_id")
+            )
             n_old, n_seen = self.buffer.n_groups[task.id : task.id + 2]
             logits = exemplars.evaluated(self, self.net, x, task_id)[:, :n_seen]
             self.bias.copy_(fit_bias(logits, y, n_old))

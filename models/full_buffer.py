@@ -45,9 +45,7 @@ class FullBuffer(Method):
     def begin_task(self, task):
         """GRASP: draw the whole task's replay."""
         if self.options.order == "grasp" and self.buffer:
-            train, held = self.setup.train, self.buffer.stored()
-            n_steps = train.n_epochs * self.setup.benchmark.n_steps(task, train.batch_size)
-            n = n_steps * replayed_per_step(self)
+            held, n = self.buffer.stored(), self.setup.n_steps(task) * replayed_per_step(self)
             self.queue = selection.grasp(features(self, held["x"]), held["y"], n, self.draws)
 
     def replay(self) -> Replayed | None:

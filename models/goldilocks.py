@@ -55,14 +55,10 @@ class Goldilocks(ExemplarReplay):
 
     def after_step(self, batch):
         """Classify all the task's samples at `--speed_probes` of its steps."""
-        train, benchmark = self.setup.train, self.setup.benchmark
-        total, n_probes = (
-            train.n_epochs * benchmark.n_steps(self.task, train.batch_size),
-            self.options.speed_probes,
-        )
+        total, n_probes = self.setup.n_steps(self.task), self.options.speed_probes
         self.n_steps += 1
         if self.buffer.size and self.n_steps * n_probes // total > (self.n_steps - 1) * n_probes // total:
-            samples = benchmark.train(self.task)
+            samples = self.setup.benchmark.train(self.task)
             logits = exemplars.evaluated(self, self.logits, samples.x_raw, samples.task_id)
             self.hits += logits.argmax(1) == samples.y
 

@@ -35,7 +35,7 @@ class MAERAdaptive(maer.MAER):
         self.buffer = BalancedBuffer(options.buffer_size, n_classes, draws, self.device)
         self.chooser = Chooser(self, self.choose)
 
-    def choose(self, ranking, k):
+    def choose(self, ranking, k, weights):
         """Of a class's ranking, lowest memorization first: both ends."""
         n = len(ranking)
         k = min(k, n)

@@ -47,15 +47,15 @@ class MAERHigh(maer.MAER):
         """Reservoir update; newcomers are not protected."""
         store(self, batch, protected=torch.zeros_like(batch.y, dtype=torch.bool))
 
-    def choose(self, ranking, k):
+    def choose(self, ranking, k, weights):
         """Of a class's ranking: the tail from its end, the policy's choice of what lies before."""
         label = self.setup.benchmark.train(self.task).y[ranking[0]].item()
         high = min(self.tail[self.task.id, label].item(), k, len(ranking))
         lower, upper = ranking[: len(ranking) - high], ranking[len(ranking) - high :]
         self.marked.append(upper)
         policy, draws = self.options.buffer_policy, self.chooser.draws
-        weights = torch.arange(1, len(lower) + 1, device=ranking.device)
-        return torch.cat((upper, selection.pick(lower, k - high, policy, weights, draws)))
+        kept = selection.pick(lower, k - high, policy, weights[: len(lower)], draws)
+        return torch.cat((upper, kept))
 
     def end_task(self, task):
         """maer's; then mark the tail."""

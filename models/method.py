@@ -38,6 +38,11 @@ class Setup:
         """The training device."""
         return self.benchmark.device
 
+    def n_steps(self, task: Task) -> int:
+        """Training steps of a task, in all its epochs."""
+        train = self.train
+        return train.n_iters or train.n_epochs * self.benchmark.n_steps(task, train.batch_size)
+
     def generator(self, purpose: str, device: torch.device | str = "cpu") -> torch.Generator:
         """A random stream of the run; name the purpose."""
         return seeding.generator(self.seed, purpose, device=device)

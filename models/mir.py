@@ -21,14 +21,19 @@ from models.method import Method
 from models.parts.replay import Replayed, ReplayOptions, augmented, replayed_per_step, store
 from models.parts.steps import Logits, weighted_loss
 from utils.buffer import Buffer
+from utils.errors import UserError
 from utils.options import option
+
+CANDIDATES = 5  # for each sample replayed: the paper's 50 for 10
 
 
 @dataclass(frozen=True)
 class Options(ReplayOptions):
     """Flags of MIR."""
 
-    subsample: int = option(50, "candidates drawn from the memory at each step", ge=1)
+    subsample: int = option(
+        0, "candidates drawn from the memory at each step; 0: five times as many as are replayed", ge=0
+    )
 
 
 class MIR(Method):
@@ -39,12 +44,19 @@ class MIR(Method):
     def __init__(self, net, options, setup):
         super().__init__(net, options, setup)
         self.buffer = Buffer(options.buffer_size, setup.generator("buffer"), self.device)
+        k = replayed_per_step(self)
+        self.n_candidates = options.subsample or CANDIDATES * k
+        if self.n_candidates <= k:
+            raise UserError(
+                f"--subsample {options.subsample}: {k} of the candidates are replayed at each step, so there "
+                f"is nothing to choose; give more than {k}, or lower --minibatch_size"
+            )
 
     def edit_gradients(self, batch):
         """Add the gradient of the replayed samples' loss."""
         if not self.buffer:
             return
-        candidates = augmented(self, self.buffer.sample(self.options.subsample))
+        candidates = augmented(self, self.buffer.sample(self.n_candidates))
         k = min(replayed_per_step(self), len(candidates.y))
         worst = self.interference(candidates).topk(k).indices
         weighted_loss(self, Replayed(*(field[worst] for field in candidates))).backward()

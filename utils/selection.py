@@ -17,7 +17,8 @@ from utils.buffer import distinct
 # Shares of the ranking that the cautious policies leave out at either end, and of the highest in a mix.
 SKIPPED = 0.1
 HIGH_SHARE = 0.1
-Policy = Callable[[Tensor, int], Tensor]  # a class's ranking (n,), k → at most k of it
+# a class's ranking (n,), k, weights of its samples (n,) → at most k of the ranking
+Policy = Callable[[Tensor, int, Tensor], Tensor]
 POLICIES = ("min", "max", "middle", "0.1min", "0.9max", "randomized", "high_min", "high_middle")
 
 # --- by score -----------------------------------------------------------------------------------
@@ -69,7 +70,7 @@ def class_balanced(
     for label, quota in zip(classes, quotas(n, len(classes)), strict=True):
         ranking = order[y[order] == label]
         if callable(policy):
-            chosen.append(policy(ranking, quota))
+            chosen.append(policy(ranking, quota, weights[ranking]))
         else:
             chosen.append(pick(ranking, quota, policy, weights[ranking], generator))
     return torch.cat(chosen)

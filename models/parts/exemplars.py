@@ -19,6 +19,7 @@ from models.parts.importance import evaluating
 from models.parts.replay import ReplayOptions, draw, joined
 from utils import selection
 from utils.buffer import Buffer
+from utils.errors import UserError
 from utils.evaluation import CHUNK
 from utils.options import option
 
@@ -41,12 +42,19 @@ class ExemplarMemory(Buffer):
     """At most `size` samples, the same number for each class of each task seen; best exemplars first.
 
     A class that comes back in another domain has a share for each. Fields as in `Buffer`, with `y` and
-    `task_id`. Contents change in `renew` only, so within a task they are those of past tasks.
+    `task_id`. Contents change in `renew` only, so within a task they are those of past tasks. Raises
+    `UserError` for a size that gives some group less than `per_group` places in the end.
     """
 
-    def __init__(self, size: int, setup):
+    def __init__(self, size: int, setup, per_group: int = 1):
         super().__init__(size, setup.generator("buffer"), setup.device)
         masks = setup.benchmark.class_masks
+        least = per_group * int(masks.sum())
+        if 0 < size < least:
+            raise UserError(
+                f"--buffer_size {size}: {per_group} place{'s' * (per_group > 1)} for each class of each task "
+                f"are needed; give at least {least}, or 0 for no memory"
+            )
         self.group_of = masks.flatten().cumsum(0).view_as(masks) - 1  # (T, C) number of a task's class
         self.n_groups = [0, *masks.sum(1).cumsum(0).tolist()]  # in the first 0, 1, ... tasks
         self.n_tasks = 0

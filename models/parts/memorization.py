@@ -46,7 +46,7 @@ class MemorizationOptions(ProxyOptions):
 class Chooser:
     """Watches a method's training steps and chooses among the samples of its finished task."""
 
-    def __init__(self, method: Any, policy: str | Callable[[Tensor, int], Tensor]):
+    def __init__(self, method: Any, policy: str | selection.Policy):
         options, setup = method.options, method.setup
         name = options.mem_proxy or (DEFAULT if setup.scores is None else SCORES)
         if name == SCORES and setup.scores is None:

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from backbones.heads import TaskHeads
 from models.parts.importance import evaluating
 from models.parts.layers import known_layers, watching
 from models.parts.replay import Replayed
@@ -21,8 +22,9 @@ def cosines(method, samples: Replayed, others: Replayed) -> Tensor:
     """
     parameters = method.trainable()
     layers = known_layers(method.net, parameters) or {}
+    called = not isinstance(method.net.head, TaskHeads)  # these put their layers' weights together instead
     with evaluating(method.net):
-        if layers and all(isinstance(layer, nn.Linear) for layer in layers.values()):
+        if called and layers and all(isinstance(layer, nn.Linear) for layer in layers.values()):
             return cosines_linear(method, layers, samples, others)
         return cosines_any(method, parameters, samples, others)
 

@@ -9,6 +9,7 @@ import torch
 from models.method import Method
 from tests.conftest import tiny_benchmark, tiny_method
 from utils import registry
+from utils.errors import UserError
 from utils.evaluation import accuracies
 from utils.optimizers import build_optimizer
 from utils.training import Trainer
@@ -218,8 +219,12 @@ def test_the_batch_is_not_mutated(model):
 
 HAVE_MEMORY = [m for m in MODELS if "buffer_size" in flags_of(m)]
 SIZES = [(m, size) for m in HAVE_MEMORY for size in (1, 7, 10_000)]
-# need one place per task, and say so: tested with the methods
-SIZES = [case for case in SIZES if case not in {("gem", 1), ("agem", 1), ("hal", 1)}]
+# need a place for each task, or one or two for each class
+RING = [("gem", 1), ("agem", 1), ("hal", 1)]
+EXEMPLARS = ("bcsr", "goldilocks", "herding", "icarl", "lucir", "pbcs", "rainbow_memory", "rpc", "xder")
+TWO_EACH = ("bic", "maer_bic")
+TOO_SMALL = [*RING, *((m, 1) for m in EXEMPLARS), *((m, size) for m in TWO_EACH for size in (1, 7))]
+SIZES = [case for case in SIZES if case not in TOO_SMALL]
 
 
 @pytest.mark.parametrize(("model", "size"), SIZES)
@@ -229,6 +234,12 @@ def test_a_buffer_never_exceeds_its_size(model, size):
     stored = method.buffer.stored() if hasattr(method, "buffer") else {}
     for field in stored.values():
         assert 0 < len(field) <= size
+
+
+@pytest.mark.parametrize(("model", "size"), TOO_SMALL)
+def test_a_buffer_that_cannot_serve_all_is_refused(model, size):
+    with pytest.raises(UserError, match=f"--buffer_size {size}: .* give at least"):
+        small_method(model, buffer_size=size)
 
 
 @pytest.mark.parametrize("model", MODELS)

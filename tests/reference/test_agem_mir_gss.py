@@ -6,12 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.parts.replay import augmented
+from models.parts.replay import Replayed, augmented
+from models.parts.similarity import cosines
 from tests.conftest import tiny_method
 from tests.contract.test_methods import train
 from tests.reference.naive import FLAGS, LR, SCENARIOS, SIZE, K, Reservoir, columns, trained
 from tests.reference.test_mer_baselines import assert_equal_networks, descend, vector
 from utils.buffer import distinct
+from utils.errors import UserError
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
@@ -67,6 +69,33 @@ def test_judging_candidates_moves_no_batch_norm_statistics():
     assert len(before) > 10
     method.interference(candidates)
     assert all(torch.equal(b, before[name]) for name, b in method.net.named_buffers())
+
+
+def test_candidates_are_five_times_what_is_replayed():
+    assert tiny_method("mir", minibatch_size=10)[0].n_candidates == 50, "the paper's numbers"
+    assert tiny_method("mir", batch_size=128)[0].n_candidates == 640
+    assert tiny_method("mir", batch_size=4, subsample=7)[0].n_candidates == 7
+    with pytest.raises(UserError, match=r"--subsample 4: 4 of the candidates .* give more than 4"):
+        tiny_method("mir", batch_size=4, subsample=4)
+
+
+@pytest.mark.parametrize("scenario", ["class-il", "domain-il", "task-il"])
+def test_cosines_of_gradients_equal_one_backward_pass_per_sample(scenario):
+    """Heads per task put their layers' weights together, past the hooks of the layers."""
+    method, config = tiny_method("gss", scenario, buffer_size=SIZE)
+    train(method, config)
+    method.net.double()
+    benchmark, parameters = method.setup.benchmark, list(method.trainable().values())
+    parts = [benchmark.train(task) for task in benchmark.tasks]
+    x, y, task_id = (torch.cat([getattr(p, n)[:4] for p in parts]) for n in ("x_raw", "y", "task_id"))
+    x = benchmark.augment.normalise(x).double()
+    gradients = []
+    for i in range(len(y)):
+        loss = F.cross_entropy(method.logits(x[i : i + 1], task_id[i : i + 1]), y[i : i + 1])
+        gradients.append(vector(torch.autograd.grad(loss, parameters, materialize_grads=True)))
+    unit = F.normalize(torch.stack(gradients), dim=1)
+    found = cosines(method, Replayed(x[:5], y[:5], task_id[:5]), Replayed(x[5:], y[5:], task_id[5:]))
+    torch.testing.assert_close(found.double(), unit[:5] @ unit[5:].T, rtol=0, atol=1e-6)
 
 
 def naive_gradient(net, x, y) -> torch.Tensor:

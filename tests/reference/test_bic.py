@@ -7,10 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.functional import hessian
 
-from models.bic import RIDGE, corrected, fit_bias
+from backbones.backbone import build_network
+from models.bic import RIDGE, BiC, corrected, fit_bias
+from models.method import Setup
 from models.parts import exemplars
-from tests.conftest import tiny_method
+from tests.conftest import tiny_benchmark, tiny_config, tiny_method
 from tests.contract.test_methods import train
+from utils.errors import UserError
 
 
 def biased(n: int, alpha: float, beta: float, first: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
@@ -70,11 +73,12 @@ def test_loss_equals_the_papers_terms(monkeypatch):
     monkeypatch.setattr(exemplars, "union", lambda *args: seen.append(union(*args)) or seen[-1])
     batches = list(method.setup.benchmark.batches(task, 0, 4))
     losses = [method.loss(batch).item() for batch in batches]
-    assert any(method.held[samples.index].any() for samples in seen)
+    assert any(method.held[samples.task_id, samples.index].any() for samples in seen)
     for loss, samples in zip(losses, seen, strict=True):
         terms = []
-        for x, y, index in zip(samples.x, samples.y.tolist(), samples.index.tolist(), strict=True):
-            if method.held[index]:
+        rows = zip(samples.x, samples.y.tolist(), samples.task_id, samples.index, strict=True)
+        for x, y, task_id, index in rows:
+            if method.held[task_id, index]:
                 continue
             z = method.net(x[None])[0].tolist()
             taught = method.teacher(x[None])[0].tolist()
@@ -90,7 +94,7 @@ def test_loss_equals_the_papers_terms(monkeypatch):
 def test_the_same_number_of_every_class_is_held_out():
     method, _ = bic_in_its_second_task(valset_split=0.3)
     benchmark, stored = method.setup.benchmark, method.buffer.stored()
-    held = method.held.nonzero().view(-1).tolist()
+    held = method.held.any(0).nonzero().view(-1).tolist()  # no index is in two tasks here
     samples = benchmark.train(benchmark.tasks[2])
     pools = {int(i): int(y) for i, y in zip(stored["index"], stored["y"], strict=True)}
     pools |= {int(i): int(y) for i, y in zip(samples.index, samples.y, strict=True)}
@@ -99,6 +103,30 @@ def test_the_same_number_of_every_class_is_held_out():
     for label in range(4):
         mine = stored["index"][stored["y"] == label].tolist()
         assert [i for i in mine if i in held] == [mine[0], mine[3]]
+
+
+def test_tasks_of_the_same_images_hold_out_their_own():
+    """Permutations with outputs of their own: an index stands for another sample in every task."""
+    config = tiny_config("bic", scenario="class-il", buffer_size=72, valset_split=0.3)
+    benchmark = tiny_benchmark(config, "domain-il")
+    net = build_network("mlp", config.architecture, benchmark, 0)
+    method = BiC(net, config.method, Setup(benchmark, config.train, 0))
+    train(method, config, tasks=2)
+    method.enter(benchmark.tasks[2])
+    method.begin_task(benchmark.tasks[2])
+    stored, samples = method.buffer.stored(), benchmark.train(benchmark.tasks[2])
+    assert set(stored["index"].tolist()) & set(samples.index.tolist())
+    held = [pool[own] for pool, own in (
+        (stored["y"], method.held[stored["task_id"], stored["index"]]),
+        (samples.y, method.held[2, samples.index]),
+    )]  # fmt: skip
+    assert torch.cat(held).bincount(minlength=18).tolist() == [2] * 18, "of 6 exemplars ceil(0.3 · 6)"
+
+
+def test_a_memory_of_fewer_than_two_exemplars_per_class_is_refused():
+    """One of each class is held out: there must be another to train on."""
+    with pytest.raises(UserError, match=r"--buffer_size 11: 2 places for each class .* give at least 12"):
+        tiny_method("bic", buffer_size=11)
 
 
 def test_only_the_last_tasks_logits_are_corrected():
@@ -114,8 +142,9 @@ def test_end_task_fits_the_held_out_samples():
     method, task = bic_in_its_second_task(valset_split=0.3)
     benchmark, held = method.setup.benchmark, method.held
     samples, stored = benchmark.train(task), method.buffer.stored()
-    x = torch.cat((stored["x"][held[stored["index"]]], samples.x_raw[held[samples.index]]))
-    y = torch.cat((stored["y"][held[stored["index"]]], samples.y[held[samples.index]]))
+    old, new = held[stored["task_id"], stored["index"]], held[task.id, samples.index]
+    x = torch.cat((stored["x"][old], samples.x_raw[new]))
+    y = torch.cat((stored["y"][old], samples.y[new]))
     with torch.no_grad():
         expected = fit_bias(method.net(benchmark.augment.normalise(x)), y, 4)
     method.end_task(task)

@@ -118,7 +118,8 @@ def test_the_samples_of_most_weight_are_kept(name, scenario, monkeypatch):
     """Class by class, the best first; `--coreset_candidates` a class, the others after them."""
     flags = {"coreset_steps": 3, "coreset_lr": 0.5, "coreset_candidates": 8}
     flags |= {"weight_lr": 0.4, "topk_beta": 0.1} if name == "bcsr" else {"coreset_eta": 0.1}
-    method, config = tiny_method(name, scenario, buffer_size=12, **flags)
+    size = 12 if scenario == "class-il" else 18
+    method, config = tiny_method(name, scenario, buffer_size=size, **flags)
     function, seen = {"bcsr": "bilevel_weights", "pbcs": "inclusion_probabilities"}[name], []
 
     def weigh(x, y, k, *settings):
@@ -134,10 +135,10 @@ def test_the_samples_of_most_weight_are_kept(name, scenario, monkeypatch):
     task, stored = method.setup.benchmark.tasks[0], method.buffer.stored()
     ((x, y, k, settings),) = seen
     assert settings == ((3, 0.5, 0.4, 0.1) if name == "bcsr" else (3, 0.5, 0.1))
-    assert k == 12 and y.bincount().tolist() == [8] * len(task.classes)
+    assert k == size and y.bincount().tolist() == [8] * len(task.classes)
     torch.testing.assert_close(x[:, :-1].norm(dim=1), torch.ones(len(x)))
     assert (x[:, -1] == 1).all()
-    quota = 12 // len(task.classes)
+    quota = size // len(task.classes)
     expected = torch.cat([rows_of[0][i * 8 : i * 8 + quota] for i in range(len(task.classes))])
     assert torch.equal(stored["x"], expected)
 
@@ -179,6 +180,18 @@ def test_speeds_are_counted_along_the_task_and_the_middle_is_kept():
         position = {int(i): row for row, i in enumerate(samples.index)}
         kept = [hits[position[int(i)]].item() for i in stored["index"][stored["y"] == label]]
         assert len(kept) == 4 and min(middle) <= min(kept) and max(kept) <= max(middle)
+
+
+@pytest.mark.parametrize("n_iters", [3, 20])
+def test_speeds_are_measured_along_a_task_of_given_steps(n_iters):
+    """Of 8 steps an epoch; once per probe, or after every step where there are fewer."""
+    flags = {"speed_probes": 4, "n_epochs": 50, "n_iters": n_iters}
+    method, config = tiny_method("goldilocks", buffer_size=8, **flags)
+    seen, evaluated = [], exemplars.evaluated
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exemplars, "evaluated", lambda *args: seen.append(method.n_steps) or evaluated(*args))
+        train(method, config, tasks=1)
+    assert seen == ([1, 2, 3] if n_iters == 3 else [5, 10, 15, 20])
 
 
 def test_shares_that_leave_nothing_are_refused():

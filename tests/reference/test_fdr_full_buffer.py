@@ -59,6 +59,14 @@ def test_the_full_buffer_holds_all_past_tasks_and_replays_them(order):
     assert train(*tiny_method("full_buffer", order=order, n_epochs=2))[1].memory[1]["per_task"] == [30, 30, 0]
 
 
+def test_grasp_draws_for_every_step_of_a_task():
+    method, config = tiny_method("full_buffer", order="grasp", n_iters=20)
+    queued, replay = [], method.replay
+    method.replay = lambda: queued.append(len(method.queue)) or replay()
+    train(method, config, tasks=2)
+    assert queued == [0] * 20 + [4 * n for n in range(20, 0, -1)]
+
+
 def test_cumulative_presents_all_tasks_so_far():
     method, config = tiny_method("cumulative")
     met = []

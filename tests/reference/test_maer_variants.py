@@ -7,7 +7,7 @@ import torch
 from models.maer_bic import typical_first
 from models.parts.inference import outputs
 from models.parts.memorization import first_outputs
-from tests.conftest import small_batch, tiny_method
+from tests.conftest import small_batch, synthetic_source, tiny_method
 from tests.contract.test_methods import train
 from utils.reservoirs import ProtectedBuffer
 
@@ -55,6 +55,21 @@ def test_other_rehearsal_methods_hold_the_policys_choice(model, policy):
     for label, order in by_class(kept).items():
         assert len(order) > 6
         assert held(method, label) == sorted(order[:6] if policy == "min" else order[-6:])
+
+
+def test_the_protected_methods_random_policy_draws_by_memorization_as_maers(tmp_path):
+    """All of a class's memorization on three of its samples, of which the last is too high, and no tail."""
+    memorization = np.zeros(90)
+    source = synthetic_source().train_y.numpy()
+    chosen = {label: np.flatnonzero(source == label)[3:6].tolist() for label in range(6)}
+    memorization[np.concatenate(list(chosen.values()))] = 0.5
+    np.save(tmp_path / "scores.npy", memorization)
+    flags = {"buffer_policy": "randomized", "memorization_scores": str(tmp_path / "scores.npy")}
+    for model, more in (("maer", {}), ("maer_high", {"longtail_fraction": 0.0})):
+        method, config = tiny_method(model, buffer_size=4, **flags, **more)
+        train(method, config, tasks=1)
+        for label in (0, 1):
+            assert held(method, label) == chosen[label][:2], model
 
 
 @pytest.mark.parametrize("model", ["maer_derpp", "maer_er_ace", "maer_bic"])

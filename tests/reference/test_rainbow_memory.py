@@ -17,7 +17,7 @@ def images(n: int, size: int = 16) -> torch.Tensor:
 
 @pytest.mark.parametrize("scenario", ["class-il", "task-il", "domain-il"])
 def test_uncertainty_is_one_minus_the_winners_share_of_the_votes(scenario):
-    method, config = tiny_method("rainbow_memory", scenario, buffer_size=12)
+    method, config = tiny_method("rainbow_memory", scenario, buffer_size=18)
     train(method, config, tasks=2)
     benchmark = method.setup.benchmark
     samples = benchmark.train(benchmark.tasks[1])
