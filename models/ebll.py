@@ -64,7 +64,7 @@ class EBLL(lwf.LwF):
 
     def loss(self, batch):
         """CE + λ Σ KD + α Σ_{old t} mean (code_t(F) − code_t(F_old))²."""
-        if not (self.n_old and (self.options.lwf_lambda or self.options.ebll_alpha)):
+        if not len(self.bias):
             return super().loss(batch)
         features = self.net.features(batch.x)
         logits = self.own_logits(self.net.head(features, batch.task_id), batch.task_id)

@@ -1,6 +1,7 @@
 """Learning without Forgetting (LwF): on new images, keep saying what the old network said.
 
-Source: Li & Hoiem 2017, "Learning without Forgetting" (arXiv 1606.09282), eq. 1-3 and figure 3.
+Source: Li & Hoiem 2017, "Learning without Forgetting" (arXiv 1606.09282), eq. 1-3 and figure 3: the network,
+the outputs of old tasks and those of the new one learn together.
 The loss is CE + λ Σ_{old tasks} KD, KD = −mean Σ_c q_c log p_c with the old network's q and the new one's
 p at temperature T on the images of the current task; no factor T², no other normalisation.
 `--lwf_distill head`: a softmax over each old task's classes (the paper). joint: one over all old classes,
@@ -53,6 +54,12 @@ class LwF(Method):
         self.teacher = Teacher(net)
         self.answers = Answers(setup.benchmark, lambda x: self.asked(self.teacher.net, x))
         self.n_old = 0
+
+    def enter(self, task):
+        """Old heads go on learning, from what is distilled."""
+        super().enter(task)
+        if self.options.lwf_lambda:
+            self.net.head.select(tuple(range(task.id + 1)))
 
     def begin_task(self, task):
         """Warm up the new outputs."""
@@ -108,7 +115,7 @@ def warm_up(method: Method, task, n_epochs: int) -> None:
     shared = isinstance(head, SharedHead)
     if shared and new.all():
         return  # no output is new
-    parameters = [p for p in head.parameters() if p.requires_grad]
+    parameters = list((head if shared else head.heads[task.id]).parameters())
     with evaluating(method.net):
         for epoch in range(n_epochs):
             for batch in method.setup.benchmark.batches(task, epoch, train.batch_size):

@@ -26,6 +26,11 @@ class LwFMC(Method):
         self.answers = Answers(setup.benchmark, lambda x: self.old_logits(self.teacher.net, x).sigmoid())
         self.n_old = 0
 
+    def enter(self, task):
+        """Old heads go on learning, from what is distilled."""
+        super().enter(task)
+        self.net.head.select(tuple(range(task.id + 1)))
+
     def begin_task(self, task):
         """The old network is asked about new images."""
         self.answers.reset()

@@ -181,6 +181,32 @@ def test_answers_of_a_resumed_run_are_the_same_bit_for_bit():
         assert torch.equal(resumed.of(task, batch), expected)
 
 
+@pytest.mark.parametrize("model", ["lwf", "lwf_mc", "ebll"])
+def test_old_heads_learn_with_the_rest_from_what_is_distilled(model):
+    """Figure 3 of the paper: θ_s, θ_o and θ_n are optimised together; heads to come stay as they are."""
+    method, config = tiny_method(model, "task-il", **(FAST if model == "ebll" else {}))
+    learn(method, config, 1)
+    _, batches = enter(method, config, 1)
+    method.observe(batches[0])  # away from the teacher
+    before = copy.deepcopy(method.net)
+    loss = method.loss(batches[1])
+    expected = torch.autograd.grad(loss, method.net.head.heads[0].weight)[0]
+    assert expected.abs().max() > 1e-4
+    method.observe(batches[1])
+    moved = method.net.head.heads[0].weight - before.head.heads[0].weight
+    torch.testing.assert_close(moved, -config.train.lr * expected)
+    assert torch.equal(method.net.head.heads[2].weight, before.head.heads[2].weight)
+
+
+def test_old_heads_stay_as_they_are_where_nothing_is_distilled():
+    method, config = tiny_method("lwf", "task-il", lwf_lambda=0.0, optim_wd=0.1)
+    learn(method, config, 1)
+    before = copy.deepcopy(method.net.head.heads[0])
+    _, batches = enter(method, config, 1)
+    method.observe(batches[0])
+    assert torch.equal(method.net.head.heads[0].weight, before.weight)
+
+
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_warm_up_moves_the_new_outputs_alone(scenario):
     method, config = tiny_method("lwf", scenario, lwf_warmup=2)
@@ -220,6 +246,16 @@ def test_columns_are_a_slice():
 
 
 # --- EBLL ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_ebll_without_codes_is_lwf(scenario):
+    nets = []
+    for model, flags in (("lwf", {}), ("ebll", {"ebll_alpha": 0.0})):
+        method, config = tiny_method(model, scenario, lwf_lambda=0.7, **flags)
+        learn(method, config, 3)
+        nets.append(method.net.state_dict())
+    assert all(torch.equal(value, nets[1][name]) for name, value in nets[0].items())
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
