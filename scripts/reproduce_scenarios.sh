@@ -36,16 +36,16 @@ fi
 table() {
   sed -e '/^ *#/d' -e '/^ *$/d' <<'TABLE'
 split sgd        | | | |
-split ewc        | --ewc_mode separate | --e_lambda 1e5 | --e_lambda 1e5 | --e_lambda 1e5
-split ewc_online | --model ewc --ewc_mode online | --e_lambda 1e5 | --e_lambda 1e5 | --e_lambda 1e5
+split ewc        | --ewc_mode separate | --e_lambda 1e5 | --e_lambda 1e4 | --e_lambda 1e5
+split ewc_online | --model ewc --ewc_mode online | --e_lambda 1e5 | --e_lambda 1e4 | --e_lambda 1e5
 split si         | | --si_c 10 | --si_c 10 | --si_c 10
-split mas        | --mas_n 1000 | --mas_lambda 1 | --mas_lambda 1 | --mas_lambda 1
-split rwalk      | | --rwalk_lambda 10 | --rwalk_lambda 10 | --rwalk_lambda 10
+split mas        | --mas_n 1000 | --mas_lambda 0.1 | --mas_lambda 1 | --mas_lambda 1
+split rwalk      | | --rwalk_lambda 1 | --rwalk_lambda 10 | --rwalk_lambda 10
 split lwf        | | --lwf_lambda 2 | --lwf_lambda 4 --lwf_distill seen | --lwf_lambda 4 --lwf_distill seen
 split lwf_mc     | | | |
-split ebll       | | --lwf_lambda 1 --ebll_alpha 1 | --lwf_lambda 1 --ebll_alpha 1 | --lwf_lambda 1 --ebll_alpha 1
-split imm_mean   | | --imm_lambda 0.01 | --imm_lambda 0.01 | --imm_lambda 0.01
-split imm_mode   | | --imm_lambda 0.01 | --imm_lambda 0.01 | --imm_lambda 0.01
+split ebll       | --lwf_lambda 1 | --ebll_alpha 0.1 | --ebll_alpha 1 | --ebll_alpha 0.1
+split imm_mean   | | --imm_lambda 0.1 | --imm_lambda 0.001 | --imm_lambda 0.001
+split imm_mode   | | --imm_lambda 0.1 | --imm_lambda 0.001 | --imm_lambda 0.001
 split joint      | --model joint --n_iters 10000 | | |
 perm sgd         | | | |
 perm ewc         | --ewc_mode separate | --e_lambda 100 | --e_lambda 100 | --e_lambda 100
