@@ -37,7 +37,10 @@ class Options(ProtectionOptions):
     ewc_mode: str = option(
         "online", "one running Fisher and anchor, or one per past task", choices=("online", "separate")
     )
-    gamma: float = option(1.0, "online: what is kept of the old Fisher at each new task", ge=0, le=1)
+    gamma: float = option(
+        1.0, "online: what is kept of the old Fisher at each new task, and a factor of the whole penalty "
+        "(Schwarz et al. 2018): 0 turns it off", ge=0, le=1,
+    )  # fmt: skip
     fisher: str = option("all", "labels of the Fisher: all is exact", choices=fisher.KINDS)
     fisher_n: int = option(1000, "training samples per task for the Fisher; 0: all", ge=0)
     ewc_variant: str = option(
@@ -62,14 +65,17 @@ class EWC(Method):
         """The samples that are kept are the task's own."""
         self.first = {}
 
+    @property
+    def strength(self) -> float:
+        """Factor of Σ F (θ − θ*)² in the loss: λ/2, online γ λ/2; λ in MER's form."""
+        options = self.options
+        if options.ewc_variant == "mer":
+            return options.e_lambda
+        return 0.5 * options.e_lambda * (options.gamma if options.ewc_mode == "online" else 1.0)
+
     def penalty(self) -> Tensor | None:
         """(λ/2) Σ F (θ − θ*)²; without ½ in MER's form."""
-        if not self.quadratic:
-            return None
-        if self.options.ewc_variant == "mer":
-            return self.options.e_lambda * self.quadratic.value()
-        kept = self.options.gamma if self.options.ewc_mode == "online" else 1.0
-        return 0.5 * self.options.e_lambda * kept * self.quadratic.value()
+        return self.strength * self.quadratic.value() if self.quadratic else None
 
     def after_step(self, batch):
         """MER's form: keep the task's first samples."""
@@ -85,7 +91,7 @@ class EWC(Method):
     def end_task(self, task):
         """Add the task's Fisher."""
         options, parameters = self.options, self.quadratic.parameters
-        if not options.e_lambda:
+        if not self.strength:
             return
         if options.ewc_variant == "mer":
             first = Samples(**self.first)

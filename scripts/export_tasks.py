@@ -12,9 +12,11 @@
 Tasks count from 1, as there. Every file but the texts loads with `torch.load(weights_only=True)`; names are
 those of our networks (AlexNet's, less the prefix `body.`, are torchvision's). Accuracies are the
 run's own: among all classes seen in class-IL, else within the task. Only methods with a quadratic
-penalty have reg_params. Differs from that code: there reg_params is a pickle keyed by parameters, which no
-longer names anything once it is loaded. Heads are as the run ended; of IMM, too, the network in training is
-written, not the merged one that predicts.
+penalty have reg_params: λ Σ omega (θ − init_val)² is the penalty in force when the run ended, so λ is half
+of EWC's --e_lambda, --gamma times that online, and what --mas_consistent has made of --mas_lambda; of EWC's
+separate and MER's forms it is the penalty up to a constant. Differs from that code: there reg_params is a
+pickle keyed by parameters, which no longer names anything once it is loaded. Heads are as the run ended; of
+IMM, too, the network in training is written, not the merged one that predicts.
 """
 
 import argparse
@@ -55,8 +57,10 @@ def reg_params(run: Run) -> dict | None:
     quadratic = getattr(run.method, "quadratic", None)
     if not quadratic:
         return None
-    strength = [getattr(run.method.options, flag) for flag in STRENGTH.get(run.name, {})]
     named = {n: {"omega": w, "init_val": quadratic.anchor[n]} for n, w in quadratic.importance.items()}
+    if hasattr(run.method, "strength"):  # the flag alone is not what is in force
+        return {"lambda": float(run.method.strength), **named}
+    strength = [getattr(run.method.options, flag) for flag in STRENGTH.get(run.name, {})]
     return {"lambda": strength[0], **named} if strength else named
 
 

@@ -16,7 +16,8 @@ from utils.folder import RunFolder
 from utils.training import Trainer
 
 # The flags that weigh what a method does against forgetting, and high values from which tuning starts: for
-# EWC, MAS, SI, LwF and EBLL those of the code of De Lange et al. 2021 (arXiv 1909.08383).
+# EWC, MAS, SI, LwF and EBLL those of the code of De Lange et al. 2021 (arXiv 1909.08383). IMM is exported
+# with its flag, not tuned.
 STRENGTH = {
     "ebll": {"lwf_lambda": 10.0, "ebll_alpha": 1.0},
     "ewc": {"e_lambda": 400.0},

@@ -15,7 +15,8 @@ Source: De Lange et al. 2021, "A continual learning survey" (arXiv 1909.08383), 
 there both phases are gone through for every task anew, here once, over the whole stream or its
 --first_tasks, which gives one value to publish and needs later tasks' training data; strengths are not
 raised above where they start, so a start that is accepted at once is said to be low. Runs lie under
-OUTPUT_DIR/tune; finished ones are not repeated, others are resumed.
+OUTPUT_DIR/tune; finished ones are not repeated, others are resumed, failed ones too. IMM is refused: what
+it predicts with after a task is merged, and no measure of plasticity.
 """
 
 import argparse
@@ -44,6 +45,8 @@ HEADER = "# benchmark → buffer size → flags. `source` says where the values 
 # Flags that are no part of a preset: how a run is executed, measured and named.
 APART = {*settings.OPERATIONAL, *settings.LogOptions.__dataclass_fields__, "model", "dataset", "seed",
          "validation", "buffer_size", "debug_mode"}  # fmt: skip
+DIVERGED = 1  # what main.py returns then, and only then
+MERGING = ("imm_mean", "imm_mode")  # methods whose R[k, k] is the accuracy of a mean over tasks
 
 # (method, flags) → learning accuracy, None where training diverged.
 Measure = Callable[[str, dict[str, float]], float | None]
@@ -102,23 +105,23 @@ class Trials:
         return kept | ours | {"ignore_other_metrics": True, "model": model, "seed": seed} | tuned
 
     def run(self, flags: dict[str, Any]) -> float | None:
-        """Learning accuracy of one run, made now, finished now or found finished."""
+        """Learning accuracy of one run, made now, finished now or found finished; None where it diverges."""
         text = yaml.safe_dump(
             {k: v for k, v in flags.items() if k not in settings.OPERATIONAL - {"stop_after"}}
         )
         folder = self.folder / f"{flags['model']}-{hashlib.blake2b(text.encode(), digest_size=6).hexdigest()}"
         folder.mkdir(parents=True, exist_ok=True)
         document = result_in(folder)
-        if document is None or document["status"] in ("running", "interrupted"):
-            self.execute(flags | {"output_dir": str(folder)}, folder)
+        # `failed` is a full disk as well as a divergence, and that repeats itself from its checkpoint
+        if document is None or document["status"] not in ("finished", "stopped"):
+            if self.execute(flags | {"output_dir": str(folder)}, folder) == DIVERGED:
+                return None
             document = result_in(folder)
         assert document["evaluated_on"] == "validation"
-        if document["status"] == "failed":
-            return None
         return learning_accuracy(document, self.first_tasks or len(document["class_il"]["R"]))
 
-    def execute(self, flags: dict[str, Any], folder: Path) -> None:
-        """main.py, its output in log.txt; ends the program if the user or an error does."""
+    def execute(self, flags: dict[str, Any], folder: Path) -> int:
+        """main.py, its output in log.txt: 0 or `DIVERGED`; ends the program if the user or an error does."""
         begun = sorted(folder.glob("*/*/*/config.yaml"))
         file = folder / "flags.yaml"
         file.write_text(yaml.safe_dump(flags), encoding="utf-8")
@@ -129,8 +132,9 @@ class Trials:
                 code = program.main(arguments)
         if code == 2:
             raise UserError(log.read_text(encoding="utf-8").splitlines()[-1].removeprefix("error: "))
-        if code not in (0, 1):
+        if code not in (0, DIVERGED):
             sys.exit(code)
+        return code
 
 
 def result_in(folder: Path) -> dict[str, Any] | None:
@@ -214,16 +218,34 @@ def main(argv: list[str] | None = None) -> int:
         return 2
 
 
-def tune(args: argparse.Namespace, config: Config) -> int:
-    """Choose, say what was chosen, and write it down."""
-    model = config.run.model
+def checked(args: argparse.Namespace, config: Config) -> dict[str, float]:
+    """The strengths to start from; refuses, before the first run, what cannot be tuned."""
+    model, n_tasks, own = config.run.model, config.stream.n_tasks, type(config.method).__dataclass_fields__
+    if model in MERGING:
+        raise UserError(
+            f"--model {model}: right after a task its merged network is measured, which merging alone makes "
+            "worse, so no strength would be accepted; compare a grid on held-out data instead: python "
+            f"scripts/sweep.py --model {model} --imm_lambda 1 0.1 0.01 -- --dataset {config.run.dataset} "
+            "--validation 10"
+        )
+    if not 0 <= args.first_tasks <= n_tasks:
+        raise UserError(
+            f"--first_tasks {args.first_tasks}: the stream has {n_tasks} tasks; "
+            f"give 1 to {n_tasks}, or 0 for all of them"
+        )
     start = args.strength or STRENGTH.get(model)
     if not start:
         raise UserError(f"--model {model}: no strength is known for it; give --strength FLAG=START")
-    trials = Trials(config, args.seeds or (config.run.seed,), args.first_tasks)
-    if alien := sorted(set(start) - trials.own):
-        hint = registry.suggest(alien[0], sorted(trials.own))
+    if alien := sorted(set(start) - set(own)):
+        hint = registry.suggest(alien[0], sorted(own))
         raise UserError(f"--strength {alien[0]}: not a flag of {model}{hint}")
+    return start
+
+
+def tune(args: argparse.Namespace, config: Config) -> int:
+    """Choose, say what was chosen, and write it down."""
+    model, start = config.run.model, checked(args, config)
+    trials = Trials(config, args.seeds or (config.run.seed,), args.first_tasks)
     choice = choose(trials.measure, model, args.rates, start, args.drop, args.tries)
     if choice.strengths is None:
         raise UserError(

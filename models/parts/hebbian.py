@@ -34,11 +34,10 @@ def of_images(method, parameters: dict[str, nn.Parameter], images: Tensor, task:
             "choose another --backbone, or MAS without --mas_local"
         )
     task_ids = torch.full((len(images),), task.id, device=images.device)
-    mine = parallel.share(len(images))
     with importance.evaluating(net), undivided(net):
         size = importance.chunk_size(net, totals, normalise(images[:1]), task_ids[:1])
-        for raw, task_id in zip(images[mine].split(size), task_ids[mine].split(size), strict=True):
-            accumulate(totals, net, watched, normalise(raw), task_id)
+        for rows in importance.chunks(len(images), size):
+            accumulate(totals, net, watched, normalise(images[rows]), task_ids[rows])
     sums = parallel.summed(totals.values())
     return {name: total / len(images) for name, total in zip(totals, sums, strict=True)}
 

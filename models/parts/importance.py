@@ -7,7 +7,7 @@ made of such sums. Always in eval mode, on un-augmented images; buffers (batch-n
 never written.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -73,14 +73,19 @@ def of_images(
     totals = {name: torch.zeros_like(p) for name, p in parameters.items()}
     task_ids = torch.full((len(images),), task.id, device=images.device)
     own = of_own_classes(method, task, quantities)
-    mine = parallel.share(len(images))
     with evaluating(net), undivided(net):
         size = chunk_size(net, totals, normalise(images[:1]), task_ids[:1])
-        parts = (t[mine].split(size) for t in (images, task_ids, *given))
-        for raw, task_id, *rest in zip(*parts, strict=True):
+        for rows in chunks(len(images), size):
+            raw, task_id, *rest = (t[rows] for t in (images, task_ids, *given))
             accumulate(totals, net, normalise(raw), task_id, own, power, *rest)
     sums = parallel.summed(totals.values())
     return {name: total / len(images) for name, total in zip(totals, sums, strict=True)}
+
+
+def chunks(n: int, size: int) -> Iterator[slice]:
+    """This process's share of n rows, `size` at a time: images on disk are read as their turn comes."""
+    mine = parallel.share(n)
+    return (slice(i, min(i + size, mine.stop)) for i in range(mine.start, mine.stop, size))
 
 
 def of_own_classes(method, task: Task, quantities: Quantities) -> Quantities:

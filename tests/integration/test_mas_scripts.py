@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ import main as program
 from datasets import sources
 from scripts import adapt_importance, compute_forgetting, export_tasks
 from scripts.runs import STRENGTH, open_run
+from tests.conftest import tiny_method
+from tests.reference.test_ewc_mas import learn
 from utils import registry
 from utils.options import OptionSet
 
@@ -73,11 +76,46 @@ def test_the_exported_parts_are_the_network(finished, folder, capsys):
 def test_the_exported_importance_is_the_runs_by_name(finished, folder):
     export_tasks.main([str(finished), str(folder)])
     found, saved = load(folder / "reg_params"), state(finished)["quadratic"]
-    assert found.pop("lambda") == 0.05
+    assert found.pop("lambda") == pytest.approx(0.05)
     assert found.keys() == saved["importance"].keys() and not any("head" in name for name in found)
     for name, pair in found.items():
         assert torch.equal(pair["omega"], saved["importance"][name]) and pair["omega"].sum() > 0
         assert torch.equal(pair["init_val"], state(finished)["net"][name]), "the anchor is the last solution"
+
+
+@pytest.mark.parametrize(
+    ("model", "flags"),
+    [
+        ("mas", {"mas_lambda": 0.3}),
+        ("mas", {"mas_lambda": 0.3, "mas_consistent": True}),
+        ("ewc", {"e_lambda": 5.0, "gamma": 0.5}),
+        ("ewc", {"e_lambda": 5.0, "gamma": 0.0, "ewc_mode": "separate"}),
+        ("ewc", {"e_lambda": 5.0, "gamma": 0.0, "ewc_variant": "mer"}),
+        ("si", {"si_c": 0.3}),
+        ("rwalk", {"rwalk_lambda": 0.3}),
+        ("imm_mean", {"imm_lambda": 0.3}),
+        ("imm_mode", {"imm_lambda": 0.3}),
+    ],
+)
+def test_what_is_exported_is_the_penalty_in_force(model, flags):
+    """λ Σ omega (θ − init_val)², and its gradient; SI and RWalk have the gradient alone."""
+    method, config = tiny_method(model, **flags)
+    learn(method, config, 2)
+    exported = export_tasks.reg_params(SimpleNamespace(method=method, name=model))
+    strength, parameters = exported.pop("lambda"), method.quadratic.parameters
+    for p in parameters.values():
+        p.data += 0.1 * torch.sin(torch.arange(p.numel())).view_as(p)
+        p.grad = torch.zeros_like(p)
+    terms = [(pair["omega"] * (parameters[n] - pair["init_val"]) ** 2).sum() for n, pair in exported.items()]
+    value = strength * sum(terms)
+    expected = torch.autograd.grad(value, [parameters[n] for n in exported])
+    if (penalty := method.penalty()) is not None:
+        penalty.backward()
+        torch.testing.assert_close(penalty, value + strength * method.quadratic.constant)
+    method.edit_gradients(None)
+    assert value > 1e-4 and exported.keys() == parameters.keys()
+    for name, gradient in zip(exported, expected, strict=True):
+        torch.testing.assert_close(parameters[name].grad, gradient, rtol=1e-4, atol=1e-7, msg=name)
 
 
 def test_forgetting_is_read_back(finished, folder, capsys):

@@ -9,11 +9,13 @@ import yaml
 import main as program
 from datasets import sources
 from scripts import tune
-from scripts.tune import choose, learning_accuracy, preset, write_preset
+from scripts.runs import STRENGTH
+from scripts.tune import checked, choose, learning_accuracy, preset, write_preset
 from tests.conftest import ROOT, tiny_config
 from utils import registry
 from utils.commandline import parse
 from utils.errors import UserError
+from utils.training import Trainer
 
 STREAM = ["--dataset", "seq-digits", "--n_epochs", "1", "--batch_size", "40", "--multi_head"]
 
@@ -179,6 +181,40 @@ def test_finished_runs_are_not_repeated_and_stopped_ones_resumed(folder, presets
     assert yaml.safe_load((presets / "ewc.yaml").read_text())["seq-digits"]["any"]["e_lambda"] == 0.01
 
 
+SHORT = [*STREAM, "--first_tasks", "2", "--strength", "e_lambda=0.01", "--model", "ewc"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_a_trial_that_failed_without_diverging_is_resumed(error, folder, monkeypatch, capsys):
+    """A second Ctrl-C or a full memory says nothing of the rate, here the better one."""
+    arguments = [*SHORT, "--rates", "0.1,0.001", "--output_dir"]
+    assert tune.main([*arguments, str(folder / "fresh")]) == 0
+    said = capsys.readouterr().out
+    assert " lr: 0.1\n" in said
+    real = Trainer._evaluate_row
+
+    def failing(self, task):
+        if task.id == 1:
+            raise error
+        real(self, task)
+
+    with monkeypatch.context() as patch, pytest.raises((SystemExit, MemoryError)):
+        patch.setattr(Trainer, "_evaluate_row", failing)
+        tune.main([*arguments, str(folder / "broken")])
+    assert [d["status"] for d in documents(folder / "broken").values()] == ["failed"]
+    capsys.readouterr()
+    assert tune.main([*arguments, str(folder / "broken")]) == 0
+    assert capsys.readouterr().out == said
+
+
+def test_a_trial_that_diverged_diverges_again(folder, capsys):
+    arguments = [*SHORT, "--rates", "1e20,0.1", "--output_dir", str(folder)]
+    assert tune.main(arguments) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("sgd lr 1e+20: diverged\n") and " lr: 0.1\n" in said
+    assert tune.main(arguments) == 0 and capsys.readouterr().out == said
+
+
 def test_a_written_preset_is_found_by_load_best_args(presets):
     before = yaml.safe_load((presets / "er.yaml").read_text())
     flags = {"lr": 0.03, "lr_milestones": [3, 4], "source": "a test"}
@@ -229,6 +265,30 @@ def test_bad_input_is_one_clear_error(folder, capsys, arguments, message):
     extra = ["--n_epochs", "1", "--batch_size", "200", "--output_dir", str(folder)]
     assert tune.main([*arguments, *([] if "--resume" in arguments else extra)]) == 2
     assert message in capsys.readouterr().err
+
+
+MERGED = "merging alone makes worse, so no strength would be accepted; compare a grid on held-out data"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "imm_mean"], MERGED),
+        (["--model", "imm_mode", "--strength", "imm_lambda=1"], MERGED),
+        (["--model", "mas", "--first_tasks", "6"], "--first_tasks 6: the stream has 5 tasks; give 1 to 5"),
+        (["--model", "mas", "--first_tasks", "-1"], "--first_tasks -1: the stream has 5 tasks; give 1 to 5"),
+    ],
+)
+def test_what_cannot_be_tuned_is_refused_before_the_first_run(arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr(program, "main", None)
+    assert tune.main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("first_tasks", ["0", "1", "3"])
+def test_some_or_all_tasks_may_be_tuned_on(first_tasks):
+    args = tune.parser().parse_args(["--first_tasks", first_tasks])
+    assert checked(args, tiny_config("mas")) == STRENGTH["mas"]
 
 
 def test_no_strength_that_is_accepted_is_said(folder, capsys):

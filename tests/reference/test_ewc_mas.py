@@ -128,9 +128,9 @@ def test_no_penalty_before_the_first_task_has_ended(model):
     assert method.penalty() is None
 
 
-@pytest.mark.parametrize("model", STRENGTH)
-def test_zero_strength_computes_and_draws_nothing(model, monkeypatch):
-    method, config = tiny_method(model, **{STRENGTH[model]: 0})
+@pytest.mark.parametrize(("model", "flag"), [*STRENGTH.items(), ("ewc", "gamma")])
+def test_zero_strength_computes_and_draws_nothing(model, flag, monkeypatch):
+    method, config = tiny_method(model, **{flag: 0})
     monkeypatch.setattr(importance, "of_images", None)
     draws = method.draws.get_state()
     learn(method, config, 2)

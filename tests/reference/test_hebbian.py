@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.parts import hebbian
+from models.parts import hebbian, importance
 from tests.conftest import tiny_method
-from tests.reference.test_importance import method_with
+from tests.reference.test_importance import Counted, method_with
 from utils.errors import UserError
 
 
@@ -86,6 +86,18 @@ def test_of_convolutions_it_is_the_local_derivative(backbone):
     for name, value in expected.items():
         assert value.max() > 0, name
         torch.testing.assert_close(totals[name] / len(x), value, rtol=1e-6, atol=1e-12, msg=name)
+
+
+def test_images_on_disk_are_read_a_chunk_at_a_time(monkeypatch):
+    """Bit for bit as from memory; the first one read tells the chunk's size."""
+    monkeypatch.setitem(importance.CHUNK_FLOATS, "cpu", 0)  # chunks of FEW
+    method, _ = tiny_method("mas", mas_local=True)
+    task = method.setup.benchmark.tasks[1]
+    raw = method.setup.benchmark.train(task).x_raw
+    images, few = Counted(raw), importance.FEW
+    found, expected = (method.importance_of(x, task) for x in (images, raw))
+    assert images.reads == [1, *[few] * (len(raw) // few), len(raw) % few]
+    assert all(torch.equal(found[name], value) and value.any() for name, value in expected.items())
 
 
 def test_an_unknown_layer_is_an_error_that_says_so():

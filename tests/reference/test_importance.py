@@ -9,12 +9,14 @@ from backbones.backbone import Backbone
 from backbones.cnn import CNN
 from backbones.heads import SharedHead, TaskHeads
 from backbones.mlp import MLP
+from datasets.unread import Unread
 from models.method import Method
 from models.parts import importance
-from models.parts.fisher import log_probabilities
+from models.parts.fisher import log_likelihood, log_probabilities
 from models.parts.norms import squared_norm
 from models.parts.quadratic import Quadratic
 from tests.conftest import tiny_method
+from utils import parallel
 
 KINDS = {"fisher": (log_probabilities, 2), "mas": (squared_norm, 1)}
 
@@ -175,6 +177,34 @@ def test_of_a_task_is_the_mean_over_its_samples_in_eval_mode(kind, backbone, sce
     assert found.keys() == expected.keys() - heads
     for name, value in found.items():
         torch.testing.assert_close(value, expected[name] / len(x), rtol=2e-5, atol=1e-7)
+
+
+class Counted(Unread):
+    """Images that are read as those on disk are, and how many at a time."""
+
+    def __init__(self, images: Tensor):
+        super().__init__(images.shape, images.device)
+        self.images, self.reads = images, []
+
+    def ask(self, rows, submit):
+        self.reads.append(len(rows))
+        return lambda: self.images[torch.from_numpy(rows)]
+
+
+@pytest.mark.parametrize("first", [0, 10])
+def test_images_on_disk_are_read_a_chunk_at_a_time(first, monkeypatch):
+    """Bit for bit as from memory, of what is this process's; the first one read tells the chunk's size."""
+    monkeypatch.setitem(importance.CHUNK_FLOATS, "cpu", 0)  # chunks of FEW
+    monkeypatch.setattr(parallel, "share", lambda n: slice(first, n))
+    method, _ = tiny_method("ewc")
+    task = method.setup.benchmark.tasks[1]
+    samples, shared = method.setup.benchmark.train(task), importance.shared_parameters(method.net)
+    images = Counted(samples.x_raw)
+    n, few = len(images) - first, importance.FEW
+    rest = (task, log_likelihood, 2, samples.y)
+    found, expected = (importance.of_images(method, shared, x, *rest) for x in (images, samples.x_raw))
+    assert images.reads == [1, *[few] * (n // few), n % few]
+    assert all(torch.equal(found[name], value) and value.any() for name, value in expected.items())
 
 
 def method_with(backbone: str, scenario: str) -> Method:
