@@ -36,8 +36,8 @@ fi
 table() {
   sed -e '/^ *#/d' -e '/^ *$/d' <<'TABLE'
 split sgd        | | | |
-split ewc        | --ewc_mode separate | --e_lambda 1e5 | --e_lambda 1e4 | --e_lambda 1e5
-split ewc_online | --model ewc --ewc_mode online | --e_lambda 1e5 | --e_lambda 1e4 | --e_lambda 1e5
+split ewc        | --ewc_mode separate | --e_lambda 1e5 | --e_lambda 1e3 | --e_lambda 1e5
+split ewc_online | --model ewc --ewc_mode online | --e_lambda 1e5 | --e_lambda 1e3 | --e_lambda 1e5
 split si         | | --si_c 10 | --si_c 10 | --si_c 10
 split mas        | --mas_n 1000 | --mas_lambda 0.1 | --mas_lambda 1 | --mas_lambda 1
 split rwalk      | | --rwalk_lambda 1 | --rwalk_lambda 10 | --rwalk_lambda 10
