@@ -1,7 +1,7 @@
 """Split MNIST: 5 tasks of 2 digits, 28x28 grey.
 
-Data: LeCun et al. 1998. Split and settings (1 epoch, batches of 10, pixels in [0, 1], no augmentation) as
-in mammoth; split introduced by Zenke et al. 2017 (SI).
+Data: LeCun et al. 1998. Split, 1 epoch, pixels in [0, 1] and no augmentation as in mammoth, whose batches
+are of 64 by default, here of 10; split introduced by Zenke et al. 2017 (SI).
 """
 
 from datasets import sources

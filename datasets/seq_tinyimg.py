@@ -1,8 +1,10 @@
 """Split Tiny-ImageNet: 20 tasks of 10 classes, 64x64 colour.
 
-Data: Stanford CS231n; its validation set is the test set. Settings of the memorization paper: 20 tasks
-(mammoth and DER take 10: `--n_tasks 10`), 50 epochs a task, rate times 0.1 after 35 and 45, classes permuted
-by the seed, crop with padding 4 and flip. Mean and deviation of the training set.
+Data: Stanford CS231n; its validation set is the test set. Classes are numbered in the order of its
+`wnids.txt`, as in mammoth, DER and the memorization paper (in an image folder `tinyimagenet/`
+alphabetically). Settings of the memorization paper: 20 tasks (mammoth and DER take 10: `--n_tasks 10`), 50
+epochs a task, rate times 0.1 after 35 and 45, classes permuted by the seed, crop with padding 4 and flip.
+Mean and deviation of the training set.
 """
 
 from datasets import sources

@@ -5,7 +5,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -112,8 +112,8 @@ def cifar100(data_dir: str | Path) -> Source:
 def tinyimagenet(data_dir: str | Path, storage: Storage | None = None) -> Source:
     """Tiny-ImageNet, 100,000 + 10,000 images 3x64x64: the labelled validation set is the test set.
 
-    From the official `tiny-imagenet-200/{train,val}` or an image folder `tinyimagenet/`; classes are
-    in alphabetical order of their WordNet ids.
+    From the official `tiny-imagenet-200/{train,val}`, classes numbered in the order of its `wnids.txt` as
+    in mammoth, DER and the memorization paper, or an image folder `tinyimagenet/`, numbered alphabetically.
     """
     root = Path(data_dir).expanduser()
     if not (root / "tiny-imagenet-200").is_dir():
@@ -123,7 +123,8 @@ def tinyimagenet(data_dir: str | Path, storage: Storage | None = None) -> Source
     folder = root / "tiny-imagenet-200"
     splits = images.list_tiny_imagenet(folder)
     storage = storage or Storage(data_dir=data_dir)
-    return _known("tinyimagenet", read_folder(folder, splits, storage, side=64), 200)
+    data = read_folder(folder, splits, storage, side=64)
+    return _known("tinyimagenet", _renumbered(data, dict.fromkeys(splits[0].labels)), 200)
 
 
 def omniglot(data_dir: str | Path) -> Source:
@@ -175,6 +176,13 @@ def _known(name: str, data: dict[str, Any], n_classes: int) -> Source:
     return _source(name, data)
 
 
+def _renumbered(data: dict[str, Any], classes: Iterable[str]) -> dict[str, Any]:
+    """The data with classes numbered in this order; what is cached is numbered as its own `classes` say."""
+    number = {name: i for i, name in enumerate(classes)}
+    table = torch.tensor([number[name] for name in data["classes"]])
+    return data | {"classes": tuple(number)} | {y: table[data[y]] for y in ("train_y", "test_y")}
+
+
 def _known_folder(name: str, root: Path, n_classes: int, side: int) -> Source:
     folder = root / name
     data = images.read_folder(folder, images.list_folder(folder), images.cache_folder(root), side=side)
@@ -185,14 +193,8 @@ def _known_folder(name: str, root: Path, n_classes: int, side: int) -> Source:
 def _downloading(name: str, root: Path, files: str) -> Iterator[None]:
     """Turn every way in which a download can fail into one `DataError`."""
     print(f"{name}: not found in {root}, downloading it there", file=sys.stderr)
-    failures = (
-        OSError,
-        RuntimeError,
-        EOFError,
-        http.client.HTTPException,
-        zipfile.BadZipFile,
-        tarfile.TarError,
-    )
+    damaged = (EOFError, zipfile.BadZipFile, tarfile.TarError)
+    failures = (OSError, RuntimeError, http.client.HTTPException, *damaged)
     try:
         yield
     except failures as error:

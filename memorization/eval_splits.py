@@ -34,7 +34,14 @@ class EvalOptions(OptionSet):
     )
 
 
-GROUPS = {"evaluation": EvalOptions, "splits": SplitOptions, **STUDY, **MACHINE}
+@dataclass(frozen=True)
+class TrainedOptions(SplitOptions):
+    """Which networks, and where they are kept."""
+
+    n_repeats: int | None = option(None, "use the first so many networks (default: all there are)", ge=2)
+
+
+GROUPS = {"evaluation": EvalOptions, "splits": TrainedOptions, **STUDY, **MACHINE}
 
 
 def run(argv: list[str]) -> None:
@@ -51,7 +58,7 @@ def run(argv: list[str]) -> None:
     repeats = present(store, options.splits.n_repeats)
     where = device.choose(options.machine.device)
     device.set_threads(0, options.network.model_name)
-    pool = pools.load(options.data, where)
+    pool = pools.load(options, where)
     arrays = estimates(options, pool, store, repeats, known["stack"])
     settings = {**known, "n_networks": len(repeats)}
     path = scores.write(options.evaluation.out_filename, settings, **identity(pool), **arrays)
@@ -59,15 +66,15 @@ def run(argv: list[str]) -> None:
     print(f"scores: {path}")
 
 
-def present(store, n_repeats: int) -> list[int]:
-    """The networks to evaluate: those of the first `n_repeats` that have been trained."""
-    repeats = sorted(set(range(n_repeats)) - set(store.missing(n_repeats)))
+def present(store, n_repeats: int | None) -> list[int]:
+    """The networks to evaluate: all, or of the first `n_repeats` those that have been trained."""
+    repeats = [repeat for repeat in store.present() if n_repeats is None or repeat < n_repeats]
     if len(repeats) < 4:
         raise UserError(
             f"--weights_dir {store.folder}: {len(repeats)} trained networks there; run "
             "python -m memorization.train_splits first (scores need at least 4, better 100)"
         )
-    if len(repeats) < n_repeats:
+    if n_repeats and len(repeats) < n_repeats:
         print(f"of {n_repeats} networks {len(repeats)} have been trained; using those", file=sys.stderr)
     return repeats
 

@@ -1,7 +1,8 @@
 """Outputs: what trained networks say about the examples: the loss at the label, and whether they are right.
 
 The loss is kept rather than the probability exp(−loss): near 1 a float32 probability has lost what tells
-confident networks apart.
+confident networks apart. So has a loss computed in float32 (of logits 18 and 0 it is 0, not 1.5e-8): it is
+computed in float64 and then stored as float32.
 """
 
 import torch
@@ -23,7 +24,7 @@ def outputs(stack: Stack, images: Tensor, labels: Tensor, augment: Augment) -> t
     for raw, y in zip(images.split(size), labels.split(size), strict=True):
         logits = stack.logits(augment.normalise(raw), shared=True)
         target = y.expand(stack.size, -1)
-        flat = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")
-        losses.append(flat.view(target.shape))
+        flat = F.cross_entropy(logits.flatten(0, 1).double(), target.flatten(), reduction="none")
+        losses.append(flat.view(target.shape).float())
         hits.append(logits.argmax(2) == target)
     return torch.cat(losses, 1).cpu(), torch.cat(hits, 1).cpu()

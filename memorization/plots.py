@@ -73,11 +73,12 @@ def draw_galleries(content: dict[str, Any], data_dir: str, out: Path) -> list[Pa
 
     settings = json.loads(str(content["settings"])) | {"data_dir": data_dir}
     own = {f.name: settings[f.name] for f in dataclasses.fields(DataOptions) if f.name in settings}
-    examples = pool.load(DataOptions(**own), torch.device("cpu"))
+    options = program.Options(data=DataOptions(**own), architecture=OptionSet())
+    examples = pool.load(options, torch.device("cpu"))
     if examples.order_hash != str(content["order_hash"]):
         raise UserError("--scores: the images found are not those that were scored (another sample order)")
     written = [out / "gallery.png"]
-    galleries.extremes(examples, content["scores"], written[0])
+    galleries.extremes(examples.at(content["index"]), content["scores"], written[0])
     if "influence" in content:
         written.append(out / "pairs.png")
         galleries.pairs(examples, content, written[-1])

@@ -1,14 +1,15 @@
 """Pool: the examples of a study, on the device: those whose memorization is measured, and the test set."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from datasets import sources
-from datasets.augment import Augment, Windows, cut_windows, draw_windows
+from datasets.augment import IMAGENET, Augment, Windows, cut_windows, draw_windows
 from memorization import subsets
+from memorization.program import Options
 from memorization.settings import DataOptions
 from utils import registry, seeding
 from utils.scores import order_hash
@@ -65,18 +66,27 @@ class Pool:
         """Whether training images are changed at random."""
         return bool(self.augment.crop_padding or self.augment.flip)
 
+    def at(self, positions: np.ndarray) -> "Pool":
+        """The training examples at these positions in the source, in their order."""
+        place = {position: row for row, position in enumerate(self.index.tolist())}
+        rows = torch.tensor([place[position] for position in positions.tolist()], device=self.device)
+        return replace(self, images=self.images[rows], labels=self.labels[rows], index=positions)
 
-def load(options: DataOptions, device: torch.device) -> Pool:
-    """The examples that the flags ask for."""
-    source, augment = _source(options)
+
+def load(options: Options, device: torch.device) -> Pool:
+    """The examples that the flags ask for, normalised as pre-trained weights expect where there are any."""
+    data = options.data
+    source, augment = _source(data)
+    if getattr(options.architecture, "pretrained", False):
+        augment = replace(augment, mean=IMAGENET[0], std=IMAGENET[1])
     labels = source.train_y.numpy()
-    first, last = subsets.parse_range(options.class_range, len(source.classes))
+    first, last = subsets.parse_range(data.class_range, len(source.classes))
     index = subsets.in_class_range(labels, first, last)
-    index = index[subsets.fraction(labels[index], options.dataset_size)]
+    index = index[subsets.fraction(labels[index], data.dataset_size)]
     tested = torch.from_numpy(subsets.in_class_range(source.test_y.numpy(), first, last))
     rows = torch.from_numpy(index)
     return Pool(
-        name=options.dataset_name,
+        name=data.dataset_name,
         images=source.train_x[rows].to(device),
         labels=source.train_y[rows].to(device),
         index=index,
@@ -90,14 +100,14 @@ def load(options: DataOptions, device: torch.device) -> Pool:
     )
 
 
-def _source(options: DataOptions) -> tuple[sources.Source, Augment]:
-    name = options.dataset_name
+def _source(data: DataOptions) -> tuple[sources.Source, Augment]:
+    name = data.dataset_name
     if name == "digits":
         return sources.digits(), Augment()
     if name == "imagefolder":
-        folder = options.image_dir or options.data_dir
-        source = sources.imagefolder(folder, options.img_size, options.data_dir)
+        folder = data.image_dir or data.data_dir
+        source = sources.imagefolder(folder, data.img_size, data.data_dir)
         return source, registry.load("datasets", "seq-imagefolder").augmentation(source)
-    source = getattr(sources, name)(options.data_dir)
+    source = getattr(sources, name)(data.data_dir)
     benchmark = registry.load("datasets", BENCHMARKS.get(name, f"seq-{name}"))
     return source, getattr(benchmark, "AUGMENT", Augment())

@@ -66,7 +66,7 @@ class MachineOptions(OptionSet):
     )
     num_workers: int = option(0, "processes with --use_multiprocessing; 0: one per GPU or core", ge=0)
     stack: int = option(
-        0, "networks trained as one, with stacked weights; 0: what measures fastest (then kept)", ge=0
+        0, "networks trained as one, stacked (dropout: 1); 0: what measures fastest (then kept)", ge=0
     )
     checkpoint_every: float = option(5.0, "minutes of training that a kill may cost", ge=0)
 

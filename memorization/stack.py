@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
+from backbones.alexnet import Dropout
 from backbones.backbone import layout
 from backbones.heads import SharedHead
 from backbones.mlp import MLP
+from utils.errors import UserError
 
 
 class Stack:
@@ -44,8 +46,11 @@ class Stack:
     def networks(self) -> list[dict[str, Tensor]]:
         """The state of each network, as its own `state_dict` would give it."""
         both = {**self.parameters, **self.buffers}
-        names = list(self.skeleton.state_dict())
-        return [{name: both[name][k].detach().clone() for name in names} for k in range(self.size)]
+        shared = self.skeleton.state_dict()  # has the count of masks drawn, 0 where networks are stacked
+        return [
+            {name: both[name][k].detach().clone() if name in both else shared[name] for name in shared}
+            for k in range(self.size)
+        ]
 
     def state_dict(self) -> dict[str, Any]:
         """Everything stacked, for a checkpoint."""
@@ -101,12 +106,35 @@ class Alone(Stack):
         """The state of the one network."""
         return [{k: v.detach().clone().contiguous() for k, v in self.skeleton.state_dict().items()}]
 
+    def state_dict(self) -> dict[str, Any]:
+        """The network's own, with the count of its dropout masks."""
+        return dict(self.skeleton.state_dict())
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue from `state`."""
+        self.skeleton.load_state_dict(state)
+
+
+def draws_masks(network: nn.Module) -> bool:
+    """Whether the network drops units: by masks of its own seed and count, which a stack cannot follow."""
+    return any(isinstance(layer, Dropout) and layer.p for layer in network.modules())
+
+
+def refuse_masks(network: nn.Module, n_networks: int) -> None:
+    """Raise `UserError` for networks that cannot be trained as one."""
+    if n_networks > 1 and draws_masks(network):
+        raise UserError(
+            f"--stack {n_networks}: networks with dropout are trained one by one, since each draws its "
+            "own masks; leave --stack out, or add --dropout 0"
+        )
+
 
 def stack(networks: list[nn.Module]) -> Stack:
     """The fastest form for these networks, which are on their device."""
     first = networks[0]
     if len(networks) == 1:
         return Alone(first)
+    refuse_masks(first, len(networks))
     if isinstance(first, MLP) and isinstance(first.head, SharedHead):
         return Perceptrons(networks)
     return Stack(networks)

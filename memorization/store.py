@@ -53,6 +53,10 @@ class Store:
         """Which of the first `n` repeats have no network yet."""
         return [repeat for repeat in range(n) if not self.path(repeat).exists()]
 
+    def present(self) -> list[int]:
+        """Which repeats have a network."""
+        return sorted(int(path.stem) for path in self.folder.glob("networks/*.pt"))
+
     def save(self, repeat: int, weights: dict[str, Tensor]) -> None:
         """Put a trained network there."""
         checkpoint.write({"repeat": repeat, "net": weights}, self.path(repeat))

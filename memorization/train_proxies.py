@@ -42,7 +42,7 @@ def run(argv: list[str]) -> None:
 
     where = device.choose(options.machine.device)
     device.set_threads(0, options.network.model_name)
-    pool = pools.load(options.data, where)
+    pool = pools.load(options, where)
     found = observe(options, pool)
     names = list(found)
     table = np.array([np.mean([finite(values) for values in found[n]["scores"]], axis=0) for n in names])
@@ -65,13 +65,30 @@ def finite(values):
 
 
 def observe(options: Options, pool) -> dict[str, dict[str, list]]:
-    """Proxy → its scores (n,) by each network and its seconds."""
+    """Proxy → its scores (n,) by each network and its seconds; networks with dropout follow one another."""
+    from memorization import training
+    from memorization.stack import draws_masks, refuse_masks
+
+    repeats, first = list(range(options.proxies.n_networks)), training.network(options, pool, 0)
+    refuse_masks(first, options.machine.stack)
+    cohorts = [[repeat] for repeat in repeats] if draws_masks(first) else [repeats]
+    found: dict[str, dict[str, list]] = {}
+    for cohort in cohorts:
+        for name, observed in observe_cohort(options, pool, cohort).items():
+            own = found.setdefault(name, {"scores": [], "seconds": []})
+            for key, values in observed.items():
+                own[key] += values
+    return found
+
+
+def observe_cohort(options: Options, pool, repeats: list[int]) -> dict[str, dict[str, list]]:
+    """`observe` for networks trained as one."""
     import torch
 
     from memorization import fleet, training
     from memorization.proxies import NAMES, create
 
-    n, repeats = len(pool), list(range(options.proxies.n_networks))
+    n = len(pool)
     rows = torch.arange(n).expand(len(repeats), -1)
     learner = training.Training(options, pool, training.Cohort(repeats, rows))
     along = [name for name, module in NAMES.items() if module == "trackers"]

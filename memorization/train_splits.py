@@ -52,7 +52,7 @@ class Splits:
         from memorization.store import Store
 
         options = self.options
-        pool = pools.load(options.data, device)
+        pool = pools.load(options, device)
         labels = pool.labels.cpu().numpy()
         store = Store(options.splits.weights_dir)
 
@@ -78,14 +78,12 @@ def stack_size(options: Options, n_places: int, n_repeats: int, share: float) ->
 
     share: of the examples, what a network is trained on at a time.
     """
-    if options.machine.stack:
-        return options.machine.stack
     from memorization import pool as pools
     from memorization import training
     from utils.device import choose
 
-    pool = pools.load(options.data, choose(options.machine.device))
-    return training.best_stack(options, pool, int(len(pool) * share), max(1, -(-n_repeats // n_places)))
+    pool = pools.load(options, choose(options.machine.device))
+    return training.stack_size(options, pool, int(len(pool) * share), max(1, -(-n_repeats // n_places)))
 
 
 def run(argv: list[str]) -> None:

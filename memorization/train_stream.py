@@ -61,7 +61,7 @@ class Stream:
         from utils import checkpoint
 
         options = self.options
-        pool, store = pools.load(options.data, device), Store(options.stream.weights_dir)
+        pool, store = pools.load(options, device), Store(options.stream.weights_dir)
         classes = tasks(options, len(pool.class_names))
 
         def split(labels, seed):
@@ -129,7 +129,7 @@ def write(options: Options, store, settings: dict) -> None:
     from utils import checkpoint, scores
 
     repeats = list(range(options.stream.n_repeats))
-    pool = pools.load(options.data, torch.device("cpu"))
+    pool = pools.load(options, torch.device("cpu"))
     classes = tasks(options, len(pool.class_names))
     member = np.zeros((len(repeats), len(pool)), dtype=bool)
     for rows in halves(pool, repeats, classes, lambda y, s: subsets.half(y, s, options.stream.subset_ratio)):

@@ -67,7 +67,7 @@ class LeaveOneOut:
         from utils import checkpoint
 
         options, n_whole = self.options, self.options.whole.n_whole
-        pool, store = pools.load(options.data, device), Store(options.whole.weights_dir)
+        pool, store = pools.load(options, device), Store(options.whole.weights_dir)
         order = example_order(len(pool))
         jobs = self.jobs(len(pool))
 
@@ -114,13 +114,13 @@ def run(argv: list[str]) -> None:
     from utils.device import choose
 
     store, machine = Store(options.whole.weights_dir), options.machine
-    pool = pools.load(options.data, choose(machine.device))
+    pool = pools.load(options, choose(machine.device))
     n_examples = min(options.whole.n_examples or len(pool), len(pool))
     where = fleet.places(machine, options.network.model_name)
     known = store.settings()
     if not known:
         at_most = max(1, n_examples * options.whole.n_repeats // len(where))
-        stack = machine.stack or training.best_stack(options, pool, len(pool), at_most)
+        stack = training.stack_size(options, pool, len(pool), at_most)
         known = store.claim(options, "n_examples", "out_filename", stack=stack)
     plan = LeaveOneOut(options, known["stack"])
     jobs, n_whole = plan.jobs(n_examples), options.whole.n_whole

@@ -19,7 +19,7 @@ from backbones.heads import SharedHead
 from memorization.pool import Pool
 from memorization.program import Options
 from memorization.settings import MILESTONES, RecipeOptions, scaled
-from memorization.stack import Stack, stack
+from memorization.stack import Stack, draws_masks, refuse_masks, stack
 from utils import checkpoint, registry, seeding
 from utils.errors import UserError
 
@@ -166,6 +166,13 @@ def check_finite(losses: Tensor, repeats: list[int], where: str) -> None:
     for repeat, value in zip(repeats, losses.tolist(), strict=True):
         if not math.isfinite(value):
             raise UserError(f"network {repeat}: the loss became {value} in {where}; try a smaller --lr")
+
+
+def stack_size(options: Options, pool: Pool, n: int, at_most: int) -> int:
+    """How many networks to train as one: --stack if it is given and can be, else `best_stack`."""
+    first = network(options, pool, 0)
+    refuse_masks(first, options.machine.stack)
+    return options.machine.stack or (1 if draws_masks(first) else best_stack(options, pool, n, at_most))
 
 
 def best_stack(options: Options, pool: Pool, n: int, at_most: int) -> int:

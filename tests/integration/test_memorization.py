@@ -94,6 +94,22 @@ def test_a_study_grows_and_is_not_mixed(tmp_path, capsys):
         assert (np.diff(content["influence"], axis=1) <= 0).all()
 
 
+def test_all_trained_networks_are_evaluated_unless_fewer_are_asked_for(tmp_path, capsys):
+    """More than train_splits makes by default, and a gap where one is missing."""
+    folder = ["--weights_dir", str(tmp_path / "study"), "--use_multiprocessing", "0"]
+    flags = ["--dataset_size", "0.1", "--hidden_sizes", "4", "--n_epochs", "1", "--stack", "16"]
+    train_splits.run([*folder, *flags, "--n_repeats", "20"])
+    networks = tmp_path / "study/networks"
+    (networks / "0003.pt").rename(networks / "0260.pt")
+    first = [repeat for repeat in range(20) if repeat != 3]
+    for asked, expected in (([], [*first, 260]), (["--n_repeats", "18"], first[:17])):
+        out = tmp_path / "scores.npz"
+        eval_splits.run([*folder, *asked, "--out_filename", str(out)])
+        with np.load(out) as content:
+            assert content["repeats"].tolist() == expected
+        assert ("of 18 networks 17 have been trained" in capsys.readouterr().err) == bool(asked)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -1,12 +1,23 @@
 """Small studies on the digits, start to end in this process: leave-one-out, proxies, streams, figures."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 import torch
 
-from memorization import plots, pool, program, train_proxies, train_stream, train_whole, training
+from memorization import (
+    galleries,
+    plots,
+    pool,
+    program,
+    train_proxies,
+    train_splits,
+    train_stream,
+    train_whole,
+    training,
+)
 from memorization.outputs import outputs
 from memorization.program import MACHINE, STUDY
 from memorization.proxies import NAMES
@@ -27,7 +38,7 @@ def test_leave_one_out_by_its_definition(tmp_path):
     assert found["index"][:3].tolist() == first["index"].tolist()
     assert found["scores"][:3].tolist() == first["scores"].tolist()
     options = program.parse("test", "", {**STUDY, **MACHINE}, TINY)
-    examples = pool.load(options.data, torch.device("cpu"))
+    examples = pool.load(options, torch.device("cpu"))
     everything = torch.arange(len(examples))
 
     def probabilities(numbers, rows, i):
@@ -62,6 +73,32 @@ def test_every_proxy_is_written_with_its_cost(tmp_path, capsys):
     assert (found["proxies"].std(1) > 0).all()
 
 
+def test_networks_with_dropout_are_trained_one_by_one(tmp_path):
+    """The proxies of two networks are those of each alone; --stack is refused and leaves no settings."""
+    small = ["--dataset_size", "0.02", "--n_epochs", "1", "--use_multiprocessing", "0", "--lr", "0.01"]
+    small += ["--model_name", "alexnet", "--width", "0.03", "--dropout", "0.5"]
+    groups = {"proxies": train_proxies.ProxyOptions, **STUDY, **MACHINE}
+    options = program.parse("test", "", groups, [*small, "--n_networks", "2"])
+    examples = pool.load(options, torch.device("cpu"))
+    found = train_proxies.observe(options, examples)
+    for k in range(2):
+        learner = training.Training(
+            options, examples, training.Cohort([k], torch.arange(len(examples)).unsqueeze(0))
+        )
+        learner.run_epoch()
+        loss, _ = outputs(learner.stack, examples.images, examples.labels, examples.augment)
+        np.testing.assert_allclose(found["final_loss"]["scores"][k], loss[0], rtol=1e-4)
+    assert {len(values[key]) for values in found.values() for key in values} == {2}
+    out = ["--out_filename", str(tmp_path / "out.npz")]
+    with pytest.raises(ValueError, match="--stack 4: networks with dropout"):
+        train_proxies.run([*small, *out, "--stack", "4"])
+    folder = ["--weights_dir", str(tmp_path / "w")]
+    for train, flags in ((train_splits, []), (train_whole, out), (train_stream, out)):
+        with pytest.raises(ValueError, match="--stack 4: networks with dropout"):
+            train.run([*small, *folder, *flags, "--stack", "4"])
+    assert not (tmp_path / "w").exists()
+
+
 def test_a_stream_with_replay_and_its_figure(tmp_path, capsys):
     out = tmp_path / "stream.npz"
     flags = ["--weights_dir", str(tmp_path / "w"), "--out_filename", str(out), "--stack", "8", *TINY]
@@ -80,10 +117,29 @@ def test_a_stream_with_replay_and_its_figure(tmp_path, capsys):
     assert capsys.readouterr().out.strip().endswith("decay.png")
 
 
+def test_a_gallery_of_examples_in_any_order(tmp_path, monkeypatch):
+    """Each picture has the score of its own image, though the file lists examples in an order of its own."""
+    options = program.parse("test", "", {**STUDY, **MACHINE}, TINY)
+    examples = pool.load(options, torch.device("cpu"))
+    rows = train_whole.example_order(len(examples))[:40]
+    values = np.arange(40) / 100
+    content = {
+        "settings": json.dumps(dataclasses.asdict(options.data)), "order_hash": examples.order_hash,
+        "scores": values, "index": examples.index[rows],
+    }  # fmt: skip
+    shown = []
+    monkeypatch.setattr(galleries, "show", lambda axes, image, title: shown.append((image, title)))
+    monkeypatch.setattr(galleries, "save", lambda figure, path: None)
+    plots.draw_galleries(content, options.data.data_dir, tmp_path)
+    own = {f"{value:.2f}": examples.images[row].numpy() for value, row in zip(values, rows, strict=True)}
+    assert {title for _, title in shown} == own.keys()
+    assert all(np.array_equal(image, own[title]) for image, title in shown)
+
+
 def test_figures_of_scores_and_proxies(tmp_path):
     rng = np.random.default_rng(0)
     options = program.parse("test", "", {**STUDY, **MACHINE}, TINY)
-    examples = pool.load(options.data, torch.device("cpu"))
+    examples = pool.load(options, torch.device("cpu"))
     n, settings = len(examples), dataclasses.asdict(options.data)
     member = np.array([rng.permutation(40) < 20 for _ in range(n)]).T
     identity = {"order_hash": examples.order_hash, "index": examples.index}

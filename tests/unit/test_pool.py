@@ -3,23 +3,29 @@
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 
 from datasets import sources
-from datasets.augment import Augment
+from datasets.augment import IMAGENET, Augment
 from memorization import pool
+from memorization.program import Options
 from memorization.settings import DATASETS, DataOptions, scaled
 from memorization.subsets import fraction, in_class_range
 from utils import registry
-from utils.options import OptionError
+from utils.options import OptionError, OptionSet
 from utils.scores import order_hash
 
 CPU = torch.device("cpu")
 
 
+def options(architecture: OptionSet | None = None, **data) -> Options:
+    return Options(data=DataOptions(**data), architecture=architecture or OptionSet())
+
+
 def test_a_part_of_the_digits_keeps_positions_and_labels():
     source = sources.digits()
-    found = pool.load(DataOptions(class_range="2,7", dataset_size=0.3), CPU)
+    found = pool.load(options(class_range="2,7", dataset_size=0.3), CPU)
     labels = source.train_y.numpy()
     expected = in_class_range(labels, 2, 7)
     expected = expected[fraction(labels[expected], 0.3)]
@@ -39,9 +45,8 @@ def test_an_image_folder_of_ones_own(tmp_path):
             folder.mkdir(parents=True)
             for i in range(n):
                 Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(folder / f"{i}.png")
-    found = pool.load(
-        DataOptions(dataset_name="imagefolder", image_dir=str(tmp_path), data_dir=str(tmp_path)), CPU
-    )
+    folders = {"image_dir": str(tmp_path), "data_dir": str(tmp_path)}
+    found = pool.load(options(dataset_name="imagefolder", **folders), CPU)
     assert found.images.shape == (12, 3, 16, 16) and found.test_images.shape == (4, 3, 16, 16)
     assert found.class_names == ("cats", "dogs") and found.augment.crop_padding == 2 and found.augments
 
@@ -50,10 +55,33 @@ def test_an_image_folder_of_ones_own(tmp_path):
 def test_augmentations_are_those_of_the_benchmarks(name, monkeypatch):
     tiny = sources.digits()
     monkeypatch.setattr(sources, name, lambda data_dir: tiny)
-    found = pool.load(DataOptions(dataset_name=name), CPU)
+    found = pool.load(options(dataset_name=name), CPU)
     benchmark = registry.load("datasets", pool.BENCHMARKS.get(name, f"seq-{name}"))
     assert found.augment == getattr(benchmark, "AUGMENT", Augment())
     assert found.augments == (name in ("cifar10", "cifar100", "tinyimagenet"))
+
+
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_pretrained_weights_see_images_normalised_as_imagenets(pretrained, monkeypatch):
+    raw = torch.randint(256, (4, 3, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    labels = torch.tensor([0, 0, 1, 1])
+    tiny = sources.Source("cifar10", raw, labels, raw, labels, ("a", "b"))
+    monkeypatch.setattr(sources, "cifar10", lambda data_dir: tiny)
+    architecture = registry.load("backbones", "alexnet").Options(pretrained=pretrained)
+    found = pool.load(options(architecture, dataset_name="cifar10"), CPU)
+    own = registry.load("datasets", "seq-cifar10").AUGMENT
+    mean, std = IMAGENET if pretrained else (own.mean, own.std)
+    expected = torchvision.transforms.functional.normalize(raw / 255, mean, std)
+    torch.testing.assert_close(found.batch(torch.arange(4).view(1, 4), None)[0], expected)
+    assert (found.augment.crop_padding, found.augment.flip) == (own.crop_padding, own.flip)
+
+
+def test_examples_at_given_positions():
+    found = pool.load(options(dataset_size=0.05), CPU)
+    rows = np.random.default_rng(0).permutation(len(found))[:9]
+    part = found.at(found.index[rows])
+    assert torch.equal(part.images, found.images[rows]) and torch.equal(part.labels, found.labels[rows])
+    assert part.index.tolist() == found.index[rows].tolist() and len(part) == 9
 
 
 def test_width_scales_whatever_a_backbone_has():

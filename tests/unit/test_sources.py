@@ -13,7 +13,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from datasets import images, sources
+from datasets import storage as storages
 from datasets.sources import DataError
+from datasets.storage import Storage
 
 ROOT = Path(__file__).resolve().parents[2]
 USER_DATA = Path("~/.cache/engram").expanduser()
@@ -228,12 +230,41 @@ def test_tiny_imagenet_in_its_own_layout(home):
     root = tiny_layout(home / "tiny-imagenet-200")
     source = sources.tinyimagenet(home)
     assert source.train_x.shape == (400, 3, 64, 64) and source.test_x.shape == (200, 3, 64, 64)
-    assert source.classes == tuple(sorted(p.name for p in (root / "train").iterdir()))
-    assert source.train_y.tolist() == [199 - c for c in range(200) for _ in range(2)]  # in order of wnids.txt
+    assert source.classes == tuple((root / "wnids.txt").read_text().split())
+    assert source.train_y.tolist() == [c for c in range(200) for _ in range(2)]
     # The validation image of class c has brightness c: its label must come from the annotations.
-    assert ((199 - source.test_y) - source.test_x[:, 1, 5, 5].long()).abs().max() <= 2
+    assert (source.test_y - source.test_x[:, 1, 5, 5].long()).abs().max() <= 2
     grey = source.train_x[2]  # class 1 is stored grey
     assert torch.equal(grey[0], grey[1]) and torch.equal(grey[1], grey[2])
+
+
+@pytest.mark.parametrize("where", ["memory", "disk"])
+def test_tiny_imagenets_classes_are_numbered_as_wnids_txt_lists_them(home, where):
+    """Also where its images had been decoded when classes were numbered alphabetically."""
+    root = tiny_layout(home / "tiny-imagenet-200")
+    names = [f"n{c:08}" for c in np.random.RandomState(0).permutation(range(9800, 10000))]
+    (root / "wnids.txt").write_text("\n".join(names))
+    storage = Storage(where, data_dir=str(home))
+    alphabetical = storages.read_folder(root, images.list_tiny_imagenet(root), storage, side=64)
+    assert list(alphabetical["classes"]) == sorted(names)
+    source = sources.tinyimagenet(home, storage)
+    assert source.classes == tuple(names)
+    assert source.train_y.tolist() == [c for c in range(200) for _ in range(2)]
+    assert [names[y] for y in source.test_y] == [f"n{9999 - c:08}" for c in range(200)]
+    assert (source.test_x.index_select(0, torch.tensor([7])).float() - 7).abs().max() <= 2, (
+        "images stay where they are"
+    )
+
+
+def test_an_image_folder_of_tiny_imagenet_stays_alphabetical(home):
+    tiny_layout(home / "official")
+    for split, pattern in (("train", "train/*/images/*_1.JPEG"), ("test", "train/*/images/*_0.JPEG")):
+        for path in (home / "official").glob(pattern):
+            target = home / "tinyimagenet" / split / path.parents[1].name / path.name
+            target.parent.mkdir(parents=True)
+            path.rename(target)
+    source = sources.tinyimagenet(home)
+    assert list(source.classes) == sorted(source.classes) and source.train_y.tolist() == list(range(200))
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,19 @@ from memorization.outputs import outputs
 from memorization.pool import Pool
 from memorization.program import MACHINE, STUDY
 from memorization.stack import Alone, Perceptrons, Stack, stack
-from memorization.training import Cohort, Training, best_stack, complete, epoch_order, network, rate
+from memorization.training import (
+    Cohort,
+    Training,
+    best_stack,
+    complete,
+    epoch_order,
+    network,
+    rate,
+    stack_size,
+)
 from tests.conftest import synthetic_source
+from utils import checkpoint
+from utils.errors import UserError
 from utils.scores import order_hash
 
 NETS = {
@@ -144,6 +155,65 @@ def test_outputs_are_losses_and_hits_of_clean_images():
         logits = net.eval()(pool.images / 255)
         torch.testing.assert_close(loss[k], F.cross_entropy(logits, pool.labels, reduction="none"))
         assert torch.equal(hits[k], logits.argmax(1) == pool.labels)
+
+
+@pytest.mark.parametrize("margin", [5.0, 18.0, 25.0])
+def test_losses_of_confident_networks_are_told_apart(margin):
+    """Against the closed form for two classes, log(1 + exp(-margin)); float32 has 0 from 17 on."""
+
+    class Sure(torch.nn.Module):
+        def forward(self, x):
+            return torch.tensor([margin, 0.0]).expand(len(x), 2)
+
+    raw = torch.zeros(3, 1, 2, 2, dtype=torch.uint8)
+    loss, _ = outputs(stack([Sure()]), raw, torch.zeros(3, dtype=torch.long), Augment())
+    assert loss.dtype == torch.float32
+    assert loss.tolist() == [[pytest.approx(np.log1p(np.exp(-margin)), rel=1e-4, abs=0)] * 3]
+
+
+# --- dropout ----------------------------------------------------------------------------------------
+
+
+def alexnet(dropout: float, *flags: str) -> program.Options:
+    small = ["--model_name", "alexnet", "--width", "0.03", "--lr", "0.01", "--batch_size", "8"]
+    return options(*small, "--dropout", str(dropout), *flags)
+
+
+def test_alexnets_without_dropout_are_stacked_and_taken_apart():
+    settings, pool, group = alexnet(0, "--n_epochs", "1"), tiny_pool(), cohort([3, 0], 16)
+    training = Training(settings, pool, group)
+    training.run_epoch()
+    for k, weights in enumerate(training.stack.networks()):
+        net = network(settings, pool, group.repeats[k])
+        net.load_state_dict(weights)
+        expected = plain_training(settings, pool, group.repeats[k], group.rows[k])
+        for name, value in expected.items():
+            torch.testing.assert_close(net.state_dict()[name], value, rtol=1e-3, atol=2e-4)
+
+
+def test_dropout_continues_with_the_mask_that_comes_next(tmp_path):
+    settings, pool, group = alexnet(0.5, "--n_epochs", "2"), tiny_pool(), cohort([0], 16)
+    whole, half = Training(settings, pool, group), Training(settings, pool, group)
+    complete(whole, tmp_path / "none.pt", 99, lambda share: None)
+    half.run_epoch()
+    checkpoint.write(half.state_dict(), tmp_path / "half.pt")
+    again = Training(settings, pool, group)
+    complete(again, tmp_path / "half.pt", 99, lambda share: None)
+    (expected,), (found,) = whole.stack.networks(), again.stack.networks()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_networks_with_dropout_are_not_trained_as_one():
+    pool = tiny_pool()
+    assert stack_size(alexnet(0.5), pool, 20, 16) == 1
+    assert stack_size(alexnet(0.5, "--stack", "1"), pool, 20, 16) == 1
+    assert stack_size(alexnet(0, "--stack", "3"), pool, 20, 16) == 3
+    message = "--stack 3: networks with dropout are trained one by one.* add --dropout 0"
+    with pytest.raises(UserError, match=message):
+        stack_size(alexnet(0.5, "--stack", "3"), pool, 20, 16)
+    with pytest.raises(UserError, match=message):
+        stack([network(alexnet(0.5), pool, repeat) for repeat in range(3)])
 
 
 def test_the_number_to_stack_is_measured(monkeypatch):
