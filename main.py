@@ -7,7 +7,7 @@ import time
 from contextlib import suppress
 
 from utils import commandline
-from utils.config import OPERATIONAL, Config, git_commit, resolve
+from utils.config import OPERATIONAL, Config, resolve
 from utils.errors import UserError
 
 
@@ -144,13 +144,13 @@ def lead(config: Config, method, folder, resume: bool, wait: bool, tracking=None
     from utils.training import Trainer
 
     folder = folder or RunFolder.create(config.flat())
-    trainer = Trainer(config, method, folder.path)
     with folder.claimed(wait):
+        trainer = Trainer(config, method, folder.path)  # its clock starts after the wait
         if resume:
             trainer.load()
         parallel.wait()
         trainer.results.add_data(method.setup.benchmark.build_seconds)
-        with Recorder(config, folder, trainer, git_commit(), resume, tracking) as recorder:
+        with Recorder(config, folder, trainer, resume, tracking) as recorder:
             trainer.on_task = recorder.after_task
             try:
                 trainer.run()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from utils import registry
+from utils.errors import UserError
 from utils.options import OptionError, OptionSet, convert, option
 
 
@@ -242,6 +243,17 @@ def resolve(layers: list[tuple[str, dict[str, Any]]]) -> Config:
     config = Config(**parts)
     _cross_check(config)
     return config
+
+
+def up_to_date(stored: dict[str, Any]) -> dict[str, Any]:
+    """A stored configuration with today's defaults for the flags that it is too old to have.
+
+    What no longer resolves, say because a flag is gone, comes back as it is.
+    """
+    try:
+        return resolve([("stored configuration", stored)]).flat()
+    except UserError:
+        return stored
 
 
 def _merge(layers: list[tuple[str, dict[str, Any]]], sets: dict[str, type[OptionSet]]) -> dict[str, Any]:

@@ -1,17 +1,22 @@
 """Files: written whole or not at all. Needs no torch, so that a sweep need not wait for it."""
 
 import os
+import secrets
 from pathlib import Path
 
 
 def write_text(text: str, path: Path) -> None:
     """A crash at any moment leaves either the old file or the new one, complete."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    put_in_place(temporary, path)
+    # a name of its own: another process may be writing the same file
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        put_in_place(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def put_in_place(temporary: Path, path: Path) -> None:

@@ -1,6 +1,7 @@
 """Follower: what every process of a run but the first does: the same steps, and nothing else."""
 
 import signal
+import time
 from types import FrameType
 
 from utils.interrupt import Interrupt
@@ -24,8 +25,9 @@ class Follower(Trainer):
     interrupts = Patience
 
     def save(self) -> None:
-        """The first process does."""
+        """The first process does; it is as long until the next time."""
+        self._saved_at = time.monotonic()
 
     def _show(self, place: str) -> None:
-        """The first process shows the losses, and ends the run when they diverge."""
-        self.losses.read()
+        """The first process ends the run when the losses diverge; this one is quiet."""
+        self.progress.show(place, self.losses.read(), 0)  # which is then not due for a while

@@ -9,7 +9,7 @@ from utils.config import Config
 from utils.folder import RunFolder
 from utils.interrupt import InterruptedRunError
 from utils.results import VIEWS, device_name, to_json
-from utils.tracking import open_tracker
+from utils.tracking import open_tracker, wanted
 from utils.tracking_process import TrackerProcess
 from utils.training import Trainer
 from utils.usage import Usage
@@ -23,11 +23,10 @@ class Recorder:
         config: Config,
         folder: RunFolder,
         trainer: Trainer,
-        commit: str | None,
         resumed: bool = False,
         process: TrackerProcess | None = None,
     ):
-        self.config, self.folder, self.trainer, self.commit = config, folder, trainer, commit
+        self.config, self.folder, self.trainer = config, folder, trainer
         self.resumed, self.usage, self.process = resumed, Usage(trainer.benchmark.device), process
         self.status = "failed"
 
@@ -55,12 +54,19 @@ class Recorder:
         if self.status == "failed":
             self._write("failed")
         self.tracker.finish(self.status)
-        self._note(pending=self.status != "finished")
+        self._note(pending=self.status != "finished" or self._cut_off())
+
+    def _cut_off(self) -> bool:
+        """Whether the store has the run but stopped taking what it was sent; another start sends the rest."""
+        return wanted(self.config) and bool(self._tracking_id()) and not self.tracker.active
+
+    def _tracking_id(self) -> str | None:
+        return self.tracker.run_id or self.folder.tracking_id
 
     def _note(self, pending: bool) -> None:
         """Which MLflow run is this folder's, and whether something has yet to be sent to it."""
-        if self.tracker.active or self.folder.tracking_id or not pending:
-            self.folder.track(self.tracker.run_id or self.folder.tracking_id, pending)
+        if self.tracker.active or self._tracking_id() or not pending:
+            self.folder.track(self._tracking_id(), pending)
 
     def _catch_up(self) -> None:
         """After a resume: log the tasks that were finished but not logged when the run was killed."""
@@ -98,7 +104,7 @@ class Recorder:
 
     def _write(self, status: str) -> dict[str, Any]:
         trainer = self.trainer
-        document = trainer.results.document(status, self.config.flat(), trainer.benchmark, self.commit)
+        document = trainer.results.document(status, self.config.flat(), trainer.benchmark)
         files.write_text(to_json(document), self.folder.results)
         return document
 

@@ -4,6 +4,8 @@ import json
 import platform
 import resource
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from typing import Any
 
@@ -11,6 +13,7 @@ import numpy as np
 import torch
 
 from utils import groups, metrics, parallel, turns
+from utils.config import git_commit
 
 VIEWS = ("class_il", "task_il")
 # The memorization paper's names: task-IL numbers carry this suffix in forgetting, bwt and fwt.
@@ -30,13 +33,36 @@ class Results:
         self.groups: dict[str, dict[str, np.ndarray]] = {}
         self.seconds = {"total": 0.0, "train": 0.0, "eval": 0.0, "data": 0.0}
         self.n_images = 0
+        self.origins: list[dict[str, Any]] = []  # of the processes that took steps, in order, each once
+        self.peak_bytes = 0
+        self._device: torch.device | None = None  # of this process, once it takes steps
+        self._running: list[str] = []  # what time counts as now, innermost last
         self._clock = time.monotonic()
 
     def tick(self) -> None:
-        """Bring the total time, which survives a resume, up to now."""
+        """Bring the times, which survive a resume, up to now."""
         now = time.monotonic()
-        self.seconds["total"] += now - self._clock
+        for what in ("total", *self._running[-1:]):
+            self.seconds[what] += now - self._clock
         self._clock = now
+
+    @contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        """Inside, time counts as `what`, and not as what this itself is inside of."""
+        self.tick()
+        self._running.append(what)
+        try:
+            yield
+        finally:
+            self.tick()
+            self._running.pop()
+
+    def begin_process(self, device: torch.device) -> None:
+        """From here on this process takes the steps: where it runs, and what, is told with the results."""
+        self._device = device
+        origin = {"git_commit": git_commit(), "device": device_name(device), "versions": versions()}
+        if origin not in self.origins:
+            self.origins.append(origin)
 
     def add_data(self, seconds: float) -> None:
         """Count time that went into the data before this clock started."""
@@ -105,7 +131,7 @@ class Results:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything measured so far, as plain lists."""
-        self.tick()
+        self._update()
         return {
             "R": {view: R.tolist() for view, R in self.R.items()},
             "b": self.b.tolist(),
@@ -114,7 +140,15 @@ class Results:
             "groups": {g: {v: R.tolist() for v, R in views.items()} for g, views in self.groups.items()},
             "seconds": self.seconds,
             "n_images": self.n_images,
+            "origins": self.origins,
+            "peak_bytes": self.peak_bytes,
         }
+
+    def _update(self) -> None:
+        """Bring times and peak memory up to now."""
+        self.tick()
+        if self._device is not None:
+            self.peak_bytes = max(self.peak_bytes, peak_memory(self._device))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state`."""
@@ -125,6 +159,7 @@ class Results:
             g: {v: np.array(R) for v, R in own.items()} for g, own in state.get("groups", {}).items()
         }
         self.seconds, self.n_images = state["seconds"], state["n_images"]
+        self.origins, self.peak_bytes = state.get("origins", []), state.get("peak_bytes", 0)
 
     def view_document(self, view: str) -> dict[str, Any]:
         """R and its metrics, and those of the evaluations inside tasks where there are any."""
@@ -144,9 +179,9 @@ class Results:
             for group, own in self.groups.items()
         }
 
-    def document(self, status: str, config: dict, benchmark: Any, commit: str | None) -> dict[str, Any]:
+    def document(self, status: str, config: dict, benchmark: Any) -> dict[str, Any]:
         """The content of results.json (DESIGN: fractions, NaN as null)."""
-        self.tick()
+        self._update()
         trained = self.seconds["train"]
         document = {
             "config": config,
@@ -162,14 +197,27 @@ class Results:
             "groups": self.groups_document(),
             "seconds": self.seconds,
             "images_per_second": self.n_images / trained if trained else None,
-            "peak_memory_bytes": peak_memory(benchmark.device),
-            "device": device_name(benchmark.device),
-            "versions": versions(),
-            "git_commit": commit,
+            "peak_memory_bytes": self.peak_bytes,
+            **joined(self.origins),
             "class_order": benchmark.class_order.tolist(),
             "transforms": benchmark.transforms,
         }
         return without_nan(document)
+
+
+def joined(origins: list[dict[str, Any]]) -> dict[str, Any]:
+    """One of several: each thing as the processes had it, `1.0, 1.1` where they differ."""
+    packages = dict.fromkeys(package for origin in origins for package in origin["versions"])
+    return {
+        "device": listed(origin["device"] for origin in origins),
+        "versions": {p: listed(origin["versions"].get(p) for origin in origins) for p in packages},
+        "git_commit": listed(origin["git_commit"] for origin in origins),
+    }
+
+
+def listed(values: Iterable[str | None]) -> str | None:
+    """The different ones of those that are known, in their order."""
+    return ", ".join(dict.fromkeys(value for value in values if value)) or None
 
 
 def to_json(document: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from utils import tracking_store as store
+from utils.config import up_to_date
 from utils.folder import RunFolder
 from utils.results import VIEWS, Results
 from utils.statistics import spread
@@ -36,7 +37,8 @@ def log(name: str, folders: list[str], uri: str | None) -> int:
     for folder in map(RunFolder, map(Path, folders)):
         document = json.loads(folder.results.read_text(encoding="utf-8"))
         if folder.tracking_id and document["status"] == "finished":
-            settings[key_of(document["config"] | {"seed": 0})].append((folder.tracking_id, document))
+            setting = key_of(up_to_date(document["config"]) | {"seed": 0})
+            settings[setting].append((folder.tracking_id, document))
     try:
         with store.quiet(), store.exclusive(store.sqlite_path(where)):
             _write(name, settings, where)
@@ -51,12 +53,15 @@ def _write(name: str, settings: dict[str, list[tuple[str, dict]]], uri: str) -> 
 
     client = MlflowClient(tracking_uri=uri)
     for key, runs in settings.items():
-        flags = runs[0][1]["config"]
+        flags = up_to_date(runs[0][1]["config"])
         experiment = experiment_id(client, uri, flags["experiment_name"] or flags["dataset"])
         children = [run_id for run_id, _ in runs]
         mark = hashlib.sha256(" ".join(sorted(children)).encode()).hexdigest()[:12]
         quoted = name.replace("'", "''")
-        known = client.search_runs([experiment], f"tags.study = '{quoted}' and tags.setting = '{key}'")
+        # parents of before a flag was there are known by what their runs' configurations had
+        keys = {key, *(key_of(document["config"] | {"seed": 0}) for _, document in runs)}
+        filters = [f"tags.study = '{quoted}' and tags.setting = '{k}'" for k in sorted(keys)]
+        known = [run for text in filters for run in client.search_runs([experiment], text)]
         if any(run.data.tags.get("children") == mark for run in known):
             continue
         for run in known:  # of fewer seeds: two sets of numbers at one step would spoil its charts
@@ -68,7 +73,7 @@ def _write_parent(client: Any, experiment: str, own_tags: dict, runs: list[tuple
     from mlflow.entities import Metric, Param, RunTag
 
     documents = [document for _, document in runs]
-    flags = documents[0]["config"]
+    flags = up_to_date(documents[0]["config"])
     tags = {n: str(flags[n]) for n in TAG_FLAGS if n in flags and n not in VARYING}
     tags |= own_tags | {"mlflow.note.content": headline(documents)}
     title = f"{label(flags)}: {len(runs)} seeds"

@@ -1,7 +1,7 @@
 """Training: the one loop that takes a method through a stream of tasks, measures it and can be resumed."""
 
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -11,7 +11,7 @@ import torch
 
 from utils import checkpoint, groups, turns
 from utils.checkpoint import CheckpointError
-from utils.config import OPERATIONAL, Config
+from utils.config import OPERATIONAL, Config, up_to_date
 from utils.evaluation import accuracies, memory_counts
 from utils.interrupt import InterruptedRunError, StoppedRunError
 from utils.optimizers import build_optimizer, build_scheduler, carry_over
@@ -61,6 +61,9 @@ class Trainer:
         self.progress = Progress(self._count_steps(), self.position.total, self.quiet)
         if self.config.run.compile:
             self.progress.say(self.method.capture(self._count_steps()))
+        # a finished run that is resumed takes no step: its numbers stay those of who did
+        if self.position.task < len(self.tasks) or not self.results.origins:
+            self.results.begin_process(self.benchmark.device)
         try:
             with self.interrupts() as self.interrupt:
                 self._measure_untrained()
@@ -71,19 +74,19 @@ class Trainer:
         return self.results
 
     def _run_task(self, task: Any) -> None:
-        with self._timed("data"):
+        with self.results.timed("data"):
             self.benchmark.train(task)
-        with self._timed("train"):
+        with self.results.timed("train"):
             scheduler = self._begin(task)
         while self.position.epoch < self._n_epochs(task):
-            with self._timed("train"):
+            with self.results.timed("train"):
                 self._run_epoch(task)
                 if scheduler:
                     scheduler.step()
             self.position.epoch, self.position.step = self.position.epoch + 1, 0
             if self._stopped_early(task):
                 break
-        with self._timed("train"):
+        with self.results.timed("train"):
             self.method.end_task(task)
         self._finish(task)
 
@@ -130,6 +133,7 @@ class Trainer:
     def _between_steps(self, task: Any, place: str) -> None:
         every = self.config.log.eval_every
         if every and self.position.total % every == 0:
+            self._show(place)  # waits for the steps queued on a GPU, whose time is the training's
             self._evaluate_inside(task)
         overdue = time.monotonic() - self._saved_at >= 60 * self.config.log.checkpoint_every
         if overdue or self.interrupt.requested:
@@ -157,14 +161,14 @@ class Trainer:
         """b[j], before the first step of the run."""
         if self.config.log.ignore_other_metrics or self.position != Position():
             return
-        with self._timed("eval"):
+        with self.results.timed("eval"):
             n_tasks = len(self.benchmark.tasks)
             self.results.b[:] = accuracies(self.method, n_tasks, n_seen=0)[:, 1].numpy()
 
     def _evaluate_row(self, task: Any) -> None:
         seen = task.id + 1
         n_tasks = seen if self.config.log.ignore_other_metrics else len(self.benchmark.tasks)
-        with self._timed("eval"):
+        with self.results.timed("eval"):
             found = accuracies(self.method, n_tasks, seen).numpy()
             if self.groups is not None:
                 self.results.set_groups(task.id, groups.accuracies(self.method, seen, self.groups).numpy())
@@ -173,19 +177,16 @@ class Trainer:
             self.results.add_point(self.position.total, task.id, found)
 
     def _evaluate_inside(self, task: Any) -> None:
-        started = time.monotonic()
-        found = accuracies(self.method, task.id + 1, task.id + 1).numpy()
+        with self.results.timed("eval"):
+            found = accuracies(self.method, task.id + 1, task.id + 1).numpy()
         self.results.add_point(self.position.total, task.id, found)
-        spent = time.monotonic() - started
-        self.results.seconds["eval"] += spent
-        self.results.seconds["train"] -= spent
 
     def _stopped_early(self, task: Any) -> bool:
         """Whether the task's validation accuracy has stopped rising (`with_validation`: never test data)."""
         patience = self.config.train.early_stopping_patience
         if not patience:
             return False
-        with self._timed("eval"):
+        with self.results.timed("eval"):
             found = accuracies(self.method, task.id + 1, task.id + 1)[list(task.parts), 1].mean().item()
         self.n_worse = 0 if found > self.best else self.n_worse + 1
         self.best = max(self.best, found)
@@ -267,18 +268,10 @@ class Trainer:
             return nullcontext()
         return torch.autocast(self.benchmark.device.type, torch.bfloat16)
 
-    @contextmanager
-    def _timed(self, what: str):
-        started = time.monotonic()
-        try:
-            yield
-        finally:
-            self.results.seconds[what] += time.monotonic() - started
-
 
 def check_same_run(saved: dict[str, Any], config: Config, classes: list[str], path: Path) -> None:
     """Refuse a checkpoint of another configuration, or of other classes or another order of them."""
-    own, other = config.flat(), saved.get("config", {})
+    own, other = config.flat(), up_to_date(saved.get("config", {}))
     names = [k for k in own if k not in OPERATIONAL and own[k] != other.get(k)]
     if names:
         differ = ", ".join(f"--{k} is {own[k]}, there {other.get(k)}" for k in names[:3])

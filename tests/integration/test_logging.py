@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 import main as program
+from utils.folder import RunFolder
+from utils.tracking import MlflowTracker
 
 FLAGS = ["--model", "er", "--dataset", "seq-digits", "--n_epochs", "1", "--batch_size", "20"]
 
@@ -72,6 +74,35 @@ def test_artifacts(logged):
         "memory.png",
         *(f"accuracy_matrix_{view}.{kind}" for view in ("class_il", "task_il") for kind in ("png", "csv")),
     }  # fmt: skip
+
+
+def test_what_a_store_failed_to_take_the_next_start_sends(tmp_path, monkeypatch, caplog):
+    """The store fails once, when task 1 is logged: the run's MLflow run is not left as it was then."""
+    from mlflow.tracking import MlflowClient
+
+    uri = f"sqlite:///{tmp_path}/store.db"
+    real, seen = MlflowTracker._log_values, []
+
+    def once(self, values):
+        seen.append(values)
+        if len(seen) == 2:
+            raise OSError("the server is away")
+        real(self, values)
+
+    monkeypatch.setattr(MlflowTracker, "_log_values", once)
+    assert program.main([*FLAGS, "--tracking_uri", uri, "--output_dir", str(tmp_path / "runs")]) == 0
+    assert "nothing more is logged there" in caplog.text
+    (path,) = (tmp_path / "runs").glob("*/*/*")
+    before = json.loads((path / "results.json").read_text())
+    client = MlflowClient(uri)
+    ids = [client.get_experiment_by_name("seq-digits").experiment_id]
+    (run,) = client.search_runs(ids)
+    assert list(history(client, run, "mean_acc_class_il")) == [0] and not RunFolder(path).finished
+    assert program.work(str(path), before["config"]) == 0
+    (run,) = client.search_runs(ids)
+    assert list(history(client, run, "mean_acc_class_il")) == [0, 1, 2, 3, 4]
+    assert run.info.status == "FINISHED" and RunFolder(path).finished
+    assert json.loads((path / "results.json").read_text())["class_il"] == before["class_il"]
 
 
 def test_resuming_logs_nothing_twice(logged):

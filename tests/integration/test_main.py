@@ -2,6 +2,8 @@
 
 import csv
 import json
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,8 @@ import main as program
 from datasets import scenarios
 from tests.conftest import ROOT
 from utils import checkpoint
+from utils.commandline import parse
+from utils.folder import RunFolder
 
 FAST = ["--dataset", "seq-digits", "--disable_log", "--n_epochs", "1", "--batch_size", "20"]
 
@@ -63,6 +67,19 @@ def test_results_document(run):
     assert seconds["total"] >= seconds["train"] + seconds["eval"] > 0
     assert results["images_per_second"] > 0 and results["peak_memory_bytes"] > 1e7
     assert f"{100 * R[-1].mean():.1f}" in out
+
+
+def test_waiting_for_who_runs_it_now_is_no_part_of_the_total(folder, capsys):
+    seconds, path = 1.5, folder / "run"
+    flags = parse(["--model", "sgd", *FAST]).config.flat() | {"output_dir": str(folder)}
+    claim = RunFolder.at(path, flags).claimed()
+    claim.__enter__()
+    threading.Timer(seconds, claim.__exit__, (None, None, None)).start()
+    started = time.monotonic()
+    assert program.work(str(path), flags) == 0
+    spent = time.monotonic() - started
+    document = json.loads((path / "results.json").read_text())
+    assert spent > seconds and document["seconds"]["total"] <= spent - seconds
 
 
 def test_time_that_went_into_the_data_is_part_of_the_total(run, monkeypatch):

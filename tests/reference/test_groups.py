@@ -61,7 +61,7 @@ def test_groups_follow_samples_whatever_the_order_of_classes(score_file, model, 
     for name, group in (("longtail", "high"), ("mid_mem", "mid"), ("low_mem", "low")):
         assert logged[f"acc_{name}_task_0"] == pytest.approx(100 * results.groups[group]["class_il"][last, 0])
         assert f"forgetting_{name}" in logged
-    document = results.document("finished", config.flat(), method.setup.benchmark, None)
+    document = results.document("finished", config.flat(), method.setup.benchmark)
     assert (
         document["groups"]["high"]["class_il"]["R"][last] == results.groups["high"]["class_il"][last].tolist()
     )

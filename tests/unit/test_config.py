@@ -12,7 +12,7 @@ import yaml
 from utils import config as settings
 from utils import registry
 from utils.commandline import flags_to_resume, parse
-from utils.config import GROUPS, resolve
+from utils.config import GROUPS, resolve, up_to_date
 from utils.options import OptionError, OptionSet, option
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,6 +71,16 @@ def test_saved_configuration_starts_the_same_run(tmp_path):
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(first.flat()))
     assert config_of("--config", str(file)) == first
+
+
+def test_a_stored_configuration_keeps_its_values_and_gets_the_flags_it_lacks():
+    argv = ["--model", "maer", "--dataset", "seq_cifar10", "--backbone", "cnn", "--lr", "1"]
+    flat = config_of(*argv, "--n_epochs", "3", "--mem_thresholds", "0.2,0.3").flat()
+    assert up_to_date(flat) == flat
+    old = {name: value for name, value in flat.items() if name not in ("keep_optimizer", "channels")}
+    assert up_to_date(old) == flat and "keep_optimizer" not in old
+    gone = old | {"a_flag_that_is_gone": 1}
+    assert up_to_date(gone) == gone and up_to_date({}) == {}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,74 @@
+"""Parents of settings in MLflow: one for each, also when some of its seeds are older than a flag."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import tiny_config
+from utils import tracking_study
+from utils.folder import RunFolder
+from utils.tracking import open_tracker
+
+
+class Store:
+    """An experiment of its own in a store, and finished runs in it."""
+
+    def __init__(self, folder: Path, uri: str):
+        self.folder, self.uri = folder, uri
+
+    def run(self, seed: int, without: str = "") -> str:
+        """A run folder and its MLflow run; its configuration is from before the flag `without`."""
+        named = {"tracking_uri": self.uri, "experiment_name": self.folder.name}
+        config = tiny_config("er", seed=seed, disable_log=False, **named)
+        folder = self.folder / f"seed {seed}"
+        folder.mkdir()
+        tracker = open_tracker(config, folder)
+        tracker.finish("finished")
+        RunFolder(folder).track(tracker.run_id, pending=False)
+        flags = {name: value for name, value in config.flat().items() if name != without}
+        view = {"R": [[0.5 + seed / 10]], "average_accuracy": 0.5 + seed / 10, "forgetting": None}
+        document = {"config": flags, "status": "finished", "scenario": "class-il", "b": [0.1]}
+        (folder / "results.json").write_text(json.dumps(document | {"class_il": view, "task_il": view}))
+        return str(folder)
+
+    def parents(self) -> list[tuple[str, float]]:
+        """(id, number of seeds) of each."""
+        from mlflow.tracking import MlflowClient
+
+        client = MlflowClient(self.uri)
+        runs = client.search_runs([client.get_experiment_by_name(self.folder.name).experiment_id])
+        return [(run.info.run_id, run.data.metrics["n"]) for run in runs if "setting" in run.data.tags]
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory):
+    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+
+
+@pytest.fixture
+def store(tmp_path, uri):
+    return Store(tmp_path, uri)
+
+
+def test_seeds_from_before_and_after_a_new_flag_have_one_parent(store):
+    old = [store.run(seed, without="keep_optimizer") for seed in (0, 1)]
+    assert tracking_study.log("digits", old, store.uri) == 0
+    ((_, n),) = store.parents()
+    assert n == 2
+    both = [*old, store.run(2), store.run(3)]
+    assert tracking_study.log("digits", both, store.uri) == 0
+    ((parent, n),) = store.parents()
+    assert n == 4
+    assert tracking_study.log("digits", both, store.uri) == 0
+    assert store.parents() == [(parent, 4)]
+
+
+def test_a_parent_known_by_an_older_configuration_is_replaced(store, monkeypatch):
+    """As the program wrote it before the flag: its setting is that of the configuration as it is stored."""
+    old = [store.run(seed, without="keep_optimizer") for seed in (0, 1)]
+    with monkeypatch.context() as before:
+        before.setattr(tracking_study, "up_to_date", lambda stored: stored)
+        assert tracking_study.log("digits", old, store.uri) == 0
+    assert tracking_study.log("digits", [*old, store.run(2)], store.uri) == 0
+    assert [n for _, n in store.parents()] == [3]
