@@ -7,12 +7,14 @@ memorization.tex and memorization.csv into the folder.
 
 import csv
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from scipy import stats
 
 from memorization.runs import names
+from scripts.reporting.runs import left_out, one_per_seed, pairs
 
 BASELINE = "er balanced"
 ORDER = ("er", BASELINE, "maer min", "maer middle", "maer max", "maer_high min", "maer_adaptive")
@@ -22,15 +24,18 @@ Table = dict[str, dict[int, dict[int, dict]]]  # setting → buffer size → see
 def collect(documents: list[dict]) -> dict[str, Table]:
     """Benchmark → its runs by setting, buffer size and seed."""
     found: dict[str, Table] = defaultdict(lambda: defaultdict(lambda: defaultdict(dict)))
-    for document, name in zip(documents, names(documents), strict=True):
-        config = document["config"]
-        found[config["dataset"]][name][config.get("buffer_size", 0)][document["seed"]] = document
+    configs = [document["config"] for document in documents]
+    keys = [
+        (c["dataset"], n, c.get("buffer_size", 0)) for c, n in zip(configs, names(documents), strict=True)
+    ]
+    for (dataset, name, size), runs in one_per_seed(documents, keys).items():
+        found[dataset][name][size] = {run["seed"]: run for run in runs}
     return found
 
 
-def values(runs: dict[int, dict], field: str, seeds: list[int]) -> np.ndarray:
-    """A metric of the class-IL view in %, by seed."""
-    return np.array([100 * runs[seed]["class_il"][field] for seed in seeds])
+def values(runs: Iterable[dict], field: str) -> np.ndarray:
+    """A metric of the class-IL view in %, one a run."""
+    return np.array([100 * run["class_il"][field] for run in runs])
 
 
 def spread(numbers: np.ndarray) -> str:
@@ -39,11 +44,12 @@ def spread(numbers: np.ndarray) -> str:
 
 
 def difference(runs: dict[int, dict], baseline: dict[int, dict]) -> dict[str, float] | None:
-    """Accuracy minus the baseline's, paired by seed; None without two common seeds."""
-    seeds = sorted(runs.keys() & baseline.keys())
-    if len(seeds) < 2:
+    """Accuracy minus the baseline's, paired by seed; None without two seeds in common."""
+    found, _ = pairs(runs.values(), baseline.values())
+    if len(found) < 2:
         return None
-    gain = values(runs, "average_accuracy", seeds) - values(baseline, "average_accuracy", seeds)
+    own, other = (values(half, "average_accuracy") for half in zip(*found, strict=True))
+    gain = own - other
     test = stats.ttest_1samp(gain, 0)
     return {"mean": gain.mean(), "sd": gain.std(ddof=1), "t": float(test.statistic), "p": float(test.pvalue)}
 
@@ -59,18 +65,29 @@ def sizes(table: Table) -> list[int]:
     return sorted({size for runs in table.values() for size in runs if size})
 
 
+def runs_of(table: Table, key: str, size: int) -> dict[int, dict]:
+    """The runs of a setting by seed; joint training has no memory and stands in every column."""
+    return table.get(key, {}).get(0 if key == "joint" else size, {})
+
+
 def cell(table: Table, key: str, size: int) -> tuple[str, str, str]:
     """Accuracy, FM and paired difference of a setting, `–` where there are no runs."""
-    runs = table[key].get(size) or (table[key].get(0) if key == "joint" else None)
+    runs = runs_of(table, key, size)
     if not runs:
         return "–", "–", "–"
-    seeds = sorted(runs)
-    parts = [spread(values(runs, field, seeds)) for field in ("average_accuracy", "fm")]
-    found = difference(runs, table.get(BASELINE, {}).get(size, {})) if key != BASELINE else None
+    parts = [spread(values(runs.values(), field)) for field in ("average_accuracy", "fm")]
+    found = difference(runs, runs_of(table, BASELINE, size)) if key != BASELINE else None
     gain = (
         f"{found['mean']:+.2f} ± {found['sd']:.2f} (t {found['t']:.1f}, p {found['p']:.3f})" if found else "–"
     )
     return parts[0], parts[1], gain
+
+
+def unpaired(table: Table) -> str:
+    """Names the seeds that a setting does not share with the baseline although both have them."""
+    cells = [(key, size) for key in table for size in sizes(table)]
+    both = [(runs_of(table, *at).values(), runs_of(table, BASELINE, at[1]).values()) for at in cells]
+    return left_out(seed for own, other in both for seed in pairs(own, other)[1])
 
 
 def markdown(documents: list[dict]) -> str:
@@ -92,6 +109,7 @@ def markdown(documents: list[dict]) -> str:
                 if set(row) != {"–"}:
                     lines.append("| " + " | ".join([key, *row]) + " |")
             parts.append("\n".join(lines))
+        parts += filter(None, [unpaired(table)])
     return "\n\n".join(parts)
 
 

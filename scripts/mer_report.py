@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from scripts.reporting.runs import one_per_seed
+
 BENCHMARKS = {
     "mnist-rotations": "Rotations",
     "mnist-permutations": "Permutations",
@@ -30,10 +32,12 @@ def key_of(document: dict) -> tuple[str, int]:
 
 
 def collect(documents: list[dict]) -> dict[str, dict[tuple[str, int], list[dict]]]:
-    """Benchmark → (method, memories) → runs."""
-    found = defaultdict(lambda: defaultdict(list))
-    for document in documents:
-        found[document["config"]["dataset"]][key_of(document)].append(document)
+    """Benchmark → (method, memories) → runs that differ in the seed alone."""
+    shown = [document for document in documents if document["config"]["dataset"] in BENCHMARKS]
+    keys = [(document["config"]["dataset"], key_of(document)) for document in shown]
+    found = defaultdict(dict)
+    for (benchmark, key), runs in one_per_seed(shown, keys).items():
+        found[benchmark][key] = runs
     return found
 
 

@@ -4,14 +4,13 @@ Called by `scripts/report.py rehearsal FOLDER`; the runs are made by scripts/rep
 published numbers: published_der.yaml. Peak memory is the whole process's on a CPU.
 """
 
-from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 import yaml
 
+from scripts.reporting.runs import one_per_seed
 from scripts.reporting.tables import shown as spread
-from utils.errors import UserError
 
 PUBLISHED = Path(__file__).with_name("published_der.yaml")
 # Flags that tell two settings of one method apart, and the value that goes without saying.
@@ -26,17 +25,6 @@ def key(document: dict) -> tuple[str, str, int]:
     config = document["config"]
     own = [str(config[flag]) for flag, usual in VARIANTS.items() if config.get(flag, usual) != usual]
     return config["dataset"], " ".join([config["model"], *own]), config.get("buffer_size", 0)
-
-
-def grouped(documents: list[dict]) -> dict[tuple[str, str, int], list[dict]]:
-    """Setting → runs, one per seed."""
-    found = defaultdict(dict)
-    for document in documents:
-        seed, runs = document["seed"], found[key(document)]
-        if seed in runs:
-            raise UserError(f"{key(document)} has two runs of seed {seed}; remove one")
-        runs[seed] = document
-    return {name: list(runs.values()) for name, runs in found.items()}
 
 
 def cost(runs: list[dict]) -> list[str]:
@@ -64,7 +52,7 @@ def line(name: str, size: int, runs: list[dict], published: dict | None) -> list
 def markdown(documents: list[dict]) -> str:
     """One Markdown table for each benchmark, by accuracy; beside published numbers first by buffer size."""
     published = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))
-    settings, parts = grouped(documents), []
+    settings, parts = one_per_seed(documents, map(key, documents)), []
     for benchmark in sorted({name for name, _, _ in settings}, reverse=True):
         own = [(method, size, runs) for (name, method, size), runs in settings.items() if name == benchmark]
         known = published.get(benchmark)

@@ -9,8 +9,9 @@
     python scripts/report.py rehearsal runs/rehearsal         rehearsal methods, with time and memory
     python scripts/report.py memorization runs/maer           the memorization paper's; LaTeX and CSV too
 
-Settings are found from the configurations: runs that differ in nothing but the seed. Standard deviations
-are over seeds, ddof = 1; settings are compared seed by seed. The markers are `<!-- table NAME -->` and
+Settings are found from the configurations: runs that differ in nothing but the seed; a paper's tables refuse
+others in one cell. Each scenario of a data set is a benchmark of its own. Standard deviations are over seeds,
+ddof = 1; settings are compared seed by seed, on the same tasks. The markers are `<!-- table NAME -->` and
 `<!-- end NAME -->`, NAME being the first folder's name.
 """
 
@@ -23,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from scripts import memorization_report, mer_report, rehearsal_report, scenario_report
 from scripts.reporting import tables
 from scripts.reporting.captions import caption
-from scripts.reporting.runs import Study, load, study
+from scripts.reporting.runs import Study, commits, load, study
 from utils.errors import UserError
 from utils.study import read
 
@@ -42,10 +43,9 @@ def footer(documents: list[dict]) -> str:
     known = {
         "devices": {d["device"] for d in documents},
         "torch": {d["versions"].get("torch", "unknown") for d in documents},
-        "commits": {(d["git_commit"] or "unknown")[:10] for d in documents},
     }
     listed = "; ".join(f"{name}: {', '.join(sorted(values))}" for name, values in known.items())
-    return f"In %, mean ± standard deviation over seeds (ddof = 1). {listed}."
+    return f"In %, mean ± standard deviation over seeds (ddof = 1). {listed}; commits: {commits(documents)}."
 
 
 def latex(found: Study) -> str:

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from scripts.reporting.runs import one_per_seed
+
 BENCHMARKS = {"seq-mnist": "Split MNIST", "perm-mnist": "Permuted MNIST"}
 SCENARIOS = ("task-il", "domain-il", "class-il")
 STRENGTHS = ("e_lambda", "mas_lambda", "si_c", "rwalk_lambda", "imm_lambda", "lwf_lambda", "ebll_alpha")
@@ -22,23 +24,24 @@ def name_of(config: dict) -> str:
 
 
 def collect(documents: list[dict]) -> dict[str, dict[str, dict[str, list[dict]]]]:
-    """Benchmark → method → scenario → runs."""
+    """Benchmark → method → scenario → runs that differ in the seed alone."""
+    shown = [document for document in documents if document["config"]["dataset"] in BENCHMARKS]
+    keys = [(d["config"]["dataset"], name_of(d["config"]), d["scenario"]) for d in shown]
     found = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
-    for document in documents:
-        config = document["config"]
-        found[config["dataset"]][name_of(config)][document["scenario"]].append(document)
+    for (benchmark, name, scenario), runs in one_per_seed(shown, keys).items():
+        found[benchmark][name][scenario] = runs
     return found
 
 
 def cell(runs: list[dict], published: str) -> str:
-    """`98.70 ± 0.10 (98.64 ± 0.22), λ 1e+05`, for runs that differ in the seed alone."""
+    """`98.70 ± 0.10 (98.64 ± 0.22), λ 1e+05`."""
     if not runs:
         return f"– ({published})"
     view = "class_il" if runs[0]["scenario"] == "class-il" else "task_il"
     values = 100 * np.array([run[view]["average_accuracy"] for run in runs])
     deviation = f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else ""
-    used = {tuple(f"{run['config'][s]:g}" for s in STRENGTHS if s in run["config"]) for run in runs}
-    strength = "; ".join(sorted(", ".join(values) for values in used))
+    config = runs[0]["config"]
+    strength = ", ".join(f"{config[name]:g}" for name in STRENGTHS if name in config)
     return f"{values.mean():.2f}{deviation} ({published})" + (f", λ {strength}" if strength else "")
 
 

@@ -24,13 +24,12 @@ FONT = {"font.size": 9, "svg.fonttype": "path", "svg.hashsalt": "engram"}
 
 def matrices(settings: list[Setting], view: str) -> str:
     """Mean R of every setting, side by side."""
-    own = [setting for setting in settings if view in setting.views]
-    n_tasks = len(own[0].stacked(view)[0])
+    n_tasks = len(settings[0].stacked(view)[0])
     per_row = 4 if n_tasks <= MAX_CELLS else 3
-    n_rows = -(-len(own) // per_row)
+    n_rows = -(-len(settings) // per_row)
     figure = _figure(WIDTH, 3.1 * n_rows * (4 / per_row) + 0.3)
     panels = figure.subplots(n_rows, per_row, squeeze=False).flatten()
-    for axes, setting in zip(panels, own, strict=False):
+    for axes, setting in zip(panels, settings, strict=False):
         mean = 100 * setting.stacked(view).mean(axis=0)
         axes.set_facecolor("0.93")
         image = axes.imshow(np.ma.masked_invalid(mean), vmin=0, vmax=100, cmap="viridis")
@@ -39,23 +38,23 @@ def matrices(settings: list[Setting], view: str) -> str:
         axes.set_title(_wrapped(setting.label, 36 if per_row == 4 else 48), fontsize=9)
         _task_axis(axes, n_tasks, "xy")
         axes.set(xlabel="accuracy on task", ylabel="after task")
-    for axes in panels[len(own) :]:
+    used, unused = panels[: len(settings)], panels[len(settings) :]
+    for axes in unused:
         axes.set_visible(False)
-    figure.colorbar(image, ax=list(panels[: len(own)]), label="accuracy (%)", shrink=0.8, aspect=30, pad=0.01)
+    figure.colorbar(image, ax=list(used), label="accuracy (%)", shrink=0.8, aspect=30, pad=0.01)
     return _svg(figure)
 
 
 def over_tasks(settings: list[Setting], view: str) -> str:
     """Average accuracy and forgetting on the tasks seen, after each task."""
-    own = [setting for setting in settings if view in setting.views]
-    figure = _figure(WIDTH, 4.2 + _legend_height(own))
+    figure = _figure(WIDTH, 4.2 + _legend_height(settings))
     left, right = figure.subplots(1, 2)
-    for i, setting in enumerate(own):
+    for i, setting in enumerate(settings):
         seen = [[R[: k + 1, : k + 1] for k in range(len(R))] for R in setting.stacked(view)]
         for axes, metric in ((left, metrics.average_accuracy), (right, metrics.forgetting)):
             values = 100 * np.array([[metric(part) for part in parts] for parts in seen])
             _band(axes, np.arange(values.shape[1]), values, i, setting.label)
-    n_tasks = len(own[0].stacked(view)[0])
+    n_tasks = len(settings[0].stacked(view)[0])
     for axes in (left, right):
         _task_axis(axes, n_tasks, "x")
         axes.set_xlabel("after task")
@@ -102,7 +101,7 @@ def against_buffer(settings: list[Setting]) -> str | None:
 
 def stability(settings: list[Setting], view: str) -> str | None:
     """Mean accuracy on the tasks seen, against the training step; None without --eval_every."""
-    own = [s for s in settings if view in s.views and all(run.get("curve") for run in s.runs)]
+    own = [s for s in settings if all(run.get("curve") for run in s.runs)]
     if not own:
         return None
     figure = _figure(WIDTH, 4.6 + _legend_height(own))

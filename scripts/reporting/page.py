@@ -5,7 +5,7 @@ import html
 
 from scripts.reporting import figures, tables
 from scripts.reporting.captions import caption
-from scripts.reporting.runs import Setting, Study
+from scripts.reporting.runs import Setting, Study, commits
 from utils.study import command_of
 
 STYLE = """
@@ -31,7 +31,7 @@ def render(title: str, study: Study, about: str, against: str | None) -> str:
     """The whole page."""
     parts = [f"<h1>{html.escape(title)}</h1>", f'<p class="about">{html.escape(about)}</p>', _menu(study)]
     for name, settings in study.benchmarks.items():
-        parts.append(f'<h2 id="{html.escape(name)}">{html.escape(name)}</h2>')
+        parts.append(f'<h2 id="{_anchor(name)}">{html.escape(name)}</h2>')
         parts.append(f'<p class="about">{html.escape(caption(settings))}</p>')
         for view in settings[0].views:
             parts += _view(settings, view, against)
@@ -49,11 +49,15 @@ def render(title: str, study: Study, about: str, against: str | None) -> str:
 
 def _menu(study: Study) -> str:
     names = [*study.benchmarks, "failed", "commands"]
-    return "<nav>" + "".join(f'<a href="#{html.escape(n)}">{html.escape(n)}</a>' for n in names) + "</nav>"
+    return "<nav>" + "".join(f'<a href="#{_anchor(n)}">{html.escape(n)}</a>' for n in names) + "</nav>"
+
+
+def _anchor(name: str) -> str:
+    return html.escape(name.replace(", ", "-"))
 
 
 def _view(settings: list[Setting], view: str, against: str | None) -> list[str]:
-    domain = settings[0].views == ("task_il",)
+    domain = settings[0].scenario == "domain-il"
     parts = [f"<h3>{'domain-IL' if domain else html.escape(VIEWS[view])}</h3>"]
     parts += [tables.metric_table(settings, view).html()]
     parts += [_image(figures.over_tasks(settings, view), "accuracy and forgetting over tasks")]
@@ -62,7 +66,7 @@ def _view(settings: list[Setting], view: str, against: str | None) -> list[str]:
     if drawn := figures.stability(settings, view):
         parts += ["<h4>Accuracy while training (stability gap)</h4>", _image(drawn, "stability gap")]
     compared = tables.paired_table(settings, view, against)
-    if compared.rows:
+    if compared.note:
         parts += ["<h4>Differences in accuracy between settings</h4>", _folded(compared)]
     parts += ["<h4>Accuracy matrices, mean over seeds</h4>", _image(figures.matrices(settings, view), "R")]
     return parts
@@ -89,11 +93,11 @@ def _cost(settings: list[Setting]) -> list[str]:
 
 def _commands(study: Study) -> list[str]:
     parts = []
-    for setting in study.settings:
+    named = [(name, setting) for name, settings in study.benchmarks.items() for setting in settings]
+    for benchmark, setting in named:
         lines = "\n".join(command_of(run["config"]) for run in setting.runs)
-        commits = ", ".join(sorted({(run["git_commit"] or "unknown")[:10] for run in setting.runs}))
-        name = f"{setting.dataset}: {setting.label}, seeds {', '.join(map(str, setting.seeds))}"
-        body = f"<pre>{html.escape(lines)}</pre><p class='note'>commit {commits}</p>"
+        name = f"{benchmark}: {setting.label}, seeds {', '.join(map(str, setting.seeds))}"
+        body = f"<pre>{html.escape(lines)}</pre><p class='note'>commit {commits(setting.runs)}</p>"
         parts.append(f"<details><summary>{html.escape(name)}</summary>{body}</details>")
     found = sorted({", ".join(f"{k} {v}" for k, v in run["versions"].items()) for run in study.documents})
     return [*parts, *(f"<p>{html.escape(line)}</p>" for line in found)]

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scripts.reporting.runs import Setting, Study
-from utils.statistics import holm, paired, spread
+from scripts.reporting.runs import Setting, Study, left_out, pairs
+from utils.statistics import Paired, holm, paired, spread
 
 MISSING = "–"
 VIEW_NAMES = {"class_il": "class-IL", "task_il": "task-IL"}
@@ -86,21 +86,19 @@ def main_table(settings: list[Setting]) -> Table:
 
 def metric_table(settings: list[Setting], view: str) -> Table:
     """Every metric of one view that some setting has."""
-    own = [setting for setting in settings if view in setting.views]
-    metrics = [m for m in METRICS if any(s.values(view, m) is not None for s in own)]
-    rows = [[s.label, *(shown(s.values(view, m)) for m in metrics), str(len(s.runs))] for s in own]
-    domain = own and own[0].views == ("task_il",)
-    title = f"{'domain-IL' if domain else VIEW_NAMES[view]}, in %, mean ± standard deviation over seeds"
+    metrics = [m for m in METRICS if any(s.values(view, m) is not None for s in settings)]
+    rows = [[s.label, *(shown(s.values(view, m)) for m in metrics), str(len(s.runs))] for s in settings]
+    title = f"{view_name(settings, view)}, in %, mean ± standard deviation over seeds"
     return Table(title, ["setting", *(METRICS[m] for m in metrics), "seeds"], rows)
 
 
 def paired_table(settings: list[Setting], view: str, against: str | None = None) -> Table:
     """Differences in average accuracy between two settings, seed by seed, with Holm-corrected p."""
-    own = [setting for setting in settings if view in setting.views]
-    pairs = [(a, b) for i, a in enumerate(own) for b in own[:i]]
+    asked = [(a, b) for i, a in enumerate(settings) for b in settings[:i]]
     if against is not None:
-        pairs = [(a, b) if b.label == against else (b, a) for a, b in pairs if against in (a.label, b.label)]
-    tested = [(a, b, paired(*_common(a, b, view))) for a, b in pairs if len(_common(a, b, view)[0]) > 1]
+        asked = [(a, b) if b.label == against else (b, a) for a, b in asked if against in (a.label, b.label)]
+    found = [(a, b, *pairs(a.runs, b.runs)) for a, b in asked]
+    tested = [(a, b, _test(runs, view)) for a, b, runs, _ in found if len(runs) > 1]
     corrected = holm([test.p for *_, test in tested])
     rows = [
         [a.label, b.label, f"{100 * t.mean:+.2f} ± {100 * t.std:.2f}", _number(t.t), _p(t.p), _p(p), str(t.n)]
@@ -112,8 +110,9 @@ def paired_table(settings: list[Setting], view: str, against: str | None = None)
     note = (
         f"Paired by seed, percentage points; two-sided Student's t; Holm's correction over {len(rows)} tests."
     )
-    domain = bool(own) and own[0].views == ("task_il",)
-    return Table(f"{'domain-IL' if domain else VIEW_NAMES[view]} accuracy", head, rows, note, n_text=2)
+    others = left_out(seed for *_, seeds in found for seed in seeds)
+    note = " ".join(part for part in (note if rows else "", others) if part)
+    return Table(f"{view_name(settings, view)} accuracy", head, rows, note, n_text=2)
 
 
 def cost_table(settings: list[Setting]) -> Table:
@@ -173,6 +172,7 @@ def write_csv(study: Study) -> str:
     columns = [f"{view}_{metric}" for view in VIEW_NAMES for metric in METRICS]
     head = [
         "dataset",
+        "scenario",
         "setting",
         "model",
         *names,
@@ -194,6 +194,7 @@ def write_csv(study: Study) -> str:
             writer.writerow(
                 [
                     setting.dataset,
+                    setting.scenario,
                     setting.label,
                     setting.config["model"],
                     *told,
@@ -214,13 +215,14 @@ def shown(values: list[float] | None, scale: float = 100, digits: int = 2) -> st
     return f"{seeds.mean:.{digits}f}" + (f" ± {seeds.std:.{digits}f}" if seeds.n > 1 else "")
 
 
-def _common(a: Setting, b: Setting, view: str) -> tuple[list[float], list[float]]:
-    """Average accuracies of the seeds that both have."""
-    seeds = sorted(set(a.seeds) & set(b.seeds))
-    by_seed = [
-        dict(zip(s.seeds, [run[view]["average_accuracy"] for run in s.runs], strict=True)) for s in (a, b)
-    ]
-    return [by_seed[0][seed] for seed in seeds], [by_seed[1][seed] for seed in seeds]
+def view_name(settings: list[Setting], view: str) -> str:
+    """What a view of a benchmark's settings is called."""
+    return "domain-IL" if settings[0].scenario == "domain-il" else VIEW_NAMES[view]
+
+
+def _test(runs: list[tuple[dict, dict]], view: str) -> Paired:
+    """Of the average accuracies of pairs of runs."""
+    return paired(*([run[view]["average_accuracy"] for run in own] for own in zip(*runs, strict=True)))
 
 
 def _order(p: float) -> float:

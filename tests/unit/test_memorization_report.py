@@ -17,7 +17,7 @@ def document(model: str, seed: int, accuracy: float, **flags) -> dict:
     groups = {g: {"class_il": {"R": R, "forgetting": 0.2}} for g in ("high", "mid", "low")}
     return {
         "config": config | {"mem_thresholds": [0.1, 0.25]}, "seed": seed, "status": "finished",
-        "class_il": own, "groups": groups,
+        "class_il": own, "groups": groups, "scenario": "class-il", "path": f"{model}-{seed}",
     }  # fmt: skip
 
 
@@ -53,6 +53,16 @@ def test_missing_seeds_are_not_paired(documents):
     found = memorization_report.difference(table["maer min"][50], table["er balanced"][50])
     assert found["mean"] == pytest.approx(5) and found["sd"] == pytest.approx(np.sqrt(2))
     assert memorization_report.difference(table["maer min"][50], {}) is None
+
+
+def test_runs_of_a_seed_that_had_other_tasks_are_not_paired(documents):
+    """Seed 4, whose gain is 7 %, left out: 3, 4, 5 and 6 %."""
+    assert "left out" not in memorization_report.markdown(documents)
+    orders = {True: [0, 2, 1, 3], False: [0, 1, 2, 3]}
+    told = [d | {"class_order": orders[d["seed"] == 4 and d["config"]["model"] == "er"]} for d in documents]
+    text = memorization_report.markdown(told)
+    assert "| maer min | +4.50 ± 1.29 (t 7.0, p 0.006) |" in text
+    assert text.endswith("\n\nSeeds left out where the two runs had different tasks: 4.")
 
 
 def test_files_and_figures(documents, tmp_path):

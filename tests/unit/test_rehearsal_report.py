@@ -1,9 +1,6 @@
 """The rehearsal tables: what counts as one setting, what stands beside it, in which order."""
 
-import pytest
-
 from scripts import rehearsal_report
-from utils.errors import UserError
 
 
 def run(model: str, accuracy: float, seed: int = 0, dataset: str = "rot-mnist", **config) -> dict:
@@ -13,7 +10,7 @@ def run(model: str, accuracy: float, seed: int = 0, dataset: str = "rot-mnist", 
         "config": {"model": model, "dataset": dataset, **config},
         "seed": seed, "scenario": scenario, "class_il": view, "task_il": view | {"average_accuracy": 0.99},
         "seconds": {"total": 12.4 + seed}, "peak_memory_bytes": 700 * 2**20, "device": "cpu",
-        "versions": {"torch": "2"}, "git_commit": "abc",
+        "versions": {"torch": "2"}, "git_commit": "abc", "path": f"{model}-{seed}",
     }  # fmt: skip
 
 
@@ -52,8 +49,3 @@ def test_variants_of_a_method_are_settings_of_their_own():
     assert [row[:3] for row in rows(text)[2:]] == [
         ["er fifo", "80.00", "99.00"], ["er", "87.00", "99.00"], ["full_buffer grasp", "90.00", "99.00"],
     ]  # fmt: skip
-
-
-def test_two_runs_of_a_seed_are_refused():
-    with pytest.raises(UserError, match="two runs of seed 0"):
-        rehearsal_report.markdown([run("er", 0.8, buffer_size=200), run("er", 0.9, buffer_size=200)])

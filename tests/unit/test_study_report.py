@@ -11,9 +11,10 @@ import pytest
 from scipy import stats
 
 from scripts import report
-from scripts.reporting import figures, tables
-from scripts.reporting.runs import load, study
+from scripts.reporting import figures, page, tables
+from scripts.reporting.runs import load, pairs, study
 from utils import metrics
+from utils.config import resolve
 from utils.errors import UserError
 
 T = 3
@@ -30,8 +31,9 @@ def accuracy(seed: int, plus: float) -> np.ndarray:
 
 
 def write_run(
-    folder: Path, seed: int, plus: float = 0.0, status: str = "finished", curve=(), **flags
+    folder: Path, seed: int, plus: float = 0.0, status: str = "finished", curve=(), stored=(), **flags
 ) -> dict:
+    """stored: parts of results.json that are not as usual; flags: of its configuration."""
     R = accuracy(seed, plus)
     config = CONFIG | flags | {"seed": seed, "data_dir": f"/of/{seed}"}
     views = {
@@ -43,8 +45,9 @@ def write_run(
         "b": [0.1] * T, "curve": list(curve), "images_per_second": 1000.0, "peak_memory_bytes": 2**30,
         "seconds": {"total": 4.0 + seed, "train": 3.0, "eval": 0.5, "data": 0.2},
         "device": "cpu (x86_64, 1 threads)", "versions": {"torch": "2.15.0"}, "git_commit": "0123456789abcd",
-    }  # fmt: skip
+    } | dict(stored)  # fmt: skip
     name = f"{config['model']}-{seed}-" + "-".join(f"{k}{v}" for k, v in flags.items())
+    name += f"-{document['scenario']}" * ("scenario" in dict(stored))
     run = folder / config["dataset"] / config["model"] / name
     run.mkdir(parents=True)
     (run / "results.json").write_text(json.dumps(document))
@@ -108,6 +111,68 @@ def test_a_seed_that_was_run_again_counts_once(folder, capsys):
     assert sgd.values("class_il", "average_accuracy")[1] == again["class_il"]["average_accuracy"]
 
 
+def test_a_data_set_in_several_scenarios_is_several_benchmarks(tmp_path, capsys, monkeypatch):
+    """The least accurate setting, here in domain-IL, once decided the views and titles of all."""
+    for seed in range(3):
+        for scenario, plus in (("domain-il", 0.0), ("task-il", 0.1), ("class-il", 0.2)):
+            for more, model in ((0.0, "sgd"), (0.05 * seed, "joint")):
+                write_run(tmp_path, seed, plus + more, model=model, stored={"scenario": scenario})
+    found = found_in(tmp_path)
+    wanted = ["seq-digits, class-il", "seq-digits, domain-il", "seq-digits, task-il"]
+    assert list(found.benchmarks) == wanted
+    for name, settings in found.benchmarks.items():
+        assert [setting.label for setting in settings] == ["sgd", "joint"]
+        table = tables.paired_table(settings, "task_il")
+        assert table.title == ("domain-IL accuracy" if "domain" in name else "task-IL accuracy")
+        assert [row[:2] for row in table.rows] == [["joint", "sgd"]] and "over 1 tests" in table.note
+    text = report.latex(found)
+    assert text.count("caption{class-IL, ") == text.count("caption{task-IL, ") == 2
+    assert text.count("caption{domain-IL, ") == 1
+    monkeypatch.setattr(figures, "_svg", lambda figure: "")
+    assert report.main([str(tmp_path)]) == 0 and "**seq-digits, task-il**: 3 tasks" in capsys.readouterr().out
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert '<a href="#seq-digits-task-il">' in page and '<h2 id="seq-digits-task-il">' in page
+    assert "<summary>seq-digits, task-il: joint, seeds 0, 1, 2</summary>" in page
+    assert page.count("<h3>domain-IL</h3>") == 1 and page.count("<h3>class-IL (") == 2
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "report" / "report.csv").read_text())))
+    assert [row["scenario"] for row in rows] == ["class-il"] * 6 + ["domain-il"] * 6 + ["task-il"] * 6
+
+
+def test_the_scenario_counts_that_a_run_had_not_how_it_was_asked_for(tmp_path):
+    write_run(tmp_path, 0, scenario=None)
+    write_run(tmp_path, 1, scenario="class-il")
+    (setting,) = found_in(tmp_path).settings
+    assert (setting.label, setting.seeds) == ("er", [0, 1])
+
+
+def test_runs_from_before_a_flag_are_brought_up_to_date(tmp_path):
+    whole = resolve([("test", {**CONFIG, "model": "sgd"})]).flat()
+    old = {name: value for name, value in whole.items() if name != "keep_optimizer"}
+    assert whole["keep_optimizer"] is False
+    write_run(tmp_path, 0, stored={"config": old | {"seed": 0}}, model="sgd")
+    write_run(tmp_path, 1, stored={"config": whole | {"seed": 1}}, model="sgd")
+    write_run(tmp_path, 2, stored={"config": whole | {"seed": 2, "keep_optimizer": True}}, model="sgd")
+    found = {setting.label: setting.seeds for setting in found_in(tmp_path).settings}
+    assert found == {"sgd": [0, 1], "sgd, keep_optimizer": [2]}
+
+
+def test_an_imported_log_is_not_filled_up_with_our_defaults(tmp_path):
+    write_run(tmp_path, 0, stored={"imported_run": "abc"}, model="sgd")
+    write_run(tmp_path, 1, model="sgd")
+    imported, own = (document["config"] for document in load([tmp_path]))
+    assert "optimizer" not in imported and own["optimizer"] == "sgd"
+
+
+def test_every_commit_is_listed_once(tmp_path, monkeypatch):
+    """A run that was resumed by other code has several."""
+    for seed, commit in enumerate(("a" * 40, f"{'a' * 40}, {'b' * 40}", None)):
+        write_run(tmp_path, seed, stored={"git_commit": commit})
+    found = found_in(tmp_path)
+    assert report.footer(found.documents).endswith("; commits: aaaaaaaaaa, bbbbbbbbbb, unknown.")
+    monkeypatch.setattr(figures, "_svg", lambda figure: "")
+    assert "<p class='note'>commit aaaaaaaaaa, bbbbbbbbbb, unknown</p>" in page.render("t", found, "", None)
+
+
 def test_means_and_deviations(folder):
     values = [100 * accuracy(seed, 0.2 + 0.01 * seed)[-1].mean() for seed in range(3)]
     table = report.markdown(found_in(folder))
@@ -131,6 +196,43 @@ def test_differences_are_paired_by_seed_and_corrected(folder):
     assert p_values == sorted(p_values)
     against = tables.paired_table(found_in(folder).settings, "class_il", against="sgd")
     assert len(against.rows) == 4 and all(r[1] == "sgd" for r in against.rows)
+
+
+def test_runs_of_a_seed_that_had_other_tasks_are_no_pair(tmp_path, monkeypatch):
+    """Tasks are sets of classes; where they share outputs, the order of each one's classes counts too."""
+    orders = {
+        "sgd": ([0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5]),
+        "joint": ([1, 0, 3, 2, 5, 4], [0, 1, 2, 3, 4, 5], [0, 2, 1, 3, 4, 5]),
+    }
+    for scenario in ("class-il", "domain-il"):
+        for model, of_seeds in orders.items():
+            for seed, order in enumerate(of_seeds):
+                stored = {"class_order": order, "scenario": scenario}
+                write_run(tmp_path, seed, 0.1 * seed * (model == "joint"), model=model, stored=stored)
+    classes, domains = found_in(tmp_path).benchmarks.values()
+    table = tables.paired_table(classes, "class_il")
+    joint, sgd = ([accuracy(seed, plus * seed)[-1].mean() for seed in (0, 1)] for plus in (0.1, 0.0))
+    ((*_, t, p, _, n),) = table.rows
+    wanted = stats.ttest_rel(joint, sgd)
+    assert (t, n) == (f"{wanted.statistic:.2f}", "2") and float(p) == pytest.approx(wanted.pvalue, abs=6e-5)
+    assert table.note.endswith("Seeds left out where the two runs had different tasks: 2.")
+    table = tables.paired_table(domains, "task_il")
+    assert not table.rows and table.note.endswith("tasks: 0, 2.")
+    monkeypatch.setattr(figures, "_svg", lambda figure: "")
+    assert page.render("t", found_in(tmp_path), "", None).count("had different tasks: ") == 3
+
+
+def test_as_many_tasks_are_needed_for_a_pair():
+    order = list(range(6))
+    two, three = (
+        {"seed": 0, "scenario": "class-il", "config": {}, "class_order": order, "class_il": {"R": [None] * n}}
+        for n in (2, 3)
+    )
+    halved = three | {"config": {"half_classes_in_first_task": True}}
+    assert pairs([three], [three]) == ([(three, three)], [])
+    assert pairs([two], [three]) == pairs([halved], [three]) == ([], [0])
+    unknown = {name: value for name, value in two.items() if name != "class_order"}
+    assert pairs([unknown], [three]) == ([(unknown, three)], []), "imported logs do not tell"
 
 
 def test_the_files_of_a_report(folder, capsys):
@@ -187,6 +289,20 @@ def test_against_the_buffer_size(folder, monkeypatch):
     assert labels == {"er, policy min", "maer, policy middle"}
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["50", "500"]
     assert figures.against_buffer([s for s in found_in(folder).settings if s.label == "sgd"]) is None
+
+
+def test_the_parts_of_the_time_add_up_to_the_total(folder, monkeypatch):
+    """Seconds in the runs: 4 + seed in all, of which 3 train, 0.5 eval and 0.2 data."""
+    drawn = []
+    monkeypatch.setattr(figures, "_svg", lambda figure: drawn.append(figure) or "")
+    settings = [s for s in found_in(folder).settings if s.label == "sgd"]
+    figures.cost(settings)
+    bars = {bar.get_label(): bar[0] for bar in drawn[0].axes[0].containers}
+    parts = {"train": 3.0, "eval": 0.5, "data": 0.2, "start and logging": 1.3}
+    assert {name: bar.get_width() for name, bar in bars.items()} == pytest.approx(parts)
+    ends = np.cumsum([0, *parts.values()])
+    assert [bar.get_x() for bar in bars.values()] == pytest.approx(ends[:-1]) and ends[-1] == 5.0
+    assert tables.cost_table(settings).rows[0][1:5] == ["5.0 ± 1.0", "3.0 ± 0.0", "0.5 ± 0.0", "0.2 ± 0.0"]
 
 
 def test_markers_in_a_readme(folder, tmp_path):
