@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml
 	  { echo "error: $(PYTHON) is older than Python 3.11; try make PYTHON=python3.11"; exit 1; }
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check uv
-	$(PY) -m uv pip install --python $(PY) -r pyproject.toml --extra dev || \
+	$(PY) -m uv pip install --python $(PY) -e '.[dev]' || \
 	  { echo "== uv could not; trying pip (slower)"; $(PY) -m pip install --quiet -e '.[dev]'; }
 	@touch $(STAMP)
 
@@ -39,7 +39,7 @@ lint: $(STAMP)
 	$(PY) -m ruff format --check .
 
 bench: $(STAMP)
-	$(PY) scripts/bench.py
+	$(PY) -m scripts.bench
 
 ui: $(STAMP)
 	$(PY) -m mlflow ui

@@ -6,15 +6,15 @@ import sys
 import time
 from contextlib import suppress
 
-from utils import commandline
-from utils.config import OPERATIONAL, Config, resolve
-from utils.errors import UserError
+from engram.utils.config import cli
+from engram.utils.config.config import OPERATIONAL, Config, resolve
+from engram.utils.errors import UserError
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run what the command line asks for; returns the exit code."""
     try:
-        request = commandline.parse(sys.argv[1:] if argv is None else argv)
+        request = cli.parse(sys.argv[1:] if argv is None else argv)
         config, folder = prepare(request)
         return run(config, folder, resume=request.resume is not None)[0]
     except UserError as error:
@@ -25,15 +25,15 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
-def prepare(request: commandline.Request):
+def prepare(request: cli.Request):
     """The resolved configuration and the run's folder (None: made once data and method are built)."""
-    from utils.folder import RunFolder
+    from engram.utils.runs.run_dir import RunDir
 
     if not request.resume:
         return request.config, None
     output_dir = request.overrides.get("output_dir", "runs")
-    folder = RunFolder.find(request.resume, output_dir)
-    flags = commandline.flags_to_resume(folder.load_config(), request.overrides)
+    folder = RunDir.find(request.resume, output_dir)
+    flags = cli.flags_to_resume(folder.load_config(), request.overrides)
     return resolve([(str(folder.config), flags)]), folder
 
 
@@ -41,10 +41,10 @@ def work(path: str, flags: dict) -> int:
     """Start the run of these flags in the folder `path`, or continue it: what a sweep's worker calls."""
     from pathlib import Path
 
-    from utils.folder import RunFolder
+    from engram.utils.runs.run_dir import RunDir
 
     try:
-        folder = RunFolder.at(Path(path), flags)
+        folder = RunDir.at(Path(path), flags)
         if folder.finished:
             return 0
         stored = folder.load_config() | {name: flags[name] for name in OPERATIONAL if name in flags}
@@ -56,11 +56,13 @@ def work(path: str, flags: dict) -> int:
 
 def work_together(runs: list[tuple[str, dict]]) -> int:
     """As `work` for several runs, which share this process and take turns; returns one exit code for all."""
-    from utils.turns import Part, take
+    from engram.utils.training.interleaved import InterleavedJob, run_interleaved
 
-    return take(
+    return run_interleaved(
         [
-            Part(functools.partial(work, path, flags), os.path.join(path, "output.txt"), flags["device"])
+            InterleavedJob(
+                functools.partial(work, path, flags), os.path.join(path, "output.txt"), flags["device"]
+            )
             for path, flags in runs
         ]
     )
@@ -68,22 +70,24 @@ def work_together(runs: list[tuple[str, dict]]) -> int:
 
 def build(config: Config):
     """Benchmark, network and method of a configuration, on its device."""
-    from backbones import shares
-    from backbones.backbone import build_network, load_weights
-    from models.method import Method, check_parallel, check_scenario
-    from utils import checkpoint, device, exclusion, parallel, registry
+    from engram.backbones import row_parallel
+    from engram.backbones.backbone import build_network, load_weights
+    from engram.models.method import Method, check_parallel, check_scenario
+    from engram.utils import checkpoint, device, distributed
+    from engram.utils.config import registry
+    from engram.utils.runs import excluded_samples
 
-    where = device.choose(parallel.own_device(config.run.device))
+    where = device.choose(distributed.local_device(config.run.device))
     device.set_threads(config.run.num_threads, config.run.backbone)
     device.set_precision(config.run.precision)
     method_class = registry.plugin_class(registry.load("models", config.run.model), Method)
     check_parallel(method_class, config.run.model)
     started = time.monotonic()
-    with parallel.one_first():
+    with distributed.local_main_process_first():
         benchmark = registry.load("datasets", config.run.dataset).build(config, where)
     benchmark.build_seconds = time.monotonic() - started
     if config.stream.exclude:
-        left_out = exclusion.read(config.stream.exclude, benchmark.n_train, benchmark.order_hash)
+        left_out = excluded_samples.read(config.stream.exclude, benchmark.n_train, benchmark.order_hash)
         benchmark.exclude(left_out)
     half = config.stream.half_classes_in_first_task
     if half and len(benchmark.tasks[0].classes) != benchmark.n_classes // 2:
@@ -94,15 +98,15 @@ def build(config: Config):
     net = build_network(config.run.backbone, config.architecture, benchmark, config.run.seed)
     if config.log.loadcheck:
         load_weights(net, checkpoint.read_weights(config.log.loadcheck))
-    shares.divide(net)
+    row_parallel.divide(net)
     return method_class(net, config.method, setup(config, benchmark))
 
 
 def setup(config: Config, benchmark):
     """What the method may know: the stream, how it is trained, and what is known of memorization."""
-    from memorization.proxies import create
-    from models.method import Setup
-    from utils import scores
+    from engram.memorization.proxies import create
+    from engram.models.method import Setup
+    from engram.utils import scores
 
     given, n_train = config.log.memorization_scores, benchmark.n_train
     if given:
@@ -112,43 +116,43 @@ def setup(config: Config, benchmark):
 
 
 def train(**flags):
-    """For notebooks: a run with main.py's flags as keywords; returns its results (`utils/outcome.py`)."""
-    from utils.outcome import RunResult
-    from utils.study import arguments
+    """For notebooks: a run with main.py's flags as keywords; returns its results."""
+    from engram.utils.config.run_key import arguments
+    from engram.utils.runs.run_result import RunResult
 
-    config = commandline.parse(arguments(flags)).config
+    config = cli.parse(arguments(flags)).config
     return RunResult(run(config)[1].path)
 
 
 def run(config: Config, folder=None, resume: bool = False, wait: bool = False):
     """Train, measure and report one run; returns (exit code, folder). `wait`: for who runs it now."""
-    from utils.tracking_process import prepared
+    from engram.utils.tracking.background_tracker import prepared
 
     with prepared(config) as tracking:  # MLflow is imported while this process imports torch
-        from utils import parallel
+        from engram.utils import distributed
 
-        with parallel.joined(config.run.device):
+        with distributed.process_group(config.run.device):
             method = build(config)
-            if parallel.rank():
+            if distributed.rank():
                 return follow(config, method, folder, resume), folder
             return lead(config, method, folder, resume, wait, tracking)
 
 
 def lead(config: Config, method, folder, resume: bool, wait: bool, tracking=None):
     """`run` of a method that is built, in the only process or the first of several."""
-    from utils import parallel
-    from utils.folder import RunFolder
-    from utils.interrupt import InterruptedRunError
-    from utils.progress import DivergedError
-    from utils.recording import Recorder
-    from utils.training import Trainer
+    from engram.utils import distributed
+    from engram.utils.runs.recorder import Recorder
+    from engram.utils.runs.run_dir import RunDir
+    from engram.utils.training.progress import DivergedError
+    from engram.utils.training.signals import InterruptedRunError
+    from engram.utils.training.trainer import Trainer
 
-    folder = folder or RunFolder.create(config.flat())
+    folder = folder or RunDir.create(config.flat())
     with folder.claimed(wait):
         trainer = Trainer(config, method, folder.path)  # its clock starts after the wait
         if resume:
             trainer.load()
-        parallel.wait()
+        distributed.barrier()
         trainer.results.add_data(method.setup.benchmark.build_seconds)
         with Recorder(config, folder, trainer, resume, tracking) as recorder:
             trainer.on_task = recorder.after_task
@@ -166,14 +170,14 @@ def lead(config: Config, method, folder, resume: bool, wait: bool, tracking=None
 
 def follow(config: Config, method, folder, resume: bool) -> int:
     """`run` in every other process: the same steps; returns the exit code."""
-    from utils import parallel
-    from utils.follower import Follower
-    from utils.interrupt import StoppedRunError
+    from engram.utils import distributed
+    from engram.utils.training.distributed_trainer import FollowerTrainer
+    from engram.utils.training.signals import StoppedRunError
 
-    follower = Follower(config, method, folder and folder.path, quiet=True)
+    follower = FollowerTrainer(config, method, folder and folder.path, quiet=True)
     if resume:
         follower.load()
-    parallel.wait()
+    distributed.barrier()
     with suppress(StoppedRunError):
         follower.run()
     return 0

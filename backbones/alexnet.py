@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones.backbone import Backbone
-from utils import seeding
-from utils.errors import UserError
-from utils.options import OptionError, OptionSet, option
+from engram.backbones.backbone import Backbone
+from engram.utils import seeding
+from engram.utils.config.options import OptionError, OptionSet, option
+from engram.utils.errors import UserError
 
 SMALLEST, ENLARGED = 63, 64
 

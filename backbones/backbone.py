@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from backbones.heads import SharedHead, TaskHeads
-from utils import registry, seeding
-from utils.errors import UserError
+from engram.backbones.heads import SharedHead, TaskHeads
+from engram.utils import seeding
+from engram.utils.config import registry
+from engram.utils.errors import UserError
 
 
 class Backbone(nn.Module):

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from backbones.backbone import Backbone
-from utils.options import OptionSet, option
+from engram.backbones.backbone import Backbone
+from engram.utils.config.options import OptionSet, option
 
 
 @dataclass(frozen=True)

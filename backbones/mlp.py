@@ -11,10 +11,10 @@ from math import prod
 
 from torch import Tensor, nn
 
-from backbones.backbone import Backbone
-from backbones.heads import PerTask, SharedHead
-from utils.errors import UserError
-from utils.options import OptionSet, option
+from engram.backbones.backbone import Backbone
+from engram.backbones.heads import PerTask, SharedHead
+from engram.utils.config.options import OptionSet, option
+from engram.utils.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from backbones.backbone import Backbone
-from utils.options import OptionSet, option
+from engram.backbones.backbone import Backbone
+from engram.utils.config.options import OptionSet, option
 
 NAMES = ("resnet18", "resnet34", "resnet50")
 DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from utils.errors import UserError
+from engram.utils.errors import UserError
 
 # What torchvision's pre-trained networks expect.
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -131,7 +131,8 @@ def first_runs(
     """Places where the rows of every image begin: `counts` (n, channels, rows), each so far from the next.
 
     Kept from batch to batch: computing it anew is a third of the time of cutting a small batch. Each thread
-    has its own, since a CUDA stream must not read what another may not have written yet (utils/turns.py).
+    has its own, since a CUDA stream must not read what another may not have written
+    yet (utils/training/interleaved.py).
     """
     images, channels, rows = (
         torch.arange(count, device=device) * distance

@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets import scenarios
-from datasets.augment import Augment, normalised_as_asked
-from datasets.sources import Source
-from datasets.storage import placed
-from datasets.unread import DiskImages, identity, in_turn, join, part_of
-from utils import seeding
-from utils.device import one_thread
-from utils.errors import UserError
-from utils.scores import order_hash
+from engram.datasets import scenarios
+from engram.datasets.augment import Augment, normalised_as_asked
+from engram.datasets.lazy_images import DiskImages, identity, in_turn, join, part_of
+from engram.datasets.sources import Source
+from engram.datasets.storage import placed
+from engram.utils import seeding
+from engram.utils.device import one_thread
+from engram.utils.errors import UserError
+from engram.utils.scores import order_hash
 
 # Images augmented in one call, in bytes of float32: large enough to spread the cost of a call over
 # many small batches, small enough to stay in a CPU's cache.

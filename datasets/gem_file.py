@@ -1,7 +1,8 @@
 """GEM file: a stream from a `.pt` file of the GEM and MER codes (see --gem_file).
 
 Format: `[d_tr, d_te]`, lists over tasks of `[meta, X, y]`; X is (N, pixels) float in [0, 1], y (N,)
-integers, meta whatever `torch.load(weights_only=True)` reads. `scripts/write_gem_file.py` makes such files.
+integers, meta whatever `torch.load(weights_only=True)` reads. Such files are made
+by `scripts/interop/write_gem_file.py`.
 
 - The number of classes is the largest label + 1; tasks may differ in size (domain-IL).
 - Images are kept as bytes, so pixels must be multiples of 1/255, to 1/1000 of that step, and are refused
@@ -21,12 +22,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets import scenarios
-from datasets.augment import Augment, normalised_as_asked
-from datasets.benchmark import Benchmark, Task, with_validation
-from datasets.sources import DataError, Source
-from datasets.storage import placed
-from utils.options import OptionSet, option
+from engram.datasets import scenarios
+from engram.datasets.augment import Augment, normalised_as_asked
+from engram.datasets.benchmark import Benchmark, Task, with_validation
+from engram.datasets.sources import DataError, Source
+from engram.datasets.storage import placed
+from engram.utils.config.options import OptionSet, option
 
 DEFAULTS = {"n_tasks": 20, "n_epochs": 1, "batch_size": 1, "lr": 0.01, "backbone": "mlp"}
 WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -84,7 +85,7 @@ def read(path: Path) -> Any:
         reason = " ".join(str(error).split())[:150]
         raise DataError(
             f"{path}: damaged, or holds more than tensors, lists, numbers and text ({type(error).__name__}: "
-            f"{reason}); write it again, e.g. with scripts/write_gem_file.py"
+            f"{reason}); write it again, e.g. with scripts/interop/write_gem_file.py"
         ) from error
 
 

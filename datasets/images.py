@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
-from utils.errors import UserError
+from engram.utils.errors import UserError
 
 FORMAT = 1  # of the cache: a new number makes every old file unread
 FIELDS = ("train_x", "train_y", "test_x", "test_y")

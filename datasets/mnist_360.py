@@ -14,13 +14,13 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from datasets import scenarios, sources
-from datasets.augment import Augment, normalised_as_asked
-from datasets.benchmark import Benchmark, Task, with_validation
-from datasets.rotation import turned
-from datasets.storage import placed
-from utils import seeding
-from utils.errors import UserError
+from engram.datasets import scenarios, sources
+from engram.datasets.augment import Augment, normalised_as_asked
+from engram.datasets.benchmark import Benchmark, Task, with_validation
+from engram.datasets.rotation import turned
+from engram.datasets.storage import placed
+from engram.utils import seeding
+from engram.utils.errors import UserError
 
 DEFAULTS = {"n_tasks": 1, "n_epochs": 1, "batch_size": 16, "lr": 0.1, "backbone": "mlp"}
 DIGITS, ROUNDS = 9, 3

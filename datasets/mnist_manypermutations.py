@@ -6,9 +6,9 @@ the tasks that both have are the same.
 
 from dataclasses import dataclass
 
-from datasets import mnist_permutations
-from datasets.benchmark import Benchmark
-from utils.options import OptionSet, option
+from engram.datasets import mnist_permutations
+from engram.datasets.benchmark import Benchmark
+from engram.utils.config.options import OptionSet, option
 
 DEFAULTS = {"n_tasks": 100, "n_epochs": 1, "batch_size": 1, "lr": 0.01, "backbone": "mlp"}
 

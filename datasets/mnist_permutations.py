@@ -7,11 +7,11 @@ GEM's script. One sample at a time, one epoch, all 10,000 test digits: MER.
 from dataclasses import dataclass
 from functools import partial
 
-from datasets import sources
-from datasets.augment import Augment
-from datasets.benchmark import Benchmark, domain_incremental
-from datasets.perm_mnist import draw, permute
-from utils.options import OptionSet, option
+from engram.datasets import sources
+from engram.datasets.augment import Augment
+from engram.datasets.benchmark import Benchmark, domain_incremental
+from engram.datasets.perm_mnist import draw, permute
+from engram.utils.config.options import OptionSet, option
 
 DEFAULTS = {"n_tasks": 20, "n_epochs": 1, "batch_size": 1, "lr": 0.01, "backbone": "mlp"}
 

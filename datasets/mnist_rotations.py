@@ -10,12 +10,12 @@ from functools import partial
 
 import torch
 
-from datasets import sources
-from datasets.augment import Augment
-from datasets.benchmark import Benchmark, domain_incremental
-from datasets.rotation import origins, rearrange
-from utils import seeding
-from utils.options import OptionSet, option
+from engram.datasets import sources
+from engram.datasets.augment import Augment
+from engram.datasets.benchmark import Benchmark, domain_incremental
+from engram.datasets.rotation import origins, rearrange
+from engram.utils import seeding
+from engram.utils.config.options import OptionSet, option
 
 DEFAULTS = {"n_tasks": 20, "n_epochs": 1, "batch_size": 1, "lr": 0.01, "backbone": "mlp"}
 

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from datasets import sources
-from datasets.augment import Augment
-from datasets.benchmark import Benchmark, domain_incremental
-from utils import seeding
-from utils.options import OptionSet, option
+from engram.datasets import sources
+from engram.datasets.augment import Augment
+from engram.datasets.benchmark import Benchmark, domain_incremental
+from engram.utils import seeding
+from engram.utils.config.options import OptionSet, option
 
 DEFAULTS = {"n_tasks": 20, "n_epochs": 1, "batch_size": 128, "lr": 0.1, "backbone": "mlp"}
 

@@ -9,11 +9,11 @@ from functools import partial
 
 import torch
 
-from datasets import sources
-from datasets.augment import Augment
-from datasets.benchmark import Benchmark, domain_incremental
-from datasets.rotation import origins, rearrange
-from utils import seeding
+from engram.datasets import sources
+from engram.datasets.augment import Augment
+from engram.datasets.benchmark import Benchmark, domain_incremental
+from engram.datasets.rotation import origins, rearrange
+from engram.utils import seeding
 
 DEFAULTS = {"n_tasks": 20, "n_epochs": 1, "batch_size": 128, "lr": 0.1, "backbone": "mlp"}
 

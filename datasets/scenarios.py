@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from utils import seeding
-from utils.errors import UserError
+from engram.utils import seeding
+from engram.utils.errors import UserError
 
 
 def class_order(n_classes: int, seed: int, permute: bool, chosen: tuple[int, ...] = ()) -> np.ndarray:

@@ -4,9 +4,9 @@ Data: Krizhevsky 2009. Settings of the memorization paper: 50 epochs a task, rat
 classes permuted by the seed, crop with padding 4 and flip. Mean and deviation of the training set.
 """
 
-from datasets import sources
-from datasets.augment import Augment
-from datasets.benchmark import Benchmark, class_incremental
+from engram.datasets import sources
+from engram.datasets.augment import Augment
+from engram.datasets.benchmark import Benchmark, class_incremental
 
 DEFAULTS = {
     "n_tasks": 10, "n_epochs": 50, "batch_size": 32, "lr": 0.1, "backbone": "resnet18",

@@ -1,8 +1,8 @@
 """Split digits: scikit-learn's real 8x8 digits, 5 tasks of 2 classes, no download."""
 
-from datasets import sources
-from datasets.augment import Augment
-from datasets.benchmark import Benchmark, class_incremental
+from engram.datasets import sources
+from engram.datasets.augment import Augment
+from engram.datasets.benchmark import Benchmark, class_incremental
 
 DEFAULTS = {"n_tasks": 5, "n_epochs": 5, "batch_size": 10, "lr": 0.1, "backbone": "mlp"}
 

@@ -3,9 +3,9 @@
 Data: Xiao et al. 2017, arXiv 1708.07747. Settings of seq-mnist.
 """
 
-from datasets import sources
-from datasets.augment import Augment
-from datasets.benchmark import Benchmark, class_incremental
+from engram.datasets import sources
+from engram.datasets.augment import Augment
+from engram.datasets.benchmark import Benchmark, class_incremental
 
 DEFAULTS = {"n_tasks": 5, "n_epochs": 1, "batch_size": 10, "lr": 0.1, "backbone": "mlp"}
 

@@ -8,11 +8,11 @@ deviation 0.5), whatever the images.
 
 from dataclasses import dataclass
 
-from datasets import sources
-from datasets.augment import Augment
-from datasets.benchmark import Benchmark, class_incremental
-from datasets.storage import Storage
-from utils.options import OptionSet, option
+from engram.datasets import sources
+from engram.datasets.augment import Augment
+from engram.datasets.benchmark import Benchmark, class_incremental
+from engram.datasets.storage import Storage
+from engram.utils.config.options import OptionSet, option
 
 DEFAULTS = {
     "n_tasks": 5, "n_epochs": 50, "batch_size": 32, "lr": 0.1, "backbone": "resnet18",

@@ -4,9 +4,9 @@ Data: LeCun et al. 1998. Split, 1 epoch, pixels in [0, 1] and no augmentation as
 are of 64 by default, here of 10; split introduced by Zenke et al. 2017 (SI).
 """
 
-from datasets import sources
-from datasets.augment import Augment
-from datasets.benchmark import Benchmark, class_incremental
+from engram.datasets import sources
+from engram.datasets.augment import Augment
+from engram.datasets.benchmark import Benchmark, class_incremental
 
 DEFAULTS = {"n_tasks": 5, "n_epochs": 1, "batch_size": 10, "lr": 0.1, "backbone": "mlp"}
 

@@ -6,9 +6,9 @@ alone; `--permute_classes`: alphabets in an order drawn by the seed). Of a chara
 first 15 are for training, the other 5 for testing. The stream is seen once, one drawing at a time: MER.
 """
 
-from datasets import sources
-from datasets.augment import Augment
-from datasets.benchmark import Benchmark, class_incremental
+from engram.datasets import sources
+from engram.datasets.augment import Augment
+from engram.datasets.benchmark import Benchmark, class_incremental
 
 DEFAULTS = {"n_tasks": 50, "n_epochs": 1, "batch_size": 1, "lr": 0.01, "backbone": "mlp"}
 

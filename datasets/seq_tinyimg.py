@@ -7,10 +7,10 @@ epochs a task, rate times 0.1 after 35 and 45, classes permuted by the seed, cro
 Mean and deviation of the training set.
 """
 
-from datasets import sources
-from datasets.augment import Augment
-from datasets.benchmark import Benchmark, class_incremental
-from datasets.storage import Storage
+from engram.datasets import sources
+from engram.datasets.augment import Augment
+from engram.datasets.benchmark import Benchmark, class_incremental
+from engram.datasets.storage import Storage
 
 DEFAULTS = {
     "n_tasks": 20, "n_epochs": 50, "batch_size": 32, "lr": 0.1, "backbone": "resnet18",

@@ -26,8 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.images import DataError
-from datasets.unread import DiskImages
+from engram.datasets.images import DataError
+from engram.datasets.lazy_images import DiskImages
 
 VERSION = 1
 SHARD_BYTES = 1 << 30

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets import images
-from datasets.images import DataError
-from datasets.storage import Storage, read_folder
+from engram.datasets import images
+from engram.datasets.images import DataError
+from engram.datasets.storage import Storage, read_folder
 
 __all__ = [
     "DataError",

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datasets import images, shards
-from datasets.images import DataError, Listing
-from datasets.unread import Unread
+from engram.datasets import images, shards
+from engram.datasets.images import DataError, Listing
+from engram.datasets.lazy_images import LazyImages
 
 # Of what is free; the rest is for a copy of the task's own images, the network and its activations.
 SHARE = 0.5
@@ -113,7 +113,7 @@ def placed(source: Any, config, device: torch.device | str) -> Any:
 
     Under --validation the test set is left alone: not even its size is looked at.
     """
-    if isinstance(source.train_x, Unread):
+    if isinstance(source.train_x, LazyImages):
         return source
     storage, splits = (
         Storage.asked(config, device),

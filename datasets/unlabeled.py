@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from datasets.images import SUFFIXES, UNREADABLE, DataError
+from engram.datasets.images import SUFFIXES, UNREADABLE, DataError
 
 
 def files(folder: str | Path) -> list[Path]:

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from memorization import program
-from utils.errors import UserError
-from utils.options import OptionSet, option
+from engram.memorization import cli
+from engram.utils.config.options import OptionSet, option
+from engram.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -31,15 +31,13 @@ class CorrelateOptions(OptionSet):
 
 def run(argv: list[str]) -> None:
     """Print the table, write it if asked."""
-    options = program.parse(
-        "correlate", __doc__.split("\n")[0], {"correlate": CorrelateOptions}, argv
-    ).correlate
-    program.require(options, "scores")
+    options = cli.parse("correlate", __doc__.split("\n")[0], {"correlate": CorrelateOptions}, argv).correlate
+    cli.require(options, "scores")
     if not options.against:
         raise UserError("--against is missing (see --help)")
     import numpy as np
 
-    from utils import scores
+    from engram.utils import scores
 
     rng = np.random.default_rng(options.seed)
     content = scores.load(options.scores, "scores")
@@ -64,8 +62,8 @@ def compare(content: dict[str, Any], path: str, n_bootstrap: int, rng) -> list[d
     """A row for each vector in the file, on the examples that both files have."""
     import numpy as np
 
-    from memorization.agreement import by_class, correlations
-    from utils import scores
+    from engram.memorization.agreement import by_class, correlations
+    from engram.utils import scores
 
     other = scores.load(path)
     hashes = [str(c["order_hash"]) for c in (content, other) if "order_hash" in c]
@@ -119,8 +117,8 @@ def ceiling(content: dict[str, Any], rng) -> str:
         return "noise ceiling: unknown; write the scores with eval_splits --store_probs"
     import numpy as np
 
-    from memorization.agreement import MEASURES
-    from memorization.estimator import split_half_reliability
+    from engram.memorization.agreement import MEASURES
+    from engram.memorization.estimator import split_half_reliability
 
     values = np.exp(-content["loss"].astype(np.float64))
     n = len(values)
@@ -143,4 +141,4 @@ def write_csv(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(program.main(run))
+    sys.exit(cli.main(run))

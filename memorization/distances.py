@@ -7,8 +7,8 @@ CIFAR-100 images the memorization paper's own vector correlates by .01 with the 
 import torch
 from torch import Tensor
 
-from memorization.proxies import Proxy, View
-from utils import selection
+from engram.memorization.proxies import Proxy, View
+from engram.utils.buffers import selection
 
 SHRINKAGE = 1e-3  # of the covariance towards a multiple of the identity, which makes it invertible
 

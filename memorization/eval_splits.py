@@ -12,11 +12,11 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from memorization import program
-from memorization.program import MACHINE, STUDY, Options
-from memorization.train_splits import SplitOptions
-from utils.errors import UserError
-from utils.options import OptionSet, option
+from engram.memorization import cli
+from engram.memorization.cli import MACHINE, STUDY, Options
+from engram.memorization.train_splits import SplitOptions
+from engram.utils.config.options import OptionSet, option
+from engram.utils.errors import UserError
 
 PAIRS_AT_ONCE = 2_000_000  # influences held in memory at a time, for each of a few arrays
 
@@ -46,12 +46,12 @@ GROUPS = {"evaluation": EvalOptions, "splits": TrainedOptions, **STUDY, **MACHIN
 
 def run(argv: list[str]) -> None:
     """Evaluate, estimate, write."""
-    options = program.parse("eval_splits", __doc__.split("\n")[0], GROUPS, argv)
-    program.require(options.splits, "weights_dir")
-    program.require(options.evaluation, "out_filename")
-    from memorization import pool as pools
-    from memorization.store import Store
-    from utils import device, scores
+    options = cli.parse("eval_splits", __doc__.split("\n")[0], GROUPS, argv)
+    cli.require(options.splits, "weights_dir")
+    cli.require(options.evaluation, "out_filename")
+    from engram.memorization import study_data as pools
+    from engram.memorization.store import Store
+    from engram.utils import device, scores
 
     store = Store(options.splits.weights_dir)
     known = store.settings()
@@ -91,8 +91,8 @@ def estimates(options: Options, pool, store, repeats: list[int], stack_size: int
     """The arrays of the score file."""
     import numpy as np
 
-    from memorization import subsets
-    from memorization.estimator import memorization
+    from engram.memorization import subsets
+    from engram.memorization.estimator import memorization
 
     member = subsets.memberships(pool.labels.cpu().numpy(), max(repeats) + 1, options.splits.subset_ratio)
     member = member[repeats]
@@ -117,12 +117,12 @@ def evaluate(options: Options, pool, store, repeats: list[int], stack_size: int)
     """Loss and correctness on the examples (R, N), and the loss on the test set (R, M) for influences."""
     import numpy as np
 
-    from memorization import fleet, training
-    from memorization.outputs import outputs
-    from memorization.stack import stack
+    from engram.memorization import training, worker_pool
+    from engram.memorization.outputs import outputs
+    from engram.memorization.stacked_networks import stack
 
     rows: list[tuple] = []
-    with fleet.Bar("eval_splits", len(repeats)) as bar:
+    with worker_pool.Bar("eval_splits", len(repeats)) as bar:
         for start in range(0, len(repeats), stack_size):
             own = repeats[start : start + stack_size]
             networks = [training.network(options, pool, repeat) for repeat in own]
@@ -143,7 +143,7 @@ def strongest(values, member, k: int) -> dict[str, Any]:
     """For each test example the k largest influences: values, standard errors, training rows, (M, k)."""
     import numpy as np
 
-    from memorization.estimator import influence
+    from engram.memorization.estimator import influence
 
     k = min(k, member.shape[1])
     parts = []
@@ -168,4 +168,4 @@ def summary(arrays: dict[str, Any], n_networks: int) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(program.main(run))
+    sys.exit(cli.main(run))

@@ -6,15 +6,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from memorization.pool import Pool
-from utils.plots import canvas, save
+from engram.memorization.study_data import StudyData
+from engram.utils.figure_files import canvas, save
 
 EACH = 8  # images at either end
 MAX_CLASSES = 10
 PAIRS = 12
 
 
-def extremes(pool: Pool, scores: NDArray, path: Path) -> None:
+def extremes(pool: StudyData, scores: NDArray, path: Path) -> None:
     """A row for each class (the first ten): least memorized on the left, most memorized on the right."""
     labels, images = pool.labels.cpu().numpy(), pool.images.cpu().numpy()
     classes = np.unique(labels)[:MAX_CLASSES]
@@ -49,7 +49,7 @@ def extremes(pool: Pool, scores: NDArray, path: Path) -> None:
     save(figure, path)
 
 
-def pairs(pool: Pool, content: dict[str, Any], path: Path) -> None:
+def pairs(pool: StudyData, content: dict[str, Any], path: Path) -> None:
     """The strongest pairs of a training image and the test image that it helps most."""
     influence, origin = content["influence"][:, 0], content["influence_from"][:, 0]
     place = {position: row for row, position in enumerate(pool.index.tolist())}

@@ -7,7 +7,7 @@
 Source: Feldman & Zhang 2020 (arXiv 2008.03703), section 3.2, figure 2: marginal utility; here in a stream.
 Writes, for each percentage, the samples of the highest scores and `--n_random` random choices of the same
 number in every class, so that the balance of classes is the same. With --results: mean accuracy of finished
-runs by what was left out, and differences paired by seed; `scripts/intervention.sh` makes the runs.
+runs by what was left out, and differences paired by seed; `scripts/reproduce/intervention.sh` makes the runs.
 """
 
 import sys
@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from memorization import program
-from memorization.runs import finished, names
-from utils.errors import UserError
-from utils.options import OptionSet, option
+from engram.memorization import cli
+from engram.memorization.runs import finished, names
+from engram.utils.config.options import OptionSet, option
+from engram.utils.errors import UserError
 
 KINDS = ("top", "random")
 
@@ -39,12 +39,12 @@ class InterventionOptions(OptionSet):
 def run(argv: list[str]) -> None:
     """Write files, or compare runs."""
     groups = {"intervention": InterventionOptions}
-    options = program.parse("intervention", __doc__.split("\n")[0], groups, argv).intervention
+    options = cli.parse("intervention", __doc__.split("\n")[0], groups, argv).intervention
     if options.results:
         print(table(finished(Path(options.results).expanduser(), "--results")))
         return
-    program.require(options, "scores", "out_dir")
-    from utils import scores
+    cli.require(options, "scores", "out_dir")
+    from engram.utils import scores
 
     content = scores.load(options.scores, "scores", "index", "labels", "order_hash")
     for percent in options.top:
@@ -122,4 +122,4 @@ def spread(values: Any) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(program.main(run))
+    sys.exit(cli.main(run))

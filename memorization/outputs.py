@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datasets.augment import Augment
-from memorization.stack import Stack
+from engram.datasets.augment import Augment
+from engram.memorization.stacked_networks import Stack
 
 CHUNK = {"cpu": 250, "cuda": 2000}  # images per forward pass of a stack
 

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from memorization import program
-from utils.errors import UserError
-from utils.options import OptionSet, option
+from engram.memorization import cli
+from engram.utils.config.options import OptionSet, option
+from engram.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,12 @@ class PlotOptions(OptionSet):
 
 def run(argv: list[str]) -> None:
     """Draw what there is."""
-    options = program.parse("plots", __doc__.split("\n")[0], {"plots": PlotOptions}, argv).plots
-    program.require(options, "out_dir")
+    options = cli.parse("plots", __doc__.split("\n")[0], {"plots": PlotOptions}, argv).plots
+    cli.require(options, "out_dir")
     if not (options.scores or options.stream or options.runs):
         raise UserError("nothing to draw: give --scores, --stream or --runs (see --help)")
-    from memorization import run_plots, score_plots, stream_plots
-    from utils import scores
+    from engram.memorization import run_plots, score_plots, stream_plots
+    from engram.utils import scores
 
     out = Path(options.out_dir).expanduser()
     out.mkdir(parents=True, exist_ok=True)
@@ -68,13 +68,13 @@ def draw_galleries(content: dict[str, Any], data_dir: str, out: Path) -> list[Pa
 
     import torch
 
-    from memorization import galleries, pool
-    from memorization.settings import DataOptions
+    from engram.memorization import galleries, study_data
+    from engram.memorization.settings import DataOptions
 
     settings = json.loads(str(content["settings"])) | {"data_dir": data_dir}
     own = {f.name: settings[f.name] for f in dataclasses.fields(DataOptions) if f.name in settings}
-    options = program.Options(data=DataOptions(**own), architecture=OptionSet())
-    examples = pool.load(options, torch.device("cpu"))
+    options = cli.Options(data=DataOptions(**own), architecture=OptionSet())
+    examples = study_data.load(options, torch.device("cpu"))
     if examples.order_hash != str(content["order_hash"]):
         raise UserError("--scores: the images found are not those that were scored (another sample order)")
     written = [out / "gallery.png"]
@@ -86,4 +86,4 @@ def draw_galleries(content: dict[str, Any], data_dir: str, out: Path) -> list[Pa
 
 
 if __name__ == "__main__":
-    sys.exit(program.main(run))
+    sys.exit(cli.main(run))

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datasets.augment import Augment
-from datasets.benchmark import Samples
-from utils import registry
-from utils.errors import UserError
+from engram.datasets.augment import Augment
+from engram.datasets.benchmark import Samples
+from engram.utils.config import registry
+from engram.utils.errors import UserError
 
 CHUNK = {"cpu": 500, "cuda": 4000}  # images per forward pass
 # Name → module that defines it, as a class called so in capitals.
@@ -133,6 +133,6 @@ def create(name: str, n_train: int, device: torch.device) -> Proxy:
     if name not in NAMES:
         hint = registry.suggest(name, list(NAMES))
         raise UserError(f"--mem_proxy {name}: unknown{hint} (valid: {', '.join(NAMES)})")
-    module = import_module(f"memorization.{NAMES[name]}")
+    module = import_module(f"engram.memorization.{NAMES[name]}")
     kind = "".join(part.capitalize() for part in name.split("_"))
     return getattr(module, kind)(n_train, device)

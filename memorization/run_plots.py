@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from memorization.runs import finished, names
-from utils.plots import canvas, save
+from engram.memorization.runs import finished, names
+from engram.utils.figure_files import canvas, save
 
 LINES = {"test": "black", "high": "tab:red", "mid": "tab:orange", "low": "tab:blue"}
 MAX_PANELS = 6

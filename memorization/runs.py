@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from utils.errors import UserError
+from engram.utils.errors import UserError
 
 
 def finished(folder: Path, flag: str) -> list[dict[str, Any]]:

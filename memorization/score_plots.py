@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from memorization.estimator import memorization
-from utils.plots import canvas, save
+from engram.memorization.estimator import memorization
+from engram.utils.figure_files import canvas, save
 
 THRESHOLDS = (0.1, 0.25)
 BINS = np.arange(-0.15, 1.0501, 0.05)

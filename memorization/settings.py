@@ -7,7 +7,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from utils.options import OptionError, OptionSet, option
+from engram.utils.config.options import OptionError, OptionSet, option
 
 IMAGES = {"model_name": "resnet18", "n_epochs": 50, "lr": 0.1}
 GREY = {"model_name": "mlp", "n_epochs": 30, "lr": 0.02}

@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
-from memorization.proxies import Proxy, View, evaluating
-from utils import seeding
+from engram.memorization.proxies import Proxy, View, evaluating
+from engram.utils import seeding
 
 GRADIENTS_AT_ONCE = 32  # samples whose gradients of all weights are held together
 

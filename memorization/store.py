@@ -11,11 +11,11 @@ from typing import Any
 
 from torch import Tensor
 
-from memorization import program
-from memorization.program import Options
-from memorization.settings import OPERATIONAL
-from utils import checkpoint, files
-from utils.errors import UserError
+from engram.memorization import cli
+from engram.memorization.cli import Options
+from engram.memorization.settings import OPERATIONAL
+from engram.utils import checkpoint, files
+from engram.utils.errors import UserError
 
 
 class Store:
@@ -26,7 +26,7 @@ class Store:
 
     def settings(self) -> dict[str, Any]:
         """What the folder was made with; empty for a new one."""
-        return program.saved_settings(str(self.folder))
+        return cli.saved_settings(str(self.folder))
 
     def claim(self, options: Options, *also_operational: str, **measured: Any) -> dict[str, Any]:
         """Write the settings into a new folder; of an old one, what was `measured` then stays in force."""
@@ -36,7 +36,7 @@ class Store:
             known = {k: v for k, v in flat if k not in OPERATIONAL | set(also_operational)} | measured
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                files.write_text(json.dumps(known, indent=1) + "\n", self.folder / program.SETTINGS)
+                files.write_text(json.dumps(known, indent=1) + "\n", self.folder / cli.SETTINGS)
             except OSError as error:
                 raise UserError(f"--weights_dir {self.folder}: cannot be written: {error}") from None
         return known

@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datasets.augment import Windows
-from memorization.pool import Pool
-from memorization.program import Options
-from memorization.stack import Stack, stack
-from memorization.training import check_finite, epoch_order, network, rate, sgd, stacked_windows, step
-from utils import seeding
+from engram.datasets.augment import Windows
+from engram.memorization.cli import Options
+from engram.memorization.stacked_networks import Stack, stack
+from engram.memorization.study_data import StudyData
+from engram.memorization.training import check_finite, epoch_order, network, rate, sgd, stacked_windows, step
+from engram.utils import seeding
 
 Parts = list[Tensor]  # for each task: (K, n) rows of the pool that the networks see in it
 
@@ -58,7 +58,9 @@ class StreamTraining:
     the classes met so far; task_loss: among those of the example's own task; correct: among those met.
     """
 
-    def __init__(self, options: Options, pool: Pool, repeats: list[int], parts: Parts, classes: list[tuple]):
+    def __init__(
+        self, options: Options, pool: StudyData, repeats: list[int], parts: Parts, classes: list[tuple]
+    ):
         self.options, self.pool, self.repeats, self.parts, self.classes = (
             options,
             pool,
@@ -182,7 +184,7 @@ def task_of(labels: Tensor, classes: list[tuple[int, ...]]) -> Tensor:
     return table[labels]
 
 
-def halves(pool: Pool, repeats: list[int], classes: list[tuple[int, ...]], split: Callable) -> Parts:
+def halves(pool: StudyData, repeats: list[int], classes: list[tuple[int, ...]], split: Callable) -> Parts:
     """Each task's rows for each network: `split(labels, seed)` gives the places it keeps."""
     own_task = task_of(pool.labels, classes).cpu()
     parts = []

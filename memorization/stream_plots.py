@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from memorization.estimator import memorization
-from utils.plots import canvas, save
+from engram.memorization.estimator import memorization
+from engram.utils.figure_files import canvas, save
 
 GROUPS = {"high (above .25)": "tab:red", "mid (.1 to .25)": "tab:orange", "low (up to .1)": "tab:blue"}
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 
-from utils.errors import UserError
+from engram.utils.errors import UserError
 
 
 def parse_range(text: str | None, n_classes: int) -> tuple[int, int]:

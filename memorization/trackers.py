@@ -7,7 +7,7 @@ training mode), and they know a sample as of its last appearance.
 import torch
 from torch import Tensor
 
-from memorization.proxies import Proxy, View
+from engram.memorization.proxies import Proxy, View
 
 
 class LearningOrder(Proxy):

@@ -11,9 +11,9 @@ import sys
 import time
 from dataclasses import dataclass
 
-from memorization import program
-from memorization.program import MACHINE, STUDY, Options
-from utils.options import OptionSet, option
+from engram.memorization import cli
+from engram.memorization.cli import MACHINE, STUDY, Options
+from engram.utils.config.options import OptionSet, option
 
 EARLY = ("el2n", "grand")
 
@@ -32,13 +32,13 @@ GROUPS = {"proxies": ProxyOptions, **STUDY, **MACHINE}
 
 def run(argv: list[str]) -> None:
     """Train, watch, rate, write."""
-    options = program.parse("train_proxies", __doc__.split("\n")[0], GROUPS, argv)
-    program.require(options.proxies, "out_filename")
+    options = cli.parse("train_proxies", __doc__.split("\n")[0], GROUPS, argv)
+    cli.require(options.proxies, "out_filename")
     import numpy as np
 
-    from memorization import pool as pools
-    from memorization.eval_splits import identity
-    from utils import device, scores
+    from engram.memorization import study_data as pools
+    from engram.memorization.eval_splits import identity
+    from engram.utils import device, scores
 
     where = device.choose(options.machine.device)
     device.set_threads(0, options.network.model_name)
@@ -66,8 +66,8 @@ def finite(values):
 
 def observe(options: Options, pool) -> dict[str, dict[str, list]]:
     """Proxy → its scores (n,) by each network and its seconds; networks with dropout follow one another."""
-    from memorization import training
-    from memorization.stack import draws_masks, refuse_masks
+    from engram.memorization import training
+    from engram.memorization.stacked_networks import draws_masks, refuse_masks
 
     repeats, first = list(range(options.proxies.n_networks)), training.network(options, pool, 0)
     refuse_masks(first, options.machine.stack)
@@ -85,8 +85,8 @@ def observe_cohort(options: Options, pool, repeats: list[int]) -> dict[str, dict
     """`observe` for networks trained as one."""
     import torch
 
-    from memorization import fleet, training
-    from memorization.proxies import NAMES, create
+    from engram.memorization import training, worker_pool
+    from engram.memorization.proxies import NAMES, create
 
     n = len(pool)
     rows = torch.arange(n).expand(len(repeats), -1)
@@ -105,14 +105,14 @@ def observe_cohort(options: Options, pool, repeats: list[int]) -> dict[str, dict
 
     found: dict[str, dict[str, list]] = {}
     early = max(1, round(options.proxies.early * options.recipe.n_epochs))
-    with fleet.Bar("train_proxies", len(repeats)) as bar:
+    with worker_pool.Bar("train_proxies", len(repeats)) as bar:
         while not learner.finished:
             learner.run_epoch(watch)
             bar.advance(len(repeats) / learner.n_epochs)
             if learner.epoch == early:
                 first = {f"early_{name}": create(name, n, pool.device) for name in EARLY}
                 rate(options, pool, learner, first, found)
-    with fleet.Bar("rating", len(repeats)) as bar:  # some proxies take longer than the training
+    with worker_pool.Bar("rating", len(repeats)) as bar:  # some proxies take longer than the training
         proxies = {name: create(name, n, pool.device) for name in after}
         rate(options, pool, learner, proxies, found, lambda: bar.advance(1 / len(proxies)))
     networks = as_modules(options, pool, learner)
@@ -128,7 +128,7 @@ def samples(pool):
     """The pool in the form that proxies take."""
     import torch
 
-    from datasets.benchmark import Samples
+    from engram.datasets.benchmark import Samples
 
     positions = torch.arange(len(pool), device=pool.device)
     return Samples(pool.images, pool.labels, torch.zeros_like(positions), positions)
@@ -136,7 +136,7 @@ def samples(pool):
 
 def as_modules(options: Options, pool, learner) -> list:
     """The networks of a training, one by one."""
-    from memorization import training
+    from engram.memorization import training
 
     networks = []
     for repeat, weights in zip(learner.cohort.repeats, learner.stack.networks(), strict=True):
@@ -158,4 +158,4 @@ def rate(options: Options, pool, learner, proxies: dict, found: dict, rated=lamb
 
 
 if __name__ == "__main__":
-    sys.exit(program.main(run))
+    sys.exit(cli.main(run))

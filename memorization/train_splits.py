@@ -10,9 +10,9 @@ any moment, the same command goes on; `--n_repeats` may be raised later.
 import sys
 from dataclasses import dataclass
 
-from memorization import program
-from memorization.program import MACHINE, STUDY, Options
-from utils.options import OptionSet, option
+from engram.memorization import cli
+from engram.memorization.cli import MACHINE, STUDY, Options
+from engram.utils.config.options import OptionSet, option
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class Splits:
         """Load the examples once for all jobs."""
         import torch
 
-        from memorization import pool as pools
-        from memorization import subsets, training
-        from memorization.store import Store
+        from engram.memorization import study_data as pools
+        from engram.memorization import subsets, training
+        from engram.memorization.store import Store
 
         options = self.options
         pool = pools.load(options, device)
@@ -78,9 +78,9 @@ def stack_size(options: Options, n_places: int, n_repeats: int, share: float) ->
 
     share: of the examples, what a network is trained on at a time.
     """
-    from memorization import pool as pools
-    from memorization import training
-    from utils.device import choose
+    from engram.memorization import study_data as pools
+    from engram.memorization import training
+    from engram.utils.device import choose
 
     pool = pools.load(options, choose(options.machine.device))
     return training.stack_size(options, pool, int(len(pool) * share), max(1, -(-n_repeats // n_places)))
@@ -88,23 +88,23 @@ def stack_size(options: Options, n_places: int, n_repeats: int, share: float) ->
 
 def run(argv: list[str]) -> None:
     """Train what is missing."""
-    options = program.parse("train_splits", __doc__.split("\n")[0], GROUPS, argv)
-    program.require(options.splits, "weights_dir")
-    from memorization import fleet
-    from memorization.store import Store
+    options = cli.parse("train_splits", __doc__.split("\n")[0], GROUPS, argv)
+    cli.require(options.splits, "weights_dir")
+    from engram.memorization import worker_pool
+    from engram.memorization.store import Store
 
     store = Store(options.splits.weights_dir)
-    where = fleet.places(options.machine, options.network.model_name)
+    where = worker_pool.places(options.machine, options.network.model_name)
     known, n = store.settings(), options.splits.n_repeats
     if not known:
         stack = stack_size(options, len(where), n, options.splits.subset_ratio)
         known = store.claim(options, "n_repeats", stack=stack)
     plan = Splits(options, known["stack"])
     missing = store.missing(n)
-    bar = fleet.Bar("train_splits", n, n - len(missing))
-    fleet.run(plan, plan.jobs(missing), where, bar)
+    bar = worker_pool.Bar("train_splits", n, n - len(missing))
+    worker_pool.run(plan, plan.jobs(missing), where, bar)
     print(f"networks: {n} in {store.folder} ({plan.stack} trained as one); next: memorization.eval_splits")
 
 
 if __name__ == "__main__":
-    sys.exit(program.main(run))
+    sys.exit(cli.main(run))

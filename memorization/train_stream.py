@@ -14,11 +14,11 @@ Offline scores are the limit of one task. Interrupted, the same command goes on.
 import sys
 from dataclasses import dataclass
 
-from memorization import program
-from memorization.program import MACHINE, STUDY, Options
-from memorization.train_splits import stack_size
-from utils.errors import UserError
-from utils.options import OptionSet, option
+from engram.memorization import cli
+from engram.memorization.cli import MACHINE, STUDY, Options
+from engram.memorization.train_splits import stack_size
+from engram.utils.config.options import OptionSet, option
+from engram.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,11 @@ class Stream:
 
     def prepare(self, device):
         """Load the examples once for all jobs."""
-        from memorization import pool as pools
-        from memorization import subsets, training
-        from memorization.store import Store
-        from memorization.stream import StreamTraining, halves
-        from utils import checkpoint
+        from engram.memorization import study_data as pools
+        from engram.memorization import subsets, training
+        from engram.memorization.store import Store
+        from engram.memorization.stream import StreamTraining, halves
+        from engram.utils import checkpoint
 
         options = self.options
         pool, store = pools.load(options, device), Store(options.stream.weights_dir)
@@ -82,11 +82,11 @@ class Stream:
 
 def tasks(options: Options, n_classes: int) -> list[tuple[int, ...]]:
     """The classes of each task, by their original labels."""
-    from datasets import scenarios
+    from engram.datasets import scenarios
 
     first, last = 0, n_classes
     if options.data.class_range:
-        from memorization.subsets import parse_range
+        from engram.memorization.subsets import parse_range
 
         first, last = parse_range(options.data.class_range, n_classes)
     stream = options.stream
@@ -98,13 +98,13 @@ def tasks(options: Options, n_classes: int) -> list[tuple[int, ...]]:
 
 def run(argv: list[str]) -> None:
     """Train what is missing, then estimate and write."""
-    options = program.parse("train_stream", __doc__.split("\n")[0], GROUPS, argv)
-    program.require(options.stream, "weights_dir", "out_filename")
-    from memorization import fleet
-    from memorization.store import Store
+    options = cli.parse("train_stream", __doc__.split("\n")[0], GROUPS, argv)
+    cli.require(options.stream, "weights_dir", "out_filename")
+    from engram.memorization import worker_pool
+    from engram.memorization.store import Store
 
     store, n = Store(options.stream.weights_dir), options.stream.n_repeats
-    where = fleet.places(options.machine, options.network.model_name)
+    where = worker_pool.places(options.machine, options.network.model_name)
     known = store.settings()
     if not known:
         share = options.stream.subset_ratio / options.stream.n_tasks
@@ -113,7 +113,7 @@ def run(argv: list[str]) -> None:
     plan = Stream(options, known["stack"])
     missing = [repeat for repeat in range(n) if not store.result(RESULTS, repeat).exists()]
     jobs = sorted({repeat // plan.stack for repeat in missing})
-    fleet.run(plan, jobs, where, fleet.Bar("train_stream", n, n - len(missing)))
+    worker_pool.run(plan, jobs, where, worker_pool.Bar("train_stream", n, n - len(missing)))
     write(options, store, {**known, "n_networks": n})
 
 
@@ -122,11 +122,11 @@ def write(options: Options, store, settings: dict) -> None:
     import numpy as np
     import torch
 
-    from memorization import pool as pools
-    from memorization import subsets
-    from memorization.eval_splits import identity
-    from memorization.stream import halves, task_of
-    from utils import checkpoint, scores
+    from engram.memorization import study_data as pools
+    from engram.memorization import subsets
+    from engram.memorization.eval_splits import identity
+    from engram.memorization.stream import halves, task_of
+    from engram.utils import checkpoint, scores
 
     repeats = list(range(options.stream.n_repeats))
     pool = pools.load(options, torch.device("cpu"))
@@ -153,7 +153,7 @@ def over_time(outputs: dict, member) -> dict:
     """Estimates after each task, (T, n), from outputs (T, R, n)."""
     import numpy as np
 
-    from memorization.estimator import memorization
+    from engram.memorization.estimator import memorization
 
     arrays: dict = {}
     views = {
@@ -186,4 +186,4 @@ def summary(arrays: dict, task) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(program.main(run))
+    sys.exit(cli.main(run))

@@ -14,9 +14,9 @@ view instead of a randomly augmented one. Interrupted, the same command goes on;
 import sys
 from dataclasses import dataclass
 
-from memorization import program
-from memorization.program import MACHINE, STUDY, Options
-from utils.options import OptionSet, option
+from engram.memorization import cli
+from engram.memorization.cli import MACHINE, STUDY, Options
+from engram.utils.config.options import OptionSet, option
 
 WHOLE, LEFT_OUT = "whole", "left_out"  # folders of results
 CHOICE_SEED = 42  # of the order in which examples are taken
@@ -60,11 +60,11 @@ class LeaveOneOut:
         """Load the examples once for all jobs."""
         import torch
 
-        from memorization import pool as pools
-        from memorization import training
-        from memorization.outputs import outputs
-        from memorization.store import Store
-        from utils import checkpoint
+        from engram.memorization import study_data as pools
+        from engram.memorization import training
+        from engram.memorization.outputs import outputs
+        from engram.memorization.store import Store
+        from engram.utils import checkpoint
 
         options, n_whole = self.options, self.options.whole.n_whole
         pool, store = pools.load(options, device), Store(options.whole.weights_dir)
@@ -104,19 +104,19 @@ def example_order(n: int):
 
 def run(argv: list[str]) -> None:
     """Train what is missing, then estimate and write."""
-    options = program.parse("train_whole", __doc__.split("\n")[0], GROUPS, argv)
-    program.require(options.whole, "weights_dir", "out_filename")
+    options = cli.parse("train_whole", __doc__.split("\n")[0], GROUPS, argv)
+    cli.require(options.whole, "weights_dir", "out_filename")
     import torch
 
-    from memorization import fleet, training
-    from memorization import pool as pools
-    from memorization.store import Store
-    from utils.device import choose
+    from engram.memorization import study_data as pools
+    from engram.memorization import training, worker_pool
+    from engram.memorization.store import Store
+    from engram.utils.device import choose
 
     store, machine = Store(options.whole.weights_dir), options.machine
     pool = pools.load(options, choose(machine.device))
     n_examples = min(options.whole.n_examples or len(pool), len(pool))
-    where = fleet.places(machine, options.network.model_name)
+    where = worker_pool.places(machine, options.network.model_name)
     known = store.settings()
     if not known:
         at_most = max(1, n_examples * options.whole.n_repeats // len(where))
@@ -131,7 +131,7 @@ def run(argv: list[str]) -> None:
     todo = [job for job, numbers in jobs.items() if not all(map(done, numbers))]
     total = n_whole + n_examples * options.whole.n_repeats
     left = sum(len(jobs[job]) for job in todo)
-    fleet.run(plan, todo, where, fleet.Bar("train_whole", total, total - left))
+    worker_pool.run(plan, todo, where, worker_pool.Bar("train_whole", total, total - left))
     torch.set_num_threads(1)
     write(options, pool, store, n_examples, {**known, "n_whole": n_whole})
 
@@ -140,7 +140,7 @@ def write(options: Options, pool, store, n_examples: int, settings: dict) -> Non
     """Scores and standard errors of the examples left out."""
     import numpy as np
 
-    from utils import checkpoint, scores
+    from engram.utils import checkpoint, scores
 
     whole = options.whole
     rows = example_order(len(pool))[:n_examples]
@@ -169,4 +169,4 @@ def write(options: Options, pool, store, n_examples: int, settings: dict) -> Non
 
 
 if __name__ == "__main__":
-    sys.exit(program.main(run))
+    sys.exit(cli.main(run))

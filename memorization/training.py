@@ -15,13 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones.heads import SharedHead
-from memorization.pool import Pool
-from memorization.program import Options
-from memorization.settings import MILESTONES, RecipeOptions, scaled
-from memorization.stack import Stack, draws_masks, refuse_masks, stack
-from utils import checkpoint, registry, seeding
-from utils.errors import UserError
+from engram.backbones.heads import SharedHead
+from engram.memorization.cli import Options
+from engram.memorization.settings import MILESTONES, RecipeOptions, scaled
+from engram.memorization.stacked_networks import Stack, draws_masks, refuse_masks, stack
+from engram.memorization.study_data import StudyData
+from engram.utils import checkpoint, seeding
+from engram.utils.config import registry
+from engram.utils.errors import UserError
 
 # Networks trained as one that are tried; on a CPU more than these no longer fit its caches.
 CANDIDATES = {"cpu": (1, 4, 16), "cuda": (1, 8, 32, 128)}
@@ -29,7 +30,7 @@ SLOW_STEP = 0.2  # seconds: a single network's step this long is all arithmetic,
 Watch = Callable[[Tensor, Tensor, Tensor], None]
 
 
-def network(options: Options, pool: Pool, repeat: int) -> nn.Module:
+def network(options: Options, pool: StudyData, repeat: int) -> nn.Module:
     """The untrained network of a repeat, on the pool's device."""
     name, seed = options.network.model_name, options.recipe.seed
     architecture = scaled(options.architecture, options.network.model_width)
@@ -61,7 +62,7 @@ class Cohort:
 class Training:
     """A cohort on its way through the epochs; can be saved between two of them."""
 
-    def __init__(self, options: Options, pool: Pool, cohort: Cohort):
+    def __init__(self, options: Options, pool: StudyData, cohort: Cohort):
         self.pool, self.cohort, self.recipe = pool, cohort, options.recipe
         networks = [network(options, pool, repeat) for repeat in cohort.repeats]
         self.stack: Stack = stack(networks).train()
@@ -141,7 +142,7 @@ def sgd(stacked: Stack, recipe: RecipeOptions) -> torch.optim.Optimizer:
     )  # fmt: skip
 
 
-def stacked_windows(pool: Pool, n: int, seed: int, repeats: list[int], *keys: int):
+def stacked_windows(pool: StudyData, n: int, seed: int, repeats: list[int], *keys: int):
     """Augmentations of n examples for each network, fields (K, n); None where images are not changed."""
     if not pool.augments:
         return None
@@ -168,14 +169,14 @@ def check_finite(losses: Tensor, repeats: list[int], where: str) -> None:
             raise UserError(f"network {repeat}: the loss became {value} in {where}; try a smaller --lr")
 
 
-def stack_size(options: Options, pool: Pool, n: int, at_most: int) -> int:
+def stack_size(options: Options, pool: StudyData, n: int, at_most: int) -> int:
     """How many networks to train as one: --stack if it is given and can be, else `best_stack`."""
     first = network(options, pool, 0)
     refuse_masks(first, options.machine.stack)
     return options.machine.stack or (1 if draws_masks(first) else best_stack(options, pool, n, at_most))
 
 
-def best_stack(options: Options, pool: Pool, n: int, at_most: int) -> int:
+def best_stack(options: Options, pool: StudyData, n: int, at_most: int) -> int:
     """How many networks to train as one: the least measured time per network and step.
 
     n: examples of a network. Processor time on a CPU, so that other programs do not decide.
@@ -194,7 +195,7 @@ def best_stack(options: Options, pool: Pool, n: int, at_most: int) -> int:
     return chosen
 
 
-def _seconds_per_step(options: Options, pool: Pool, n: int, size: int) -> float:
+def _seconds_per_step(options: Options, pool: StudyData, n: int, size: int) -> float:
     rows = torch.arange(min(n, options.recipe.batch_size)).expand(size, -1).to(pool.device)
     stacked = stack([network(options, pool, k) for k in range(size)]).train()
     optimizer = sgd(stacked, options.recipe)

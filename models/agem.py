@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.method import Method
-from models.parts.replay import Replayed, ReplayOptions, augmented, replayed_per_step
-from models.parts.ring import ring_for
-from models.parts.steps import flat, gradient, set_gradients
+from engram.models.method import Method
+from engram.models.parts.inner_steps import flat, gradient, set_gradients
+from engram.models.parts.replay import Replayed, ReplayOptions, augmented, replayed_per_step
+from engram.utils.buffers.per_task_ring import ring_for
 
 
 @dataclass(frozen=True)

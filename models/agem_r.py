@@ -10,11 +10,11 @@ its running statistics, as there.
 
 from dataclasses import dataclass
 
-from models.agem import project
-from models.method import Method
-from models.parts.replay import ReplayOptions, draw, store
-from models.parts.steps import flat, gradient, set_gradients
-from utils.buffer import Buffer
+from engram.models.agem import project
+from engram.models.method import Method
+from engram.models.parts.inner_steps import flat, gradient, set_gradients
+from engram.models.parts.replay import ReplayOptions, draw, store
+from engram.utils.buffers.reservoir import Buffer
 
 
 @dataclass(frozen=True)

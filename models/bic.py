@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.method import Method
-from models.parts import exemplars
-from models.parts.exemplars import ExemplarMemory, ExemplarOptions
-from utils.options import option
+from engram.models.method import Method
+from engram.models.parts import exemplars
+from engram.models.parts.exemplars import ExemplarMemory, ExemplarOptions
+from engram.utils.config.options import option
 
 RIDGE = 1e-3
 

@@ -4,7 +4,7 @@ Source: the usual baseline, e.g. Lomonaco & Maltoni 2017 (CORe50, arXiv 1705.035
 from where the last task left it; an epoch is one pass over the data of all tasks so far.
 """
 
-from models.method import Method
+from engram.models.method import Method
 
 
 class Cumulative(Method):

@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.method import Method
-from models.parts.replay import Replayed, ReplayOptions, augmented, passes, replayed_per_step, store
-from utils.buffer import Buffer
-from utils.options import option
+from engram.models.method import Method
+from engram.models.parts.replay import Replayed, ReplayOptions, augmented, passes, replayed_per_step, store
+from engram.utils.buffers.reservoir import Buffer
+from engram.utils.config.options import option
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import torch.nn.functional as F
 
-from models import der
-from utils.options import option
+from engram.models import der
+from engram.utils.config.options import option
 
 
 @dataclass(frozen=True)

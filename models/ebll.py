@@ -18,12 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import lwf
-from models.parts.importance import evaluating
-from models.parts.teacher import CHUNK
-from utils import seeding
-from utils.errors import UserError
-from utils.options import option
+from engram.models import lwf
+from engram.models.parts.importance import evaluating
+from engram.models.parts.teacher import CHUNK
+from engram.utils import seeding
+from engram.utils.config.options import option
+from engram.utils.errors import UserError
 
 BATCH, RATE = 128, 1e-3  # of the autoencoder's training
 

@@ -18,11 +18,19 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.method import Method
-from models.parts.memory import MEMORIES, memory_for
-from models.parts.replay import Replayed, ReplayOptions, augmented, draw, joined, replayed_per_step, store
-from models.parts.steps import compiled_step, kernel_of, weighted_loss
-from utils.options import OptionError, option
+from engram.models.method import Method
+from engram.models.parts.inner_steps import compiled_step, kernel_of, weighted_loss
+from engram.models.parts.replay import (
+    Replayed,
+    ReplayOptions,
+    augmented,
+    draw,
+    joined,
+    replayed_per_step,
+    store,
+)
+from engram.utils.buffers.factory import MEMORIES, memory_for
+from engram.utils.config.options import OptionError, option
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,7 @@ class ER(Method):
     def examples(self, batch) -> tuple[Replayed, Tensor | None]:
         """Stream and replay, and their weights in the loss (None: the mean)."""
         samples = Replayed(*joined(batch, draw(self, self.draws)))
-        return samples, balanced(samples.task_id) if self.options.er_variant == "alg5" else None
+        return samples, per_task_mean_weights(samples.task_id) if self.options.er_variant == "alg5" else None
 
     def loss(self, batch):
         """Over stream and replayed samples together."""
@@ -102,6 +110,6 @@ class ER(Method):
         store(self, batch, **self.scores)
 
 
-def balanced(task_id: Tensor) -> Tensor:
+def per_task_mean_weights(task_id: Tensor) -> Tensor:
     """(n,) weights 1/n_t, n_t samples of one's own task: with them a sum is the sum of tasks' means."""
     return 1 / (task_id.view(-1, 1) == task_id).sum(1)

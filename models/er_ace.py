@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from models.method import Method
-from models.parts.replay import ReplayOptions, draw, passes, store
-from utils.buffer import Buffer
+from engram.models.method import Method
+from engram.models.parts.replay import ReplayOptions, draw, passes, store
+from engram.utils.buffers.reservoir import Buffer
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from datasets.benchmark import Samples
-from models.method import Method
-from models.parts import fisher
-from models.parts.importance import ProtectionOptions, shared_parameters
-from models.parts.quadratic import Quadratic
-from utils.options import option
+from engram.datasets.benchmark import Samples
+from engram.models.method import Method
+from engram.models.parts import fisher
+from engram.models.parts.importance import ProtectionOptions, shared_parameters
+from engram.models.parts.quadratic import Quadratic
+from engram.utils.config.options import option
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from models.method import Method
-from models.parts.inference import outputs
-from models.parts.replay import ReplayOptions, augmented, replayed_per_step
-from utils import selection
-from utils.buffer import Buffer
-from utils.options import option
+from engram.models.method import Method
+from engram.models.parts.inference import outputs
+from engram.models.parts.replay import ReplayOptions, augmented, replayed_per_step
+from engram.utils.buffers import selection
+from engram.utils.buffers.reservoir import Buffer
+from engram.utils.config.options import option
 
 # Under the root: where predictions have not moved the norm's gradient would point along rounding errors.
 EPS = 1e-12

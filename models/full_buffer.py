@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 import torch
 
-from models.method import Method
-from models.parts.inference import features
-from models.parts.replay import Replayed, augmented, draw, joined, replayed_per_step
-from models.parts.steps import weighted_loss
-from utils import selection
-from utils.buffer import UnlimitedBuffer
-from utils.options import OptionSet, option
+from engram.models.method import Method
+from engram.models.parts.inference import features
+from engram.models.parts.inner_steps import weighted_loss
+from engram.models.parts.replay import Replayed, augmented, draw, joined, replayed_per_step
+from engram.utils.buffers import selection
+from engram.utils.buffers.reservoir import UnlimitedBuffer
+from engram.utils.config.options import OptionSet, option
 
 
 @dataclass(frozen=True)

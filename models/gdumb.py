@@ -18,11 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.method import Method
-from models.parts.exemplars import frozen_copy
-from models.parts.replay import ReplayOptions
-from utils.buffer import Buffer
-from utils.options import option
+from engram.models.method import Method
+from engram.models.parts.exemplars import frozen_copy
+from engram.models.parts.replay import ReplayOptions
+from engram.utils.buffers.reservoir import Buffer
+from engram.utils.config.options import option
 
 MOMENTUM, WEIGHT_DECAY, CLIP = 0.9, 1e-6, 10.0
 

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 
 import torch
 
-from models.method import Method
-from models.parts.projection import project
-from models.parts.replay import Replayed
-from models.parts.ring import ring_for
-from models.parts.steps import flat, gradients_by_part, images, kernel_of, set_gradients
-from utils.options import OptionSet, option
+from engram.models.method import Method
+from engram.models.parts.inner_steps import flat, gradients_by_part, images, kernel_of, set_gradients
+from engram.models.parts.projection import project
+from engram.models.parts.replay import Replayed
+from engram.utils.buffers.per_task_ring import ring_for
+from engram.utils.config.options import OptionSet, option
 
 EPS = 1e-3
 

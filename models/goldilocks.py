@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.parts import exemplars
-from models.parts.exemplars import ExemplarReplay
-from models.parts.replay import ReplayOptions
-from utils.errors import UserError
-from utils.options import option
+from engram.models.parts import exemplars
+from engram.models.parts.exemplars import ExemplarReplay
+from engram.models.parts.replay import ReplayOptions
+from engram.utils.config.options import option
+from engram.utils.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from datasets.benchmark import Batch
-from models.method import Method
-from models.parts.replay import Replayed, ReplayOptions, draw, joined, store
-from models.parts.similarity import cosines
-from models.parts.steps import weighted_loss
-from utils import selection
-from utils.buffer import Buffer
-from utils.options import option
+from engram.datasets.benchmark import Batch
+from engram.models.method import Method
+from engram.models.parts.inner_steps import weighted_loss
+from engram.models.parts.replay import Replayed, ReplayOptions, draw, joined, store
+from engram.models.parts.similarity import cosines
+from engram.utils.buffers import selection
+from engram.utils.buffers.reservoir import Buffer
+from engram.utils.config.options import option
 
 FIRST_SCORE = 0.1
 

@@ -21,11 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
-from models.method import Method
-from models.parts.importance import evaluating
-from models.parts.replay import ReplayOptions, augmented, draw, joined
-from models.parts.ring import ring_for
-from utils.options import option
+from engram.models.method import Method
+from engram.models.parts.importance import evaluating
+from engram.models.parts.replay import ReplayOptions, augmented, draw, joined
+from engram.utils.buffers.per_task_ring import ring_for
+from engram.utils.config.options import option
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ current task too); features are L2-normalised, as in iCaRL.
 
 from dataclasses import dataclass
 
-from models.parts.exemplars import ExemplarReplay, renew_by_herding
-from models.parts.replay import ReplayOptions
+from engram.models.parts.exemplars import ExemplarReplay, renew_by_herding
+from engram.models.parts.replay import ReplayOptions
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from models.method import Method
-from models.parts import exemplars
-from models.parts.exemplars import ExemplarMemory, ExemplarOptions
+from engram.models.method import Method
+from engram.models.parts import exemplars
+from engram.models.parts.exemplars import ExemplarMemory, ExemplarOptions
 
 
 @dataclass(frozen=True)

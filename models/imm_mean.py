@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
-from models.parts.merging import IMM
-from utils.options import OptionSet, option
+from engram.models.parts.merging import IMM
+from engram.utils.config.options import OptionSet, option
 
 
 @dataclass(frozen=True)

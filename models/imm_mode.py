@@ -11,9 +11,9 @@ validation) the network in training predicts.
 
 from dataclasses import dataclass
 
-from models.parts import fisher
-from models.parts.merging import IMM
-from utils.options import OptionSet, option
+from engram.models.parts import fisher
+from engram.models.parts.merging import IMM
+from engram.utils.config.options import OptionSet, option
 
 FLOOR = 1e-8
 

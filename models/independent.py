@@ -10,10 +10,10 @@ the benchmark's classes, whatever the heads.
 
 from dataclasses import dataclass
 
-from backbones.mlp import SplitMLP, require_mlp
-from models.method import Method
-from utils import seeding
-from utils.options import OptionSet, option
+from engram.backbones.mlp import SplitMLP, require_mlp
+from engram.models.method import Method
+from engram.utils import seeding
+from engram.utils.config.options import OptionSet, option
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Joint training on all tasks at once: the upper bound; only the last row of R exists."""
 
-from models.method import Method
+from engram.models.method import Method
 
 
 class Joint(Method):

@@ -17,12 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backbones.heads import CosineHead
-from models.method import Method
-from models.parts import exemplars
-from models.parts.exemplars import ExemplarMemory, ExemplarOptions
-from utils import seeding
-from utils.options import option
+from engram.backbones.heads import CosineHead
+from engram.models.method import Method
+from engram.models.parts import exemplars
+from engram.models.parts.exemplars import ExemplarMemory, ExemplarOptions
+from engram.utils import seeding
+from engram.utils.config.options import option
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backbones.heads import SharedHead
-from models.method import Method
-from models.parts.importance import evaluating
-from models.parts.teacher import Answers, Teacher, distillation, old_outputs
-from utils.options import OptionSet, option
+from engram.backbones.heads import SharedHead
+from engram.models.method import Method
+from engram.models.parts.importance import evaluating
+from engram.models.parts.teacher import Answers, Teacher, distillation, old_outputs
+from engram.utils.config.options import OptionSet, option
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.method import Method
-from models.parts.teacher import Answers, Teacher, columns, old_outputs
+from engram.models.method import Method
+from engram.models.parts.teacher import Answers, Teacher, columns, old_outputs
 
 
 class LwFMC(Method):

@@ -12,11 +12,11 @@ several epochs a sample is offered to the memory once; no place is lost when the
 
 import torch.nn.functional as F
 
-from models.method import Method
-from models.parts.memorization import Chooser, rewrite
-from models.parts.memorization import MemorizationOptions as Options
-from models.parts.replay import draw, joined, store
-from utils.reservoirs import BalancedBuffer
+from engram.models.method import Method
+from engram.models.parts.memorization import MemorizationOptions as Options
+from engram.models.parts.memorization import MemorizationSelector, replace_task_samples
+from engram.models.parts.replay import draw, joined, store
+from engram.utils.buffers.weighted_reservoirs import BalancedBuffer
 
 __all__ = ["MAER", "Options"]
 
@@ -31,7 +31,7 @@ class MAER(Method):
         super().__init__(net, options, setup)
         n_classes, draws = setup.benchmark.n_classes, setup.generator("buffer")
         self.buffer = BalancedBuffer(options.buffer_size, n_classes, draws, self.device)
-        self.chooser = Chooser(self, options.buffer_policy)
+        self.chooser = MemorizationSelector(self, options.buffer_policy)
 
     def begin_task(self, task):
         """Memorization is the task's own."""
@@ -50,4 +50,4 @@ class MAER(Method):
 
     def end_task(self, task):
         """Give the task's places in the memory to the samples that the policy chooses."""
-        rewrite(self, task, self.chooser)
+        replace_task_samples(self, task, self.chooser)

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import torch
 
-from models import maer
-from models.method import Method
-from models.parts.memorization import Chooser, ProxyOptions
-from utils.options import option
-from utils.reservoirs import BalancedBuffer
+from engram.models import maer
+from engram.models.method import Method
+from engram.models.parts.memorization import MemorizationSelector, ProxyOptions
+from engram.utils.buffers.weighted_reservoirs import BalancedBuffer
+from engram.utils.config.options import option
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class MAERAdaptive(maer.MAER):
         Method.__init__(self, net, options, setup)
         n_classes, draws = setup.benchmark.n_classes, setup.generator("buffer")
         self.buffer = BalancedBuffer(options.buffer_size, n_classes, draws, self.device)
-        self.chooser = Chooser(self, self.choose)
+        self.chooser = MemorizationSelector(self, self.choose)
 
     def choose(self, ranking, k, weights):
         """Of a class's ranking, lowest memorization first: both ends."""

@@ -9,11 +9,16 @@ from dataclasses import dataclass
 
 import torch
 
-from datasets.benchmark import Samples
-from models import bic
-from models.parts import exemplars
-from models.parts.memorization import Chooser, MemorizationOptions, observe_watched, ranked
-from utils import selection
+from engram.datasets.benchmark import Samples
+from engram.models import bic
+from engram.models.parts import exemplars
+from engram.models.parts.memorization import (
+    MemorizationOptions,
+    MemorizationSelector,
+    observe_watched,
+    ranked,
+)
+from engram.utils.buffers import selection
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,7 @@ class MAERBiC(bic.BiC):
 
     def __init__(self, net, options, setup):
         super().__init__(net, options, setup)
-        self.chooser = Chooser(self, options.buffer_policy)
+        self.chooser = MemorizationSelector(self, options.buffer_policy)
 
     def begin_task(self, task):
         """BiC's; memorization is the task's own."""

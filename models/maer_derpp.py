@@ -8,9 +8,14 @@ Differs from the paper's code: these logits are those of clean images (there of 
 
 from dataclasses import dataclass
 
-from models import derpp
-from models.parts.inference import outputs
-from models.parts.memorization import Chooser, MemorizationOptions, observe_watched, rewrite
+from engram.models import derpp
+from engram.models.parts.inference import outputs
+from engram.models.parts.memorization import (
+    MemorizationOptions,
+    MemorizationSelector,
+    observe_watched,
+    replace_task_samples,
+)
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,7 @@ class MAERDERpp(derpp.DERpp):
 
     def __init__(self, net, options, setup):
         super().__init__(net, options, setup)
-        self.chooser = Chooser(self, options.buffer_policy)
+        self.chooser = MemorizationSelector(self, options.buffer_policy)
 
     def begin_task(self, task):
         """Memorization is the task's own."""
@@ -37,7 +42,7 @@ class MAERDERpp(derpp.DERpp):
 
     def end_task(self, task):
         """Give the task's places in the memory to the samples that the policy chooses."""
-        rewrite(self, task, self.chooser, logits=self.logits_of)
+        replace_task_samples(self, task, self.chooser, logits=self.logits_of)
 
     def logits_of(self, chosen):
         """(k, C) raw outputs, as DER stores them."""

@@ -7,8 +7,13 @@ takes, see `maer`.
 
 from dataclasses import dataclass
 
-from models import er_ace
-from models.parts.memorization import Chooser, MemorizationOptions, observe_watched, rewrite
+from engram.models import er_ace
+from engram.models.parts.memorization import (
+    MemorizationOptions,
+    MemorizationSelector,
+    observe_watched,
+    replace_task_samples,
+)
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,7 @@ class MAERERACE(er_ace.ERACE):
 
     def __init__(self, net, options, setup):
         super().__init__(net, options, setup)
-        self.chooser = Chooser(self, options.buffer_policy)
+        self.chooser = MemorizationSelector(self, options.buffer_policy)
 
     def begin_task(self, task):
         """Memorization is the task's own."""
@@ -35,4 +40,4 @@ class MAERERACE(er_ace.ERACE):
 
     def end_task(self, task):
         """Give the task's places in the memory to the samples that the policy chooses."""
-        rewrite(self, task, self.chooser)
+        replace_task_samples(self, task, self.chooser)

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 import torch
 
-from models import maer
-from models.parts.memorization import Chooser, MemorizationOptions, rewrite
-from models.parts.replay import store
-from utils import selection
-from utils.options import option
-from utils.reservoirs import ProtectedBuffer
+from engram.models import maer
+from engram.models.parts.memorization import MemorizationOptions, MemorizationSelector, replace_task_samples
+from engram.models.parts.replay import store
+from engram.utils.buffers import selection
+from engram.utils.buffers.weighted_reservoirs import ProtectedBuffer
+from engram.utils.config.options import option
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class MAERHigh(maer.MAER):
         super().__init__(net, options, setup)
         n_classes, draws = setup.benchmark.n_classes, setup.generator("buffer")
         self.buffer = ProtectedBuffer(options.buffer_size, n_classes, draws, self.device)
-        self.chooser = Chooser(self, self.choose)
+        self.chooser = MemorizationSelector(self, self.choose)
         tail, masks = (
             round(options.longtail_fraction * options.buffer_size),
             setup.benchmark.class_masks.cpu(),
@@ -60,7 +60,7 @@ class MAERHigh(maer.MAER):
     def end_task(self, task):
         """maer's; then mark the tail."""
         self.marked = []
-        rewrite(self, task, self.chooser, protected=self.protect)
+        replace_task_samples(self, task, self.chooser, protected=self.protect)
         self.marked = []
 
     def protect(self, chosen):

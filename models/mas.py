@@ -21,14 +21,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from datasets import unlabeled
-from datasets.benchmark import Task
-from models.method import Method
-from models.parts import hebbian, importance
-from models.parts.norms import NORMS
-from models.parts.quadratic import Quadratic
-from utils.buffer import distinct
-from utils.options import OptionError, option
+from engram.datasets import unlabeled
+from engram.datasets.benchmark import Task
+from engram.models.method import Method
+from engram.models.parts import hebbian, importance
+from engram.models.parts.norms import NORMS
+from engram.models.parts.quadratic import Quadratic
+from engram.utils.buffers.reservoir import distinct
+from engram.utils.config.options import OptionError, option
 
 
 @dataclass(frozen=True)

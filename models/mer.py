@@ -19,13 +19,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from datasets.benchmark import Batch
-from models.method import Method
-from models.parts.replay import Replayed, ReplayOptions, store, take
-from models.parts.steps import kernel_of, reptile_sgd
-from utils.buffer import Buffer
-from utils.errors import UserError
-from utils.options import OptionError, option
+from engram.datasets.benchmark import Batch
+from engram.models.method import Method
+from engram.models.parts.inner_steps import kernel_of, reptile_sgd
+from engram.models.parts.replay import Replayed, ReplayOptions, store, take
+from engram.utils.buffers.reservoir import Buffer
+from engram.utils.config.options import OptionError, option
+from engram.utils.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backbones import captured
-from backbones.backbone import Backbone
-from datasets.benchmark import Batch, Benchmark, Task
-from utils import parallel, registry, seeding, state
-from utils.config import TrainOptions
-from utils.device import one_thread
-from utils.errors import UserError
-from utils.options import OptionSet
+from engram.backbones import compiled
+from engram.backbones.backbone import Backbone
+from engram.datasets.benchmark import Batch, Benchmark, Task
+from engram.utils import distributed, seeding, state
+from engram.utils.config import registry
+from engram.utils.config.config import TrainOptions
+from engram.utils.config.options import OptionSet
+from engram.utils.device import one_thread
+from engram.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -155,11 +156,11 @@ class Method:
         """`--compile` for a run of so many steps: what was done, and why."""
         if self.second_derivatives:
             return "--compile: the method takes second derivatives; its network runs as it is"
-        return captured.capture(self.net, n_steps)
+        return compiled.capture(self.net, n_steps)
 
     def begin_step(self) -> None:
         """Called before each `observe` of a run with `--compile`."""
-        captured.begin_step(self.net)
+        compiled.begin_step(self.net)
 
     def state_dict(self) -> dict:
         """Network and every attribute set by the method, fit for `weights_only` loading."""
@@ -175,7 +176,7 @@ class Method:
 
 def check_parallel(method: type[Method], name: str) -> None:
     """Refuse several processes where nobody has shown that they compute what one would."""
-    if parallel.size() == 1 or method.data_parallel:
+    if distributed.world_size() == 1 or method.data_parallel:
         return
     classes = {n: registry.plugin_class(registry.load("models", n), Method) for n in registry.names("models")}
     able = ", ".join(n for n, each in classes.items() if each.data_parallel)

@@ -17,12 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
-from models.method import Method
-from models.parts.replay import Replayed, ReplayOptions, augmented, replayed_per_step, store
-from models.parts.steps import Logits, weighted_loss
-from utils.buffer import Buffer
-from utils.errors import UserError
-from utils.options import option
+from engram.models.method import Method
+from engram.models.parts.inner_steps import Logits, weighted_loss
+from engram.models.parts.replay import Replayed, ReplayOptions, augmented, replayed_per_step, store
+from engram.utils.buffers.reservoir import Buffer
+from engram.utils.config.options import option
+from engram.utils.errors import UserError
 
 CANDIDATES = 5  # for each sample replayed: the paper's 50 for 10
 

@@ -4,9 +4,9 @@ Source: Riemer et al. 2019 (arXiv 1810.11910), baseline `online`; Lopez-Paz & Ra
 It is `sgd` under the papers' name: --batch_size 1 makes it online (GEM's runs: 10), --n_epochs 1.
 """
 
-from models.method import Method
-from models.parts.replay import Replayed
-from models.parts.steps import compiled_step, kernel_of
+from engram.models.method import Method
+from engram.models.parts.inner_steps import compiled_step, kernel_of
+from engram.models.parts.replay import Replayed
 
 
 class Online(Method):

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from models.parts import coresets
-from models.parts.exemplars import ExemplarReplay
-from models.parts.replay import ReplayOptions
-from utils.options import option
+from engram.models.parts import coresets
+from engram.models.parts.exemplars import ExemplarReplay
+from engram.models.parts.replay import ReplayOptions
+from engram.utils.config.options import option
 
 
 @dataclass(frozen=True)

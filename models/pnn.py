@@ -9,9 +9,9 @@ Differs from the paper: all columns exist from the start, unused; α starts at 1
 values). The class-IL view compares logits of columns that never met.
 """
 
-from models.method import Method
-from models.parts.progressive import ProgressiveNet
-from utils import seeding
+from engram.models.method import Method
+from engram.models.parts.progressive import ProgressiveNet
+from engram.utils import seeding
 
 
 class PNN(Method):

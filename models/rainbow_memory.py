@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.parts import exemplars
-from models.parts.exemplars import ExemplarReplay
-from models.parts.replay import ReplayOptions
+from engram.models.parts import exemplars
+from engram.models.parts.exemplars import ExemplarReplay
+from engram.models.parts.replay import ReplayOptions
 
 CUTOUTS, ROTATIONS, SOLARISATIONS = (0.25, 0.5, 0.75, 1.0), (45, 90), (128, 64, 32)
 

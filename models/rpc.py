@@ -11,11 +11,11 @@ backbone's last layer is of that size; the same parameters).
 
 from dataclasses import dataclass
 
-from backbones.heads import PolytopeHead
-from models.parts import exemplars
-from models.parts.exemplars import ExemplarReplay
-from models.parts.replay import ReplayOptions
-from utils import seeding
+from engram.backbones.heads import PolytopeHead
+from engram.models.parts import exemplars
+from engram.models.parts.exemplars import ExemplarReplay
+from engram.models.parts.replay import ReplayOptions
+from engram.utils import seeding
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.method import Method
-from models.parts.importance import ProtectionOptions, shared_parameters
-from models.parts.path import PathIntegral
-from models.parts.quadratic import Quadratic
-from utils.options import option
+from engram.models.method import Method
+from engram.models.parts.importance import ProtectionOptions, shared_parameters
+from engram.models.parts.path import PathIntegral
+from engram.models.parts.quadratic import Quadratic
+from engram.utils.config.options import option
 
 
 @dataclass(frozen=True)

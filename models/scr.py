@@ -17,12 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.method import Method
-from models.parts import exemplars
-from models.parts.replay import ReplayOptions, replayed_per_step, store
-from utils import seeding
-from utils.buffer import Buffer
-from utils.options import option
+from engram.models.method import Method
+from engram.models.parts import exemplars
+from engram.models.parts.replay import ReplayOptions, replayed_per_step, store
+from engram.utils import seeding
+from engram.utils.buffers.reservoir import Buffer
+from engram.utils.config.options import option
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Fine-tuning with plain SGD: no defence against forgetting, the lower bound."""
 
-from models.method import Method
+from engram.models.method import Method
 
 
 class SGD(Method):

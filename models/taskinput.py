@@ -7,9 +7,9 @@ Differs from that code: with more than two hidden layers all biases are 0 (there
 on are not).
 """
 
-from backbones.mlp import TaskInputMLP, require_mlp
-from models.method import Method
-from utils import seeding
+from engram.backbones.mlp import TaskInputMLP, require_mlp
+from engram.models.method import Method
+from engram.utils import seeding
 
 
 class TaskInput(Method):

@@ -20,12 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models import derpp
-from models.method import Method
-from models.parts import exemplars
-from models.parts.exemplars import ExemplarMemory
-from models.parts.replay import augmented, replayed_per_step
-from utils.options import option
+from engram.models import derpp
+from engram.models.method import Method
+from engram.models.parts import exemplars
+from engram.models.parts.exemplars import ExemplarMemory
+from engram.models.parts.replay import augmented, replayed_per_step
+from engram.utils.config.options import option
 
 
 @dataclass(frozen=True)

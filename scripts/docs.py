@@ -16,22 +16,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import yaml
 
-from scripts.reporting.page import STYLE
-from scripts.reporting.tables import MISSING, Table
-from utils import registry
-from utils.catalogue import KINDS, Plugin, method_class, plugins
-from utils.config import GROUPS
-from utils.errors import UserError
-from utils.options import BOUNDS, OptionSet, value_type
+from engram.scripts.analysis.html_page import STYLE
+from engram.scripts.analysis.tables import MISSING, Table
+from engram.utils.config import registry
+from engram.utils.config.config import GROUPS
+from engram.utils.config.options import BOUNDS, OptionSet, value_type
+from engram.utils.config.plugin_docs import KINDS, Plugin, method_class, plugins
+from engram.utils.errors import UserError
 
 HOOKS = (
     "begin_task", "loss", "penalty", "edit_gradients", "after_step", "end_task", "predict", "observe",
 )  # fmt: skip
-PUBLISHED = "scripts/published_*.yaml"
+PUBLISHED = "scripts/analysis/papers/published_*.yaml"
 
 
 def flag_table(options: type[OptionSet]) -> Table:

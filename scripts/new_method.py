@@ -13,10 +13,8 @@ import re
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from utils import registry
-from utils.errors import UserError
+from engram.utils.config import registry
+from engram.utils.errors import UserError
 
 METHOD = '''"""TITLE: one line for --help, at most 100 characters, that ends with a period.
 
@@ -28,8 +26,8 @@ from dataclasses import dataclass
 
 import torch
 
-from models.method import Method
-from utils.options import OptionSet, option
+from engram.models.method import Method
+from engram.utils.config.options import OptionSet, option
 
 
 @dataclass(frozen=True)

@@ -19,14 +19,12 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from scripts import memorization_report, mer_report, rehearsal_report, scenario_report
-from scripts.reporting import tables
-from scripts.reporting.captions import caption
-from scripts.reporting.runs import Study, commits, load, study
-from utils.errors import UserError
-from utils.study import read
+from engram.scripts.analysis import tables
+from engram.scripts.analysis.captions import caption
+from engram.scripts.analysis.papers import memorization, mer, rehearsal, scenario
+from engram.scripts.analysis.run_set import Study, commits, load, study
+from engram.utils.errors import UserError
+from engram.utils.sweeps.sweep_spec import read_spec
 
 
 def markdown(found: Study) -> str:
@@ -61,7 +59,7 @@ def latex(found: Study) -> str:
 
 def write(found: Study, title: str, folder: Path, against: str | None) -> None:
     """The four files of a report."""
-    from scripts.reporting import page  # draws: matplotlib takes a second to import
+    from engram.scripts.analysis import html_page  # draws: matplotlib takes a second to import
 
     known = {setting.label for setting in found.settings}
     if against is not None and against not in known:
@@ -72,7 +70,7 @@ def write(found: Study, title: str, folder: Path, against: str | None) -> None:
             "report.md": markdown(found) + "\n",
             "report.tex": latex(found),
             "report.csv": tables.write_csv(found),
-            "report.html": page.render(title, found, footer(found.documents), against),
+            "report.html": html_page.render(title, found, footer(found.documents), against),
         }
         for name, text in files.items():
             (folder / name).write_text(text, encoding="utf-8")
@@ -95,7 +93,7 @@ def folder_of(given: str) -> Path:
     """A folder of runs, given itself or by the study that filled it."""
     path = Path(given).expanduser()
     if path.is_file():
-        found = read(path)
+        found = read_spec(path)
         return Path(found.fixed.get("output_dir") or f"runs/{found.name}").expanduser()
     return path
 
@@ -103,10 +101,10 @@ def folder_of(given: str) -> Path:
 # Tables beside published numbers: modules that have `markdown(documents)`, and some
 # `write_files(documents, folder)`.
 PAPERS = {
-    "mer": mer_report,
-    "scenarios": scenario_report,
-    "rehearsal": rehearsal_report,
-    "memorization": memorization_report,
+    "mer": mer,
+    "scenarios": scenario,
+    "rehearsal": rehearsal,
+    "memorization": memorization,
 }
 
 

@@ -1,19 +1,15 @@
 """Runs: open what a run has left, as the scripts that read runs do."""
 
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import main as program
-from models.method import Method
-from utils import checkpoint
-from utils.config import resolve
-from utils.errors import UserError
-from utils.folder import RunFolder
-from utils.training import Trainer
+from engram import main as program
+from engram.models.method import Method
+from engram.utils import checkpoint
+from engram.utils.config.config import resolve
+from engram.utils.errors import UserError
+from engram.utils.runs.run_dir import RunDir
+from engram.utils.training.trainer import Trainer
 
 # The flags that weigh what a method does against forgetting, and high values from which tuning starts: for
 # EWC, MAS, SI, LwF and EBLL those of the code of De Lange et al. 2021 (arXiv 1909.08383). IMM is exported
@@ -34,7 +30,7 @@ STRENGTH = {
 class Run:
     """A run's folder and trainer, as its checkpoint left them."""
 
-    folder: RunFolder
+    folder: RunDir
     trainer: Trainer
     saved: dict[str, Any]
 
@@ -56,7 +52,7 @@ class Run:
 
 def open_run(run: str, output_dir: str, device: str) -> Run:
     """The run in a folder, or of an id under `output_dir`; it must stand at the end of a task."""
-    folder = RunFolder.find(run, output_dir)
+    folder = RunDir.find(run, output_dir)
     config = resolve([(str(folder.config), folder.load_config() | {"device": device})])
     path = folder.path / "checkpoint.pt"
     if not path.exists():

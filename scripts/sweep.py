@@ -7,7 +7,7 @@
     python scripts/sweep.py study.yaml --seeds_together 4
 
 Flags of main.py take one or more values and form a grid; after -- stand those that are the same for all
-runs. A study file holds `fixed`, `grid` and `runs` (utils/study.py); flags on the command line replace
+runs. A study file holds `fixed`, `grid` and `runs` (sweep_spec.py); flags on the command line replace
 the file's. Runs whose resolved configuration is finished under the output folder are skipped, begun ones
 go on from their checkpoint: stop the sweep in any way and start it again. Exit code 1 when a run failed.
 """
@@ -22,16 +22,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import yaml
 from tqdm import tqdm
 
-from utils import files, runner
-from utils.errors import UserError
-from utils.ledger import Ledger
-from utils.study import Study, read
-from utils.sweep import Sweep, ending, failure, preload
+from engram.utils import files
+from engram.utils.errors import UserError
+from engram.utils.sweeps import process_pool
+from engram.utils.sweeps.run_index import RunIndex
+from engram.utils.sweeps.sweep import Sweep, ending, failure, preload
+from engram.utils.sweeps.sweep_spec import SweepSpec, read_spec
 
 
 def parser() -> argparse.ArgumentParser:
@@ -80,14 +79,14 @@ def grouped(words: list[str]) -> dict[str, list[str]]:
     return flags
 
 
-def parse(argv: list[str]) -> tuple[argparse.Namespace, Study]:
+def parse(argv: list[str]) -> tuple[argparse.Namespace, SweepSpec]:
     """The sweep's own options and the study."""
     file, flags, fixed_words = split(argv)
     made = parser()
     own_names = {o.removeprefix("--") for action in made._actions for o in action.option_strings}
     own = [word for name in flags if name in own_names for word in (f"--{name}", *flags[name])]
     options = made.parse_args(own)
-    study = read(Path(file)) if file else Study()
+    study = read_spec(Path(file)) if file else SweepSpec()
     fixed = {name: _one(name, values) for name, values in grouped(fixed_words).items()}
     grid = {name: values or ["1"] for name, values in flags.items() if name not in own_names}
     name = options.name or study.name
@@ -97,7 +96,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, Study]:
     kept = {name: values for name, values in study.grid.items() if name not in fixed}
     runs = tuple({k: v for k, v in run.items() if k not in fixed | grid} for run in study.runs)
     settled = {k: v for k, v in given.items() if k not in grid} | {"output_dir": output_dir}
-    return options, Study(name, named | settled, kept | grid, runs)
+    return options, SweepSpec(name, named | settled, kept | grid, runs)
 
 
 def _one(name: str, values: list[str]) -> Any:
@@ -115,12 +114,12 @@ def main(argv: list[str] | None = None) -> int:
         options, study = parse(argv)
         _check(options)
         if not (options.dry_run or options.address):  # imports while this process resolves the runs
-            runner.start_server(preload(study.points()))
+            process_pool.start_server(preload(study.points()))
         runs = study.resolved()
-        ledger = Ledger({run.config.run.output_dir for run in runs})
+        ledger = RunIndex({run.config.run.output_dir for run in runs})
         sweep = Sweep(runs, ledger, options.seeds_together)
         if options.dry_run:
-            print(sweep.plan(len(runner.places(options.jobs, options.runs_per_gpu))))
+            print(sweep.plan(len(process_pool.places(options.jobs, options.runs_per_gpu))))
             return 0
         Path(study.fixed["output_dir"]).expanduser().mkdir(parents=True, exist_ok=True)
         keep(study)
@@ -143,7 +142,7 @@ def _check(options: argparse.Namespace) -> None:
             raise UserError(f"--{name} {value}: must be at least {least}")
 
 
-def keep(study: Study) -> None:
+def keep(study: SweepSpec) -> None:
     """The study beside its runs, for the report and for another start."""
     path = Path(study.fixed["output_dir"]).expanduser() / "study.yaml"
     try:
@@ -180,7 +179,7 @@ def carry_out(sweep: Sweep, name: str, options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def write_parents(sweep: Sweep, where: runner.Runner, name: str) -> None:
+def write_parents(sweep: Sweep, where: process_pool.Runner, name: str) -> None:
     """Seeds below their setting in MLflow; a job like the runs, because it imports as much."""
     for job in sweep.parent_jobs(name):
         where.submit(job)
@@ -190,20 +189,20 @@ def write_parents(sweep: Sweep, where: runner.Runner, name: str) -> None:
                 print(f"MLflow has no parent runs of this study: {outcome.job.output}", file=sys.stderr)
 
 
-def machines(options: argparse.Namespace, sweep: Sweep) -> tuple[runner.Runner, int]:
+def machines(options: argparse.Namespace, sweep: Sweep) -> tuple[process_pool.Runner, int]:
     """Where the runs are done, and the CPU threads of each."""
     if options.address:
-        from utils.cluster import RayRunner
+        from engram.utils.sweeps.ray_pool import RayRunner
 
         n_threads = options.cpus_per_run or 1
         modules = preload([run.config.flat() for run in sweep.runs])
         return RayRunner(options.address, n_threads, options.runs_per_gpu, modules), n_threads
-    places = runner.places(options.jobs, options.runs_per_gpu)
+    places = process_pool.places(options.jobs, options.runs_per_gpu)
     n_threads = options.cpus_per_run or max(1, len(os.sched_getaffinity(0)) // len(places))
-    return runner.LocalRunner(places), n_threads
+    return process_pool.LocalRunner(places), n_threads
 
 
-def end(where: runner.Runner) -> None:
+def end(where: process_pool.Runner) -> None:
     """Let the runs save; a second Ctrl-C does not wait for them."""
     tqdm.write(f"stopping: {where.n_running()} runs save their state (again: end at once)", file=sys.stderr)
     try:

@@ -28,17 +28,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import numpy as np
 import yaml
 
-import main as program
-from scripts.runs import STRENGTH
-from utils import commandline, registry
-from utils import config as settings
-from utils.config import Config, resolve
-from utils.errors import UserError
+from engram import main as program
+from engram.scripts.runs import STRENGTH
+from engram.utils.config import cli, registry
+from engram.utils.config import config as settings
+from engram.utils.config.config import Config, resolve
+from engram.utils.errors import UserError
 
 RATES = (0.1, 0.05, 0.01, 0.005, 0.001, 0.0005, 0.0001)
 HEADER = "# benchmark → buffer size → flags. `source` says where the values come from.\n"
@@ -209,7 +207,7 @@ def main(argv: list[str] | None = None) -> int:
     """Tune what the command line asks for; returns the exit code."""
     args, rest = parser().parse_known_args(argv)
     try:
-        config = commandline.parse(rest).config
+        config = cli.parse(rest).config
         if config is None:
             raise UserError("--resume: not for tuning, which resumes its runs by itself")
         return tune(args, config)

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from backbones.backbone import build_network
-from datasets.augment import Augment
-from datasets.benchmark import class_incremental, domain_incremental
-from datasets.sources import Source
-from main import setup
-from models.method import Method
-from utils import registry
-from utils.config import Config, resolve
+from engram.backbones.backbone import build_network
+from engram.datasets.augment import Augment
+from engram.datasets.benchmark import class_incremental, domain_incremental
+from engram.datasets.sources import Source
+from engram.main import setup
+from engram.models.method import Method
+from engram.utils.config import registry
+from engram.utils.config.config import Config, resolve
 
 ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(1)
@@ -74,13 +74,13 @@ def run_main(*flags: str, cwd: Path, check: bool = True, **env: str) -> subproce
 def no_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run's figures take longer than a small run: they are drawn where a test is marked `figures`."""
     if "figures" not in request.keywords:
-        monkeypatch.setattr("utils.plots.write_all", lambda document, folder: [])
+        monkeypatch.setattr("engram.utils.runs.figures.write_all", lambda document, folder: [])
 
 
 @pytest.fixture
 def autograd(monkeypatch: pytest.MonkeyPatch) -> None:
     """The readable code, without the compiled kernel that equals it up to rounding."""
-    from models.parts.kernel import MLPKernel
+    from engram.models.parts.kernel import MLPKernel
 
     monkeypatch.setattr(MLPKernel, "fits", staticmethod(lambda net, device: False))
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from utils.errors import UserError
-from utils.files import put_in_place
+from engram.utils.errors import UserError
+from engram.utils.files import put_in_place
 
 
 class CheckpointError(UserError):

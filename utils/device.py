@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
-from utils.errors import UserError
+from engram.utils.errors import UserError
 
 
 def choose(name: str) -> torch.device:

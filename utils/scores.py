@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from utils import files
-from utils.errors import UserError
+from engram.utils import files
+from engram.utils.errors import UserError
 
 DAMAGED = (OSError, ValueError, EOFError, zipfile.BadZipFile)
 

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datasets.benchmark import Task
-from models.parts import exemplars
+from engram.datasets.benchmark import Task
+from engram.models.parts import exemplars
 
 RIDGE = 1e-3
 INNER, NEUMANN, SMOOTHING = 5, 3, 1e-3  # BCSR: steps on θ for each on w; terms of the series; of top-k

@@ -13,15 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datasets.benchmark import Batch, Task
-from models.method import Method
-from models.parts.importance import evaluating
-from models.parts.replay import ReplayOptions, draw, joined
-from utils import selection
-from utils.buffer import Buffer
-from utils.errors import UserError
-from utils.evaluation import CHUNK
-from utils.options import option
+from engram.datasets.benchmark import Batch, Task
+from engram.models.method import Method
+from engram.models.parts.importance import evaluating
+from engram.models.parts.replay import ReplayOptions, draw, joined
+from engram.utils.batching import CHUNK
+from engram.utils.buffers import selection
+from engram.utils.buffers.reservoir import Buffer
+from engram.utils.config.options import option
+from engram.utils.errors import UserError
 
 # (rows of a group's candidates (n,), k) → at most k of them, the best first.
 Choice = Callable[[Tensor, int], Tensor]

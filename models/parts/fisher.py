@@ -13,10 +13,10 @@ van de Ven 2025, "On the computation of the Fisher information in continual lear
 import torch
 from torch import Tensor, nn
 
-from datasets.benchmark import Samples, Task
-from models.parts import importance
-from models.parts.replay import Replayed
-from models.parts.steps import gradient, split
+from engram.datasets.benchmark import Samples, Task
+from engram.models.parts import importance
+from engram.models.parts.inner_steps import gradient, split
+from engram.models.parts.replay import Replayed
 
 KINDS = ("all", "sampled", "true", "batched")
 CHUNK = 1000  # images per forward pass when labels are drawn

@@ -15,11 +15,11 @@ that is ½ |∂ ‖y‖²₂ / ∂W_ij|, which is what is computed here where th
 import torch
 from torch import Tensor, nn
 
-from backbones.shares import undivided
-from datasets.benchmark import Task
-from models.parts import importance, layers
-from utils import parallel
-from utils.errors import UserError
+from engram.backbones.row_parallel import undivided
+from engram.datasets.benchmark import Task
+from engram.models.parts import importance, layers
+from engram.utils import distributed
+from engram.utils.errors import UserError
 
 
 @torch.no_grad()
@@ -38,7 +38,7 @@ def of_images(method, parameters: dict[str, nn.Parameter], images: Tensor, task:
         size = importance.chunk_size(net, totals, normalise(images[:1]), task_ids[:1])
         for rows in importance.chunks(len(images), size):
             accumulate(totals, net, watched, normalise(images[rows]), task_ids[rows])
-    sums = parallel.summed(totals.values())
+    sums = distributed.all_reduce_sum(totals.values())
     return {name: total / len(images) for name, total in zip(totals, sums, strict=True)}
 
 

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from backbones.heads import TaskHeads
-from backbones.shares import undivided
-from datasets.benchmark import Samples, Task
-from models.parts import layers
-from utils import parallel
-from utils.buffer import distinct
-from utils.options import OptionSet, option
+from engram.backbones.heads import TaskHeads
+from engram.backbones.row_parallel import undivided
+from engram.datasets.benchmark import Samples, Task
+from engram.models.parts import layers
+from engram.utils import distributed
+from engram.utils.buffers.reservoir import distinct
+from engram.utils.config.options import OptionSet, option
 
 # (N, C) logits, and what else is given of each sample → quantities (N, K) and their weights (N, K).
 Quantities = Callable[..., tuple[Tensor, Tensor]]
@@ -78,13 +78,13 @@ def of_images(
         for rows in chunks(len(images), size):
             raw, task_id, *rest = (t[rows] for t in (images, task_ids, *given))
             accumulate(totals, net, normalise(raw), task_id, own, power, *rest)
-    sums = parallel.summed(totals.values())
+    sums = distributed.all_reduce_sum(totals.values())
     return {name: total / len(images) for name, total in zip(totals, sums, strict=True)}
 
 
 def chunks(n: int, size: int) -> Iterator[slice]:
     """This process's share of n rows, `size` at a time: images on disk are read as their turn comes."""
-    mine = parallel.share(n)
+    mine = distributed.row_shard(n)
     return (slice(i, min(i + size, mine.stop)) for i in range(mine.start, mine.stop, size))
 
 

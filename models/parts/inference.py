@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from models.parts.importance import evaluating
-from utils.evaluation import CHUNK
+from engram.models.parts.importance import evaluating
+from engram.utils.batching import CHUNK
 
 
 @torch.no_grad()

@@ -8,8 +8,8 @@ this takes their place where `fits` says that it can.
 import torch
 from torch import Tensor, nn
 
-from backbones.heads import SharedHead
-from backbones.mlp import MLP
+from engram.backbones.heads import SharedHead
+from engram.backbones.mlp import MLP
 
 
 class MLPKernel:
@@ -24,7 +24,7 @@ class MLPKernel:
     """
 
     def __init__(self, net: MLP, lookup: Tensor | None = None):
-        from models.parts import compiled  # loads Numba, so only where it is used
+        from engram.models.parts import compiled  # loads Numba, so only where it is used
 
         self.compiled, self.parameters = compiled, list(net.parameters())
         weights = self.parameters[::2]

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datasets.benchmark import Batch, Samples, Task
-from models.parts.replay import ReplayOptions
-from utils import selection
-from utils.errors import UserError
-from utils.options import option
+from engram.datasets.benchmark import Batch, Samples, Task
+from engram.models.parts.replay import ReplayOptions
+from engram.utils.buffers import selection
+from engram.utils.config.options import option
+from engram.utils.errors import UserError
 
 SCORES = "scores"  # the value of --mem_proxy that stands for the file of --memorization_scores
 DEFAULT = "learning_order"
@@ -43,7 +43,7 @@ class MemorizationOptions(ProxyOptions):
     )
 
 
-class Chooser:
+class MemorizationSelector:
     """Watches a method's training steps and chooses among the samples of its finished task."""
 
     def __init__(self, method: Any, policy: str | selection.Policy):
@@ -126,7 +126,7 @@ def ranked(memorization: Tensor) -> Tensor:
     return order[memorization[order].isfinite()]
 
 
-def rewrite(method: Any, task: Task, chooser: Chooser, **extra: Any) -> None:
+def replace_task_samples(method: Any, task: Task, chooser: MemorizationSelector, **extra: Any) -> None:
     """Give the places that a task holds in `method.buffer` to the samples chosen.
 
     extra: fields of the method's own, each a function of the samples chosen.

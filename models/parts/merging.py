@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from models.method import Method
-from models.parts.importance import shared_parameters
-from models.parts.quadratic import Quadratic
+from engram.models.method import Method
+from engram.models.parts.importance import shared_parameters
+from engram.models.parts.quadratic import Quadratic
 
 
 class Merge:

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones.backbone import Backbone
-from backbones.heads import OneTaskAtATime
-from utils.errors import UserError
+from engram.backbones.backbone import Backbone
+from engram.backbones.heads import OneTaskAtATime
+from engram.utils.errors import UserError
 
 AFFINE = (nn.Linear, nn.Conv2d)
 

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from datasets.benchmark import Batch
-from utils.options import OptionSet, option
+from engram.datasets.benchmark import Batch
+from engram.utils.config.options import OptionSet, option
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from backbones.heads import TaskHeads
-from models.parts.importance import evaluating
-from models.parts.layers import known_layers, watching
-from models.parts.replay import Replayed
-from models.parts.steps import Logits
+from engram.backbones.heads import TaskHeads
+from engram.models.parts.importance import evaluating
+from engram.models.parts.inner_steps import Logits
+from engram.models.parts.layers import known_layers, watching
+from engram.models.parts.replay import Replayed
 
 # Floats of per-sample gradients that are held at once.
 CHUNK_FLOATS = {"cpu": 16 << 20, "cuda": 1 << 28}

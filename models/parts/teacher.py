@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones.heads import TaskHeads
-from datasets.benchmark import Batch, Benchmark, Task
+from engram.backbones.heads import TaskHeads
+from engram.datasets.benchmark import Batch, Benchmark, Task
 
 CHUNK = 500  # images per forward pass when answers are made in advance
 

@@ -19,40 +19,69 @@ MAY_IMPORT = {
     "models": {"models", "datasets", "backbones", "utils"},
     "memorization": {"memorization", "utils", "backbones", "datasets"},
 }
+# The rooms inside utils/, each of which may import from itself and from those before it.
+TOWER = ("config", "buffers", "metrics", "training", "tracking", "runs", "sweeps")
 # Optional packages (pyproject's extras) → the only files that may import them.
-EXTRAS = {"ray": {"utils/cluster.py"}}
+EXTRAS = {"ray": {"utils/sweeps/ray_pool.py"}}
 BY_NAME = {"psycopg"}  # extras that nothing of ours imports
-ROOMS = {*MAY_IMPORT, "scripts", "tests", "main"}
+ROOMS = {*MAY_IMPORT, "scripts", "tests", "main", "engram"}
 TOP_LEVEL = {
-    "main.py", "backbones", "datasets", "models", "utils", "memorization", "scripts", "env.yml", "tests",
-    "README.md", "pyproject.toml", "Makefile", "CONTRIBUTING.md", "LICENSE", ".ci", ".gitignore",
-    ".pre-commit-config.yaml",
+    "main.py", "engram.py", "backbones", "datasets", "models", "utils", "memorization", "scripts", "env.yml",
+    "tests", "README.md", "RESULTS.md", "pyproject.toml", "Makefile", "CONTRIBUTING.md", "LICENSE", ".ci",
+    ".gitignore", ".pre-commit-config.yaml",
 }  # fmt: skip
 SOURCES = sorted(p for room in MAY_IMPORT for p in (ROOT / room).rglob("*.py"))
-SOURCES += [ROOT / "main.py", *sorted((ROOT / "scripts").rglob("*.py"))]
+SOURCES += [ROOT / "main.py", ROOT / "engram.py", *sorted((ROOT / "scripts").rglob("*.py"))]
 
 
-def imported_rooms(path: Path) -> set[str]:
+def imports(text: str) -> set[str]:
+    """Dotted names of everything a file imports, relative imports with their dots."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
+            found |= {alias.name for alias in node.names}
         if isinstance(node, ast.ImportFrom):
-            found.add(node.module.split(".")[0])
-    return found & ROOMS
+            module = "." * node.level + (node.module or "")
+            found |= {f"{module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def imported_rooms(text: str) -> set[str]:
+    """Rooms of the project that a file imports from."""
+    return {name.split(".")[1] for name in imports(text) if name.startswith("engram.")}
 
 
 @pytest.mark.parametrize("room", list(MAY_IMPORT))
 def test_imports_point_one_way(room):
     for path in (ROOT / room).rglob("*.py"):
-        wrong = imported_rooms(path) - MAY_IMPORT[room]
+        wrong = imported_rooms(path.read_text()) - MAY_IMPORT[room]
         assert not wrong, f"{path.relative_to(ROOT)} imports {wrong}"
 
 
-def test_the_check_above_can_fail(tmp_path):
-    file = tmp_path / "x.py"
-    file.write_text("def f():\n    from models import er\n")
-    assert imported_rooms(file) == {"models"}
+def test_the_check_above_can_fail():
+    assert imported_rooms("def f():\n    from engram.models import er\n") == {"models"}
+
+
+@pytest.mark.parametrize(
+    "path", [*SOURCES, *sorted((ROOT / "tests").rglob("*.py"))], ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_there_is_one_way_of_importing(path):
+    """`from engram.room.module import name`: never a bare room, a relative import or an edited path."""
+    text = path.read_text()
+    wrong = {n for n in imports(text) if n.split(".")[0] in ROOMS - {"tests", "engram"} or n[0] == "."}
+    assert not wrong, f"{path}: write `from engram.…` for {wrong}"
+    if path.parent != ROOT:
+        assert not re.search(r"\bsys\.path\.\w+\(", text), (
+            f"{path} edits sys.path; install the project instead"
+        )
+
+
+def test_the_rooms_of_utils_are_a_tower():
+    for i, room in enumerate(TOWER):
+        for path in (ROOT / "utils" / room).rglob("*.py"):
+            used = {n.split(".")[2] for n in imports(path.read_text()) if n.startswith("engram.utils.")}
+            wrong = used & set(TOWER[i + 1 :])
+            assert not wrong, f"{path.relative_to(ROOT)} imports from {wrong}, which stand above it"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -78,7 +107,14 @@ def test_env_yml_installs_what_pyproject_lists():
     assert pip == ["-e .[dev]"], "conda installs the list in pyproject.toml and nothing of its own"
     assert "dev" in project["project"]["optional-dependencies"]
     assert "python" + project["project"]["requires-python"] in env["dependencies"]
-    assert project["tool"]["setuptools"]["packages"] == []
+
+
+def test_every_folder_of_modules_is_installed():
+    """A room that pyproject.toml forgets would be missing from `pip install .` alone."""
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {path.parent for path in SOURCES} - {ROOT}
+    assert set(listed) == {"engram." + ".".join(f.relative_to(ROOT).parts) for f in folders}
+    assert all((folder / "__init__.py").is_file() for folder in folders)
 
 
 def test_third_party_imports_are_declared():

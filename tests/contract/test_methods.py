@@ -6,13 +6,13 @@ import io
 import pytest
 import torch
 
-from models.method import Method
+from engram.models.method import Method
+from engram.utils.config import registry
+from engram.utils.errors import UserError
+from engram.utils.training.evaluation import accuracies
+from engram.utils.training.optimizers import build_optimizer
+from engram.utils.training.trainer import Trainer
 from tests.conftest import tiny_benchmark, tiny_method
-from utils import registry
-from utils.errors import UserError
-from utils.evaluation import accuracies
-from utils.optimizers import build_optimizer
-from utils.training import Trainer
 
 MODELS = list(registry.names("models"))
 # The flag that turns a method off, and the value that does. A method without one is listed with None

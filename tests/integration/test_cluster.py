@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from engram.utils.errors import UserError
 from tests.conftest import ROOT
 from tests.integration.test_resume import measured
-from utils.errors import UserError
 
 GRID = ["--model", "er", "--seed", "0", "1", "2", "3"]
 FIXED = ["--", "--dataset", "seq-digits", "--n_epochs", "6", "--batch_size", "10", "--disable_log"]
@@ -28,11 +28,11 @@ def results(folder: Path) -> dict[int, dict]:
 
 
 def test_ray_missing_is_said(monkeypatch):
-    from utils import cluster
+    from engram.utils.sweeps import ray_pool
 
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"pip install 'ray\[default\]'"):
-        cluster.import_ray()
+        ray_pool.import_ray()
 
 
 @pytest.fixture

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-import main as program
-from backbones import captured
-from models.method import Method
+from engram import main as program
+from engram.backbones import compiled
+from engram.models.method import Method
+from engram.utils.config import registry
+from engram.utils.training.trainer import Trainer
 from tests.conftest import tiny_method
-from utils import registry
-from utils.training import Trainer
 
 CNN = {"backbone": "cnn", "channels": (4, 4)}
 OF_PERCEPTRONS = {"taskinput", "independent", "pnn"}  # which keep their passes in the head
@@ -22,8 +22,8 @@ METHODS = [n for n in registry.names("models") if n not in OF_PERCEPTRONS | {"gd
 @pytest.fixture(autouse=True)
 def anywhere(monkeypatch):
     """As on a GPU: compiling pays from the first step. Traced, but not turned into machine code."""
-    monkeypatch.setitem(captured.PAYS_FROM, "cpu", 0)
-    monkeypatch.setattr(captured, "BACKEND", {"backend": "aot_eager"})
+    monkeypatch.setitem(compiled.PAYS_FROM, "cpu", 0)
+    monkeypatch.setattr(compiled, "BACKEND", {"backend": "aot_eager"})
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
@@ -46,7 +46,7 @@ def test_every_method_learns_the_same(model, capsys):
     plain, R, _ = trained(model, scenario, capsys, **CNN)
     method, again, said = trained(model, scenario, capsys, compile=True, **CNN)
     assert "failed" not in said and "--compile: " in said
-    assert isinstance(method.net.features, captured.Captured) != method.second_derivatives
+    assert isinstance(method.net.features, compiled.Captured) != method.second_derivatives
     np.testing.assert_array_equal(again, R)
     for name, value in plain.net.state_dict().items():
         torch.testing.assert_close(method.net.state_dict()[name], value, rtol=1e-5, atol=1e-6)
@@ -54,7 +54,7 @@ def test_every_method_learns_the_same(model, capsys):
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler here")
 def test_compiled_to_machine_code(capsys, monkeypatch):
-    monkeypatch.setattr(captured, "BACKEND", {"mode": "reduce-overhead"})
+    monkeypatch.setattr(compiled, "BACKEND", {"mode": "reduce-overhead"})
     plain, R, _ = trained("derpp", "class-il", capsys, **CNN)
     method, again, said = trained("derpp", "class-il", capsys, compile=True, **CNN)
     assert "are compiled" in said and method.net.features.fast is not None
@@ -68,7 +68,7 @@ def test_compiled_to_machine_code(capsys, monkeypatch):
 def test_cuda_graphs(model, tmp_path):
     """A short run of main.py on the GPU, with and without: the same R to one test image in twenty."""
     flags = {"dataset": "seq-digits", "backbone": "cnn", "device": "cuda", "disable_log": True}
-    captured.PAYS_FROM["cuda"] = 0
+    compiled.PAYS_FROM["cuda"] = 0
     plain = program.train(model=model, output_dir=str(tmp_path / "plain"), **flags)
     fast = program.train(model=model, output_dir=str(tmp_path / "fast"), compile=True, **flags)
     assert fast.metrics["class-il"]["acc"] == pytest.approx(plain.metrics["class-il"]["acc"], abs=0.05)
@@ -78,7 +78,7 @@ def test_what_cannot_be_compiled_runs_as_it_is(capsys, monkeypatch):
     def broken(graph, inputs):
         raise RuntimeError("no such kernel\nand a long explanation")
 
-    monkeypatch.setattr(captured, "BACKEND", {"backend": broken})
+    monkeypatch.setattr(compiled, "BACKEND", {"backend": broken})
     plain, R, _ = trained("er", "class-il", capsys, **CNN)
     method, again, said = trained("er", "class-il", capsys, compile=True, **CNN)
     (line,) = [line for line in said.splitlines() if "failed" in line]
@@ -95,13 +95,13 @@ def test_a_network_without_shared_passes_is_told(model, capsys):
 
 
 def test_a_cpu_gains_nothing(capsys, monkeypatch):
-    monkeypatch.setitem(captured.PAYS_FROM, "cpu", None)
+    monkeypatch.setitem(compiled.PAYS_FROM, "cpu", None)
     method, _, said = trained("er", "class-il", capsys, compile=True)
     assert "nothing is gained on a cpu" in said
-    assert not isinstance(method.net.features, captured.Captured)
+    assert not isinstance(method.net.features, compiled.Captured)
 
 
 def test_a_short_run_is_not_compiled(capsys, monkeypatch):
-    monkeypatch.setitem(captured.PAYS_FROM, "cpu", 1000)
+    monkeypatch.setitem(compiled.PAYS_FROM, "cpu", 1000)
     _, _, said = trained("sgd", "class-il", capsys, compile=True)
     assert "pays from about 1,000 steps on and this run has 24; it runs as it is" in said

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-import main as program
-from utils.folder import RunFolder
-from utils.tracking import MlflowTracker
+from engram import main as program
+from engram.utils.runs.run_dir import RunDir
+from engram.utils.tracking.mlflow_tracker import MlflowTracker
 
 FLAGS = ["--model", "er", "--dataset", "seq-digits", "--n_epochs", "1", "--batch_size", "20"]
 
@@ -97,11 +97,11 @@ def test_what_a_store_failed_to_take_the_next_start_sends(tmp_path, monkeypatch,
     client = MlflowClient(uri)
     ids = [client.get_experiment_by_name("seq-digits").experiment_id]
     (run,) = client.search_runs(ids)
-    assert list(history(client, run, "mean_acc_class_il")) == [0] and not RunFolder(path).finished
+    assert list(history(client, run, "mean_acc_class_il")) == [0] and not RunDir(path).finished
     assert program.work(str(path), before["config"]) == 0
     (run,) = client.search_runs(ids)
     assert list(history(client, run, "mean_acc_class_il")) == [0, 1, 2, 3, 4]
-    assert run.info.status == "FINISHED" and RunFolder(path).finished
+    assert run.info.status == "FINISHED" and RunDir(path).finished
     assert json.loads((path / "results.json").read_text())["class_il"] == before["class_il"]
 
 

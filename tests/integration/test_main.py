@@ -11,12 +11,12 @@ import pytest
 import torch
 import yaml
 
-import main as program
-from datasets import scenarios
+from engram import main as program
+from engram.datasets import scenarios
+from engram.utils import checkpoint
+from engram.utils.config.cli import parse
+from engram.utils.runs.run_dir import RunDir
 from tests.conftest import ROOT
-from utils import checkpoint
-from utils.commandline import parse
-from utils.folder import RunFolder
 
 FAST = ["--dataset", "seq-digits", "--disable_log", "--n_epochs", "1", "--batch_size", "20"]
 
@@ -72,7 +72,7 @@ def test_results_document(run):
 def test_waiting_for_who_runs_it_now_is_no_part_of_the_total(folder, capsys):
     seconds, path = 1.5, folder / "run"
     flags = parse(["--model", "sgd", *FAST]).config.flat() | {"output_dir": str(folder)}
-    claim = RunFolder.at(path, flags).claimed()
+    claim = RunDir.at(path, flags).claimed()
     claim.__enter__()
     threading.Timer(seconds, claim.__exit__, (None, None, None)).start()
     started = time.monotonic()
@@ -249,7 +249,7 @@ def test_weights_of_another_network_are_refused(run, folder):
 
 
 def test_a_method_refuses_a_scenario_before_training(run, monkeypatch):
-    from models.er import ER
+    from engram.models.er import ER
 
     monkeypatch.setattr(ER, "scenarios", ("domain-il",))
     code, _out, err, _ = run("--model", "er")
@@ -258,7 +258,7 @@ def test_a_method_refuses_a_scenario_before_training(run, monkeypatch):
 
 def test_nan_loss_stops_with_the_place_and_keeps_finished_tasks(run, folder):
     """The loss of the third task is poisoned; two tasks of 15 steps come before it."""
-    from models.sgd import SGD
+    from engram.models.sgd import SGD
 
     def poisoned(self, batch, loss=SGD.loss):
         value = loss(self, batch)

@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-import main as program
-from datasets import sources
-from scripts import mas_adaptation
-from scripts.runs import open_run
+from engram import main as program
+from engram.datasets import sources
+from engram.scripts.runs import open_run
+from engram.scripts.studies import mas_adaptation
 from tests.conftest import ROOT
 from tests.unit.test_sources import mnist_folder
 
@@ -48,7 +48,7 @@ def test_tinyimagenet_through_the_script(tiny_imagenet, folder):
         "OUTPUT_DIR": str(folder), "EXTRA": "--width 0.03 --dropout 0.2 --disable_log",
     }  # fmt: skip
     done = subprocess.run(
-        [ROOT / "scripts" / "mas_tinyimagenet.sh", tiny_imagenet],
+        [ROOT / "scripts" / "reproduce" / "mas_tinyimagenet.sh", tiny_imagenet],
         env=environment, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

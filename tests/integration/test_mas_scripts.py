@@ -9,14 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-import main as program
-from datasets import sources
-from scripts import adapt_importance, compute_forgetting, export_tasks
-from scripts.runs import STRENGTH, open_run
+from engram import main as program
+from engram.datasets import sources
+from engram.scripts.interop import adapt_importance, compute_forgetting, export_tasks
+from engram.scripts.runs import STRENGTH, open_run
+from engram.utils.config import registry
+from engram.utils.config.options import OptionSet
 from tests.conftest import tiny_method
 from tests.reference.test_ewc_mas import learn
-from utils import registry
-from utils.options import OptionSet
 
 FLAGS = ["--dataset", "seq-digits", "--disable_log", "--n_epochs", "2", "--batch_size", "40"]
 MAS = ["--model", "mas", "--multi_head", "--mas_lambda", "0.05"]

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from memorization import eval_splits, program, train_splits
-from memorization.store import Store
+from engram.memorization import cli, eval_splits, train_splits
+from engram.memorization.store import Store
 from tests.conftest import ROOT
 
 SMALL = "--dataset_size 0.2 --n_epochs 6 --hidden_sizes 10 --n_repeats 24 --stack 6".split()
@@ -131,7 +131,7 @@ def test_all_trained_networks_are_evaluated_unless_fewer_are_asked_for(tmp_path,
 def test_misuse_is_one_clear_line(flags, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["train_splits", *flags])
-    assert program.main(train_splits.run) == 2
+    assert cli.main(train_splits.run) == 2
     error = capsys.readouterr().err
     assert message in error and error.startswith("error: ")
 

@@ -7,21 +7,21 @@ import numpy as np
 import pytest
 import torch
 
-from memorization import (
+from engram.memorization import (
+    cli,
     galleries,
     plots,
-    pool,
-    program,
+    study_data,
     train_proxies,
     train_splits,
     train_stream,
     train_whole,
     training,
 )
-from memorization.outputs import outputs
-from memorization.program import MACHINE, STUDY
-from memorization.proxies import NAMES
-from utils import scores
+from engram.memorization.cli import MACHINE, STUDY
+from engram.memorization.outputs import outputs
+from engram.memorization.proxies import NAMES
+from engram.utils import scores
 
 TINY = ["--dataset_size", "0.05", "--hidden_sizes", "8", "--n_epochs", "3", "--use_multiprocessing", "0"]
 PNG = b"\x89PNG"
@@ -37,8 +37,8 @@ def test_leave_one_out_by_its_definition(tmp_path):
     found = scores.load(out)
     assert found["index"][:3].tolist() == first["index"].tolist()
     assert found["scores"][:3].tolist() == first["scores"].tolist()
-    options = program.parse("test", "", {**STUDY, **MACHINE}, TINY)
-    examples = pool.load(options, torch.device("cpu"))
+    options = cli.parse("test", "", {**STUDY, **MACHINE}, TINY)
+    examples = study_data.load(options, torch.device("cpu"))
     everything = torch.arange(len(examples))
 
     def probabilities(numbers, rows, i):
@@ -78,8 +78,8 @@ def test_networks_with_dropout_are_trained_one_by_one(tmp_path):
     small = ["--dataset_size", "0.02", "--n_epochs", "1", "--use_multiprocessing", "0", "--lr", "0.01"]
     small += ["--model_name", "alexnet", "--width", "0.03", "--dropout", "0.5"]
     groups = {"proxies": train_proxies.ProxyOptions, **STUDY, **MACHINE}
-    options = program.parse("test", "", groups, [*small, "--n_networks", "2"])
-    examples = pool.load(options, torch.device("cpu"))
+    options = cli.parse("test", "", groups, [*small, "--n_networks", "2"])
+    examples = study_data.load(options, torch.device("cpu"))
     found = train_proxies.observe(options, examples)
     for k in range(2):
         learner = training.Training(
@@ -119,8 +119,8 @@ def test_a_stream_with_replay_and_its_figure(tmp_path, capsys):
 
 def test_a_gallery_of_examples_in_any_order(tmp_path, monkeypatch):
     """Each picture has the score of its own image, though the file lists examples in an order of its own."""
-    options = program.parse("test", "", {**STUDY, **MACHINE}, TINY)
-    examples = pool.load(options, torch.device("cpu"))
+    options = cli.parse("test", "", {**STUDY, **MACHINE}, TINY)
+    examples = study_data.load(options, torch.device("cpu"))
     rows = train_whole.example_order(len(examples))[:40]
     values = np.arange(40) / 100
     content = {
@@ -138,8 +138,8 @@ def test_a_gallery_of_examples_in_any_order(tmp_path, monkeypatch):
 
 def test_figures_of_scores_and_proxies(tmp_path):
     rng = np.random.default_rng(0)
-    options = program.parse("test", "", {**STUDY, **MACHINE}, TINY)
-    examples = pool.load(options, torch.device("cpu"))
+    options = cli.parse("test", "", {**STUDY, **MACHINE}, TINY)
+    examples = study_data.load(options, torch.device("cpu"))
     n, settings = len(examples), dataclasses.asdict(options.data)
     member = np.array([rng.permutation(40) < 20 for _ in range(n)]).T
     identity = {"order_hash": examples.order_hash, "index": examples.index}

@@ -14,14 +14,15 @@ import numpy as np
 import pytest
 import torch
 
-import main as program
-from backbones import shares
-from datasets.augment import Augment
-from models.method import Method
+from engram import main as program
+from engram.backbones import row_parallel
+from engram.datasets.augment import Augment
+from engram.models.method import Method
+from engram.utils import distributed
+from engram.utils.config import registry
+from engram.utils.training.distributed_trainer import FollowerTrainer
+from engram.utils.training.trainer import Trainer
 from tests.conftest import tiny_method
-from utils import parallel, registry
-from utils.follower import Follower
-from utils.training import Trainer
 
 N = 2
 ABLE = [
@@ -54,7 +55,7 @@ def trained(name: str, trainer_class: type[Trainer]) -> dict:
     method, config = tiny_method(model, scenario, **{"batch_size": 11, **flags})
     if name == "batch norm":  # over four numbers a channel: any rounding grows
         in_double_precision(method)
-    shares.divide(method.net)
+    row_parallel.divide(method.net)
     trainer = trainer_class(config, method, folder=None, quiet=True)
     trainer.save = lambda: None
     results = trainer.run()
@@ -114,10 +115,10 @@ def found(tmp_path_factory) -> dict[str, list[dict]]:
     alone = {name: trained(name, Trainer) for name in CASES}
 
     def work() -> int:
-        with parallel.joined("cpu"):
-            rank = parallel.rank()
+        with distributed.process_group("cpu"):
+            rank = distributed.rank()
             for name in CASES:
-                torch.save(trained(name, Follower if rank else Trainer), folder / f"{name} {rank}")
+                torch.save(trained(name, FollowerTrainer if rank else Trainer), folder / f"{name} {rank}")
         return 0
 
     assert in_processes(work) == [0] * N
@@ -203,7 +204,7 @@ def test_when_one_process_dies_all_end(tmp_path, capfd):
         between = Trainer._between_steps
 
         def dying(self, *args):
-            if self.position.total == 7 and parallel.rank() == 1:
+            if self.position.total == 7 and distributed.rank() == 1:
                 os.kill(os.getpid(), signal.SIGKILL)
             between(self, *args)
 

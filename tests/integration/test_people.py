@@ -9,23 +9,23 @@ import time
 import numpy as np
 import pytest
 
-from scripts import docs, new_method
+from engram.scripts import docs, new_method
+from engram.utils.config import plugin_docs, registry
+from engram.utils.errors import UserError
+from engram.utils.runs.run_result import RunResult
 from tests.conftest import ROOT, run_main
-from utils import catalogue, registry
-from utils.errors import UserError
-from utils.outcome import RunResult
 
 NOTEBOOK = ROOT / "scripts" / "example.ipynb"
 
 
 def test_the_listing_names_everything_with_paper_and_scenarios(capsys):
-    from utils.commandline import parse
+    from engram.utils.config.cli import parse
 
     with pytest.raises(SystemExit) as stop:
         parse(["--list"])
     out = capsys.readouterr().out
     assert stop.value.code == 0
-    for kind in catalogue.KINDS:
+    for kind in plugin_docs.KINDS:
         for name in registry.names(kind):
             assert re.search(rf"^  {name}$", out, re.MULTILINE), name
     er = out.split("\n  er\n")[1].split("\n  ewc\n")[0].splitlines()
@@ -36,10 +36,10 @@ def test_the_listing_names_everything_with_paper_and_scenarios(capsys):
 def test_the_listing_imports_no_torch(tmp_path):
     done = run_main("--list", cwd=tmp_path, PYTHONPROFILEIMPORTTIME="1")
     imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if "|" in line}
-    assert "utils.catalogue" in imported and not imported & {"torch", "numpy", "mlflow"}
+    assert "engram.utils.config.plugin_docs" in imported and not imported & {"torch", "numpy", "mlflow"}
 
 
-@pytest.mark.parametrize("plugin", catalogue.plugins("datasets"), ids=lambda p: p.name)
+@pytest.mark.parametrize("plugin", plugin_docs.plugins("datasets"), ids=lambda p: p.name)
 def test_scenarios_read_from_the_source_are_those_that_are_built(plugin):
     """As far as the stream can be built without data."""
     assert plugin.scenarios, plugin.name
@@ -47,9 +47,9 @@ def test_scenarios_read_from_the_source_are_those_that_are_built(plugin):
         assert plugin.scenarios == ("domain-il",)
 
 
-@pytest.mark.parametrize("plugin", catalogue.plugins("models"), ids=lambda p: p.name)
+@pytest.mark.parametrize("plugin", plugin_docs.plugins("models"), ids=lambda p: p.name)
 def test_scenarios_of_methods_are_the_classes_own(plugin):
-    from models.method import Method
+    from engram.models.method import Method
 
     own = registry.plugin_class(registry.load("models", plugin.name), Method).scenarios
     assert plugin.scenarios == tuple(own)
@@ -57,8 +57,8 @@ def test_scenarios_of_methods_are_the_classes_own(plugin):
 
 def test_a_docstring_is_taken_apart():
     text = "\nSource: A 2019, (1), eq. 2;\nmore.\nDiffers from the papers: nothing\nat all.\n\nFree text."
-    assert catalogue.split(text) == ("A 2019, (1), eq. 2;\nmore.", "nothing\nat all.", "Free text.")
-    assert catalogue.paper('Riemer et al. 2019, "Learning" (arXiv 1810.11910), Algorithm 4') == (
+    assert plugin_docs.split(text) == ("A 2019, (1), eq. 2;\nmore.", "nothing\nat all.", "Free text.")
+    assert plugin_docs.paper('Riemer et al. 2019, "Learning" (arXiv 1810.11910), Algorithm 4') == (
         'Riemer et al. 2019, "Learning" (arXiv 1810.11910)'
     )
 
@@ -81,7 +81,7 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
 
 
 def test_flags_are_checked_as_on_the_command_line():
-    from main import train
+    from engram.main import train
 
     with pytest.raises(UserError, match="did you mean --buffer_size"):
         train(model="er", bufer_size=5)
@@ -92,7 +92,9 @@ def test_flags_are_checked_as_on_the_command_line():
 def test_a_new_method_passes_its_tests(tmp_path):
     """The skeleton, in a copy of the house, under the contract suite and its own test."""
     rooms = ("backbones", "datasets", "memorization", "models", "scripts", "tests", "utils")
-    subprocess.run(["cp", "-r", "main.py", "pyproject.toml", *rooms, tmp_path], cwd=ROOT, check=True)
+    subprocess.run(
+        ["cp", "-r", "main.py", "engram.py", "pyproject.toml", *rooms, tmp_path], cwd=ROOT, check=True
+    )
     written = new_method.write("my_idea", tmp_path)
     assert [str(path) for path in written] == [
         "models/my_idea.py", "tests/reference/test_my_idea.py", "tests/contract/test_methods.py",
@@ -122,7 +124,7 @@ def test_every_plugin_has_a_page(tmp_path, capsys):
     for wanted in ("Kirkpatrick et al.", "--e_lambda", "Differs from the paper", "&gt;= 0", "Checked by"):
         assert wanted in text, wanted
     index = (tmp_path / "index.html").read_text()
-    for kind in catalogue.KINDS:
+    for kind in plugin_docs.KINDS:
         for name in registry.names(kind):
             assert f'href="{name}.html"' in index and (tmp_path / f"{name}.html").exists()
     assert "--checkpoint_every" in index

@@ -6,8 +6,8 @@ import subprocess
 
 import pytest
 
+from engram.utils.config.cli import parse
 from tests.conftest import ROOT
-from utils.commandline import parse
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)
@@ -26,7 +26,7 @@ def test_the_readme_has_commands_of_every_kind():
 @pytest.mark.parametrize("command", EMBEDDED, ids=" ".join)
 def test_commands_on_the_embedded_data_run(command, folder, capsys):
     """As written, but into a folder and without the MLflow store of the project."""
-    import main as program
+    from engram import main as program
 
     code = program.main([*command, "--output_dir", str(folder), "--disable_log"])
     out = capsys.readouterr().out
@@ -47,7 +47,7 @@ def test_help_commands_print(command, capsys):
 
 def test_the_method_in_the_readme_is_er():
     """The listing, executed, trains to the same weights as models/er.py."""
-    from models.method import Setup
+    from engram.models.method import Setup
     from tests.conftest import tiny_method
     from tests.contract.test_methods import assert_same, train, weights
 
@@ -76,7 +76,7 @@ def test_files_named_in_the_readme_exist():
         assert (ROOT / room).is_dir(), room
 
 
-@pytest.mark.parametrize("script", ["scripts/report.py", "scripts/bench.py"])
+@pytest.mark.parametrize("script", ["scripts/report.py", "scripts/bench"])
 def test_scripts_explain_themselves(script):
     import sys
 

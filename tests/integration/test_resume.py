@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-import main as program
-from models.method import Method
+from engram import main as program
+from engram.models.method import Method
+from engram.utils.config import registry
+from engram.utils.training.trainer import Trainer
 from tests.conftest import ROOT
-from utils import registry
-from utils.training import Trainer
 
 MODELS = list(registry.names("models"))
 FLAGS = ["--dataset", "seq-digits", "--disable_log", "--n_epochs", "2", "--batch_size", "40"]

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scripts import sweep as program
+from engram.scripts import sweep as program
+from engram.utils.metrics.statistics import mean_std_ci
 from tests.conftest import ROOT
 from tests.integration.test_resume import measured
 from tests.processes import descendants, wait_for_end
-from utils.statistics import spread
 
 GRID = ["--model", "er", "sgd", "--seed", "0", "1"]
 # Runs of a few seconds, with checkpoints so often that a kill falls between two of them.
@@ -87,7 +87,7 @@ def test_parents_hold_the_statistics_of_their_seeds(whole):
         own = [run for run in children if run.data.tags["mlflow.parentRunId"] == parent.info.run_id]
         assert {run.data.tags["seed"] for run in own} == {"0", "1"} and parent.data.metrics["n"] == 2
         assert {run.data.tags["model"] for run in own} == {model}
-        seeds = spread([run.data.metrics["mean_acc_class_il"] for run in own])
+        seeds = mean_std_ci([run.data.metrics["mean_acc_class_il"] for run in own])
         got = [parent.data.metrics[f"mean_acc_class_il{end}"] for end in ("", "_std", "_ci95")]
         assert got == pytest.approx([seeds.mean, seeds.std, seeds.ci95])
         history = client.get_metric_history(parent.info.run_id, "acc_task_il_task_1")
@@ -178,9 +178,9 @@ def test_a_failure_is_tried_again_told_and_harms_no_other(tmp_path, capsys):
 
 
 def test_a_run_is_run_by_one_process_at_a_time(whole):
-    import main
-    from utils.folder import RunFolder
+    from engram import main
+    from engram.utils.runs.run_dir import RunDir
 
     path = next((whole / "runs").glob("*/*/*"))
-    with RunFolder(path).claimed():
+    with RunDir(path).claimed():
         assert main.main(["--resume", str(path)]) == 2

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-import main as program
+from engram import main as program
 from tests.conftest import ROOT, run_main
 from tests.processes import command_line, descendants, wait_for_end
 

@@ -6,16 +6,16 @@ import shutil
 import pytest
 import yaml
 
-import main as program
-from datasets import sources
-from scripts import tune
-from scripts.runs import STRENGTH
-from scripts.tune import checked, choose, learning_accuracy, preset, write_preset
+from engram import main as program
+from engram.datasets import sources
+from engram.scripts import tune
+from engram.scripts.runs import STRENGTH
+from engram.scripts.tune import checked, choose, learning_accuracy, preset, write_preset
+from engram.utils.config import registry
+from engram.utils.config.cli import parse
+from engram.utils.errors import UserError
+from engram.utils.training.trainer import Trainer
 from tests.conftest import ROOT, tiny_config
-from utils import registry
-from utils.commandline import parse
-from utils.errors import UserError
-from utils.training import Trainer
 
 STREAM = ["--dataset", "seq-digits", "--n_epochs", "1", "--batch_size", "40", "--multi_head"]
 

@@ -12,14 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 
-import main as program
-from scripts import sweep
+from engram import main as program
+from engram.scripts import sweep
+from engram.utils import checkpoint
+from engram.utils.config.cli import parse
+from engram.utils.training import interleaved
+from engram.utils.training.interleaved import InterleavedJob
+from engram.utils.training.trainer import Trainer
 from tests.conftest import ROOT
 from tests.integration.test_resume import EXTRA, measured
-from utils import checkpoint, turns
-from utils.commandline import parse
-from utils.training import Trainer
-from utils.turns import Part
 
 FLAGS = ["--dataset", "seq-digits", "--disable_log", "--n_epochs", "2", "--batch_size", "40"]
 # With a buffer, scores, a teacher, importances, a compiled kernel, exemplars.
@@ -120,14 +121,15 @@ def test_steps_are_taken_in_turn_and_output_stays_apart(tmp_path):
         for step in range(n):
             told.append((step, i))
             print(f"step {step} of {i}")
-            turns.pass_on()
+            interleaved.yield_turn()
         print("error", file=sys.stderr)
         return i
 
     parts = [
-        Part(partial(work, i, n), str(tmp_path / str(i) / "out"), "cpu") for i, n in enumerate((2, 4, 3))
+        InterleavedJob(partial(work, i, n), str(tmp_path / str(i) / "out"), "cpu")
+        for i, n in enumerate((2, 4, 3))
     ]
-    assert turns.take(parts) == 1 and turns.n_runs() == 1
+    assert interleaved.run_interleaved(parts) == 1 and interleaved.n_runs() == 1
     assert told == sorted(told), "every run takes its first step before one takes its second"
     for i, n in enumerate((2, 4, 3)):
         lines = [f"step {step} of {i}" for step in range(n)]
@@ -136,11 +138,11 @@ def test_steps_are_taken_in_turn_and_output_stays_apart(tmp_path):
 
 def test_an_exception_is_the_failure_of_its_run_alone(tmp_path):
     def fail() -> int:
-        turns.pass_on()
+        interleaved.yield_turn()
         raise RuntimeError("of its own")
 
-    parts = [Part(do, str(tmp_path / str(i)), "cpu") for i, do in enumerate((fail, lambda: 0))]
-    assert turns.take(parts) == 1
+    parts = [InterleavedJob(do, str(tmp_path / str(i)), "cpu") for i, do in enumerate((fail, lambda: 0))]
+    assert interleaved.run_interleaved(parts) == 1
     assert "RuntimeError: of its own" in (tmp_path / "0").read_text() and not (tmp_path / "1").read_text()
 
 

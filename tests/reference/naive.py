@@ -6,10 +6,10 @@ and with the same draws, and must end with the same parameters.
 
 import torch
 
-from datasets.augment import Augment
+from engram.datasets.augment import Augment
+from engram.utils.buffers.reservoir import distinct
+from engram.utils.training.optimizers import build_optimizer
 from tests.conftest import tiny_method
-from utils.buffer import distinct
-from utils.optimizers import build_optimizer
 
 SCENARIOS = ["class-il", "domain-il"]
 LR, SIZE, K = 0.05, 15, 6

@@ -6,14 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.parts.replay import Replayed, augmented
-from models.parts.similarity import cosines
+from engram.models.parts.replay import Replayed, augmented
+from engram.models.parts.similarity import cosines
+from engram.utils.buffers.reservoir import distinct
+from engram.utils.errors import UserError
 from tests.conftest import tiny_method
 from tests.contract.test_methods import train
 from tests.reference.naive import FLAGS, LR, SCENARIOS, SIZE, K, Reservoir, columns, trained
 from tests.reference.test_mer_baselines import assert_equal_networks, descend, vector
-from utils.buffer import distinct
-from utils.errors import UserError
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)

@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.functional import hessian
 
-from backbones.backbone import build_network
-from models.bic import RIDGE, BiC, corrected, fit_bias
-from models.method import Setup
-from models.parts import exemplars
+from engram.backbones.backbone import build_network
+from engram.models.bic import RIDGE, BiC, corrected, fit_bias
+from engram.models.method import Setup
+from engram.models.parts import exemplars
+from engram.utils.errors import UserError
 from tests.conftest import tiny_benchmark, tiny_config, tiny_method
 from tests.contract.test_methods import train
-from utils.errors import UserError
 
 
 def biased(n: int, alpha: float, beta: float, first: int = 3) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,12 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.goldilocks import between
-from models.parts import coresets, exemplars
+from engram.models.goldilocks import between
+from engram.models.parts import coresets, exemplars
+from engram.utils.errors import UserError
+from engram.utils.training.optimizers import build_optimizer
 from tests.conftest import tiny_method
 from tests.contract.test_methods import train
-from utils.errors import UserError
-from utils.optimizers import build_optimizer
 
 
 def blobs(n: int = 40, wrong: int = 0, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

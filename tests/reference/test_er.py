@@ -4,12 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from engram.utils.buffers.reservoir import distinct, rows_where
+from engram.utils.config.options import OptionError
 from tests.conftest import tiny_method
 from tests.contract.test_methods import train
 from tests.reference.naive import FLAGS, LR, SCENARIOS, SIZE, K, Reservoir, columns, trained
 from tests.reference.test_mer_baselines import assert_equal_networks, descend
-from utils.buffer import distinct, rows_where
-from utils.options import OptionError
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)

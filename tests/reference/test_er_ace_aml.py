@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.er_aml import supcon
+from engram.models.er_aml import supcon
 from tests.conftest import tiny_method
 from tests.reference.naive import FLAGS, LR, SCENARIOS, Reservoir, columns, trained
 from tests.reference.test_mer_baselines import assert_equal_networks, descend

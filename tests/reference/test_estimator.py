@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from memorization.estimator import influence, memorization, split_half_reliability
+from engram.memorization.estimator import influence, memorization, split_half_reliability
 
 N, SIZE = 12, 6
 RNG = np.random.default_rng(0)

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.method import Method
-from models.parts import importance
+from engram.models.method import Method
+from engram.models.parts import importance
+from engram.utils.training.optimizers import build_optimizer
 from tests.conftest import tiny_method
-from utils.optimizers import build_optimizer
 
 STRENGTH = {"ewc": "e_lambda", "mas": "mas_lambda"}
 

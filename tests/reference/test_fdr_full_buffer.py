@@ -4,11 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from engram.utils.buffers.reservoir import distinct
 from tests.conftest import tiny_method
 from tests.contract.test_methods import train
 from tests.reference.naive import LR, SCENARIOS, K, trained
 from tests.reference.test_mer_baselines import assert_equal_networks, descend
-from utils.buffer import distinct
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.parts import fisher, importance
+from engram.models.parts import fisher, importance
 from tests.conftest import tiny_method
 
 

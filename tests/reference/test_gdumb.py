@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models import gdumb
-from models.gdumb import GreedyBuffer, cutmix, rate
+from engram.models import gdumb
+from engram.models.gdumb import GreedyBuffer, cutmix, rate
 from tests.conftest import tiny_method
 from tests.contract.test_methods import train
 

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from scipy.optimize import minimize
 
-from models.gem import EPS
-from models.parts.projection import project, solve_dual
+from engram.models.gem import EPS
+from engram.models.parts.projection import project, solve_dual
+from engram.utils.buffers.ring import RingMemory
+from engram.utils.errors import UserError
+from engram.utils.training.optimizers import build_optimizer
 from tests.conftest import tiny_method
-from utils.errors import UserError
-from utils.optimizers import build_optimizer
-from utils.rings import RingMemory
 
 
 def problem(seed: int, n_tasks: int, size: int = 30) -> tuple[torch.Tensor, torch.Tensor]:

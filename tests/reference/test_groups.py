@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.scenarios import split_classes
+from engram.datasets.scenarios import split_classes
+from engram.utils.runs import excluded_samples
+from engram.utils.scores import order_hash
+from engram.utils.training import memorization_groups
 from tests.conftest import synthetic_source, tiny_benchmark, tiny_config, tiny_method
 from tests.contract.test_methods import train
-from utils import exclusion, groups
-from utils.scores import order_hash
 
 SCORES = np.random.default_rng(0).uniform(-0.1, 1, 90)
 
@@ -53,7 +54,7 @@ def test_groups_follow_samples_whatever_the_order_of_classes(score_file, model, 
     _, results = train(method, config)
     last = len(method.setup.benchmark.tasks) - 1
     for task in method.setup.benchmark.tasks:
-        for group in groups.NAMES:
+        for group in memorization_groups.NAMES:
             for view, R in results.groups[group].items():
                 expected = by_hand(method, task, group, view)
                 assert R[last, task.id] == pytest.approx(expected, nan_ok=True)
@@ -68,7 +69,7 @@ def test_groups_follow_samples_whatever_the_order_of_classes(score_file, model, 
 
 
 def test_thresholds_are_those_of_the_paper():
-    found = groups.assign(torch.tensor([0.1, 0.11, 0.25, 0.26, torch.nan]), (0.1, 0.25))
+    found = memorization_groups.assign(torch.tensor([0.1, 0.11, 0.25, 0.26, torch.nan]), (0.1, 0.25))
     assert found.tolist() == [2, 1, 1, 0, -1]
 
 
@@ -141,7 +142,7 @@ def test_files_of_exclusions(tmp_path):
     np.savez(tmp_path / "made.npz", exclude=np.array([5]), order_hash=h)
     expected = {"positions.npy": [3, 7], "mask.npy": [0, 1], "made.npz": [5]}
     for name, positions in expected.items():
-        assert exclusion.read(str(tmp_path / name), 90, h).tolist() == positions
+        assert excluded_samples.read(str(tmp_path / name), 90, h).tolist() == positions
     np.save(tmp_path / "far.npy", np.array([90]))
     np.save(tmp_path / "short.npy", np.ones(3, dtype=bool))
     np.save(tmp_path / "scores.npy", np.ones(90))
@@ -152,4 +153,4 @@ def test_files_of_exclusions(tmp_path):
         "other.npz": "another data set", "empty.npz": "no array called 'exclude'", "none.npy": "no such file",
     }.items():  # fmt: skip
         with pytest.raises(ValueError, match=message):
-            exclusion.read(str(tmp_path / name), 90, h)
+            excluded_samples.read(str(tmp_path / name), 90, h)

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.parts import hebbian, importance
+from engram.models.parts import hebbian, importance
+from engram.utils.errors import UserError
 from tests.conftest import tiny_method
 from tests.reference.test_importance import Counted, method_with
-from utils.errors import UserError
 
 
 def learned(method) -> tuple[Tensor, Tensor]:

@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from models.parts import exemplars
-from models.parts.exemplars import ExemplarMemory, class_means, nearest_mean
+from engram.models.parts import exemplars
+from engram.models.parts.exemplars import ExemplarMemory, class_means, nearest_mean
+from engram.utils.buffers.selection import herding
 from tests.conftest import tiny_method
 from tests.contract.test_methods import steps, train
-from utils.selection import herding
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.method import Method
-from models.parts import fisher
-from models.parts.merging import Merge
+from engram.models.method import Method
+from engram.models.parts import fisher
+from engram.models.parts.merging import Merge
 from tests.conftest import tiny_method
 from tests.reference.test_ewc_mas import enter
 from tests.reference.test_importance import method_with, resnet_body

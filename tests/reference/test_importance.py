@@ -4,19 +4,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from backbones import resnet
-from backbones.backbone import Backbone
-from backbones.cnn import CNN
-from backbones.heads import SharedHead, TaskHeads
-from backbones.mlp import MLP
-from datasets.unread import Unread
-from models.method import Method
-from models.parts import importance
-from models.parts.fisher import log_likelihood, log_probabilities
-from models.parts.norms import squared_norm
-from models.parts.quadratic import Quadratic
+from engram.backbones import resnet
+from engram.backbones.backbone import Backbone
+from engram.backbones.cnn import CNN
+from engram.backbones.heads import SharedHead, TaskHeads
+from engram.backbones.mlp import MLP
+from engram.datasets.lazy_images import LazyImages
+from engram.models.method import Method
+from engram.models.parts import importance
+from engram.models.parts.fisher import log_likelihood, log_probabilities
+from engram.models.parts.norms import squared_norm
+from engram.models.parts.quadratic import Quadratic
+from engram.utils import distributed
 from tests.conftest import tiny_method
-from utils import parallel
 
 KINDS = {"fisher": (log_probabilities, 2), "mas": (squared_norm, 1)}
 
@@ -179,7 +179,7 @@ def test_of_a_task_is_the_mean_over_its_samples_in_eval_mode(kind, backbone, sce
         torch.testing.assert_close(value, expected[name] / len(x), rtol=2e-5, atol=1e-7)
 
 
-class Counted(Unread):
+class Counted(LazyImages):
     """Images that are read as those on disk are, and how many at a time."""
 
     def __init__(self, images: Tensor):
@@ -195,7 +195,7 @@ class Counted(Unread):
 def test_images_on_disk_are_read_a_chunk_at_a_time(first, monkeypatch):
     """Bit for bit as from memory, of what is this process's; the first one read tells the chunk's size."""
     monkeypatch.setitem(importance.CHUNK_FLOATS, "cpu", 0)  # chunks of FEW
-    monkeypatch.setattr(parallel, "share", lambda n: slice(first, n))
+    monkeypatch.setattr(distributed, "row_shard", lambda n: slice(first, n))
     method, _ = tiny_method("ewc")
     task = method.setup.benchmark.tasks[1]
     samples, shared = method.setup.benchmark.train(task), importance.shared_parameters(method.net)

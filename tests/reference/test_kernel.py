@@ -10,10 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from backbones.heads import SharedHead, TaskHeads
-from backbones.mlp import MLP
-from datasets.augment import Augment
-from models.parts.kernel import MLPKernel
+from engram.backbones.heads import SharedHead, TaskHeads
+from engram.backbones.mlp import MLP
+from engram.datasets.augment import Augment
+from engram.models.parts.kernel import MLPKernel
 from tests.conftest import ROOT
 
 DEPTHS = [(), (7,), (7, 5), (9, 6, 8)]
@@ -286,7 +286,7 @@ def test_nowhere_to_keep_compiled_code(tmp_path):
     environment.pop("NUMBA_CACHE_DIR", None)
     code = (
         "import torch; from backbones.mlp import MLP; from backbones.heads import SharedHead\n"
-        "from models.parts.kernel import MLPKernel\n"
+        "from engram.models.parts.kernel import MLPKernel\n"
         "net = MLP(3, (4,)).attach(SharedHead(4, 2))\n"
         "print(MLPKernel(net).sequence(torch.ones(1, 3), torch.zeros(1, dtype=torch.long), 0.1).item())"
     )

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.parts import importance, layers
-from models.parts.fisher import log_likelihood
-from models.parts.norms import NORMS
+from engram.models.parts import importance, layers
+from engram.models.parts.fisher import log_likelihood
+from engram.models.parts.norms import NORMS
 
 
 class Net(nn.Module):

@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from models.lucir import margin_ranking
-from models.parts import exemplars
+from engram.models.lucir import margin_ranking
+from engram.models.parts import exemplars
+from engram.utils.training.optimizers import build_optimizer
 from tests.conftest import tiny_method
 from tests.contract.test_methods import train
-from utils.optimizers import build_optimizer
 
 
 def cosine(a: torch.Tensor, b: torch.Tensor) -> float:

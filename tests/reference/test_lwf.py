@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datasets.augment import Augment
-from models.method import Method
-from models.parts.teacher import Answers, columns, distillation
+from engram.datasets.augment import Augment
+from engram.models.method import Method
+from engram.models.parts.teacher import Answers, columns, distillation
+from engram.utils.errors import UserError
 from tests.conftest import tiny_method
 from tests.reference.test_ewc_mas import enter, learn
-from utils.errors import UserError
 
 SCENARIOS = ["class-il", "task-il", "domain-il"]
 FAST = {"ebll_epochs": 2, "ebll_code": 3}

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from engram.utils.scores import order_hash
 from tests.conftest import tiny_method
 from tests.contract.test_methods import train
-from utils.scores import order_hash
 
 
 def contents(method, task: int) -> dict[int, list[int]]:

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from models.maer_bic import typical_first
-from models.parts.inference import outputs
-from models.parts.memorization import first_outputs
+from engram.models.maer_bic import typical_first
+from engram.models.parts.inference import outputs
+from engram.models.parts.memorization import first_outputs
+from engram.utils.buffers.weighted_reservoirs import ProtectedBuffer
 from tests.conftest import small_batch, synthetic_source, tiny_method
 from tests.contract.test_methods import train
-from utils.reservoirs import ProtectedBuffer
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from models.parts import importance
-from models.parts.norms import NORMS
+from engram.models.parts import importance
+from engram.models.parts.norms import NORMS
+from engram.utils.errors import UserError
 from tests.conftest import tiny_method
-from utils.errors import UserError
 
 
 def omegas(method, n_tasks: int = 3) -> list[dict[str, Tensor]]:

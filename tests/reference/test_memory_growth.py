@@ -5,12 +5,12 @@ from itertools import pairwise
 import pytest
 from torch import Tensor
 
-from backbones.backbone import build_network
-from main import setup
-from models.method import Method
+from engram.backbones.backbone import build_network
+from engram.main import setup
+from engram.models.method import Method
+from engram.utils.config import registry
 from tests.conftest import tiny_benchmark, tiny_config
 from tests.contract.test_methods import train
-from utils import registry
 
 
 def n_bytes(state) -> int:

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from scipy import stats
 
+from engram.utils.buffers.reservoir import distinct
+from engram.utils.errors import UserError
+from engram.utils.training.optimizers import build_optimizer
 from tests.conftest import tiny_method
-from utils.buffer import distinct
-from utils.errors import UserError
-from utils.optimizers import build_optimizer
 
 
 def prepared(scenario: str = "class-il", **flags):

@@ -7,15 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from backbones.heads import PerTask
-from models.agem import project
-from models.er import balanced
-from models.parts.steps import gradients_by_part
+from engram.backbones.heads import PerTask
+from engram.models.agem import project
+from engram.models.er import per_task_mean_weights
+from engram.models.parts.inner_steps import gradients_by_part
+from engram.utils.buffers.reservoir import distinct
+from engram.utils.errors import UserError
+from engram.utils.training.evaluation import accuracies
+from engram.utils.training.optimizers import build_optimizer
 from tests.conftest import tiny_method
-from utils.buffer import distinct
-from utils.errors import UserError
-from utils.evaluation import accuracies
-from utils.optimizers import build_optimizer
 
 SCENARIOS = ["class-il", "domain-il"]
 
@@ -233,8 +233,8 @@ def test_balanced_weights_sum_the_means_of_the_tasks():
     generator = torch.Generator().manual_seed(0)
     losses, task_id = torch.rand(40, generator=generator), torch.randint(6, (40,), generator=generator)
     expected = sum(losses[task_id == t].mean() for t in task_id.unique())
-    torch.testing.assert_close((balanced(task_id) * losses).sum(), expected)
-    assert torch.equal(balanced(torch.zeros(5)), torch.full((5,), 0.2))
+    torch.testing.assert_close((per_task_mean_weights(task_id) * losses).sum(), expected)
+    assert torch.equal(per_task_mean_weights(torch.zeros(5)), torch.full((5,), 0.2))
 
 
 # --- A-GEM ----------------------------------------------------------------------------------------

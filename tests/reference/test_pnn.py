@@ -5,11 +5,11 @@ import copy
 import pytest
 import torch
 
-from backbones.heads import TaskHeads
-from models.parts.progressive import ProgressiveNet, stages_of
+from engram.backbones.heads import TaskHeads
+from engram.models.parts.progressive import ProgressiveNet, stages_of
+from engram.utils.errors import UserError
 from tests.conftest import tiny_method
 from tests.contract.test_methods import steps, train
-from utils.errors import UserError
 
 
 def pnn(**flags):

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from models import rainbow_memory
-from models.parts import exemplars
-from models.rainbow_memory import cutout, perturbed, rotated, strides
+from engram.models import rainbow_memory
+from engram.models.parts import exemplars
+from engram.models.rainbow_memory import cutout, perturbed, rotated, strides
 from tests.conftest import tiny_method
 from tests.contract.test_methods import train
 

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from backbones.heads import PolytopeHead, simplex
+from engram.backbones.heads import PolytopeHead, simplex
 from tests.conftest import tiny_method
 from tests.contract.test_methods import train
 

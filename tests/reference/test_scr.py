@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from models.parts.exemplars import class_means, nearest_mean
-from models.scr import supervised_contrastive
+from engram.models.parts.exemplars import class_means, nearest_mean
+from engram.models.scr import supervised_contrastive
 from tests.conftest import tiny_method
 from tests.contract.test_methods import steps, train
 

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.method import Method
-from models.parts.path import PathIntegral
-from models.parts.quadratic import Quadratic
+from engram.models.method import Method
+from engram.models.parts.path import PathIntegral
+from engram.models.parts.quadratic import Quadratic
 from tests.conftest import tiny_method
 from tests.reference.test_ewc_mas import enter, learn, values
 

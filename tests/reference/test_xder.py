@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from models.xder import rectified
+from engram.models.xder import rectified
+from engram.utils.training.optimizers import build_optimizer
 from tests.conftest import tiny_method
 from tests.contract.test_methods import train
-from utils.optimizers import build_optimizer
 
 
 def by_loop(stored: list[float], now: list[float], y: int, columns: range, gamma: float) -> list[float]:

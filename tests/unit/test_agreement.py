@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from memorization import correlate, intervention
-from memorization.agreement import by_class, correlations, varies
-from utils import scores
+from engram.memorization import correlate, intervention
+from engram.memorization.agreement import by_class, correlations, varies
+from engram.utils import scores
 
 
 def test_three_measures_on_five_points():

@@ -7,15 +7,15 @@ import urllib.error
 import pytest
 import torch
 
-from backbones import alexnet
-from backbones.alexnet import AlexNet, Dropout, Options
-from models.parts import importance
+from engram.backbones import alexnet
+from engram.backbones.alexnet import AlexNet, Dropout, Options
+from engram.models.parts import importance
+from engram.utils import seeding
+from engram.utils.errors import UserError
+from engram.utils.training.optimizers import build_optimizer
 from tests.conftest import small_batch, tiny_method
 from tests.contract.test_methods import steps, train
 from tests.unit.test_backbones import n_parameters, network
-from utils import seeding
-from utils.errors import UserError
-from utils.optimizers import build_optimizer
 
 SMALL = {"backbone": "alexnet", "width": 0.03}
 

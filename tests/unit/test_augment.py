@@ -12,8 +12,8 @@ import pytest
 import torch
 from scipy.stats import binom, chi2
 
-from datasets.augment import IMAGENET, Augment, first_runs, normalised_as_asked, random_windows
-from utils.errors import UserError
+from engram.datasets.augment import IMAGENET, Augment, first_runs, normalised_as_asked, random_windows
+from engram.utils.errors import UserError
 
 FALSE_ALARM = 1e-6
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from backbones.backbone import build_network, load_weights
-from backbones.heads import TaskHeads
+from engram.backbones.backbone import build_network, load_weights
+from engram.backbones.heads import TaskHeads
+from engram.utils.config import registry
+from engram.utils.training.optimizers import build_optimizer
 from tests.conftest import small_batch, tiny_config, tiny_method
-from utils import registry
-from utils.optimizers import build_optimizer
 
 
 def network(name: str, n_classes: int = 10, shape=(3, 32, 32), seed: int = 0, **flags):

@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from backbones import captured
-from scripts import bench, bench_data, bench_methods, bench_seeds, bench_startup, bench_steps
-from scripts.bench_methods import METHODS, Stream, against, bare_epoch
-from scripts.bench_steps import Settings, Stopwatch
-from scripts.timing import random_source
-from utils.config import resolve
+from engram.backbones import compiled
+from engram.scripts.bench import __main__, data, methods, seeds, startup, steps
+from engram.scripts.bench.methods import METHODS, Stream, against, bare_epoch
+from engram.scripts.bench.steps import Settings, Stopwatch
+from engram.scripts.bench.timing import random_source
+from engram.utils.config.config import resolve
 
 SMALL = Settings(backbone="mlp", batch_size=4, n_steps=5)
 CPU = torch.device("cpu")
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 def test_an_inner_purpose_does_not_count_for_the_outer(monkeypatch):
     clock = iter([0.0, 1.0, 3.0, 6.0, 10.0, 15.0])
-    monkeypatch.setattr(bench_steps.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(steps.time, "perf_counter", lambda: next(clock))
     watch = Stopwatch(CPU)
     with watch.during("outer"):  # 0 to 15
         with watch.during("inner"):  # 1 to 3
@@ -36,7 +36,7 @@ def test_the_split_adds_up_to_the_epoch_and_leaves_nothing_behind():
     method, before = stream.trainer.method, torch.Tensor.backward
     own = {thing: set(vars(thing)) for thing in (method, method.net, method.buffer, stream.benchmark)}
     started = time.perf_counter()
-    parts = bench_steps.split(stream)
+    parts = steps.split(stream)
     passed = time.perf_counter() - started
     assert set(parts) == {"data", "forward", "backward", "optimizer", "buffer", "method", "trainer"}
     assert 0 < sum(parts.values()) * stream.n_steps <= passed
@@ -56,23 +56,23 @@ def test_bare_steps_are_as_many_and_as_wide_as_the_methods(monkeypatch):
 
 
 def test_only_our_side_is_compiled(monkeypatch):
-    monkeypatch.setattr(captured, "BACKEND", {"backend": "aot_eager"})
-    settings = replace(SMALL, compile=True, against=bench_steps.AGAINST)
+    monkeypatch.setattr(compiled, "BACKEND", {"backend": "aot_eager"})
+    settings = replace(SMALL, compile=True, against=steps.AGAINST)
     stream, sides = settings.stream("er", compiled=True), []
-    assert isinstance(stream.trainer.method.net.features, captured.Captured)
-    monkeypatch.setattr(bench_steps, "bare_steps", lambda other, *args: sides.append(other) or 1.0)
-    monkeypatch.setattr(bench_steps, "bare_epoch", lambda other, case: sides.append(other) or 1.0)
+    assert isinstance(stream.trainer.method.net.features, compiled.Captured)
+    monkeypatch.setattr(steps, "bare_steps", lambda other, *args: sides.append(other) or 1.0)
+    monkeypatch.setattr(steps, "bare_epoch", lambda other, case: sides.append(other) or 1.0)
     for other in ("bare", "loader"):
-        bench_steps.compared(settings, "er", stream, other)
-    assert sides and not any(isinstance(s.trainer.method.net.features, captured.Captured) for s in sides)
-    assert "compiled" in bench_steps.compared(settings, "er", stream, "plain").text
+        steps.compared(settings, "er", stream, other)
+    assert sides and not any(isinstance(s.trainer.method.net.features, compiled.Captured) for s in sides)
+    assert "compiled" in steps.compared(settings, "er", stream, "plain").text
     assert stream.trainer.method.net.features.fast is not None
     torch._dynamo.reset()
 
 
 def test_the_loader_has_the_same_images(monkeypatch):
     source = random_source(30, 2, (1, 28, 28))
-    loader = bench_data.pil_loader(source, 0, 20, 8, SMALL.augment)
+    loader = data.pil_loader(source, 0, 20, 8, SMALL.augment)
     seen = torch.cat([x for x, _ in loader])
     assert len(seen) == 20
     torch.testing.assert_close(
@@ -85,14 +85,14 @@ def test_a_product_takes_two_operations_a_term():
     stream = SMALL.stream("sgd", compiled=False)
     macs = 784 * 100 + 100 * 100 + 100 * 10
     forward_and_backward = 3 * macs - 784 * 100  # the images need no gradient
-    assert bench_steps.flops(stream) == 2 * 4 * forward_and_backward
+    assert steps.flops(stream) == 2 * 4 * forward_and_backward
 
 
 def test_steps_as_lines_json_and_picture(tmp_path, capsys):
     flags = ["steps", "--models", "sgd", "er", "--backbone", "mlp", "--batch_size", "4", "--n_steps", "3"]
     files = ["--json", str(tmp_path / "b.json"), "--plot", str(tmp_path / "b.png")]
     n = torch.get_num_threads()
-    bench.main([*flags, "--against", "bare", "loader", *files])
+    __main__.main([*flags, "--against", "bare", "loader", *files])
     torch.set_num_threads(n)
     told = capsys.readouterr().out.splitlines()
     kept = json.loads((tmp_path / "b.json").read_text())
@@ -109,21 +109,21 @@ def test_unknown_parts_and_models_are_refused(capsys):
         (["steps", "--models", "err"], "invalid choice: 'err'"),
     ):
         with pytest.raises(SystemExit) as stop:
-            bench.main(flags)
+            __main__.main(flags)
         assert stop.value.code == 2 and told in capsys.readouterr().err
 
 
 def test_the_marked_part_of_a_file_is_replaced(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("a\n<!-- bench -->\nold\n<!-- end bench -->\nb\n")
-    bench.update(page, "new")
+    __main__.update(page, "new")
     assert page.read_text() == "a\n<!-- bench -->\n```text\nnew\n```\n<!-- end bench -->\nb\n"
 
 
 def test_a_gpu_has_its_own_defaults():
-    args = bench.completed(bench.parser().parse_args(["steps", "--device", "cuda"]))
+    args = __main__.completed(__main__.parser().parse_args(["steps", "--device", "cuda"]))
     assert (args.compile, args.precision, args.against) == (True, "bf16", ["bare", "loader", "plain"])
-    args = bench.completed(bench.parser().parse_args(["steps"]))
+    args = __main__.completed(__main__.parser().parse_args(["steps"]))
     assert (args.compile, args.precision, args.against) == (False, "fp32", ["bare"])
 
 
@@ -131,7 +131,7 @@ def test_steps_of_two_tasks_are_compared(monkeypatch):
     flags = {"backbone": "mlp", "batch_size": 4, "fisher_n": 2}
     early, late = (Stream("ewc", flags, 4, task, *small_images()) for task in (1, 3))
     assert (early.task.id, late.task.id) == (1, 3) and early.n_steps == 5
-    monkeypatch.setattr(bench_methods, "alternate", lambda ours, theirs, rounds: (3.0, 2.0, 1.6))
+    monkeypatch.setattr(methods, "alternate", lambda ours, theirs, rounds: (3.0, 2.0, 1.6))
     numbers = against("late / early", late, early).numbers
     assert numbers == {"ratio": 1.6, "before_us": 1e6 * 2 / 5, "after_us": 1e6 * 3 / 5}
 
@@ -139,8 +139,8 @@ def test_steps_of_two_tasks_are_compared(monkeypatch):
 def test_a_start_has_its_stages(tmp_path):
     flags = ["--model", "er", "--dataset", "seq-digits", "--output_dir", str(tmp_path), "--disable_log"]
     started = time.perf_counter()
-    parts = bench_startup.stages(flags)
-    assert tuple(parts) == bench_startup.MARKS and all(seconds > 0 for seconds in parts.values())
+    parts = startup.stages(flags)
+    assert tuple(parts) == startup.MARKS and all(seconds > 0 for seconds in parts.values())
     assert sum(parts.values()) < time.perf_counter() - started
 
 
@@ -148,7 +148,7 @@ def test_what_a_run_spends_beside_its_steps(tmp_path):
     flags = {"model": "er", "dataset": "seq-cifar10", "device": "cpu", "output_dir": str(tmp_path)}
     config = resolve([("test", flags | {"backbone": "mlp", "n_epochs": 1, "disable_log": True})])
     started = time.perf_counter()
-    spent, saves = bench_startup.measured_run(config)
+    spent, saves = startup.measured_run(config)
     assert len(saves) == 5, "a checkpoint after every task"
     assert spent["train"] + spent["eval"] < spent["total"] < time.perf_counter() - started - sum(saves)
 
@@ -156,8 +156,8 @@ def test_what_a_run_spends_beside_its_steps(tmp_path):
 def test_seeds_at_once_are_compared_by_the_best_rounds(monkeypatch):
     times = iter([10.0, 31.0, 12.0, 24.0])
     asked = []
-    monkeypatch.setattr(bench_seeds, "sweep", lambda n, sharing, fixed: asked.append(n) or next(times))
-    (figure,) = bench_seeds.seeds("cpu", "data")
+    monkeypatch.setattr(seeds, "sweep", lambda n, sharing, fixed: asked.append(n) or next(times))
+    (figure,) = seeds.seeds("cpu", "data")
     assert asked == [1, 5, 1, 5]
     assert figure.numbers == {"ratio": 2.4, "one_s": 10.0, "several_s": 24.0}
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from datasets import benchmark as module
-from datasets import scenarios
+from engram.datasets import benchmark as module
+from engram.datasets import scenarios
+from engram.utils.errors import UserError
 from tests.conftest import synthetic_source, tiny_benchmark, tiny_config
-from utils.errors import UserError
 
 
 @pytest.fixture(params=[1 << 20, 4 * 36 * 8])

@@ -12,8 +12,15 @@ import pytest
 import torch
 from scipy import stats
 
-from utils.buffer import Buffer, FIFOBuffer, UnlimitedBuffer, copy_rows, distinct, rows_where
-from utils.reservoirs import BalancedBuffer, pick
+from engram.utils.buffers.reservoir import (
+    Buffer,
+    FIFOBuffer,
+    UnlimitedBuffer,
+    copy_rows,
+    distinct,
+    rows_where,
+)
+from engram.utils.buffers.weighted_reservoirs import BalancedBuffer, pick
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -5,8 +5,8 @@ import pickle
 import pytest
 import torch
 
-from utils import checkpoint, state
-from utils.checkpoint import CheckpointError
+from engram.utils import checkpoint, state
+from engram.utils.checkpoint import CheckpointError
 
 
 def test_round_trip_and_no_leftovers(tmp_path):

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from utils import config as settings
-from utils import registry
-from utils.commandline import flags_to_resume, parse
-from utils.config import GROUPS, resolve, up_to_date
-from utils.options import OptionError, OptionSet, option
+from engram.utils.config import config as settings
+from engram.utils.config import registry
+from engram.utils.config.cli import flags_to_resume, parse
+from engram.utils.config.config import GROUPS, resolve, up_to_date
+from engram.utils.config.options import OptionError, OptionSet, option
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 import torchvision
 
-from datasets import sources
-from datasets.sources import DataError
+from engram.datasets import sources
+from engram.datasets.sources import DataError
 from tests.unit.test_sources import KINDS, check_cifar, cifar_batches, idx, md5, mnist_arrays, tiny_layout
 
 NO_SERVER = "http://127.0.0.1:1/"

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from engram.utils.batching import CHUNK
+from engram.utils.training.evaluation import accuracies, memory_counts
 from tests.conftest import tiny_method
 from tests.contract.test_methods import train
-from utils.evaluation import CHUNK, accuracies, memory_counts
 
 
 @pytest.mark.parametrize("scenario", ["class-il", "task-il", "domain-il"])

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import yaml
 
-from scripts import import_mlruns
-from utils import file_store
-from utils.errors import UserError
+from engram.scripts.interop import import_mlruns
+from engram.utils.errors import UserError
+from engram.utils.tracking import legacy_file_store
 
 T = 4
 
@@ -68,26 +68,26 @@ def old(tmp_path) -> Path:
 
 
 def test_runs_are_read_and_steps_become_tasks(old):
-    runs = {run.id: run for run in file_store.read(old)}
+    runs = {run.id: run for run in legacy_file_store.read(old)}
     assert len(runs) == 3, "the deleted one is left out"
     run = runs[f"{1:032x}"]
     assert (run.experiment, run.name, run.status) == ("CIFAR100", "maer seed 1", "FINISHED")
     assert [step for *_, step in run.metrics["acc_class_il_task_2"]] == [2, 3]
     assert [step for *_, step in run.metrics["forgetting"]] == [1, 2, 3]
-    np.testing.assert_allclose(np.nan_to_num(file_store.matrix(run, "class_il")), accuracies(1) / 100)
+    np.testing.assert_allclose(np.nan_to_num(legacy_file_store.matrix(run, "class_il")), accuracies(1) / 100)
     upper = np.triu_indices(T, 1)
-    assert np.isnan(file_store.matrix(run, "task_il")[upper]).all()
+    assert np.isnan(legacy_file_store.matrix(run, "task_il")[upper]).all()
 
 
 def test_steps_that_are_tasks_already_stay():
     ours = {"mean_acc_class_il": [(0, 1.0, 0), (0, 2.0, 1)], "acc_class_il_task_1": [(0, 3.0, 1)]}
-    assert file_store.aligned(ours) == ours
+    assert legacy_file_store.aligned(ours) == ours
 
 
 def test_documents_have_the_settings_and_the_metrics(old, tmp_path):
-    runs = file_store.read(old)
-    assert sum(file_store.write_folder(run, tmp_path / "runs") for run in runs) == 3
-    assert not any(file_store.write_folder(run, tmp_path / "runs") for run in runs), "a second time"
+    runs = legacy_file_store.read(old)
+    assert sum(legacy_file_store.write_folder(run, tmp_path / "runs") for run in runs) == 3
+    assert not any(legacy_file_store.write_folder(run, tmp_path / "runs") for run in runs), "a second time"
     documents = [json.loads(p.read_text()) for p in sorted((tmp_path / "runs").glob("*/*/*/results.json"))]
     first = documents[0]
     assert first["config"]["buffer_size"] == 500 and first["config"]["lr"] == 0.1
@@ -97,7 +97,7 @@ def test_documents_have_the_settings_and_the_metrics(old, tmp_path):
 
 
 def test_imported_runs_stand_in_one_table(old, tmp_path, capsys):
-    from scripts import report
+    from engram.scripts import report
 
     assert import_mlruns.main([str(old), "--output_dir", str(tmp_path / "runs"), "--disable_log"]) == 0
     assert report.main([str(tmp_path / "runs"), "--out", str(tmp_path / "report")]) == 0
@@ -157,10 +157,10 @@ def test_100_runs_take_less_than_a_fifth_of_a_minute(tmp_path, capsys):
 
 def test_what_is_no_store(tmp_path):
     with pytest.raises(UserError, match="no MLflow file store with runs"):
-        file_store.read(tmp_path)
+        legacy_file_store.read(tmp_path)
     (tmp_path / "e").mkdir()
     (tmp_path / "e" / "meta.yaml").write_text("experiment_id: '1'\nname: x\n")
     run = write_run(tmp_path / "e", 1)
     (tmp_path / "e" / run / "metrics" / "forgetting").write_text("not numbers\n")
     with pytest.raises(UserError, match="expected lines of time, value and step"):
-        file_store.read(tmp_path)
+        legacy_file_store.read(tmp_path)

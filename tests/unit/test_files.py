@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from utils import files
+from engram.utils import files
 
 
 def test_two_who_write_one_file_do_not_disturb_each_other(tmp_path, monkeypatch):

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.sources import DataError
+from engram.datasets.sources import DataError
+from engram.utils.errors import UserError
 from tests.conftest import ROOT
 from tests.unit.test_sources import MNIST_DIR, mnist_folder
 from tests.unit.test_streams import build
-from utils.errors import UserError
 
-SPEC = importlib.util.spec_from_file_location("write_gem_file", ROOT / "scripts/write_gem_file.py")
+SPEC = importlib.util.spec_from_file_location("write_gem_file", ROOT / "scripts/interop/write_gem_file.py")
 SCRIPT = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(SCRIPT)
 needs_mnist = pytest.mark.skipif(MNIST_DIR is None, reason="the real MNIST is not here")

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from datasets import images, sources
-from datasets.images import DataError
+from engram.datasets import images, sources
+from engram.datasets.images import DataError
 
 
 def colour(seed: int, side: int = 8, mode: str = "RGB") -> Image.Image:

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from engram.utils.training.optimizers import build_scheduler
+from engram.utils.training.trainer import DEBUG_STEPS, Trainer
 from tests.conftest import tiny_method
-from utils.optimizers import build_scheduler
-from utils.training import DEBUG_STEPS, Trainer
 
 
 class Counting(Trainer):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from scripts import mas_orders
+from engram.scripts.studies import mas_orders
 
 
 def accuracies(spread: float, seed: int, n_seeds: int = 40) -> np.ndarray:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from memorization import plots
-from scripts import memorization_report
+from engram.memorization import plots
+from engram.scripts.analysis.papers import memorization
 
 
 def document(model: str, seed: int, accuracy: float, **flags) -> dict:
@@ -37,30 +37,30 @@ def documents() -> list[dict]:
 
 def test_differences_are_paired_by_seed(documents):
     """Gains of 3, 4, 5, 6 and 7 %: mean 5, deviation 1.58, t = 5 / (1.58 / √5) = 7.07."""
-    text = memorization_report.markdown(documents)
+    text = memorization.markdown(documents)
     row = next(line for line in text.split("\n\n")[-1].splitlines() if line.startswith("| maer min"))
     p = stats.t.sf(np.sqrt(50), 4) * 2
     assert row == "| maer min | " + " | ".join([f"+5.00 ± 1.58 (t 7.1, p {p:.3f})"] * 2) + " |"
     assert "| maer min | 57.00 ± 3.16 | 57.00 ± 3.16 |" in text and "| joint | 90.00 ± 0.00 |" in text
     assert "learning_order" not in text, "the proxy is shared"
-    lines = memorization_report.latex(documents).splitlines()
+    lines = memorization.latex(documents).splitlines()
     assert r"maer min & 57.00 $\pm$ 3.16 & 10.00 $\pm$ 0.00 & 57.00 $\pm$ 3.16 & 10.00 $\pm$ 0.00 \\" in lines
 
 
 def test_missing_seeds_are_not_paired(documents):
     fewer = [d for d in documents if d["config"]["model"] != "er" or d["seed"] in (1, 3)]
-    table = memorization_report.collect(fewer)["seq-digits"]
-    found = memorization_report.difference(table["maer min"][50], table["er balanced"][50])
+    table = memorization.collect(fewer)["seq-digits"]
+    found = memorization.difference(table["maer min"][50], table["er balanced"][50])
     assert found["mean"] == pytest.approx(5) and found["sd"] == pytest.approx(np.sqrt(2))
-    assert memorization_report.difference(table["maer min"][50], {}) is None
+    assert memorization.difference(table["maer min"][50], {}) is None
 
 
 def test_runs_of_a_seed_that_had_other_tasks_are_not_paired(documents):
     """Seed 4, whose gain is 7 %, left out: 3, 4, 5 and 6 %."""
-    assert "left out" not in memorization_report.markdown(documents)
+    assert "left out" not in memorization.markdown(documents)
     orders = {True: [0, 2, 1, 3], False: [0, 1, 2, 3]}
     told = [d | {"class_order": orders[d["seed"] == 4 and d["config"]["model"] == "er"]} for d in documents]
-    text = memorization_report.markdown(told)
+    text = memorization.markdown(told)
     assert "| maer min | +4.50 ± 1.29 (t 7.0, p 0.006) |" in text
     assert text.endswith("\n\nSeeds left out where the two runs had different tasks: 4.")
 
@@ -70,7 +70,7 @@ def test_files_and_figures(documents, tmp_path):
         path = tmp_path / "runs" / str(i) / "results.json"
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps(d))
-    memorization_report.write_files(documents, tmp_path)
+    memorization.write_files(documents, tmp_path)
     assert len((tmp_path / "memorization.csv").read_text().splitlines()) == 1 + len(documents)
     assert r"\toprule" in (tmp_path / "memorization.tex").read_text()
     plots.run(["--runs", str(tmp_path / "runs"), "--out_dir", str(tmp_path / "figures")])

@@ -8,12 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
-from datasets import benchmark as module
-from datasets import mnist_rotations, scenarios, sources
+from engram.datasets import benchmark as module
+from engram.datasets import mnist_rotations, scenarios, sources
+from engram.utils.batching import CHUNK
+from engram.utils.training.evaluation import accuracies
 from tests.conftest import tiny_method
 from tests.unit.test_sources import MNIST_DIR, mnist_folder
 from tests.unit.test_streams import build
-from utils.evaluation import CHUNK, accuracies
 
 PERMUTED = ("mnist-permutations", "mnist-manypermutations")
 MER = ("mnist-rotations", *PERMUTED)

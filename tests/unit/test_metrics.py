@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from utils import metrics
+from engram.utils.metrics import accuracy_matrix
 
 R = np.array([[0.80, 0.10, 0.05], [0.85, 0.90, 0.10], [0.90, 0.60, 0.92]])
 B = np.array([0.10, 0.05, 0.02])
@@ -12,13 +12,13 @@ B = np.array([0.10, 0.05, 0.02])
 @pytest.mark.parametrize(
     ("metric", "expected"),
     [
-        (metrics.average_accuracy, (0.90 + 0.60 + 0.92) / 3),
-        (metrics.backward_transfer, -0.10),
-        (metrics.forgetting, 0.125),  # not mammoth's .15, not Avalanche's .10
-        (metrics.forgetting_over_tasks, (0.0 + 0.3 + 0.0) / 3),
-        (metrics.learning_accuracy, (0.80 + 0.90 + 0.92) / 3),
-        (metrics.retained_minus_learned, (2.42 - 2.62) / 3),
-        (metrics.average_incremental_accuracy, (0.80 + 0.875 + 2.42 / 3) / 3),
+        (accuracy_matrix.average_accuracy, (0.90 + 0.60 + 0.92) / 3),
+        (accuracy_matrix.backward_transfer, -0.10),
+        (accuracy_matrix.forgetting, 0.125),  # not mammoth's .15, not Avalanche's .10
+        (accuracy_matrix.forgetting_over_tasks, (0.0 + 0.3 + 0.0) / 3),
+        (accuracy_matrix.learning_accuracy, (0.80 + 0.90 + 0.92) / 3),
+        (accuracy_matrix.retained_minus_learned, (2.42 - 2.62) / 3),
+        (accuracy_matrix.average_incremental_accuracy, (0.80 + 0.875 + 2.42 / 3) / 3),
     ],
 )
 def test_check_matrix(metric, expected):
@@ -26,19 +26,21 @@ def test_check_matrix(metric, expected):
 
 
 def test_forward_transfer():
-    assert metrics.forward_transfer(R, B) == pytest.approx(((0.10 - 0.05) + (0.10 - 0.02)) / 2)
+    assert accuracy_matrix.forward_transfer(R, B) == pytest.approx(((0.10 - 0.05) + (0.10 - 0.02)) / 2)
 
 
 def test_forgetting_is_negative_when_old_tasks_improve():
-    assert metrics.forgetting([[0.5, 0.0], [0.7, 0.9]]) == pytest.approx(-0.2)
-    assert metrics.forgetting_over_tasks([[0.5, 0.0], [0.7, 0.9]]) == 0
+    assert accuracy_matrix.forgetting([[0.5, 0.0], [0.7, 0.9]]) == pytest.approx(-0.2)
+    assert accuracy_matrix.forgetting_over_tasks([[0.5, 0.0], [0.7, 0.9]]) == 0
 
 
 def test_fm_is_forgetting_times_share_when_nothing_improves():
     """The relation between the memorization paper's FM and its logged forgetting."""
     rng = np.random.default_rng(0)
     matrix = np.sort(rng.uniform(size=(7, 7)), axis=0)[::-1]  # columns fall: nothing improves
-    assert metrics.forgetting_over_tasks(matrix) == pytest.approx(metrics.forgetting(matrix) * 6 / 7)
+    assert accuracy_matrix.forgetting_over_tasks(matrix) == pytest.approx(
+        accuracy_matrix.forgetting(matrix) * 6 / 7
+    )
 
 
 def test_against_loops():
@@ -46,29 +48,31 @@ def test_against_loops():
     for T in (2, 3, 8):
         matrix, b = rng.uniform(size=(T, T)), rng.uniform(size=T)
         drops = [max(matrix[i][j] for i in range(j, T - 1)) - matrix[T - 1][j] for j in range(T - 1)]
-        assert metrics.forgetting(matrix) == pytest.approx(sum(drops) / (T - 1))
+        assert accuracy_matrix.forgetting(matrix) == pytest.approx(sum(drops) / (T - 1))
         gains = [matrix[T - 1][j] - matrix[j][j] for j in range(T - 1)]
-        assert metrics.backward_transfer(matrix) == pytest.approx(sum(gains) / (T - 1))
+        assert accuracy_matrix.backward_transfer(matrix) == pytest.approx(sum(gains) / (T - 1))
         ahead = [matrix[j - 1][j] - b[j] for j in range(1, T)]
-        assert metrics.forward_transfer(matrix, b) == pytest.approx(sum(ahead) / (T - 1))
+        assert accuracy_matrix.forward_transfer(matrix, b) == pytest.approx(sum(ahead) / (T - 1))
 
 
 def test_what_was_not_measured_is_nan_and_arguments_stay_as_they_were():
     matrix = R.copy()
     matrix[np.triu_indices(3, 1)] = np.nan  # --ignore_other_metrics
     before = matrix.copy()
-    assert metrics.forgetting(matrix) == pytest.approx(0.125)
-    assert np.isnan(metrics.forward_transfer(matrix, B))
+    assert accuracy_matrix.forgetting(matrix) == pytest.approx(0.125)
+    assert np.isnan(accuracy_matrix.forward_transfer(matrix, B))
     np.testing.assert_array_equal(matrix, before)
     joint = np.full((3, 3), np.nan)
     joint[2] = [0.9, 0.8, 0.7]
-    assert metrics.average_accuracy(joint) == pytest.approx(0.8)
-    assert np.isnan(metrics.forgetting(joint)) and np.isnan(metrics.backward_transfer(joint))
+    assert accuracy_matrix.average_accuracy(joint) == pytest.approx(0.8)
+    assert np.isnan(accuracy_matrix.forgetting(joint)) and np.isnan(accuracy_matrix.backward_transfer(joint))
 
 
 def test_one_task():
-    assert metrics.average_accuracy([[0.5]]) == 0.5
-    assert np.isnan(metrics.forgetting([[0.5]])) and np.isnan(metrics.backward_transfer([[0.5]]))
+    assert accuracy_matrix.average_accuracy([[0.5]]) == 0.5
+    assert np.isnan(accuracy_matrix.forgetting([[0.5]])) and np.isnan(
+        accuracy_matrix.backward_transfer([[0.5]])
+    )
 
 
 def test_min_and_worst_case_accuracy():
@@ -80,11 +84,11 @@ def test_min_and_worst_case_accuracy():
         (2, np.array([0.6, 0.7, 0.3])),
         (2, np.array([0.7, 0.8, 0.9])),
     ]
-    assert metrics.min_accuracy(curve) == pytest.approx((0.4 + 0.7) / 2)
-    assert metrics.worst_case_accuracy(curve) == pytest.approx(0.9 / 3 + (2 / 3) * 0.55)
-    assert metrics.worst_case_accuracy(curve[:1]) == pytest.approx(0.9)
+    assert accuracy_matrix.min_accuracy(curve) == pytest.approx((0.4 + 0.7) / 2)
+    assert accuracy_matrix.worst_case_accuracy(curve) == pytest.approx(0.9 / 3 + (2 / 3) * 0.55)
+    assert accuracy_matrix.worst_case_accuracy(curve[:1]) == pytest.approx(0.9)
 
 
 def test_a_matrix_that_is_not_square_is_refused():
     with pytest.raises(ValueError, match=r"square.*\(2, 3\)"):
-        metrics.average_accuracy(np.zeros((2, 3)))
+        accuracy_matrix.average_accuracy(np.zeros((2, 3)))

@@ -7,14 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
-from datasets import mnist_360
-from datasets.rotation import turned
-from main import train
-from models.method import Method, check_scenario
+from engram.datasets import mnist_360
+from engram.datasets.rotation import turned
+from engram.main import train
+from engram.models.method import Method, check_scenario
+from engram.utils.config import registry
+from engram.utils.errors import UserError
 from tests.unit.test_sources import MNIST_DIR, idx
 from tests.unit.test_streams import build
-from utils import registry
-from utils.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ import torch
 import torchvision
 from PIL import Image
 
-from datasets import scenarios, sources
-from datasets.sources import DataError
+from engram.datasets import scenarios, sources
+from engram.datasets.sources import DataError
+from engram.utils.errors import UserError
 from tests.unit.test_streams import alphabet_folder, build
-from utils.errors import UserError
 
 ALPHABETS = {"images_background": {"Latin": 3, "Greek": 2}, "images_evaluation": {"Angelic": 1}}
 IN_ORDER = ["Greek/character01", "Greek/character02", "Latin/character01", "Latin/character02",

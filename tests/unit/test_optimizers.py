@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from engram.utils.training.optimizers import build_optimizer, carry_over
 from tests.conftest import ROOT, tiny_config
-from utils.optimizers import build_optimizer, carry_over
 
 FLAGS = {"lr": 0.03, "optim_wd": 0.1}
 

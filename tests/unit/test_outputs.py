@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from datasets.augment import Augment
-from datasets.benchmark import class_incremental, domain_incremental
+from engram.datasets.augment import Augment
+from engram.datasets.benchmark import class_incremental, domain_incremental
+from engram.utils.errors import UserError
+from engram.utils.training.evaluation import accuracies
 from tests.conftest import synthetic_source, tiny_config, tiny_method
-from utils.errors import UserError
-from utils.evaluation import accuracies
 
 
 def classes_as(scenario: str | None, **flags):

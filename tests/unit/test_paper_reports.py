@@ -3,17 +3,20 @@
 import numpy as np
 import pytest
 
-from scripts import report
-from scripts.reporting.runs import one_per_seed
-from utils import metrics
-from utils.errors import UserError
+from engram.scripts import report
+from engram.scripts.analysis.run_set import one_per_seed
+from engram.utils.errors import UserError
+from engram.utils.metrics import accuracy_matrix
 
 DATASETS = {"mer": "mnist-rotations"}
 PAPERS = list(report.PAPERS)
 
 
 def run(paper: str, seed: int = 0, **flags) -> dict:
-    view = metrics.summary(np.full((2, 2), 0.5 + seed / 100)) | {"R": [[0.5, None], [0.5, 0.5]], "bti": 0.0}
+    view = accuracy_matrix.summary(np.full((2, 2), 0.5 + seed / 100)) | {
+        "R": [[0.5, None], [0.5, 0.5]],
+        "bti": 0.0,
+    }
     config = {
         "dataset": DATASETS.get(paper, "seq-mnist"), "model": "er", "seed": seed, "buffer_size": 500,
         "hidden_sizes": [100], "n_iters": 0, "batch_size": 10, "lr": 0.1, "scenario": None,

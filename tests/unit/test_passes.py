@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models.parts.replay import Replayed, passes
+from engram.models.parts.replay import Replayed, passes
 from tests.conftest import tiny_method
 
 

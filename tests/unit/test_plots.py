@@ -8,7 +8,8 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
-from utils import plots
+from engram.utils import figure_files
+from engram.utils.runs import figures
 
 NAN = float("nan")
 CHECK = [[0.80, NAN, NAN], [0.85, 0.90, NAN], [0.90, 0.60, 0.92]]
@@ -57,7 +58,7 @@ def texts_that_overlap(figure) -> list[tuple[str, str]]:
 def test_csv_round_trip(tmp_path):
     R = np.array(CHECK)
     R[0, 0] = 1 / 3
-    plots.write_matrix_csv(R, tmp_path / "R.csv")
+    figures.write_matrix_csv(R, tmp_path / "R.csv")
     with open(tmp_path / "R.csv", newline="") as file:
         head, *rows = csv.reader(file)
     assert head == ["after_task", "task_0", "task_1", "task_2"]
@@ -68,7 +69,7 @@ def test_csv_round_trip(tmp_path):
 
 
 def test_heat_map_shows_the_numbers(tmp_path):
-    figure = plots.accuracy_matrix(CHECK, "class-IL accuracy", tmp_path / "R.png")
+    figure = figures.heat_map(CHECK, "class-IL accuracy", tmp_path / "R.png")
     axes = figure.axes[0]
     shown = {(round(t.get_position()[1]), round(t.get_position()[0])): t.get_text() for t in axes.texts}
     wanted = {(0, 0): "80.0", (1, 0): "85.0", (1, 1): "90.0", (2, 0): "90.0", (2, 1): "60.0", (2, 2): "92.0"}
@@ -81,10 +82,10 @@ def test_heat_map_shows_the_numbers(tmp_path):
 
 
 def test_cells_without_a_number_are_hatched(tmp_path):
-    figure = plots.accuracy_matrix(CHECK, "", tmp_path / "R.png")
+    figure = figures.heat_map(CHECK, "", tmp_path / "R.png")
     assert figure.axes[0].patch.get_hatch() == "///"
     assert [t.get_text() for t in figure.legends[0].get_texts()] == ["not evaluated"]
-    full = plots.accuracy_matrix(np.full((2, 2), 0.5), "", tmp_path / "full.png")
+    full = figures.heat_map(np.full((2, 2), 0.5), "", tmp_path / "full.png")
     assert not full.legends
 
 
@@ -95,22 +96,22 @@ def test_texts_do_not_overlap(tmp_path, T):
     R[-1, 0] = 1.0  # the widest number
     title = "class-IL accuracy: maer on seq-cifar100, seed 42"
     for figure in (
-        plots.accuracy_matrix(R, title, tmp_path / "R.png"),
-        plots.curves(data, tmp_path / "curves.png", title),
+        figures.heat_map(R, title, tmp_path / "R.png"),
+        figures.curves(data, tmp_path / "curves.png", title),
     ):
         assert texts_that_overlap(figure) == []
-        assert figure.get_size_inches()[0] * plots.DPI <= 1280
+        assert figure.get_size_inches()[0] * figure_files.DPI <= 1280
 
 
 def test_many_tasks(tmp_path):
-    figure = plots.accuracy_matrix(document(100)["class_il"]["R"], "many", tmp_path / "R.png")
+    figure = figures.heat_map(document(100)["class_il"]["R"], "many", tmp_path / "R.png")
     assert not figure.axes[0].texts
     assert texts_that_overlap(figure) == []
     assert max(png_size(tmp_path / "R.png")) <= 1280
 
 
 def test_curves_hold_the_metrics(tmp_path):
-    figure = plots.curves(document(), tmp_path / "curves.png", "a run")
+    figure = figures.curves(document(), tmp_path / "curves.png", "a run")
     accuracy, forgetting = figure.axes
     assert [line.get_label() for line in accuracy.lines] == ["class-IL", "task-IL"]
     np.testing.assert_allclose(accuracy.lines[0].get_ydata(), [80, 87.5, 100 * (0.9 + 0.6 + 0.92) / 3])
@@ -124,13 +125,13 @@ def test_one_training_phase(tmp_path):
     data = document()
     for view in ("class_il", "task_il"):
         data[view]["R"] = [[None] * 3, [None] * 3, [0.9, 0.8, 0.7]]
-    figure = plots.curves(data, tmp_path / "curves.png")
+    figure = figures.curves(data, tmp_path / "curves.png")
     np.testing.assert_allclose(figure.axes[0].lines[0].get_ydata(), [NAN, NAN, 80])
     assert [t.get_text() for t in figure.axes[1].texts] == ["no earlier accuracies to compare with"]
 
 
 def test_stability(tmp_path):
-    figure = plots.stability(CURVE, tmp_path / "s.png")
+    figure = figures.stability(CURVE, tmp_path / "s.png")
     class_il, task_il = figure.axes
     np.testing.assert_allclose(class_il.lines[0].get_xydata(), [(10, 50), (20, 70), (30, 40), (40, 60)])
     np.testing.assert_allclose(class_il.lines[1].get_xydata(), [(30, 20), (40, 80)])
@@ -145,7 +146,7 @@ def test_stability_with_many_tasks(tmp_path):
     curve = [
         {"step": t, "task": t, "class_il": [0.5] * (t + 1), "task_il": [0.6] * (t + 1)} for t in range(20)
     ]
-    figure = plots.stability(curve, tmp_path / "s.png")
+    figure = figures.stability(curve, tmp_path / "s.png")
     assert not figure.legends and figure.axes[-1].get_ylabel() == "task"
     assert texts_that_overlap(figure) == []
 
@@ -162,7 +163,7 @@ def memory_rows(T: int) -> list[dict]:
 
 @pytest.mark.parametrize("T", [1, 2, 5, 20, 50])
 def test_memory_shows_what_was_held(tmp_path, T):
-    figure = plots.memory(memory_rows(T), tmp_path / "memory.png", "er on seq-mnist, seed 0")
+    figure = figures.memory(memory_rows(T), tmp_path / "memory.png", "er on seq-mnist, seed 0")
     by_class, by_task = figure.axes[:2]
     for axes, key in ((by_class, "per_class"), (by_task, "per_task")):
         held = np.array([row[key] for row in memory_rows(T)])
@@ -177,7 +178,7 @@ def test_memory_shows_what_was_held(tmp_path, T):
 @pytest.mark.figures
 def test_write_all(tmp_path):
     data = document() | {"curve": CURVE, "memory": memory_rows(3)}
-    names = [path.name for path in plots.write_all(data, tmp_path)]
+    names = [path.name for path in figures.write_all(data, tmp_path)]
     assert names == [
         "accuracy_matrix_class_il.png", "accuracy_matrix_class_il.csv",
         "accuracy_matrix_task_il.png", "accuracy_matrix_task_il.csv", "curves.png", "stability.png",
@@ -188,5 +189,5 @@ def test_write_all(tmp_path):
 
 @pytest.mark.figures
 def test_domain_il_has_one_view(tmp_path):
-    paths = plots.write_all(document(scenario="domain-il"), tmp_path)
+    paths = figures.write_all(document(scenario="domain-il"), tmp_path)
     assert [path.name for path in paths] == ["accuracy_matrix.png", "accuracy_matrix.csv", "curves.png"]

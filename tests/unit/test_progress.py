@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from utils import progress
-from utils.progress import CAPACITY, DivergedError, LossLog, Progress
+from engram.utils.training import progress
+from engram.utils.training.progress import CAPACITY, DivergedError, LossLog, Progress
 
 
 def test_losses_come_back_in_order_once():

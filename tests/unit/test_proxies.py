@@ -7,11 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from datasets.augment import Augment
-from datasets.benchmark import Samples
-from memorization.proxies import NAMES, Proxy, create
+from engram.datasets.augment import Augment
+from engram.datasets.benchmark import Samples
+from engram.memorization.proxies import NAMES, Proxy, create
+from engram.utils.config.options import OptionError
 from tests.conftest import tiny_method
-from utils.options import OptionError
 
 CPU = torch.device("cpu")
 
@@ -140,8 +140,8 @@ def test_curvature_is_the_trace_of_the_squared_hessian(monkeypatch):
     method, _ = tiny_method("sgd", hidden_sizes=())
     benchmark = method.setup.benchmark
     samples = Samples(*(field[:5] for field in benchmark.train(benchmark.tasks[0])))
-    monkeypatch.setattr("memorization.snapshots.Curvature.n_directions", 400)
-    monkeypatch.setattr("memorization.snapshots.Curvature.h", 1e-2)  # the float32 of the gradients
+    monkeypatch.setattr("engram.memorization.snapshots.Curvature.n_directions", 400)
+    monkeypatch.setattr("engram.memorization.snapshots.Curvature.h", 1e-2)  # the float32 of the gradients
     found = create("curvature", 90, CPU).scores(method.net, benchmark.augment, samples)
     W = method.net.head.weight.detach().double()
     for i in range(5):

@@ -1,6 +1,6 @@
 """The rehearsal tables: what counts as one setting, what stands beside it, in which order."""
 
-from scripts import rehearsal_report
+from engram.scripts.analysis.papers import rehearsal
 
 
 def run(model: str, accuracy: float, seed: int = 0, dataset: str = "rot-mnist", **config) -> dict:
@@ -26,7 +26,7 @@ def test_domain_tables_stand_beside_the_papers_numbers_by_buffer_size():
         run("er", 0.91, 1, buffer_size=500), run("er", 0.85, buffer_size=200),
         run("gss", 0.8, buffer_size=200), run("sgd", 0.67),
     ]  # fmt: skip
-    head, _, *found = rows(rehearsal_report.markdown(documents))
+    head, _, *found = rows(rehearsal.markdown(documents))
     assert head[:4] == ["method", "buffer", "accuracy", "published"]
     assert [row[:4] for row in found] == [
         ["sgd", "–", "67.00", "~67.7"],
@@ -44,7 +44,7 @@ def test_variants_of_a_method_are_settings_of_their_own():
         run("er", 0.87, memory="reservoir", **flags), run("er", 0.8, memory="fifo", **flags),
         run("full_buffer", 0.9, dataset="seq-mnist", order="grasp"),
     ]  # fmt: skip
-    text = rehearsal_report.markdown(documents)
+    text = rehearsal.markdown(documents)
     assert text.startswith("**seq-mnist**, buffer 500\n")
     assert [row[:3] for row in rows(text)[2:]] == [
         ["er fifo", "80.00", "99.00"], ["er", "87.00", "99.00"], ["full_buffer grasp", "90.00", "99.00"],

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from utils import metrics, report
+from engram.utils.metrics import accuracy_matrix
+from engram.utils.runs import text_summary
 
 CHECK = [[0.80, 0.10, None], [0.85, 0.90, 0.10], [0.90, 0.60, 1.0]]
 
@@ -60,16 +61,16 @@ def document(**more) -> dict:
 
 
 def test_matrix_table():
-    assert report.matrix_table(CHECK, "class-IL") == TABLE
+    assert text_summary.matrix_table(CHECK, "class-IL") == TABLE
 
 
 def test_nan_is_a_missing_number_too():
-    assert report.matrix_table(np.array(CHECK, dtype=float), "class-IL") == TABLE
+    assert text_summary.matrix_table(np.array(CHECK, dtype=float), "class-IL") == TABLE
 
 
 @pytest.mark.parametrize("T, width", [(10, 80), (20, 130)])
 def test_width(T, width):
-    lines = report.matrix_table(np.ones((T, T)), "t").splitlines()
+    lines = text_summary.matrix_table(np.ones((T, T)), "t").splitlines()
     assert {len(line) for line in lines[1:]} == {width}
     assert lines[-1].split() == [str(T - 1)] + ["100.0"] * T
 
@@ -79,7 +80,7 @@ def test_many_tasks_show_diagonal_and_last_row():
     np.fill_diagonal(R, 0.9)
     R[-1] = np.arange(25) / 100
     R[-1, -1] = 0.9
-    lines = report.matrix_table(R, "t").splitlines()
+    lines = text_summary.matrix_table(R, "t").splitlines()
     assert len(lines) == 1 + 3 * 3 + 1 and max(map(len, lines)) < 110
     assert lines[4].split() == ["task", *map(str, range(10, 20))]
     assert lines[5].split() == ["learned"] + ["90.0"] * 10
@@ -88,19 +89,21 @@ def test_many_tasks_show_diagonal_and_last_row():
 
 
 def test_summary():
-    assert report.summary(document()) == SUMMARY
+    assert text_summary.summary(document()) == SUMMARY
 
 
 def test_summary_agrees_with_metrics():
     R = np.array([[0.80, 0.10, 0.05], [0.85, 0.90, 0.10], [0.90, 0.60, 0.92]])
-    lines = report.summary(document(class_il=metrics.summary(R), scenario="domain-il")).splitlines()
+    lines = text_summary.summary(
+        document(class_il=accuracy_matrix.summary(R), scenario="domain-il")
+    ).splitlines()
     assert lines[0].split() == ["in", "%", "domain-IL"]
     assert [line.split()[-1] for line in lines[1:5]] == ["80.7", "12.5", "-10.0", "87.3"]
     assert lines[-1].split() == ["forward", "transfer", "(FWT)", "2.0"]
 
 
 def test_without_forward_transfer():
-    assert "FWT" not in report.summary(document(fwt=None))
+    assert "FWT" not in text_summary.summary(document(fwt=None))
 
 
 def test_full(monkeypatch):
@@ -111,9 +114,9 @@ def test_full(monkeypatch):
         fwt=None, seconds={"train": 3.21, "eval": 0.4, "total": 3.7},
         images_per_second=12345.6, device="cpu (x86_64, 2 threads)",
     )  # fmt: skip
-    assert report.full(data, logged=True) == FULL
-    assert "mlflow" not in report.full(data, logged=False)
-    assert "(validation data)" in report.full(data | {"evaluated_on": "validation"}, logged=False)
+    assert text_summary.full(data, logged=True) == FULL
+    assert "mlflow" not in text_summary.full(data, logged=False)
+    assert "(validation data)" in text_summary.full(data | {"evaluated_on": "validation"}, logged=False)
 
 
 @pytest.mark.parametrize(
@@ -125,15 +128,19 @@ def test_full(monkeypatch):
 )
 def test_where_to_look(uri, hint):
     data = document(class_il={"R": [[0.5]]}, task_il={"R": [[0.5]]}, config={"tracking_uri": uri})
-    assert hint in report.full(data, logged=True)
+    assert hint in text_summary.full(data, logged=True)
 
 
 def test_cost_without_numbers():
-    assert report.cost({}) == "time     –"
+    assert text_summary.cost({}) == "time     –"
 
 
 def test_headline():
     assert (
-        report.headline(document()) == "class-IL accuracy 80.7 %, forgetting 12.5 %; task-IL accuracy 90.0 %"
+        text_summary.headline(document())
+        == "class-IL accuracy 80.7 %, forgetting 12.5 %; task-IL accuracy 90.0 %"
     )
-    assert report.headline(document(scenario="domain-il")) == "domain-IL accuracy 80.7 %, forgetting 12.5 %"
+    assert (
+        text_summary.headline(document(scenario="domain-il"))
+        == "domain-IL accuracy 80.7 %, forgetting 12.5 %"
+    )

@@ -9,8 +9,14 @@ import pytest
 import torch
 from scipy import stats
 
-from utils import selection
-from utils.reservoirs import BalancedBuffer, LossAwareBalancedBuffer, LossAwareBuffer, last_entry, pick
+from engram.utils.buffers import selection
+from engram.utils.buffers.weighted_reservoirs import (
+    BalancedBuffer,
+    LossAwareBalancedBuffer,
+    LossAwareBuffer,
+    last_entry,
+    pick,
+)
 
 SIZE, N, C = 8, 60, 3
 

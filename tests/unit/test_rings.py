@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy import stats
 
-from utils.rings import KeyedRing, RingMemory, ranks
+from engram.utils.buffers.ring import KeyedRing, RingMemory, ranks
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from engram.utils.sweeps import process_pool
+from engram.utils.sweeps.process_pool import Job, LocalRunner, work_off
 from tests.conftest import ROOT
-from utils import runner
-from utils.runner import Job, LocalRunner, work_off
 
 
 def job(tmp_path, name: str, function: str, *arguments: str, **more) -> Job:
@@ -74,7 +74,7 @@ def test_stop_asks_once_and_waits(tmp_path):
 def test_jobs_end_with_their_parent_even_if_it_is_killed(tmp_path):
     code = (
         "import time\n"
-        "from utils.runner import Job, LocalRunner\n"
+        "from engram.utils.sweeps.process_pool import Job, LocalRunner\n"
         f"mark, output = {str(tmp_path / 'mark')!r}, {str(tmp_path / 'output')!r}\n"
         "job = Job('orphan', 'tests.unit.jobs:long', (mark,), output)\n"
         "LocalRunner([None]).submit(job); time.sleep(600)"
@@ -89,12 +89,12 @@ def test_jobs_end_with_their_parent_even_if_it_is_killed(tmp_path):
 
 
 def test_places(monkeypatch):
-    monkeypatch.setattr(runner, "visible_gpus", lambda: ["0", "3"])
-    assert runner.places(None, 2) == ["0", "3", "0", "3"]
-    assert runner.places(3, 1) == ["0", "3", "0"]
-    monkeypatch.setattr(runner, "visible_gpus", lambda: [])
-    assert runner.places(3, 1) == [None] * 3
-    assert runner.places(None, 1) == [None] * len(os.sched_getaffinity(0))
+    monkeypatch.setattr(process_pool, "visible_gpus", lambda: ["0", "3"])
+    assert process_pool.places(None, 2) == ["0", "3", "0", "3"]
+    assert process_pool.places(3, 1) == ["0", "3", "0"]
+    monkeypatch.setattr(process_pool, "visible_gpus", lambda: [])
+    assert process_pool.places(3, 1) == [None] * 3
+    assert process_pool.places(None, 1) == [None] * len(os.sched_getaffinity(0))
 
 
 @pytest.mark.parametrize(
@@ -109,4 +109,4 @@ def test_gpus_that_may_be_used(named, n, found, monkeypatch):
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
-    assert runner.visible_gpus() == found
+    assert process_pool.visible_gpus() == found

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from datasets import scenarios
-from utils.errors import UserError
+from engram.datasets import scenarios
+from engram.utils.errors import UserError
 
 
 def test_classes_get_the_labels_that_the_published_code_gives_them():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils.scores import load, order_hash, read, write
+from engram.utils.scores import load, order_hash, read, write
 
 LABELS = torch.tensor([3, 1, 2, 2])
 HASH = order_hash(LABELS)

@@ -2,7 +2,7 @@
 
 import torch
 
-from utils import seeding
+from engram.utils import seeding
 
 
 def test_streams_differ_and_repeat():

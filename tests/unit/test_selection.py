@@ -11,8 +11,8 @@ import pytest
 import torch
 from scipy import stats
 
-from utils import selection
-from utils.selection import POLICIES, class_balanced, pick, quotas
+from engram.utils.buffers import selection
+from engram.utils.buffers.selection import POLICIES, class_balanced, pick, quotas
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -15,14 +15,14 @@ import pytest
 import torch
 from PIL import Image
 
-from datasets import benchmark as module
-from datasets import images, shards, storage, unread
-from datasets.images import DataError
-from datasets.unread import DiskImages, Joined
-from main import build, main
+from engram.datasets import benchmark as module
+from engram.datasets import images, lazy_images, shards, storage
+from engram.datasets.images import DataError
+from engram.datasets.lazy_images import DiskImages, Joined
+from engram.main import build, main
+from engram.utils.config.config import resolve
+from engram.utils.training.trainer import Trainer
 from tests.conftest import ROOT, synthetic_source, tiny_benchmark, tiny_config, tiny_method
-from utils.config import resolve
-from utils.training import Trainer
 
 
 @pytest.fixture(autouse=True)
@@ -109,7 +109,7 @@ def test_indexing_is_a_tensors(tmp_path):
 
 
 def test_large_images_are_fetched_all_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(unread, "LARGE", 36)
+    monkeypatch.setattr(lazy_images, "LARGE", 36)
     raw, on_disk = written(tmp_path)
     rows = torch.tensor([19, 0, 6, 7, 13])
     assert torch.equal(on_disk[rows], raw[rows])
@@ -286,7 +286,7 @@ def test_a_full_disk_is_said(tmp_path, monkeypatch):
 KILLED = """
 import os, sys, torch
 from pathlib import Path
-from datasets import shards
+from engram.datasets import shards
 def fill(split, put):
     put(0, torch.ones(4, 1, 6, 6, dtype=torch.uint8).numpy())
     if split == "test":
@@ -328,7 +328,7 @@ def test_reading_runs_ahead_by_so_many_blocks_and_no_further(tmp_path, monkeypat
     _, on_disk = pair(tmp_path)
     asked, ask = [], DiskImages.ask
     monkeypatch.setattr(DiskImages, "ask", lambda self, *args: asked.append(1) or ask(self, *args))
-    monkeypatch.setattr(unread, "AHEAD", 2)
+    monkeypatch.setattr(lazy_images, "AHEAD", 2)
     batches = on_disk.batches(on_disk.tasks[0], 0, 4)  # blocks of two batches: 30 samples are four blocks
     next(batches)
     assert len(asked) == 3 and readers()
@@ -350,7 +350,7 @@ def test_an_error_of_a_reader_is_raised_at_its_batch(tmp_path, monkeypatch, no_t
         copy(self, images, rows)
 
     monkeypatch.setattr(DiskImages, "_copy", broken)
-    monkeypatch.setattr(unread, "READERS", 1)
+    monkeypatch.setattr(lazy_images, "READERS", 1)
     seen = 0
     with pytest.raises(OSError, match="the disk is gone"):
         for _ in on_disk.batches(on_disk.tasks[0], 0, 4):

@@ -12,10 +12,10 @@ import torchvision
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from datasets import images, sources
-from datasets import storage as storages
-from datasets.sources import DataError
-from datasets.storage import Storage
+from engram.datasets import images, sources
+from engram.datasets import storage as storages
+from engram.datasets.sources import DataError
+from engram.datasets.storage import Storage
 
 ROOT = Path(__file__).resolve().parents[2]
 USER_DATA = Path("~/.cache/engram").expanduser()

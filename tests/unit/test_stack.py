@@ -5,13 +5,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from datasets.augment import Augment
-from memorization import program
-from memorization.outputs import outputs
-from memorization.pool import Pool
-from memorization.program import MACHINE, STUDY
-from memorization.stack import Alone, Perceptrons, Stack, stack
-from memorization.training import (
+from engram.datasets.augment import Augment
+from engram.memorization import cli
+from engram.memorization.cli import MACHINE, STUDY
+from engram.memorization.outputs import outputs
+from engram.memorization.stacked_networks import Alone, Perceptrons, Stack, stack
+from engram.memorization.study_data import StudyData
+from engram.memorization.training import (
     Cohort,
     Training,
     best_stack,
@@ -21,10 +21,10 @@ from memorization.training import (
     rate,
     stack_size,
 )
+from engram.utils import checkpoint
+from engram.utils.errors import UserError
+from engram.utils.scores import order_hash
 from tests.conftest import synthetic_source
-from utils import checkpoint
-from utils.errors import UserError
-from utils.scores import order_hash
 
 NETS = {
     "mlp": ["--model_name", "mlp", "--hidden_sizes", "8"],
@@ -33,16 +33,16 @@ NETS = {
 }
 
 
-def tiny_pool(augment: Augment | None = None) -> Pool:
+def tiny_pool(augment: Augment | None = None) -> StudyData:
     source = synthetic_source()
-    return Pool(
+    return StudyData(
         "tiny", source.train_x, source.train_y, np.arange(90), source.test_x, source.test_y, 6,
         source.classes, augment or Augment(crop_padding=1, flip=True), 90, order_hash(source.train_y),
     )  # fmt: skip
 
 
-def options(*flags: str) -> program.Options:
-    return program.parse("test", "", {**STUDY, **MACHINE}, list(flags))
+def options(*flags: str) -> cli.Options:
+    return cli.parse("test", "", {**STUDY, **MACHINE}, list(flags))
 
 
 def cohort(repeats: list[int], n: int = 21) -> Cohort:
@@ -67,7 +67,7 @@ def test_a_stack_gives_what_its_networks_give(name, shared):
     )
 
 
-def plain_training(settings, pool: Pool, repeat: int, rows: torch.Tensor) -> dict[str, torch.Tensor]:
+def plain_training(settings, pool: StudyData, repeat: int, rows: torch.Tensor) -> dict[str, torch.Tensor]:
     """One network, one image at a time into the batch, torch's own schedule; of ours the draws."""
     net, recipe = network(settings, pool, repeat), settings.recipe
     optimizer = torch.optim.SGD(
@@ -174,7 +174,7 @@ def test_losses_of_confident_networks_are_told_apart(margin):
 # --- dropout ----------------------------------------------------------------------------------------
 
 
-def alexnet(dropout: float, *flags: str) -> program.Options:
+def alexnet(dropout: float, *flags: str) -> cli.Options:
     small = ["--model_name", "alexnet", "--width", "0.03", "--lr", "0.01", "--batch_size", "8"]
     return options(*small, "--dropout", str(dropout), *flags)
 
@@ -219,8 +219,8 @@ def test_networks_with_dropout_are_not_trained_as_one():
 def test_the_number_to_stack_is_measured(monkeypatch):
     settings, pool = options(*NETS["mlp"]), tiny_pool()
     costs = {1: 1.0, 4: 2.0, 16: 20.0}
-    monkeypatch.setattr("memorization.training.SLOW_STEP", 5.0)
-    monkeypatch.setattr("memorization.training._seconds_per_step", lambda o, p, n, size: costs[size])
+    monkeypatch.setattr("engram.memorization.training.SLOW_STEP", 5.0)
+    monkeypatch.setattr("engram.memorization.training._seconds_per_step", lambda o, p, n, size: costs[size])
     assert best_stack(settings, pool, 20, 16) == 4
     assert best_stack(settings, pool, 20, 3) == 1
     costs[1] = 0.4

@@ -4,26 +4,26 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from utils.statistics import holm, paired, spread
+from engram.utils.metrics.statistics import holm, mean_std_ci, paired
 
 A, B = [0.81, 0.79, 0.84, 0.80, 0.86], [0.78, 0.80, 0.79, 0.77, 0.80]
 
 
 def test_spread_by_hand():
-    found = spread([1.0, 2.0, 4.0])
+    found = mean_std_ci([1.0, 2.0, 4.0])
     assert (found.n, found.mean) == (3, pytest.approx(7 / 3))
     assert found.std == pytest.approx(math.sqrt((16 / 9 + 1 / 9 + 25 / 9) / 2))
     assert found.ci95 == pytest.approx(4.302653 * found.std / math.sqrt(3), rel=1e-6)  # t(0.975, 2)
 
 
 def test_one_value_has_no_spread():
-    found = spread([3.0])
+    found = mean_std_ci([3.0])
     assert (found.n, found.mean) == (1, 3.0) and math.isnan(found.std) and math.isnan(found.ci95)
 
 
 def test_intervals_cover_the_mean_in_95_of_100():
     draws = np.random.default_rng(0).normal(size=(4000, 4))
-    covered = sum(abs(s.mean) <= s.ci95 for s in map(spread, draws))
+    covered = sum(abs(s.mean) <= s.ci95 for s in map(mean_std_ci, draws))
     # binomial(4000, 0.95): five standard deviations are 69, passed by chance once in two million
     assert abs(covered - 3800) < 69
 

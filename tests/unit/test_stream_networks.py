@@ -8,19 +8,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from memorization import program, train_stream
-from memorization.program import MACHINE, STUDY
-from memorization.stream import Reservoirs, StreamTraining, halves, task_of
-from memorization.training import epoch_order, network, rate
+from engram.memorization import cli, train_stream
+from engram.memorization.cli import MACHINE, STUDY
+from engram.memorization.stream import Reservoirs, StreamTraining, halves, task_of
+from engram.memorization.training import epoch_order, network, rate
+from engram.utils import seeding
 from tests.unit.test_stack import tiny_pool
-from utils import seeding
 
 CLASSES = [(3, 0), (1, 5), (4, 2)]
 
 
-def options(*flags: str) -> program.Options:
+def options(*flags: str) -> cli.Options:
     groups = {"stream": train_stream.StreamOptions, **STUDY, **MACHINE}
-    return program.parse("test", "", groups, ["--model_name", "mlp", "--hidden_sizes", "8", *flags])
+    return cli.parse("test", "", groups, ["--model_name", "mlp", "--hidden_sizes", "8", *flags])
 
 
 def keep_half(labels: np.ndarray, seed: int) -> np.ndarray:

@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from datasets import perm_mnist, rot_mnist, rotation
+from engram.datasets import perm_mnist, rot_mnist, rotation
+from engram.utils.config import registry
+from engram.utils.config.config import resolve
 from tests.unit.test_sources import MNIST_DIR, image_folder, mnist_folder, tiny_layout
-from utils import registry
-from utils.config import resolve
 
 EXPECTED = {  # name: tasks, classes, image, scenario, backbone
     "seq-digits": (5, 10, (1, 8, 8), "class-il", "mlp"),

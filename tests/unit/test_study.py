@@ -6,12 +6,13 @@ import shlex
 import pytest
 import yaml
 
-from scripts import sweep as program
-from utils.commandline import parse
-from utils.errors import UserError
-from utils.ledger import Ledger, home
-from utils.study import Study, command_of, key_of, read
-from utils.sweep import Sweep, duration, preload, reason
+from engram.scripts import sweep as program
+from engram.utils.config.cli import parse
+from engram.utils.config.run_key import command_line_of, run_key
+from engram.utils.errors import UserError
+from engram.utils.sweeps.run_index import RunIndex, home
+from engram.utils.sweeps.sweep import Sweep, duration, preload, reason
+from engram.utils.sweeps.sweep_spec import SweepSpec, read_spec
 
 FIXED = ["--", "--dataset", "seq-digits", "--disable_log"]
 
@@ -36,12 +37,12 @@ def test_a_list_of_runs_each_with_the_grid(tmp_path):
         "grid: {seed: [0, 1]}\n"
         "runs: [{model: sgd}, {model: er, buffer_size: 50}]\n"
     )
-    runs = read(path).resolved()
+    runs = read_spec(path).resolved()
     assert [run.label for run in runs] == [
         "sgd, seed 0", "sgd, seed 1", "er, buffer_size 50, seed 0", "er, buffer_size 50, seed 1",
     ]  # fmt: skip
     assert {run.config.architecture.hidden_sizes for run in runs} == {(32, 16)}
-    assert read(path).name == "two"
+    assert read_spec(path).name == "two"
 
 
 def test_the_command_line_wins_over_the_file(tmp_path):
@@ -57,12 +58,12 @@ def test_a_study_is_read_back_as_it_was_written(tmp_path):
     _, study = program.parse(["--model", "er", "--seed", "0", "1", "--name", "x", *FIXED])
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump(study.document()))
-    assert [run.key for run in read(path).resolved()] == [run.key for run in study.resolved()]
+    assert [run.key for run in read_spec(path).resolved()] == [run.key for run in study.resolved()]
 
 
 def test_the_same_computation_is_one_run():
     """Spelled out or by default, under whatever name and wherever it runs."""
-    runs = Study(
+    runs = SweepSpec(
         runs=(
             {"model": "er"},
             {"model": "er", "n_epochs": 5, "run_name": "again", "device": "cpu", "num_threads": 2},
@@ -75,9 +76,9 @@ def test_the_same_computation_is_one_run():
 def test_commands_run_the_same_configuration():
     for flags in (["--model", "er", "--n_tasks", "2"], ["--model", "ewc", "--multi_head", "--lr", "0.03"]):
         config = parse([*flags, "--dataset", "seq-digits"]).config
-        written = command_of(config.flat())
+        written = command_line_of(config.flat())
         assert written.startswith("python main.py --model=")
-        assert key_of(parse(shlex.split(written)[2:]).config.flat()) == key_of(config.flat())
+        assert run_key(parse(shlex.split(written)[2:]).config.flat()) == run_key(config.flat())
 
 
 @pytest.mark.parametrize(
@@ -99,7 +100,7 @@ def test_commands_run_the_same_configuration():
 def test_bad_studies(argv, message, capsys, monkeypatch):
     import re
 
-    monkeypatch.setattr(program.runner, "start_server", lambda preload: None)
+    monkeypatch.setattr(program.process_pool, "start_server", lambda preload: None)
     assert program.main([*argv]) == 2
     err = capsys.readouterr().err
     assert re.search(message, err) and err.startswith("error: ")
@@ -120,7 +121,7 @@ def test_bad_study_files(text, message, tmp_path):
     path = tmp_path / "s.yaml"
     path.write_text(text)
     with pytest.raises(UserError, match=message):
-        read(path)
+        read_spec(path)
 
 
 def fake_run(
@@ -150,7 +151,7 @@ def test_the_ledger_knows_runs_by_configuration_not_by_name(study, tmp_path):
     fake_run(tmp_path / "seq-digits" / "er" / "half", study[2].config.flat(), status="running")
     fake_run(tmp_path / "seq-digits" / "er" / "other", flags | {"lr": 0.7})
     fake_run(tmp_path / "seq-digits" / "er" / "unreadable", flags | {"no_such_flag": 1})
-    sweep = Sweep(study, Ledger({str(tmp_path)}))
+    sweep = Sweep(study, RunIndex({str(tmp_path)}))
     assert [sweep.state(run) for run in study] == ["finished", "finished", "begun", "new"]
     assert [run.config.run.seed for run in sweep.open] == [2, 3], "begun ones first"
     assert sweep.folders[study[2].key].name == "half"
@@ -160,9 +161,9 @@ def test_the_ledger_knows_runs_by_configuration_not_by_name(study, tmp_path):
 def test_a_run_that_mlflow_has_not_heard_to_the_end_is_not_finished(study, tmp_path):
     flags = study[0].config.flat()
     fake_run(tmp_path / "seq-digits" / "er" / "a", flags, tracking="0123 pending\n")
-    assert Sweep(study, Ledger({str(tmp_path)})).state(study[0]) == "begun"
+    assert Sweep(study, RunIndex({str(tmp_path)})).state(study[0]) == "begun"
     (tmp_path / "seq-digits" / "er" / "a" / "mlflow_run").write_text("0123\n")
-    assert Sweep(study, Ledger({str(tmp_path)})).state(study[0]) == "finished"
+    assert Sweep(study, RunIndex({str(tmp_path)})).state(study[0]) == "finished"
 
 
 def test_cost_is_that_of_the_most_similar_runs_by_epochs(study, tmp_path):
@@ -170,7 +171,7 @@ def test_cost_is_that_of_the_most_similar_runs_by_epochs(study, tmp_path):
     for i, seconds in enumerate((10.0, 12.0, 99.0)):
         fake_run(tmp_path / "seq-digits" / "er" / str(i), flags | {"seed": i}, seconds=seconds)
     fake_run(tmp_path / "seq-digits" / "er" / "wide", flags | {"buffer_size": 5000}, seconds=1000.0)
-    ledger = Ledger({str(tmp_path)})
+    ledger = RunIndex({str(tmp_path)})
     assert ledger.seconds(study[0].config) == pytest.approx(5 * 12.0)
     assert ledger.seconds(parse(["--model", "sgd"]).config) is None
 
@@ -206,5 +207,7 @@ def test_words():
 
 def test_what_is_imported_ahead():
     points = [{"model": "maer", "dataset": "seq_mnist"}, {"model": "er", "dataset": "seq_mnist"}]
-    assert {"models.maer", "models.er", "datasets.seq_mnist", "mlflow.tracking"} <= set(preload(points))
+    assert {"engram.models.maer", "engram.models.er", "engram.datasets.seq_mnist", "mlflow.tracking"} <= set(
+        preload(points)
+    )
     assert "mlflow.tracking" not in preload([{"model": "er", "disable_log": "1"}])

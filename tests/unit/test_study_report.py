@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from scripts import report
-from scripts.reporting import figures, page, tables
-from scripts.reporting.runs import load, pairs, study
-from utils import metrics
-from utils.config import resolve
-from utils.errors import UserError
+from engram.scripts import report
+from engram.scripts.analysis import html_page, svg_figures, tables
+from engram.scripts.analysis.run_set import load, pairs, study
+from engram.utils.config.config import resolve
+from engram.utils.errors import UserError
+from engram.utils.metrics import accuracy_matrix
 
 T = 3
 CONFIG = {
@@ -37,8 +37,8 @@ def write_run(
     R = accuracy(seed, plus)
     config = CONFIG | flags | {"seed": seed, "data_dir": f"/of/{seed}"}
     views = {
-        "class_il": {"R": R.tolist(), **metrics.summary(R)},
-        "task_il": {"R": np.minimum(R + 0.2, 1).tolist(), **metrics.summary(np.minimum(R + 0.2, 1))},
+        "class_il": {"R": R.tolist(), **accuracy_matrix.summary(R)},
+        "task_il": {"R": np.minimum(R + 0.2, 1).tolist(), **accuracy_matrix.summary(np.minimum(R + 0.2, 1))},
     }
     document = {
         "config": config, "seed": seed, "status": status, "scenario": "class-il", **views, "fwt": 0.1,
@@ -128,7 +128,7 @@ def test_a_data_set_in_several_scenarios_is_several_benchmarks(tmp_path, capsys,
     text = report.latex(found)
     assert text.count("caption{class-IL, ") == text.count("caption{task-IL, ") == 2
     assert text.count("caption{domain-IL, ") == 1
-    monkeypatch.setattr(figures, "_svg", lambda figure: "")
+    monkeypatch.setattr(svg_figures, "_svg", lambda figure: "")
     assert report.main([str(tmp_path)]) == 0 and "**seq-digits, task-il**: 3 tasks" in capsys.readouterr().out
     page = (tmp_path / "report" / "report.html").read_text()
     assert '<a href="#seq-digits-task-il">' in page and '<h2 id="seq-digits-task-il">' in page
@@ -169,8 +169,10 @@ def test_every_commit_is_listed_once(tmp_path, monkeypatch):
         write_run(tmp_path, seed, stored={"git_commit": commit})
     found = found_in(tmp_path)
     assert report.footer(found.documents).endswith("; commits: aaaaaaaaaa, bbbbbbbbbb, unknown.")
-    monkeypatch.setattr(figures, "_svg", lambda figure: "")
-    assert "<p class='note'>commit aaaaaaaaaa, bbbbbbbbbb, unknown</p>" in page.render("t", found, "", None)
+    monkeypatch.setattr(svg_figures, "_svg", lambda figure: "")
+    assert "<p class='note'>commit aaaaaaaaaa, bbbbbbbbbb, unknown</p>" in html_page.render(
+        "t", found, "", None
+    )
 
 
 def test_means_and_deviations(folder):
@@ -218,8 +220,8 @@ def test_runs_of_a_seed_that_had_other_tasks_are_no_pair(tmp_path, monkeypatch):
     assert table.note.endswith("Seeds left out where the two runs had different tasks: 2.")
     table = tables.paired_table(domains, "task_il")
     assert not table.rows and table.note.endswith("tasks: 0, 2.")
-    monkeypatch.setattr(figures, "_svg", lambda figure: "")
-    assert page.render("t", found_in(tmp_path), "", None).count("had different tasks: ") == 3
+    monkeypatch.setattr(svg_figures, "_svg", lambda figure: "")
+    assert html_page.render("t", found_in(tmp_path), "", None).count("had different tasks: ") == 3
 
 
 def test_as_many_tasks_are_needed_for_a_pair():
@@ -269,9 +271,9 @@ def test_the_page_is_whole_and_alone(folder):
 
 def test_bands_are_one_standard_deviation(folder, monkeypatch):
     drawn = []
-    monkeypatch.setattr(figures, "_svg", lambda figure: drawn.append(figure) or "")
+    monkeypatch.setattr(svg_figures, "_svg", lambda figure: drawn.append(figure) or "")
     settings = [s for s in found_in(folder).settings if s.label == "sgd"]
-    figures.over_tasks(settings, "class_il")
+    svg_figures.over_tasks(settings, "class_il")
     left = drawn[0].axes[0]
     values = 100 * np.array([[accuracy(seed, 0)[i, : i + 1].mean() for i in range(T)] for seed in range(3)])
     assert left.lines[0].get_ydata() == pytest.approx(values.mean(0))
@@ -282,21 +284,21 @@ def test_bands_are_one_standard_deviation(folder, monkeypatch):
 
 def test_against_the_buffer_size(folder, monkeypatch):
     drawn = []
-    monkeypatch.setattr(figures, "_svg", lambda figure: drawn.append(figure) or "")
-    figures.against_buffer(found_in(folder).settings)
+    monkeypatch.setattr(svg_figures, "_svg", lambda figure: drawn.append(figure) or "")
+    svg_figures.against_buffer(found_in(folder).settings)
     axes = drawn[0].axes[0]
     labels = {container.get_label() for container in axes.containers}
     assert labels == {"er, policy min", "maer, policy middle"}
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["50", "500"]
-    assert figures.against_buffer([s for s in found_in(folder).settings if s.label == "sgd"]) is None
+    assert svg_figures.against_buffer([s for s in found_in(folder).settings if s.label == "sgd"]) is None
 
 
 def test_the_parts_of_the_time_add_up_to_the_total(folder, monkeypatch):
     """Seconds in the runs: 4 + seed in all, of which 3 train, 0.5 eval and 0.2 data."""
     drawn = []
-    monkeypatch.setattr(figures, "_svg", lambda figure: drawn.append(figure) or "")
+    monkeypatch.setattr(svg_figures, "_svg", lambda figure: drawn.append(figure) or "")
     settings = [s for s in found_in(folder).settings if s.label == "sgd"]
-    figures.cost(settings)
+    svg_figures.cost(settings)
     bars = {bar.get_label(): bar[0] for bar in drawn[0].axes[0].containers}
     parts = {"train": 3.0, "eval": 0.5, "data": 0.2, "start and logging": 1.3}
     assert {name: bar.get_width() for name, bar in bars.items()} == pytest.approx(parts)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.model_selection import train_test_split
 
-from memorization.subsets import fraction, half, in_class_range, memberships, parse_range
+from engram.memorization.subsets import fraction, half, in_class_range, memberships, parse_range
 
 LABELS = np.random.default_rng(0).integers(0, 5, 203)
 

@@ -8,24 +8,24 @@ from pathlib import Path
 
 import pytest
 
-from utils import tracking_store
-from utils.config import Config, LogOptions, RunOptions, StreamOptions, TrainOptions
-from utils.errors import UserError
-from utils.options import OptionSet
-from utils.registry import ROOT
-from utils.tracking import MlflowTracker, NullTracker, open_tracker
+from engram.utils.config.config import Config, LogOptions, RunOptions, StreamOptions, TrainOptions
+from engram.utils.config.options import OptionSet
+from engram.utils.config.registry import ROOT
+from engram.utils.errors import UserError
+from engram.utils.tracking import mlflow_store
+from engram.utils.tracking.mlflow_tracker import MlflowTracker, NullTracker, open_tracker
 
 # Imports once, then forks, so that all processes reach the store in the same moment.
 WRITERS = """
 import os, sys
 from pathlib import Path
 from tests.unit.test_tracking import make_config
-from utils import tracking, tracking_store
+from engram.utils.tracking import mlflow_store, mlflow_tracker
 folder, n_writers = Path(sys.argv[1]), int(sys.argv[2])
 uri = f"sqlite:///{folder}/mlflow.db"
-tracking_store.import_mlflow(uri)
+mlflow_store.import_mlflow(uri)
 def write(name):
-    tracker = tracking.open_tracker(make_config(tracking_uri=uri, run_name=str(name)), folder)
+    tracker = mlflow_tracker.open_tracker(make_config(tracking_uri=uri, run_name=str(name)), folder)
     for step in range(5):
         tracker.log_metrics({"mean_acc_class_il": 10.0 * step + name}, step)
     tracker.finish("finished")
@@ -207,15 +207,15 @@ def test_a_bug_is_not_hidden(uri, tmp_path):
 
 
 def test_passwords_are_not_shown():
-    assert tracking_store.redact("postgresql://me:pa55@host/db") == "postgresql://***@host/db"
-    assert tracking_store.how_to_browse("http://me:pa55@host:5000") == "http://***@host:5000"
+    assert mlflow_store.redact("postgresql://me:pa55@host/db") == "postgresql://***@host/db"
+    assert mlflow_store.how_to_browse("http://me:pa55@host:5000") == "http://***@host:5000"
 
 
 @pytest.mark.parametrize("flags", [{"disable_log": True}, {"debug_mode": True}])
 def test_null_tracker_imports_no_mlflow(flags):
     code = (
         "import sys; from pathlib import Path; from tests.unit.test_tracking import make_config\n"
-        "from utils.tracking import open_tracker\n"
+        "from engram.utils.tracking.mlflow_tracker import open_tracker\n"
         f"tracker = open_tracker(make_config(**{flags!r}), Path('x'))\n"
         "tracker.log_metrics({'a': 1.0}, 0); tracker.finish('finished')\n"
         "print(tracker.run_id, sorted({'mlflow', 'torch', 'sqlalchemy'} & set(sys.modules)))"
@@ -232,20 +232,20 @@ def test_mlflow_missing(monkeypatch, tmp_path):
 
 def test_default_store_is_the_one_mlflow_ui_opens(monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    assert tracking_store.resolve_uri(None) == f"sqlite:///{ROOT}/mlflow.db"
-    assert tracking_store.artifact_location(f"sqlite:///{ROOT}/mlflow.db", "x") == f"{ROOT.as_uri()}/mlruns/x"
-    assert tracking_store.artifact_location("postgresql+psycopg://h/db", "x") == f"{ROOT.as_uri()}/mlruns/x"
-    assert tracking_store.artifact_location("http://localhost:5000", "x") is None
-    assert tracking_store.how_to_browse(None) == "mlflow ui   then open http://127.0.0.1:5000"
+    assert mlflow_store.resolve_uri(None) == f"sqlite:///{ROOT}/mlflow.db"
+    assert mlflow_store.artifact_location(f"sqlite:///{ROOT}/mlflow.db", "x") == f"{ROOT.as_uri()}/mlruns/x"
+    assert mlflow_store.artifact_location("postgresql+psycopg://h/db", "x") == f"{ROOT.as_uri()}/mlruns/x"
+    assert mlflow_store.artifact_location("http://localhost:5000", "x") is None
+    assert mlflow_store.how_to_browse(None) == "mlflow ui   then open http://127.0.0.1:5000"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
-    assert tracking_store.resolve_uri(None) == "http://server:5000"
+    assert mlflow_store.resolve_uri(None) == "http://server:5000"
 
 
 def test_lock_that_is_never_given_back(tmp_path, monkeypatch):
-    monkeypatch.setattr(tracking_store, "LOCK_SECONDS", 0.05)
-    with tracking_store.exclusive(tmp_path / "m.db"):
+    monkeypatch.setattr(mlflow_store, "LOCK_SECONDS", 0.05)
+    with mlflow_store.exclusive(tmp_path / "m.db"):
         with pytest.raises(TimeoutError, match=r"m\.db\.lock is held by another process"):
-            with tracking_store.exclusive(tmp_path / "m.db"):
+            with mlflow_store.exclusive(tmp_path / "m.db"):
                 pass
 
 
@@ -272,6 +272,6 @@ def test_processes_that_create_the_store_together(tmp_path):
 
 def test_silence_is_temporary():
     logging.getLogger("mlflow").setLevel(logging.INFO)
-    with tracking_store.quiet():
+    with mlflow_store.quiet():
         assert not logging.getLogger("mlflow.store").isEnabledFor(logging.CRITICAL)
     assert logging.getLogger("mlflow").level == logging.INFO

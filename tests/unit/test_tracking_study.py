@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from engram.utils.runs.run_dir import RunDir
+from engram.utils.sweeps import parent_runs
+from engram.utils.tracking.mlflow_tracker import open_tracker
 from tests.conftest import tiny_config
-from utils import tracking_study
-from utils.folder import RunFolder
-from utils.tracking import open_tracker
 
 
 class Store:
@@ -25,7 +25,7 @@ class Store:
         folder.mkdir()
         tracker = open_tracker(config, folder)
         tracker.finish("finished")
-        RunFolder(folder).track(tracker.run_id, pending=False)
+        RunDir(folder).track(tracker.run_id, pending=False)
         flags = {name: value for name, value in config.flat().items() if name != without}
         view = {"R": [[0.5 + seed / 10]], "average_accuracy": 0.5 + seed / 10, "forgetting": None}
         document = {"config": flags, "status": "finished", "scenario": "class-il", "b": [0.1]}
@@ -53,14 +53,14 @@ def store(tmp_path, uri):
 
 def test_seeds_from_before_and_after_a_new_flag_have_one_parent(store):
     old = [store.run(seed, without="keep_optimizer") for seed in (0, 1)]
-    assert tracking_study.log("digits", old, store.uri) == 0
+    assert parent_runs.log("digits", old, store.uri) == 0
     ((_, n),) = store.parents()
     assert n == 2
     both = [*old, store.run(2), store.run(3)]
-    assert tracking_study.log("digits", both, store.uri) == 0
+    assert parent_runs.log("digits", both, store.uri) == 0
     ((parent, n),) = store.parents()
     assert n == 4
-    assert tracking_study.log("digits", both, store.uri) == 0
+    assert parent_runs.log("digits", both, store.uri) == 0
     assert store.parents() == [(parent, 4)]
 
 
@@ -68,7 +68,7 @@ def test_a_parent_known_by_an_older_configuration_is_replaced(store, monkeypatch
     """As the program wrote it before the flag: its setting is that of the configuration as it is stored."""
     old = [store.run(seed, without="keep_optimizer") for seed in (0, 1)]
     with monkeypatch.context() as before:
-        before.setattr(tracking_study, "up_to_date", lambda stored: stored)
-        assert tracking_study.log("digits", old, store.uri) == 0
-    assert tracking_study.log("digits", [*old, store.run(2)], store.uri) == 0
+        before.setattr(parent_runs, "up_to_date", lambda stored: stored)
+        assert parent_runs.log("digits", old, store.uri) == 0
+    assert parent_runs.log("digits", [*old, store.run(2)], store.uri) == 0
     assert [n for _, n in store.parents()] == [3]

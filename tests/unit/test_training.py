@@ -5,12 +5,13 @@ from contextlib import suppress
 
 import pytest
 
+from engram.utils import checkpoint
+from engram.utils.checkpoint import CheckpointError
+from engram.utils.training import accuracy_log, progress, trainer
+from engram.utils.training.accuracy_log import AccuracyLog
+from engram.utils.training.distributed_trainer import FollowerTrainer
+from engram.utils.training.trainer import Trainer
 from tests.conftest import tiny_method
-from utils import checkpoint, progress, results, training
-from utils.checkpoint import CheckpointError
-from utils.follower import Follower
-from utils.results import Results
-from utils.training import Trainer
 
 N_STEPS = 3 * 8  # three tasks of 30 images, in batches of 4
 
@@ -33,13 +34,13 @@ def clock(monkeypatch):
     """Time in which a training step takes a second, an evaluation ten, and nothing else any."""
     clock = Clock()
     monkeypatch.setattr(time, "monotonic", clock)
-    real = training.accuracies
+    real = trainer.accuracies
 
     def slow(*args, **named):
         clock.spend(10)
         return real(*args, **named)
 
-    monkeypatch.setattr(training, "accuracies", slow)
+    monkeypatch.setattr(trainer, "accuracies", slow)
     return clock
 
 
@@ -74,7 +75,7 @@ def gone_on(folder, clock=None, die_at: int | None = None, **flags) -> Trainer:
 
 
 def test_time_counts_as_the_innermost_and_is_saved_while_it_runs(clock):
-    kept = Results(2, "class-il")
+    kept = AccuracyLog(2, "class-il")
     clock.spend(1)
     with kept.timed("train"):
         clock.spend(2)
@@ -108,10 +109,10 @@ def test_queued_steps_are_waited_for_before_an_evaluation_is_timed(folder, monke
 
 
 def origin_is(monkeypatch, commit: str, device: str, peak: int) -> None:
-    monkeypatch.setattr(results, "git_commit", lambda: commit)
-    monkeypatch.setattr(results, "device_name", lambda device_: device)
-    monkeypatch.setattr(results, "peak_memory", lambda device_: peak)
-    monkeypatch.setattr(results, "versions", lambda: {"torch": f"2.{commit}"})
+    monkeypatch.setattr(accuracy_log, "git_commit", lambda: commit)
+    monkeypatch.setattr(accuracy_log, "device_name", lambda device_: device)
+    monkeypatch.setattr(accuracy_log, "peak_memory", lambda device_: peak)
+    monkeypatch.setattr(accuracy_log, "versions", lambda: {"torch": f"2.{commit}"})
 
 
 def test_a_run_comes_from_all_processes_that_took_its_steps(folder, monkeypatch):
@@ -171,7 +172,7 @@ def test_a_follower_reads_the_device_as_often_as_the_first_process(
     clock = Clock(step)
     monkeypatch.setattr(time, "monotonic", clock)
     monkeypatch.setitem(progress.INTERVAL_SECONDS, "bar", 10.0)
-    for kind in (Trainer, Follower):
+    for kind in (Trainer, FollowerTrainer):
         trainer = trainer_of(folder / kind.__name__, clock, kind=kind, checkpoint_every=checkpoint / 60)
         assert readings(trainer, monkeypatch) == expected, kind
     assert not (folder / "Follower").exists()

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from datasets import unlabeled
-from datasets.images import DataError
+from engram.datasets import unlabeled
+from engram.datasets.images import DataError
 
 
 def save(path, pixels: np.ndarray) -> None:

@@ -1,0 +1,140 @@
+"""Stack: K networks of one architecture as one, their parameters stacked along a new first dimension.
+
+Small networks are bound by the cost of each operation, not by its arithmetic: one operation for K
+networks costs little more than for one. Measured, µs per training step and network at batch 32 on a
+2-core CPU, one by one against stacked: 784-100-100-10 perceptron 1,730 against 930 (16 stacked),
+64-100-100-10 1,030 against 260 (32). Convolutions of 32x32 images gain nothing on a CPU, where stacking
+makes them grouped convolutions; those run one by one, in channels-last order (20 % less time).
+"""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state
+
+from engram.backbones.alexnet import Dropout
+from engram.backbones.backbone import layout
+from engram.backbones.heads import SharedHead
+from engram.backbones.mlp import MLP
+from engram.utils.errors import UserError
+
+
+class Stack:
+    """K networks in turn of `parameters` and `buffers`, name → (K, ...)."""
+
+    def __init__(self, networks: list[nn.Module]):
+        self.size = len(networks)
+        self.skeleton = copy.deepcopy(networks[0])
+        self.parameters, self.buffers = stack_module_state(networks)
+
+    def logits(self, x: Tensor, shared: bool = False) -> Tensor:
+        """(K, n, C, H, W) → (K, n, classes); `shared`: the same x (n, C, H, W) for all networks."""
+
+        def one(parameters, buffers, x):
+            return functional_call(self.skeleton, (parameters, buffers), (x,))
+
+        each = torch.vmap(one, in_dims=(0, 0, None if shared else 0), randomness="different")
+        return each(self.parameters, self.buffers, x)
+
+    def train(self, mode: bool = True) -> "Stack":
+        """Training or evaluation mode of all networks."""
+        self.skeleton.train(mode)
+        return self
+
+    def networks(self) -> list[dict[str, Tensor]]:
+        """The state of each network, as its own `state_dict` would give it."""
+        both = {**self.parameters, **self.buffers}
+        shared = self.skeleton.state_dict()  # has the count of masks drawn, 0 where networks are stacked
+        return [
+            {name: both[name][k].detach().clone() if name in both else shared[name] for name in shared}
+            for k in range(self.size)
+        ]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything stacked, for a checkpoint."""
+        return {k: v.detach() for k, v in {**self.parameters, **self.buffers}.items()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue from `state`."""
+        for name, value in {**self.parameters, **self.buffers}.items():
+            value.copy_(state[name])
+
+
+class Perceptrons(Stack):
+    """K multi-layer perceptrons: a batched matrix product per layer, a quarter faster than vmap."""
+
+    def logits(self, x: Tensor, shared: bool = False) -> Tensor:
+        """As `Stack.logits`."""
+        x = x.flatten(1).expand(self.size, -1, -1) if shared else x.flatten(2)
+        weights = [name for name in self.parameters if name.endswith("weight")]
+        weights.sort(key=lambda name: name.startswith("head"))  # the head comes last
+        for name in weights:
+            weight, bias = self.parameters[name], self.parameters[name[: -len("weight")] + "bias"]
+            x = torch.baddbmm(bias.unsqueeze(1), x, weight.transpose(1, 2))
+            x = x if name.startswith("head") else x.relu()
+        return x
+
+
+class Alone(Stack):
+    """One network, run as it is: what large networks on a CPU do best with."""
+
+    def __init__(self, network: nn.Module):
+        self.size = 1
+        self.skeleton = network
+        self.layout = layout(network)
+        network.to(memory_format=self.layout)
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """Name → parameter, not stacked."""
+        return dict(self.skeleton.named_parameters())
+
+    @property
+    def buffers(self) -> dict[str, Tensor]:
+        """Name → buffer, not stacked."""
+        return dict(self.skeleton.named_buffers())
+
+    def logits(self, x: Tensor, shared: bool = False) -> Tensor:
+        """As `Stack.logits`."""
+        x = x if shared else x.squeeze(0)
+        return self.skeleton(x.contiguous(memory_format=self.layout)).unsqueeze(0)
+
+    def networks(self) -> list[dict[str, Tensor]]:
+        """The state of the one network."""
+        return [{k: v.detach().clone().contiguous() for k, v in self.skeleton.state_dict().items()}]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The network's own, with the count of its dropout masks."""
+        return dict(self.skeleton.state_dict())
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue from `state`."""
+        self.skeleton.load_state_dict(state)
+
+
+def draws_masks(network: nn.Module) -> bool:
+    """Whether the network drops units: by masks of its own seed and count, which a stack cannot follow."""
+    return any(isinstance(layer, Dropout) and layer.p for layer in network.modules())
+
+
+def refuse_masks(network: nn.Module, n_networks: int) -> None:
+    """Raise `UserError` for networks that cannot be trained as one."""
+    if n_networks > 1 and draws_masks(network):
+        raise UserError(
+            f"--stack {n_networks}: networks with dropout are trained one by one, since each draws its "
+            "own masks; leave --stack out, or add --dropout 0"
+        )
+
+
+def stack(networks: list[nn.Module]) -> Stack:
+    """The fastest form for these networks, which are on their device."""
+    first = networks[0]
+    if len(networks) == 1:
+        return Alone(first)
+    refuse_masks(first, len(networks))
+    if isinstance(first, MLP) and isinstance(first.head, SharedHead):
+        return Perceptrons(networks)
+    return Stack(networks)

@@ -1,0 +1,1 @@
+"""Programs for users; each is run as a file or a module."""

@@ -1,0 +1,1 @@
+"""Tables and figures of single papers, with the published numbers beside ours."""

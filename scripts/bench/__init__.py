@@ -1,0 +1,1 @@
+"""Benchmarks: speed as ratios that are measured in one run."""

@@ -1,0 +1,172 @@
+"""Speed: every figure in one program, as ratios taken in one process, as lines, JSON and a picture.
+
+    python -m scripts.bench                       all parts (about a quarter of an hour on two cores)
+    python -m scripts.bench trainer-mlp data      some of them
+    python -m scripts.bench --update README.md    and put the lines between the file's markers
+    python -m scripts.bench steps --models er maer --backbone resnet18 --against bare loader
+    python -m scripts.bench steps seeds --device cuda --models er maer --json gpu.json
+    python scripts/bench/memorization.py --device cuda resnet18
+
+The last two lines measure a GPU: er and maer compiled, in bf16, beside the plain step and a DataLoader's,
+four seeds at once, and networks per hour.
+
+Rounds alternate between the two sides, so that a machine whose speed drifts slows both. Images are
+random: their content does not change the time (`seeds` reads real ones from --data_dir).
+"""
+
+import argparse
+import json
+import os
+import platform
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from engram.scripts.bench.buffer import buffer_speed
+from engram.scripts.bench.data import data_path
+from engram.scripts.bench.methods import METHODS, methods_mlp, methods_resnet, scaling
+from engram.scripts.bench.seeds import seeds
+from engram.scripts.bench.startup import overhead, startup
+from engram.scripts.bench.steps import AGAINST, Settings, steps
+from engram.scripts.bench.timing import Figure, cpu_name
+from engram.scripts.bench.trainer import trainer_mlp, trainer_resnet
+from engram.utils.training.accuracy_log import versions
+
+PARTS = {
+    "trainer-mlp": "sgd's whole run against a bare loop: the MLP at batch 10",
+    "trainer-resnet": "the same, ResNet-18 at batch 32",
+    "data": "augmented images/s against a DataLoader",
+    "buffer": "memory against a loop over samples",
+    "methods-mlp": "steps of seven methods against bare loops: the MLP",
+    "methods-resnet": "the same, ResNet-18",
+    "scaling": "cost against tasks, memory and classes",
+    "startup": "from the command to the first step",
+    "overhead": "logging, figures and checkpoints",
+    "seeds": "several seeds against one",
+    "steps": "any method's step: time, split, memory, share of peak",
+}
+
+
+def figures(part: str, args: argparse.Namespace) -> list[Figure]:
+    """Measure one part."""
+    if part == "seeds":
+        return seeds(args.device, args.data_dir)
+    if part == "steps":
+        names = ("backbone", "batch_size", "device", "precision", "compile", "n_steps")
+        given = {name: getattr(args, name) for name in names}
+        return steps(Settings(models=tuple(args.models), against=tuple(args.against), **given))
+    measured = {
+        "trainer-mlp": trainer_mlp, "trainer-resnet": trainer_resnet, "data": data_path,
+        "buffer": buffer_speed, "methods-mlp": methods_mlp, "methods-resnet": methods_resnet,
+        "scaling": scaling, "startup": startup, "overhead": overhead,
+    }  # fmt: skip
+    return measured[part]()
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    listed = "\n".join(f"  {name:<15} {text}" for name, text in PARTS.items())
+    made = argparse.ArgumentParser(
+        description=f"{__doc__}\nparts:\n{listed}", formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = made.add_argument
+    add("parts", nargs="*", metavar="PART", help="what to measure (default: all)")
+    add("--update", type=Path, metavar="FILE", help="file whose marked part is replaced by the lines")
+    add("--json", type=Path, metavar="FILE", help="write machine, versions and every number")
+    add("--plot", type=Path, metavar="FILE", help="draw the ratios")
+    of = made.add_argument_group("of the parts steps and seeds")
+    of.add_argument("--models", nargs="+", default=["er"], choices=METHODS, metavar="NAME")
+    of.add_argument("--backbone", default="resnet18")
+    of.add_argument("--batch_size", type=int, default=32)
+    of.add_argument("--n_steps", type=int, help="steps of an epoch (default: 8; on a GPU 200)")
+    of.add_argument("--device", default="cpu")
+    of.add_argument("--precision", choices=("fp32", "tf32", "bf16"), help="(default: fp32; on a GPU bf16)")
+    compiled = argparse.BooleanOptionalAction
+    of.add_argument("--compile", action=compiled, help="whether it pays or not (default: on a GPU)")
+    of.add_argument(
+        "--against", nargs="*", choices=AGAINST, help="(default: bare; on a GPU bare loader plain)"
+    )
+    of.add_argument("--data_dir", default="~/.cache/engram")
+    return made
+
+
+def completed(args: argparse.Namespace) -> argparse.Namespace:
+    """With the defaults that depend on the device."""
+    on_gpu = args.device.startswith("cuda")
+    defaults = {
+        "n_steps": 200 if on_gpu else 8,
+        "precision": "bf16" if on_gpu else "fp32",
+        "compile": on_gpu,
+        "against": ["bare", "loader", "plain"] if on_gpu else ["bare"],
+    }
+    for name, value in defaults.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    return args
+
+
+def machine(device: str) -> str:
+    """Where it was measured, with what."""
+    listed = ", ".join(f"{k} {v}" for k, v in versions().items())
+    gpu = f", {torch.cuda.get_device_name(device)}" if device.startswith("cuda") else ""
+    return f"{platform.machine()}, {os.cpu_count()} cores, {cpu_name()}{gpu}; {listed}"
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the parts asked for."""
+    made = parser()
+    args = completed(made.parse_args(argv))
+    if unknown := set(args.parts) - set(PARTS):
+        made.error(f"unknown part {', '.join(sorted(unknown))}; choose from {', '.join(PARTS)}")
+    where, found = machine(args.device), {}
+    print(where, flush=True)
+    for part in args.parts or PARTS:
+        found[part] = figures(part, args)
+        print("\n".join(figure.text for figure in found[part]), flush=True)
+        if args.json:  # after each part: an interrupted benchmark keeps what it has measured
+            args.json.write_text(json.dumps(document(where, found), indent=1), encoding="utf-8")
+    if args.plot:
+        plot(found, where, args.plot)
+    if args.update:
+        lines = [figure.text for part in found.values() for figure in part]
+        update(args.update, "\n".join([where, *lines]))
+
+
+def document(where: str, found: dict[str, list[Figure]]) -> dict:
+    """What --json writes."""
+    measured = [{"part": part, **asdict(figure)} for part, of in found.items() for figure in of]
+    return {"machine": where, "versions": versions(), "figures": measured}
+
+
+def plot(found: dict[str, list[Figure]], where: str, path: Path) -> None:
+    """A bar for every ratio, on a logarithmic scale: left of 1 our side takes less time."""
+    from matplotlib.figure import Figure as Picture
+
+    rows = [figure for part in found.values() for figure in part if "ratio" in figure.numbers][::-1]
+    picture = Picture(figsize=(9, 1.5 + 0.28 * len(rows)), layout="constrained")
+    axes = picture.subplots()
+    ratios = [figure.numbers["ratio"] for figure in rows]
+    bars = axes.barh([figure.name for figure in rows], [r - 1 for r in ratios], left=1, color="#4878a8")
+    axes.bar_label(bars, [f"{r:.2f}" for r in ratios], padding=3, fontsize=8)
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_xscale("log")
+    for ticks in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        ticks("{x:g}")
+    axes.tick_params(axis="x", which="both", labelsize=8)
+    axes.margins(x=0.15)
+    axes.tick_params(axis="y", labelsize=8)
+    axes.set_xlabel(f"time of the first / time of the second\n{where.split(';')[0]}")
+    picture.savefig(path, dpi=120)
+
+
+def update(path: Path, text: str) -> None:
+    """Replace what stands between the file's markers."""
+    before, rest = path.read_text(encoding="utf-8").split("<!-- bench -->")
+    after = rest.split("<!-- end bench -->")[1]
+    block = f"<!-- bench -->\n```text\n{text}\n```\n<!-- end bench -->"
+    path.write_text(before + block + after, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

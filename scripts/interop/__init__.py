@@ -1,0 +1,1 @@
+"""Programs that read or write the files of other projects."""

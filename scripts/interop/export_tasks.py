@@ -1,0 +1,116 @@
+"""Write a run as the folder tree that users of MAS-PyTorch know.
+
+    python scripts/interop/export_tasks.py RUN DIR
+
+    DIR/shared_model.pth            network without its head: a state dict
+    DIR/reg_params                  {"lambda": λ, parameter name: {"omega": Ω, "init_val": θ*}, ...}
+    DIR/Task_1/head.pth             {"fc.weight", "fc.bias"}: the task's head, or its rows of a shared one
+    DIR/Task_1/classes.txt          number of classes; class_names.txt has their names
+    DIR/Task_1/performance.txt      accuracy right after the task, a fraction
+    DIR/Task_1/performance_at_end.txt   accuracy after the last task learned; compute_forgetting.py
+
+Tasks count from 1, as there. Every file but the texts loads with `torch.load(weights_only=True)`; names are
+those of our networks (AlexNet's, less the prefix `body.`, are torchvision's). Accuracies are the
+run's own: among all classes seen in class-IL, else within the task. Only methods with a quadratic
+penalty have reg_params: λ Σ omega (θ − init_val)² is the penalty in force when the run ended, so λ is half
+of EWC's --e_lambda, --gamma times that online, and what --mas_consistent has made of --mas_lambda; of EWC's
+separate and MER's forms it is the penalty up to a constant. Differs from that code: there reg_params is a
+pickle keyed by parameters, which no longer names anything once it is loaded. Heads are as the run ended; of
+IMM, too, the network in training is written, not the merged one that predicts.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from torch import Tensor
+
+from engram.backbones.heads import SharedHead, TaskHeads
+from engram.scripts.runs import STRENGTH, Run, open_run
+from engram.utils import checkpoint, files
+from engram.utils.errors import UserError
+
+
+def shared_model(run: Run) -> dict[str, Tensor]:
+    """Weights and buffers of all but the head."""
+    state = run.method.net.state_dict()
+    return {n: t for n, t in state.items() if not n.startswith("head.") and not n.endswith("_extra_state")}
+
+
+def head(run: Run, task) -> dict[str, Tensor]:
+    """The task's classifier."""
+    own = run.method.net.head
+    if isinstance(own, TaskHeads):
+        layer, rows = own.heads[task.id], slice(None)
+    elif isinstance(own, SharedHead):
+        layer, rows = own, list(task.classes)
+    else:
+        raise UserError(f"{run.folder.path}: the tasks of --model {run.name} share no network to be exported")
+    return {"fc.weight": layer.weight.detach()[rows].clone(), "fc.bias": layer.bias.detach()[rows].clone()}
+
+
+def reg_params(run: Run) -> dict | None:
+    """Importance and anchor by parameter name; None where the method has none."""
+    quadratic = getattr(run.method, "quadratic", None)
+    if not quadratic:
+        return None
+    named = {n: {"omega": w, "init_val": quadratic.anchor[n]} for n, w in quadratic.importance.items()}
+    if hasattr(run.method, "strength"):  # the flag alone is not what is in force
+        return {"lambda": float(run.method.strength), **named}
+    strength = [getattr(run.method.options, flag) for flag in STRENGTH.get(run.name, {})]
+    return {"lambda": strength[0], **named} if strength else named
+
+
+def accuracies(run: Run) -> tuple[list[float], list[float]]:
+    """Of each task learned: right after it, and after the last one."""
+    results = run.trainer.results
+    R = results.R["class_il" if results.scenario == "class-il" else "task_il"]
+    last = run.n_learned - 1
+    return [float(R[k, k]) for k in range(run.n_learned)], [float(R[last, k]) for k in range(run.n_learned)]
+
+
+def export(run: Run, folder: Path) -> None:
+    """Write the tree; refuses a folder that holds something."""
+    benchmark = run.trainer.benchmark
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder}: holds files already; give a new folder")
+    if run.method.stream == "joint" or not run.n_learned:
+        raise UserError(f"{run.folder.path}: no sequence of tasks to be exported")
+    heads = [head(run, task) for task in benchmark.tasks[: run.n_learned]]
+    checkpoint.write(shared_model(run), folder / "shared_model.pth")
+    if found := reg_params(run):
+        checkpoint.write(found, folder / "reg_params")
+    for task, weights, after, at_end in zip(benchmark.tasks, heads, *accuracies(run), strict=False):
+        place = folder / f"Task_{task.id + 1}"
+        checkpoint.write(weights, place / "head.pth")
+        names = "\n".join(benchmark.class_names[c - task.label_shift] for c in task.classes)
+        texts = {
+            "classes": str(len(task.classes)), "class_names": names, "performance": json.dumps(after),
+            "performance_at_end": json.dumps(at_end),
+        }  # fmt: skip
+        for name, text in texts.items():
+            files.write_text(text + "\n", place / f"{name}.txt")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Export the run that the command line names; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", help="folder of a run, or its id under --output_dir")
+    parser.add_argument("dir", type=Path, help="the folder to write")
+    parser.add_argument("--output_dir", default="runs", help="where runs are looked for (default: runs)")
+    args = parser.parse_args(argv)
+    try:
+        run = open_run(args.run, args.output_dir, device="cpu")
+        export(run, args.dir)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{args.dir}: {run.n_learned} tasks")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Studies that a shell script cannot express."""

@@ -1,0 +1,1 @@
+"""Buffers: memories of samples, and rules that select what they hold."""

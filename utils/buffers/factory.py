@@ -1,0 +1,34 @@
+"""Memories by name: what `--memory` chooses from."""
+
+from engram.utils.buffers.reservoir import Buffer, FIFOBuffer
+from engram.utils.buffers.ring import KeyedRing
+from engram.utils.buffers.weighted_reservoirs import BalancedBuffer, LossAwareBalancedBuffer, LossAwareBuffer
+from engram.utils.errors import UserError
+
+MEMORIES = (
+    "reservoir", "balanced", "class_ring", "task_ring", "fifo", "loss_aware", "loss_aware_balanced"
+)  # fmt: skip
+
+
+def memory_for(kind: str, size: int, setup, rule: str = "uniform") -> Buffer | KeyedRing:
+    """A memory of `size` samples; a ring shares them equally among classes or tasks.
+
+    rule: of the reservoir, see `Buffer`.
+    """
+    draws, device, benchmark = setup.generator("buffer"), setup.device, setup.benchmark
+    plain = {"reservoir": Buffer, "fifo": FIFOBuffer, "loss_aware": LossAwareBuffer}
+    if kind in plain:
+        return plain[kind](size, draws, device, rule)
+    balanced = {"balanced": BalancedBuffer, "loss_aware_balanced": LossAwareBalancedBuffer}
+    if kind in balanced:
+        return balanced[kind](size, benchmark.n_classes, draws, device)
+    n_groups, key, of = {
+        "class_ring": (benchmark.n_classes, "y", "classes"),
+        "task_ring": (len(benchmark.tasks), "task_id", "tasks"),
+    }[kind]
+    if 0 < size < n_groups:
+        raise UserError(
+            f"--buffer_size {size}: --memory {kind} needs a place for each of {n_groups} {of}; give at "
+            f"least {n_groups}, or 0 for no memory"
+        )
+    return KeyedRing(key, n_groups, size // n_groups, draws, device)

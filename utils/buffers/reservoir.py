@@ -1,0 +1,193 @@
+"""Replay buffers: preallocated tensors on the training device, vectorised insertion and drawing.
+
+All random decisions are drawn on the host from the buffer's own generator: the same seed fills the
+same buffer on every device, and no step waits for the device. Here: a uniform reservoir, first in first
+out, and unlimited; `weighted_reservoirs.py` has those that choose whom to evict, `ring.py` those with
+a part for every task or class.
+"""
+
+import torch
+from torch import Tensor
+
+
+class Buffer:
+    """At most `size` samples, kept as a uniform sample of everything offered (reservoir sampling).
+
+    Fields are declared by the first `add`: any tensors with a common first dimension. Vitter's
+    algorithm R (1985): the k-th sample offered (k = 1, 2, ...) is kept with probability size / k. The
+    rule "original" is that of the MER paper's code: size / (k + 1) once the buffer is full, so that
+    early samples stay a little longer.
+    """
+
+    RULES = ("uniform", "original")
+
+    def __init__(
+        self, size: int, generator: torch.Generator, device: torch.device | str, rule: str = "uniform"
+    ):
+        assert rule in self.RULES, rule
+        self.size, self.generator, self.device = size, generator, torch.device(device)
+        self.n_places = 1 if rule == "uniform" else 2  # the k-th sample draws one of k − 1 + n_places
+        self.n_seen = 0
+        self.fields: dict[str, Tensor] = {}
+
+    def __len__(self) -> int:
+        return min(self.n_seen, self.size)
+
+    # --- putting in ------------------------------------------------------------------------------
+
+    def add(self, **fields: Tensor) -> None:
+        """Offer a batch; each field is (N, ...)."""
+        if not self.size:
+            return
+        rows, slots = self._place(len(next(iter(fields.values()))))
+        last = dict(zip(slots, rows, strict=True))  # of several bound for one slot the last stays
+        self._write(list(last.values()), list(last), fields)
+
+    def _place(self, n: int) -> tuple[list[int], list[int]]:
+        """Which of `n` offered samples, in their order, go to which slots, as if they came one by one.
+
+        In plain Python: for the few numbers of a batch that is several times faster than array operations.
+        """
+        draws = torch.rand(n, generator=self.generator, dtype=torch.float64).tolist()
+        free, places = self.size - self.n_seen, self.n_seen + self.n_places
+        slots = [self.n_seen + i if i < free else int(u * (places + i)) for i, u in enumerate(draws)]
+        self.n_seen += n
+        rows = [i for i, slot in enumerate(slots) if slot < self.size]
+        return rows, [slots[i] for i in rows]
+
+    def _write(self, rows: list[int], slots: list[int], fields: dict[str, Tensor]) -> None:
+        """Copy rows of the fields into slots of the buffer; a full reservoir often takes none."""
+        if rows:
+            self._copy(*(torch.tensor(places, device=self.device) for places in (rows, slots)), fields)
+
+    def _copy(self, rows: Tensor, slots: Tensor, fields: dict[str, Tensor]) -> None:
+        """The same where the places lie on the device."""
+        for name, values in fields.items():
+            if name not in self.fields:
+                shape = (self.size, *values.shape[1:])
+                self.fields[name] = torch.zeros(shape, dtype=values.dtype, device=self.device)
+            copy_rows(self.fields[name], slots, values.detach().index_select(0, rows))
+
+    def replace(self, slots: Tensor, **fields: Tensor) -> None:
+        """Overwrite fields of chosen slots (k,), all different, with those of k samples."""
+        for name, values in fields.items():
+            copy_rows(self.fields[name], slots.to(self.device), values.to(self.fields[name]))
+
+    def fill(self, **fields: Tensor) -> None:
+        """Hold exactly these samples, at most `size`, in their order, and count them as seen."""
+        n = len(next(iter(fields.values())))
+        assert n <= self.size, f"{n} samples for {self.size} places"
+        self.n_seen = n
+        every = torch.arange(n, device=self.device)
+        self._copy(every, every, fields)
+
+    # --- taking out ------------------------------------------------------------------------------
+
+    def slots(self, n: int) -> Tensor:
+        """(min(n, len(self)),) distinct slots in use, uniformly."""
+        return distinct(len(self), min(n, len(self)), self.generator).to(self.device)
+
+    def slots_of_task(self, task: int, n: int) -> Tensor:
+        """(n,) slots of one task, distinct while there are enough of them; it must have one."""
+        return rows_where(self.stored()["task_id"] == task, n, self.generator)
+
+    def at(self, slots: Tensor) -> dict[str, Tensor]:
+        """The samples in some slots; each field (n, ...)."""
+        return {name: values.index_select(0, slots) for name, values in self.fields.items()}
+
+    def sample(self, n: int) -> dict[str, Tensor]:
+        """`min(n, len(self))` distinct samples, uniformly; each field (n, ...)."""
+        return self.at(self.slots(n))
+
+    def sample_by_task(self, task: int, n: int) -> dict[str, Tensor]:
+        """`n` samples of one task, distinct while there are enough of them; it must have one."""
+        return self.at(self.slots_of_task(task, n))
+
+    def sample_with_replacement(self, n: int) -> dict[str, Tensor]:
+        """`n` independent uniform draws, so possibly repeated; each field (n, ...). Not when empty."""
+        return self.at(torch.randint(len(self), (n,), generator=self.generator).to(self.device))
+
+    def stored(self) -> dict[str, Tensor]:
+        """Views of everything in the buffer, in slot order."""
+        return {name: values[: len(self)] for name, values in self.fields.items()}
+
+    # --- state -----------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict:
+        """Contents, counters and the generator."""
+        state = {"n_seen": self.n_seen, "generator": self.generator.get_state()}
+        return state | {"fields": dict(self.fields)}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Continue exactly where `state` was taken."""
+        self.n_seen = state["n_seen"]
+        self.generator.set_state(state["generator"].cpu())
+        self.fields = {name: values.to(self.device) for name, values in state["fields"].items()}
+
+
+class FIFOBuffer(Buffer):
+    """The last `size` samples offered; the oldest leaves first."""
+
+    def _place(self, n: int) -> tuple[list[int], list[int]]:
+        kept = min(n, self.size)
+        self.n_seen += n
+        return list(range(n - kept, n)), [k % self.size for k in range(self.n_seen - kept, self.n_seen)]
+
+
+class UnlimitedBuffer(Buffer):
+    """Everything offered. Room doubles when it runs out, so that a sample is moved twice on average."""
+
+    def __init__(self, generator: torch.Generator, device: torch.device | str):
+        super().__init__(0, generator, device)
+
+    def add(self, **fields: Tensor) -> None:
+        """Append a batch; each field is (N, ...)."""
+        start, n = self.n_seen, len(next(iter(fields.values())))
+        if start + n > self.size:
+            self.size = max(2 * self.size, start + n)
+            for name, old in self.fields.items():
+                self.fields[name] = torch.cat((old, old.new_zeros(self.size - len(old), *old.shape[1:])))
+        self.n_seen += n
+        rows = torch.arange(n, device=self.device)
+        self._copy(rows, start + rows, fields)
+
+    def load_state_dict(self, state: dict) -> None:
+        """Continue exactly where `state` was taken."""
+        super().load_state_dict(state)
+        self.size = max((len(values) for values in self.fields.values()), default=0)
+
+
+def copy_rows(target: Tensor, slots: Tensor, rows: Tensor) -> None:
+    """target[slots] = rows, along the first dimension; both contiguous."""
+    size = rows.element_size()
+    if rows.device.type == "cpu" and size < 8 and rows.dim() > 1 and rows.shape[1:].numel() * size % 16 == 0:
+        # a CPU copies the same bytes many times faster as a few wide numbers
+        target, rows = (t.flatten(1).view(torch.complex128) for t in (target, rows))
+    target.index_copy_(0, slots, rows)
+
+
+def distinct(population: int, n: int, generator: torch.Generator) -> Tensor:
+    """`n` distinct integers below `population`, uniformly.
+
+    For small n whole draws are repeated until all differ, which is uniform and far cheaper than a
+    permutation of the population.
+    """
+    if n * n > population or not population:
+        return torch.randperm(population, generator=generator)[:n]
+    while True:
+        rows = torch.randint(population, (n,), generator=generator)
+        if len(set(rows.tolist())) == n:
+            return rows
+
+
+def rows_where(mask: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """(n,) places where mask (N,) holds, uniformly; distinct, and once all are used from the start again.
+
+    Random keys rank the places, so that nothing is read from the device. Where the mask holds nowhere
+    the places mean nothing.
+    """
+    keys = torch.rand(len(mask), generator=generator).to(mask.device)
+    k = min(n, len(mask))
+    order = keys.masked_fill(~mask, 2.0).topk(k, largest=False).indices
+    turn = torch.arange(n, device=mask.device) % mask.sum().clamp(1, k)
+    return order[turn]

@@ -1,0 +1,1 @@
+"""Configuration: options, the command line, plugins by name, what identifies a run."""

@@ -1,0 +1,227 @@
+"""Command line: flags in, a `Config` (or a folder to resume) out; help and version without torch."""
+
+import argparse
+import dataclasses
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from engram.utils.config import config as settings
+from engram.utils.config import registry
+from engram.utils.config.config import GROUPS, PLUGINS, Config
+from engram.utils.config.options import OptionError, OptionSet, convert, value_type
+
+TITLES = {
+    "run": "run", "stream": "stream of tasks", "train": "training", "log": "measuring, logging, saving",
+    "method": "method {model}", "benchmark": "benchmark {dataset}", "architecture": "backbone {backbone}",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for: a new run, or a run to resume with some flags given again."""
+
+    config: Config | None = None
+    resume: str | None = None
+    overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but errors are `OptionError`s: one place prints them."""
+
+    def error(self, message: str):
+        """Raise instead of printing the usage."""
+        raise OptionError(message)
+
+
+def parse(argv: list[str]) -> Request:
+    """Read the command line; prints and exits for --help and --version."""
+    chooser = _chooser()
+    given, rest = chooser.parse_known_args(argv)
+    if given.list:
+        from engram.utils.config import plugin_docs
+
+        print(plugin_docs.listing())
+        sys.exit(0)
+    if given.version:
+        print(settings.version())
+        sys.exit(0)
+    file = read_config_file(given.config) if given.config else {}
+    chosen = {f: getattr(given, f) or file.get(f) for f in ("model", "dataset", "backbone")}
+    if given.help and not any(chosen.values()):
+        print(general_help(chooser))
+        sys.exit(0)
+    if given.resume and not given.help:
+        return Request(resume=given.resume, overrides=_typed_flags(rest, GROUPS) | _chosen(given))
+    sets = _option_sets(chosen)
+    if given.help:
+        print(_parser(sets, chosen, chooser).format_help())
+        sys.exit(0)
+    flags = _typed_flags(rest, sets) | _chosen(given)
+    layers = [(f"--config {given.config}", file), ("command line", flags)]
+    if given.load_best_args:
+        layers.insert(0, best_args(chosen["model"], chosen["dataset"], {**file, **flags}))
+    return Request(config=settings.resolve(layers))
+
+
+def _chooser() -> Parser:
+    """The flags that decide which other flags exist."""
+    parser = Parser(prog="main.py", add_help=False, allow_abbrev=False)
+    parser.add_argument(
+        "-h", "--help", action="store_true", help="this text; with --model X, X's own flags too"
+    )
+    parser.add_argument("--version", action="store_true", help="version and commit")
+    parser.add_argument(
+        "--list", action="store_true", help="methods, benchmarks, backbones with paper and scenarios"
+    )
+    parser.add_argument("--model", metavar="NAME", help="continual-learning method (required)")
+    parser.add_argument("--dataset", metavar="NAME", help="benchmark (default: seq-digits)")
+    parser.add_argument("--backbone", metavar="NAME", help="architecture (default: the benchmark's)")
+    parser.add_argument("--config", metavar="FILE", help="YAML file of flags; the command line wins over it")
+    parser.add_argument(
+        "--load_best_args", nargs="?", const="1", default="0", type=_truth, metavar="0|1",
+        help="take the method's preset for this benchmark and buffer size (models/presets/)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--resume", metavar="RUN", help="continue a run: its folder or its id under --output_dir"
+    )
+    return parser
+
+
+def _truth(text: str) -> bool:
+    if text.lower() not in {"0", "1", "true", "false"}:
+        raise argparse.ArgumentTypeError(f"{text}: expected 0 or 1")
+    return text.lower() in {"1", "true"}
+
+
+def _chosen(given: argparse.Namespace) -> dict[str, str]:
+    flags = {f: getattr(given, f) for f in ("model", "dataset", "backbone")}
+    return {name: value for name, value in flags.items() if value is not None}
+
+
+def _option_sets(chosen: dict[str, str | None]) -> dict[str, type[OptionSet]]:
+    """Dataclasses of the flags for a choice of plugins; without a method only the common ones count."""
+    sets = dict(GROUPS)
+    dataset = chosen["dataset"] or settings.RunOptions().dataset
+    wanted = {"models": chosen["model"], "datasets": dataset, "backbones": chosen["backbone"]}
+    wanted["backbones"] = wanted["backbones"] or settings.benchmark_defaults(dataset).get("backbone", "mlp")
+    for kind, (_, part) in PLUGINS.items():
+        if wanted[kind]:
+            sets[part] = getattr(registry.load(kind, wanted[kind]), "Options", OptionSet)
+    return sets
+
+
+def _typed_flags(argv: list[str], sets: dict[str, type[OptionSet]]) -> dict[str, Any]:
+    """Flag → raw string for everything given; unknown flags are refused with near matches."""
+    parser = _parser(sets, {}, None)
+    given, unknown = parser.parse_known_args(argv)
+    if unknown:
+        flag = unknown[0].split("=")[0]
+        valid = [o for action in [*parser._actions, *_chooser()._actions] for o in action.option_strings]
+        raise OptionError(f"unknown argument {flag}{registry.suggest(flag, valid)} (see --help)")
+    return vars(given)
+
+
+def _parser(sets: dict[str, type[OptionSet]], chosen: dict, chooser: Parser | None) -> Parser:
+    parser = Parser(
+        prog="main.py", add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS,
+        parents=[chooser] if chooser else [], formatter_class=formatter,
+    )  # fmt: skip
+    defaults = settings.benchmark_defaults(chosen["dataset"]) if chosen.get("dataset") else {}
+    for part, options in sets.items():
+        own = [f for f in dataclasses.fields(options) if f.name not in {"model", "dataset", "backbone"}]
+        if own:
+            names = {flag: chosen.get(flag) or "" for flag, _ in PLUGINS.values()}
+            title = TITLES[part].format(**names)
+            group = parser.add_argument_group(title.strip())
+            for field in own:
+                add_flag(group, field, defaults.get(field.name, field.default))
+    return parser
+
+
+def formatter(prog: str) -> argparse.HelpFormatter:
+    """Wide lines, flags in a column of their own."""
+    return argparse.HelpFormatter(prog, max_help_position=34, width=110)
+
+
+def add_flag(group: argparse._ArgumentGroup, field: dataclasses.Field, default: Any) -> None:
+    """The flag that stands for a field, with its help and the default in force."""
+    kind, many = value_type(field)
+    metavar = {"bool": "0|1", "int": "N", "float": "X", "str": "TEXT"}[kind.__name__]
+    choices = field.metadata["choices"]
+    if choices and kind is str:
+        metavar = "|".join(choices)
+    shown = ",".join(map(str, default)) if many else int(default) if isinstance(default, bool) else default
+    text = field.metadata["help"] + (f" (default: {shown})" if default not in (None, ()) else "")
+    flags = {"nargs": "?", "const": "1"} if kind is bool else {}
+    group.add_argument(f"--{field.name}", metavar=f"{metavar},..." if many else metavar, help=text, **flags)
+
+
+def read_config_file(path: str) -> dict[str, Any]:
+    """The flags in a YAML file: a flat mapping from flag name to value."""
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise OptionError(f"--config {path}: cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise OptionError(f"--config {path}: expected a mapping from flag names to values, e.g. 'lr: 0.1'")
+    return {str(key).removeprefix("--"): value for key, value in content.items()}
+
+
+def best_args(model: str | None, dataset: str | None, given: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The preset for (method, benchmark, buffer size) in models/presets/METHOD.yaml, as a layer."""
+    if model is None:
+        raise OptionError("--load_best_args needs --model")
+    model = registry.canonical("models", model)
+    dataset = registry.canonical("datasets", dataset or settings.RunOptions().dataset)
+    path = registry.ROOT / "models" / "presets" / f"{model}.yaml"
+    presets = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+    known = presets.get(dataset, {})
+    size = str(given.get("buffer_size", "any"))
+    by_size = {str(key): flags for key, flags in known.items()}
+    if size not in by_size:
+        have = [f"{d} (buffer_size {', '.join(map(str, sizes))})" for d, sizes in presets.items()]
+        raise OptionError(
+            f"--load_best_args: no preset for {model} on {dataset} with buffer_size {size}; "
+            f"there is: {'; '.join(have) or 'none for this method'}"
+        )
+    flags = {key: value for key, value in by_size[size].items() if key != "source"}
+    return f"preset {path.name}", flags
+
+
+def general_help(chooser: Parser) -> str:
+    """Usage, and every method, benchmark and backbone with one line each; imports no plugin."""
+    parser = _parser(GROUPS, {}, chooser)
+    parser.usage = "python main.py --model NAME [--dataset NAME] [flags]"
+    parts = [parser.format_help()]
+    for kind, title in (("models", "methods"), ("datasets", "benchmarks"), ("backbones", "backbones")):
+        lines = registry.summaries(kind)
+        width = max(map(len, lines), default=0)
+        parts.append(
+            "\n".join([f"{title}:", *(f"  {name:<{width}}  {text}" for name, text in lines.items())])
+        )
+    parts.append(
+        "Defaults of --n_epochs, --batch_size, --lr, --n_tasks, --backbone, --permute_classes and the\n"
+        "scheduler depend on the benchmark: python main.py --model er --dataset seq-cifar100 --help\n"
+        "shows the values in force. Example: python main.py --model er --buffer_size 500 --dataset seq-mnist"
+    )
+    return "\n\n".join(parts)
+
+
+def flags_to_resume(saved: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """The flags of a run to resume; of those given again only operational ones may differ."""
+    fields = {f.name: f for options in GROUPS.values() for f in dataclasses.fields(options)}
+    changed = {}
+    for name, raw in given.items():
+        value = convert(fields[name], raw)
+        same = list(value) == saved.get(name) if isinstance(value, tuple) else value == saved.get(name)
+        if not same and name not in settings.OPERATIONAL:
+            raise OptionError(
+                f"--{name} {raw}: the run to resume has {saved.get(name)}; leave the flag out, or start a "
+                f"new run (only {', '.join('--' + n for n in sorted(settings.OPERATIONAL))} may change)"
+            )
+        changed[name] = value
+    return saved | changed

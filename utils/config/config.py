@@ -1,0 +1,290 @@
+"""Config: every setting of a run, from the command line, a file, a preset and the benchmark's defaults.
+
+Precedence: defaults < benchmark < preset < file < command line. A flag is a field of one of the
+groups below or of a plugin's `Options`; its type, default, bounds and help live there and nowhere
+else. Nothing here imports torch, so `--help` is quick.
+"""
+
+import dataclasses
+import subprocess
+import tomllib
+from dataclasses import dataclass
+from typing import Any
+
+from engram.utils.config import registry
+from engram.utils.config.options import OptionError, OptionSet, convert, option
+from engram.utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class RunOptions(OptionSet):
+    """What is run, where, and where its files go."""
+
+    model: str | None = option(None, "continual-learning method (required)")
+    dataset: str = option("seq-digits", "benchmark")
+    backbone: str = option("mlp", "architecture")
+    seed: int = option(0, "every random stream of the run derives from it", ge=0)
+    device: str = option("auto", "auto (CUDA when there is one), cpu, cuda or cuda:N")
+    precision: str = option(
+        "fp32", "arithmetic of the network: fp32, tf32 (CUDA matrix units) or bf16 (autocast)",
+        choices=("fp32", "tf32", "bf16"),
+    )  # fmt: skip
+    compile: bool = option(
+        False, "compile the network's training passes (on a GPU: CUDA graphs) where the run is long enough"
+    )
+    num_threads: int = option(
+        0, "CPU threads; 0 takes 1 for a fully connected net, all cores otherwise", ge=0
+    )
+    data_dir: str = option("~/.cache/engram", "where data sets lie or are downloaded to")
+    images: str = option(
+        "auto", "decoded images: in memory, on disk (read ahead), or auto, by what is free",
+        choices=("auto", "memory", "disk"),
+    )  # fmt: skip
+    output_dir: str = option("runs", "run folders are made under OUTPUT_DIR/DATASET/MODEL/")
+    debug_mode: bool = option(False, "try-out: at most 5 steps per epoch, nothing sent to MLflow")
+
+
+@dataclass(frozen=True)
+class StreamOptions(OptionSet):
+    """How the data becomes a stream of tasks."""
+
+    n_tasks: int = option(5, "number of tasks", ge=1)
+    permute_classes: bool = option(False, "class order permuted by the seed, as in the memorization paper")
+    class_order: tuple[int, ...] = option(
+        (), "classes in the stream's order, e.g. 1,2,3,4,5,6,7,8,9,0 (instead of --permute_classes)", ge=0
+    )
+    validation: float = option(
+        0.0, "hold out this %% of each class's training data and evaluate on it; the test set is not read",
+        ge=0, lt=100,
+    )  # fmt: skip
+    half_classes_in_first_task: bool = option(
+        False, "the first task has half of the classes, the others share the rest"
+    )
+    exclude: str | None = option(
+        None,
+        "leave training samples out: .npy of positions or a mask, or a file of memorization.intervention",
+    )
+    multi_head: bool = option(False, "one head per task: true task-incremental training")
+    pixel_mean: tuple[float, ...] = option(
+        (), "mean that is subtracted from pixels in [0, 1], one or one a channel (default: the benchmark's)"
+    )
+    pixel_std: tuple[float, ...] = option(
+        (), "deviation that they are then divided by (default: the benchmark's)", gt=0
+    )
+    scenario: str | None = option(
+        None,
+        "how tasks use the outputs: class-il, each its own; domain-il, all the same; task-il, a head each "
+        "(default: the benchmark's; task-il is --multi_head)",
+        choices=("class-il", "domain-il", "task-il"),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TrainOptions(OptionSet):
+    """The optimizer and its schedule."""
+
+    n_epochs: int = option(1, "passes over each task's data", ge=1)
+    n_iters: int = option(
+        0, "steps on each task, in as many passes as that takes, instead of --n_epochs; 0: off", ge=0
+    )
+    batch_size: int = option(10, "samples of the stream per step", ge=1)
+    lr: float = option(0.1, "learning rate", gt=0)
+    optimizer: str = option("sgd", "sgd, adam or adamw", choices=("sgd", "adam", "adamw"))
+    keep_optimizer: bool = option(
+        False, "begin each task with the last one's momentum and Adam moments instead of none"
+    )
+    optim_wd: float = option(0.0, "weight decay", ge=0)
+    optim_mom: float = option(0.0, "momentum (sgd)", ge=0, lt=1)
+    lr_scheduler: str = option(
+        "none", "per task: none, multistep or cosine", choices=("none", "multistep", "cosine")
+    )
+    lr_milestones: tuple[int, ...] = option(
+        (), "epochs at which multistep multiplies the rate, e.g. 35,45", ge=1
+    )
+    sched_multistep_lr_gamma: float = option(0.1, "factor of the multistep scheduler", gt=0)
+    early_stopping_patience: int = option(
+        0,
+        "end a task after so many epochs without better validation accuracy (needs --validation); 0: off",
+        ge=0,
+    )
+
+
+@dataclass(frozen=True)
+class LogOptions(OptionSet):
+    """What is measured, logged and saved."""
+
+    ignore_other_metrics: bool = option(
+        False, "skip the extra evaluations: future tasks and forward transfer"
+    )
+    eval_every: int = option(
+        0, "also evaluate the seen tasks every so many steps (stability gap); 0: off", ge=0
+    )
+    disable_log: bool = option(False, "no MLflow; results.json is written all the same")
+    tracking_uri: str | None = option(
+        None, "MLflow server or database (default: mlflow.db in the project folder)"
+    )
+    experiment_name: str | None = option(None, "MLflow experiment (default: the benchmark's name)")
+    run_name: str | None = option(None, "MLflow run name (default: method, benchmark and seed)")
+    checkpoint_every: float = option(
+        10.0, "minutes between checkpoints inside a task; 0: after every step", ge=0
+    )
+    stop_after: int = option(
+        0, "stop when so many tasks are learned, to go on with --resume; 0: run to the end", ge=0
+    )
+    savecheck: str | None = option(
+        None, "keep network weights: last (at the end) or task (after every task)", choices=("last", "task")
+    )
+    memorization_scores: str | None = option(
+        None,
+        "scores of training samples (.npz or .npy): logs the accuracy on groups of them, chooses in maer",
+    )
+    mem_thresholds: tuple[float, ...] = option(
+        (0.1, 0.25), "low memorization is up to the first, high is above the second", ge=-1, le=1
+    )
+    loadcheck: str | None = option(None, "start from the network weights in this file (made by --savecheck)")
+
+
+GROUPS: dict[str, type[OptionSet]] = {
+    "run": RunOptions,
+    "stream": StreamOptions,
+    "train": TrainOptions,
+    "log": LogOptions,
+}
+# Plugin folder → the flag that chooses the plugin and the name of its options in `Config`.
+PLUGINS = {
+    "models": ("model", "method"),
+    "datasets": ("dataset", "benchmark"),
+    "backbones": ("backbone", "architecture"),
+}
+# These say where and how a run is executed, not what it computes: a resumed run may change them.
+OPERATIONAL = {
+    "device", "num_threads", "data_dir", "images", "output_dir", "tracking_uri", "disable_log",
+    "checkpoint_every", "stop_after",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Config:
+    """Resolved settings of one run: the common groups and the chosen plugins' own options."""
+
+    run: RunOptions
+    stream: StreamOptions
+    train: TrainOptions
+    log: LogOptions
+    method: OptionSet
+    benchmark: OptionSet
+    architecture: OptionSet
+
+    def flat(self) -> dict[str, Any]:
+        """Flag name → value, tuples as lists: what is saved, logged and read back."""
+        values = {}
+        for group in dataclasses.fields(self):
+            values |= dataclasses.asdict(getattr(self, group.name))
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+
+def version() -> str:
+    """Version of the project, with the git commit where there is one."""
+    text = (registry.ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    number = tomllib.loads(text)["project"]["version"]
+    commit = git_commit()
+    return f"engram {number}" + (f" ({commit[:10]})" if commit else "")
+
+
+def git_commit() -> str | None:
+    """The commit that is checked out, None outside a git checkout."""
+    command = ["git", "-C", str(registry.ROOT), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def option_sets(model: str, dataset: str, backbone: str) -> dict[str, type[OptionSet]]:
+    """Name of each part of `Config` → its dataclass; imports the three plugins."""
+    sets = dict(GROUPS)
+    chosen = {"models": model, "datasets": dataset, "backbones": backbone}
+    for kind, (_, part) in PLUGINS.items():
+        module = registry.load(kind, chosen[kind])
+        sets[part] = getattr(module, "Options", OptionSet)
+    owners: dict[str, str] = {}
+    for part, options in sets.items():
+        for field in dataclasses.fields(options):
+            if field.name in owners:
+                raise RuntimeError(f"flag --{field.name} is defined by {owners[field.name]} and {part}")
+            owners[field.name] = part
+    return sets
+
+
+def benchmark_defaults(dataset: str) -> dict[str, Any]:
+    """Flags that a benchmark sets (epochs, batch size, backbone, ...)."""
+    return dict(registry.load("datasets", dataset).DEFAULTS)
+
+
+def resolve(layers: list[tuple[str, dict[str, Any]]]) -> Config:
+    """Merge layers of raw values, (name for errors, flag → value), lowest precedence first.
+
+    Raises `OptionError` for unknown keys and invalid values, naming the layer, and `UnknownPluginError`
+    for unknown names.
+    """
+    chosen = {f: _last(layers, f, GROUPS["run"]) for f in ("model", "dataset", "backbone")}
+    if chosen["model"] is None:
+        raise OptionError(f"--model is missing; choose one of {', '.join(registry.names('models'))}")
+    defaults = benchmark_defaults(chosen["dataset"])
+    layers = [(f"benchmark {chosen['dataset']}", defaults), *layers]
+    chosen["backbone"] = _last(layers, "backbone", GROUPS["run"])
+    names = {flag: registry.canonical(kind, chosen[flag]) for kind, (flag, _) in PLUGINS.items()}
+    sets = option_sets(**names)
+    values = _merge(layers, sets) | names
+    parts = {}
+    for part, options in sets.items():
+        own = {f.name: values[f.name] for f in dataclasses.fields(options) if f.name in values}
+        parts[part] = options(**own)
+    config = Config(**parts)
+    _cross_check(config)
+    return config
+
+
+def up_to_date(stored: dict[str, Any]) -> dict[str, Any]:
+    """A stored configuration with today's defaults for the flags that it is too old to have.
+
+    What no longer resolves, say because a flag is gone, comes back as it is.
+    """
+    try:
+        return resolve([("stored configuration", stored)]).flat()
+    except UserError:
+        return stored
+
+
+def _merge(layers: list[tuple[str, dict[str, Any]]], sets: dict[str, type[OptionSet]]) -> dict[str, Any]:
+    fields = {f.name: f for options in sets.values() for f in dataclasses.fields(options)}
+    values = {}
+    for where, layer in layers:
+        for key, raw in layer.items():
+            if key not in fields:
+                hint = registry.suggest(key, list(fields))
+                raise OptionError(f"{where}: unknown flag --{key}{hint} (see --help)")
+            try:
+                values[key] = convert(fields[key], raw)
+            except OptionError as error:
+                raise OptionError(f"{where}: {error}") from None
+    return values
+
+
+def _last(layers: list[tuple[str, dict[str, Any]]], key: str, options: type[OptionSet]) -> Any:
+    found = [layer[key] for _, layer in layers if key in layer]
+    default = next(f.default for f in dataclasses.fields(options) if f.name == key)
+    return found[-1] if found else default
+
+
+def _cross_check(config: Config) -> None:
+    if config.stream.multi_head and config.stream.scenario not in (None, "task-il"):
+        raise OptionError(f"--multi_head is task-il; leave it or --scenario {config.stream.scenario} out")
+    if config.train.early_stopping_patience and not config.stream.validation:
+        raise OptionError("--early_stopping_patience needs validation data: add e.g. --validation 10")
+    low_high = config.log.mem_thresholds
+    if len(low_high) != 2 or low_high[0] >= low_high[1]:
+        given = ",".join(map(str, low_high))
+        raise OptionError(f"--mem_thresholds {given}: expected two rising numbers, e.g. 0.1,0.25")
+    if config.train.lr_scheduler == "multistep" and not config.train.lr_milestones:
+        raise OptionError("--lr_scheduler multistep needs --lr_milestones, e.g. --lr_milestones 35,45")

@@ -1,0 +1,101 @@
+"""Options: frozen dataclass fields that carry default, bounds and help, and become command-line flags.
+
+    @dataclass(frozen=True)
+    class Options(OptionSet):
+        alpha: float = option(0.5, "weight of the replay loss", ge=0)
+
+One field is one flag, one preset key and one line of documentation.
+"""
+
+import dataclasses
+import math
+import types
+import typing
+from typing import Any
+
+from engram.utils.errors import UserError
+
+BOUNDS = {
+    "ge": (">=", lambda value, bound: value >= bound),
+    "gt": (">", lambda value, bound: value > bound),
+    "le": ("<=", lambda value, bound: value <= bound),
+    "lt": ("<", lambda value, bound: value < bound),
+}
+
+
+class OptionError(UserError):
+    """A value the user gave is not valid; the message says what is."""
+
+
+def option(default: Any, help: str, *, choices: tuple | None = None, **bounds: float) -> Any:
+    """A dataclass field with its help text, bounds (`ge`, `gt`, `le`, `lt`) and choices."""
+    assert set(bounds) <= set(BOUNDS), bounds
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "bounds": bounds})
+
+
+@dataclasses.dataclass(frozen=True)
+class OptionSet:
+    """Base of every set of options: checks its own values when built."""
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            check(field, getattr(self, field.name))
+
+
+def check(field: dataclasses.Field, value: Any) -> None:
+    """Raise `OptionError` when `value` breaks the field's choices or bounds."""
+    if value is None:
+        return
+    choices = field.metadata.get("choices")
+    if choices is not None and value not in choices:
+        raise OptionError(f"--{field.name} {value}: choose one of {', '.join(map(str, choices))}")
+    values = value if isinstance(value, tuple) else (value,)
+    for item in values:
+        if isinstance(item, float) and not math.isfinite(item):
+            raise OptionError(f"--{field.name} {item}: must be a finite number")
+        for name, bound in field.metadata.get("bounds", {}).items():
+            symbol, holds = BOUNDS[name]
+            if not holds(item, bound):
+                raise OptionError(f"--{field.name} {item}: must be {symbol} {bound}")
+
+
+def value_type(field: dataclasses.Field) -> tuple[type, bool]:
+    """The scalar type of a field and whether it holds a tuple of them.
+
+    Fields are annotated `int`, `float`, `str`, `bool`, one of these with `| None`, or `tuple[T, ...]`.
+    """
+    annotation = field.type
+    if isinstance(annotation, types.UnionType):
+        annotation = next(a for a in typing.get_args(annotation) if a is not types.NoneType)
+    if typing.get_origin(annotation) is tuple:
+        return typing.get_args(annotation)[0], True
+    return annotation, False
+
+
+def convert(field: dataclasses.Field, raw: Any) -> Any:
+    """Turn a command-line string or a YAML value into the field's type, or raise `OptionError`."""
+    kind, many = value_type(field)
+    if raw is None:
+        if field.default is not None:
+            raise OptionError(f"--{field.name}: a value is missing; expected {kind.__name__}")
+        return None
+    if many:
+        items = raw.replace(",", " ").split() if isinstance(raw, str) else raw
+        if not isinstance(items, list | tuple):
+            items = [items]
+        return tuple(_scalar(field, kind, item) for item in items)
+    return _scalar(field, kind, raw)
+
+
+def _scalar(field: dataclasses.Field, kind: type, raw: Any) -> Any:
+    text = str(raw).strip()
+    if kind is bool:
+        truth = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+        if text.lower() in truth:
+            return truth[text.lower()]
+        raise OptionError(f"--{field.name} {raw}: expected 0 or 1 (also true/false, yes/no)")
+    try:
+        return kind(text)
+    except ValueError:
+        wanted = {int: "a whole number", float: "a number", str: "text"}[kind]
+        raise OptionError(f"--{field.name} {raw}: expected {wanted}") from None

@@ -1,0 +1,129 @@
+"""Catalogue: what the plugins are, read from their sources; nothing is imported, so it is quick.
+
+A plugin's docstring has a first line, a "Source: ..." paragraph (paper, equations) and, where there are
+any, "Differs from the paper: ..." and further paragraphs.
+"""
+
+import ast
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from engram.utils.config import registry
+
+KINDS = {"models": "methods", "datasets": "benchmarks", "backbones": "backbones"}
+SCENARIOS = ("class-il", "task-il", "domain-il")  # of Method; a method's own attribute replaces them
+DIFFERS = re.compile(r"differs? from the papers?: *", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """One method, benchmark or backbone."""
+
+    kind: str
+    name: str
+    path: Path
+    summary: str
+    source: str  # the paper
+    differs: str
+    text: str  # what else the docstring says
+    scenarios: tuple[str, ...]
+    attributes: dict[str, Any]
+
+
+def plugins(kind: str) -> list[Plugin]:
+    """All plugins of a kind, by name."""
+    return [_plugin(kind, name, path) for name, path in registry.names(kind).items()]
+
+
+def listing() -> str:
+    """For --list: every plugin with its first line, paper and scenarios."""
+    parts = []
+    for kind, title in KINDS.items():
+        parts.append(f"{title}:")
+        for plugin in plugins(kind):
+            about = [plugin.summary, paper(plugin.source), ", ".join(plugin.scenarios)]
+            parts.append(f"  {plugin.name}\n" + "\n".join(f"      {line}" for line in about if line))
+        parts.append("")
+    return "\n".join(parts).rstrip()
+
+
+def paper(source: str) -> str:
+    """The first sentence of a source: authors, year and title."""
+    return re.split(r"(?<=\))[,;.]|;|(?<! al)\. ", " ".join(source.split()), maxsplit=1)[0].rstrip(".")
+
+
+def _plugin(kind: str, name: str, path: Path) -> Plugin:
+    tree = _tree(path)
+    summary, _, rest = (ast.get_docstring(tree) or "").partition("\n")
+    parts = split(rest)
+    attributes = _attributes(tree) if kind == "models" else {}
+    scenarios = attributes.get("scenarios", SCENARIOS) if kind == "models" else _built(tree, path)
+    found = scenarios if kind != "backbones" else ()
+    return Plugin(kind, name, path, summary.strip(), *parts, tuple(found), attributes)
+
+
+def split(text: str) -> tuple[str, str, str]:
+    """(source, differences, the rest) of a docstring below its first line."""
+    found = {"source": [], "differs": [], "text": []}
+    part = "text"
+    for paragraph in text.strip().split("\n\n"):
+        part = "text"
+        for line in paragraph.splitlines():
+            if line.startswith(("Source: ", "Data: ")):
+                part, line = "source", line.partition(": ")[2]
+            elif DIFFERS.match(line):
+                part, line = "differs", DIFFERS.sub("", line)
+            found[part].append(line)
+        found[part].append("")
+    return tuple("\n".join(lines).strip() for lines in found.values())
+
+
+@cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def method_class(tree: ast.Module) -> ast.ClassDef:
+    """The method of a plugin; the classes before it are its flags and its helpers."""
+    return [node for node in tree.body if isinstance(node, ast.ClassDef)][-1]
+
+
+def _attributes(tree: ast.Module) -> dict[str, Any]:
+    """Literal class attributes of the method's class, its own and those of the methods it extends."""
+    own, found = method_class(tree), {}
+    for base in own.bases:
+        parent = registry.ROOT / "models" / f"{ast.unparse(base).split('.')[0]}.py"
+        if isinstance(base, ast.Attribute) and parent.exists():  # `from models import er`, then er.ER
+            found |= _attributes(_tree(parent))
+    for line in own.body:
+        if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name):
+            try:
+                found[line.targets[0].id] = ast.literal_eval(line.value)
+            except ValueError:
+                continue
+    return found
+
+
+def _built(tree: ast.Module, path: Path) -> tuple[str, ...]:
+    """The scenarios of a benchmark: of what it builds its stream with, here or in a file it imports."""
+    called = {
+        node.id if isinstance(node, ast.Name) else node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Name | ast.Attribute)
+    }
+    if "domain_incremental" in called:
+        return ("domain-il",)
+    if "class_incremental" in called:
+        return ("class-il", "task-il")
+    for node in (node for node in tree.body if isinstance(node, ast.ImportFrom)):
+        room, _, stem = node.module.partition(".")
+        stems = [stem] if stem else [alias.name for alias in node.names]
+        others = [path.with_name(f"{other}.py") for other in stems if room == "datasets"]
+        for other in others:
+            if other.exists() and other.stem not in registry.CONTRACTS["datasets"]:
+                return _built(_tree(other), other)
+    said = re.search("class-IL|domain-IL", ast.get_docstring(tree) or "")
+    return (said[0].lower(),) if said else ()

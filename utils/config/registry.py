@@ -1,0 +1,107 @@
+"""Registry: plugins are files, found by name and imported only when asked for.
+
+`models/er.py` is the method `er`; `datasets/seq_mnist.py` the benchmark `seq-mnist`. Dashes and
+underscores are the same. A file that holds a family lists its members in a literal `NAMES`
+(`backbones/resnet.py`: resnet18, resnet34, resnet50). Listing reads the source without importing it.
+"""
+
+import ast
+import difflib
+import importlib
+import inspect
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+from engram.utils.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Files in a plugin folder that are not plugins: the contract and what plugins share.
+CONTRACTS = {
+    "models": {"method"},
+    "datasets": {
+        "augment", "benchmark", "images", "rotation", "scenarios", "shards", "sources", "storage",
+        "unlabeled", "lazy_images",
+    },
+    "backbones": {"backbone", "compiled", "heads", "row_parallel"},
+}  # fmt: skip
+WORDS = {"models": "method", "datasets": "benchmark", "backbones": "backbone"}
+
+
+class UnknownPluginError(UserError):
+    """No plugin of that name; the message lists near matches and all names."""
+
+
+def suggest(given: str, valid: list[str]) -> str:
+    """`; did you mean X?` for a near match, else an empty string."""
+    near = difflib.get_close_matches(given, valid, n=2, cutoff=0.55)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+@cache
+def names(kind: str) -> dict[str, Path]:
+    """Plugin name → file, for `kind` in models, datasets, backbones, sorted by name."""
+    found: dict[str, Path] = {}
+    for path in sorted((ROOT / kind).glob("*.py")):
+        if path.stem in CONTRACTS[kind] | {"__init__"}:
+            continue
+        for name in _literal_names(path) or (path.stem,):
+            name = name.replace("_", "-") if kind == "datasets" else name
+            if name in found:
+                raise RuntimeError(f"{WORDS[kind]} '{name}' is defined by both {found[name]} and {path}")
+            found[name] = path
+    return found
+
+
+@cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def _literal_names(path: Path) -> tuple[str, ...]:
+    for node in _tree(path).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "NAMES":
+            return ast.literal_eval(node.value)
+    return ()
+
+
+def summaries(kind: str) -> dict[str, str]:
+    """Plugin name → first line of its docstring, without importing anything."""
+    docs = {name: ast.get_docstring(_tree(path)) or "" for name, path in names(kind).items()}
+    return {name: doc.split("\n", 1)[0] for name, doc in docs.items()}
+
+
+def canonical(kind: str, given: str) -> str:
+    """The registered spelling of a name, or `UnknownPluginError`."""
+    wanted = given.strip().lower().replace("-", "_")
+    for name in names(kind):
+        if name.replace("-", "_") == wanted:
+            return name
+    valid = list(names(kind))
+    hint = suggest(given, valid)
+    raise UnknownPluginError(f"unknown {WORDS[kind]} '{given}'{hint} (valid: {', '.join(valid)})")
+
+
+def load(kind: str, name: str) -> ModuleType:
+    """Import one plugin module; a missing optional dependency is reported for this plugin alone."""
+    stem = names(kind)[canonical(kind, name)].stem
+    try:
+        return importlib.import_module(f"engram.{kind}.{stem}")
+    except ModuleNotFoundError as error:
+        raise UnknownPluginError(
+            f"{WORDS[kind]} '{name}' needs the package '{error.name}', which is not installed: "
+            f"pip install {error.name}"
+        ) from error
+
+
+def plugin_class(module: ModuleType, base: type) -> type:
+    """The one subclass of `base` that a plugin module defines."""
+    found = [
+        c
+        for _, c in inspect.getmembers(module, inspect.isclass)
+        if issubclass(c, base) and c is not base and c.__module__ == module.__name__
+    ]
+    if len(found) != 1:
+        raise TypeError(f"{module.__file__} must define exactly one {base.__name__}, found {len(found)}")
+    return found[0]

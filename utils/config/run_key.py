@@ -1,0 +1,34 @@
+"""Run key: what identifies a run, its resolved configuration, and the command line that gives it."""
+
+import hashlib
+import json
+import shlex
+from typing import Any
+
+from engram.utils.config.config import OPERATIONAL
+
+# These name a run and do not change what it computes; OPERATIONAL ones say where and how it runs.
+NAMES = {"experiment_name", "run_name"}
+
+
+def run_key(flags: dict[str, Any]) -> str:
+    """Twelve digits that stand for what a resolved configuration computes."""
+    told = {k: v for k, v in flags.items() if k not in OPERATIONAL | NAMES}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def command_line_of(flags: dict[str, Any]) -> str:
+    """A command that runs this resolved configuration: every flag written out, so that no default counts."""
+    kept = {k: v for k, v in flags.items() if k not in OPERATIONAL | NAMES}
+    return " ".join(["python main.py", *map(shlex.quote, arguments(kept))])
+
+
+def arguments(flags: dict[str, Any]) -> list[str]:
+    """Words of a command line; None stands for a flag that is not given."""
+    return [_argument(name, value) for name, value in flags.items() if value is not None]
+
+
+def _argument(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        value = int(value)
+    return f"--{name}={','.join(map(str, value)) if isinstance(value, list | tuple) else value}"

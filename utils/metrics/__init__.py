@@ -1,0 +1,1 @@
+"""Metrics: the accuracy matrix R with what is computed from it, and statistics over seeds."""

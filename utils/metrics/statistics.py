@@ -1,0 +1,75 @@
+"""Statistics over seeds: spread, intervals, paired comparisons. Standard deviations have ddof = 1."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+
+@dataclass(frozen=True)
+class Spread:
+    """n values: mean, standard deviation and the half-width of the 95 % confidence interval.
+
+    The interval is Student's, mean ± t(0.975, n − 1) · std / √n. Both are NaN for a single value.
+    """
+
+    n: int
+    mean: float
+    std: float
+    ci95: float
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Differences a − b of n pairs: mean, standard deviation, Student's t (n − 1 degrees) and two-sided p."""
+
+    n: int
+    mean: float
+    std: float
+    t: float
+    p: float
+
+
+def mean_std_ci(values: ArrayLike) -> Spread:
+    """Of values that are all there."""
+    values = np.asarray(values, dtype=np.float64)
+    n = len(values)
+    if n < 2:
+        return Spread(n, float(values.mean()) if n else math.nan, math.nan, math.nan)
+    from scipy.special import stdtrit  # Student's quantile; scipy.stats takes a second to import
+
+    std = float(values.std(ddof=1))
+    return Spread(n, float(values.mean()), std, float(stdtrit(n - 1, 0.975)) * std / math.sqrt(n))
+
+
+def paired(a: ArrayLike, b: ArrayLike) -> Paired:
+    """The paired t-test of a against b, (n,) each, pair by pair (here: by seed).
+
+    Differences that are all the same have no spread: t is then infinite, or NaN if they are all zero.
+    """
+    difference = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
+    found = mean_std_ci(difference)
+    if found.n < 2:
+        return Paired(found.n, found.mean, found.std, math.nan, math.nan)
+    # the differences of numbers near 1 carry rounding of this size, which is no spread
+    if found.std < 1e-12:
+        t = math.copysign(math.inf, found.mean) if abs(found.mean) > 1e-12 else math.nan
+        return Paired(found.n, found.mean, 0.0, t, 0.0 if math.isinf(t) else math.nan)
+    from scipy.special import stdtr
+
+    t = found.mean / (found.std / math.sqrt(found.n))
+    return Paired(found.n, found.mean, found.std, t, float(2 * stdtr(found.n - 1, -abs(t))))
+
+
+def holm(p_values: list[float]) -> list[float]:
+    """Holm's step-down correction of m tests: p_(k) · (m − k + 1), made monotone, at most 1; NaN stays NaN.
+
+    Holm 1979, "A simple sequentially rejective multiple test procedure". Tests without a p do not count.
+    """
+    order = sorted((p, i) for i, p in enumerate(p_values) if not math.isnan(p))
+    corrected, highest = [math.nan] * len(p_values), 0.0
+    for rank, (p, i) in enumerate(order):
+        highest = max(highest, min(1.0, p * (len(order) - rank)))
+        corrected[i] = highest
+    return corrected

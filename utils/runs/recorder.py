@@ -1,0 +1,147 @@
+"""Recording: everything a run leaves behind, on the terminal, in its folder and in MLflow."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from engram.utils import checkpoint, files
+from engram.utils.config.config import Config
+from engram.utils.runs import text_summary
+from engram.utils.runs.run_dir import RunDir
+from engram.utils.runs.system_metrics import SystemMetrics
+from engram.utils.tracking.background_tracker import TrackerProcess
+from engram.utils.tracking.mlflow_tracker import open_tracker, wanted
+from engram.utils.training.accuracy_log import VIEWS, device_name, to_json
+from engram.utils.training.signals import InterruptedRunError
+from engram.utils.training.trainer import Trainer
+
+
+class Recorder:
+    """Writes results after every task; a context manager that ends the MLflow run whatever happens."""
+
+    def __init__(
+        self,
+        config: Config,
+        folder: RunDir,
+        trainer: Trainer,
+        resumed: bool = False,
+        process: TrackerProcess | None = None,
+    ):
+        self.config, self.folder, self.trainer = config, folder, trainer
+        self.resumed, self.usage, self.process = resumed, SystemMetrics(trainer.benchmark.device), process
+        self.status = "failed"
+
+    def __enter__(self) -> "Recorder":
+        config, benchmark = self.config, self.trainer.benchmark
+        auto = " (chosen by --device auto)" if config.run.device == "auto" else ""
+        self.folder.say(f"run:     {self.folder.path}")
+        self.folder.say(f"device:  {device_name(benchmark.device)}{auto}")
+        self.folder.say(
+            f"stream:  {config.run.dataset}, {benchmark.scenario}, {len(benchmark.tasks)} tasks, "
+            f"{config.run.model} on {config.run.backbone}, seed {config.run.seed}"
+        )
+        if benchmark.on_disk:
+            self.folder.say(f"images:  {benchmark.on_disk}")
+        if config.run.debug_mode:
+            self.folder.say("debug:   at most 5 steps per epoch, nothing is sent to MLflow")
+        known = self.folder.tracking_id
+        self.tracker = open_tracker(config, self.folder.path, known, self.resumed, self.process)
+        self.tracker.set_tags({"device": device_name(benchmark.device)})
+        self._note(pending=True)
+        self._catch_up()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.status == "failed":
+            self._write("failed")
+        self.tracker.finish(self.status)
+        self._note(pending=self.status != "finished" or self._cut_off())
+
+    def _cut_off(self) -> bool:
+        """Whether the store has the run but stopped taking what it was sent; another start sends the rest."""
+        return wanted(self.config) and bool(self._tracking_id()) and not self.tracker.active
+
+    def _tracking_id(self) -> str | None:
+        return self.tracker.run_id or self.folder.tracking_id
+
+    def _note(self, pending: bool) -> None:
+        """Which MLflow run is this folder's, and whether something has yet to be sent to it."""
+        if self.tracker.active or self._tracking_id() or not pending:
+            self.folder.track(self._tracking_id(), pending)
+
+    def _catch_up(self) -> None:
+        """After a resume: log the tasks that were finished but not logged when the run was killed."""
+        if not self.resumed:
+            return
+        logged = self.tracker.logged_steps("mean_acc_class_il")
+        for task in self.trainer.tasks[: self.trainer.position.task]:
+            if task.id not in logged:
+                self._log(task.id)
+
+    def after_task(self, row: int) -> None:
+        """Results so far to disk, a line to the terminal, metrics to MLflow."""
+        self._write("running")
+        results = self.trainer.results
+        means = [100 * results.R[view][row, : row + 1].mean() for view in VIEWS]
+        views = (
+            "accuracy {1:.1f} %"
+            if results.scenario == "domain-il"
+            else "class-IL {0:.1f} %, task-IL {1:.1f} %"
+        )
+        self.trainer.progress.say(f"after task {row}: mean over tasks seen: {views.format(*means)}")
+        self._log(row, self.usage.measure())
+        self._note(pending=True)
+        if self.config.log.savecheck == "task":
+            self._save_weights(f"task_{row}.pt")
+
+    def _log(self, row: int, usage: dict[str, float] | None = None) -> None:
+        results = self.trainer.results  # sent together: a kill in between must not lose one of the two
+        named = results.task_metrics(row) | (usage or {})
+        self.tracker.log_history([*results.curve_metrics(row), (row, named)])
+
+    def _save_weights(self, name: str) -> None:
+        content = {"config": self.config.flat(), "net": self.trainer.method.net.state_dict()}
+        checkpoint.write(content, self.folder.path / "weights" / name)
+
+    def _write(self, status: str) -> dict[str, Any]:
+        trainer = self.trainer
+        document = trainer.results.document(status, self.config.flat(), trainer.benchmark)
+        files.write_text(to_json(document), self.folder.results)
+        return document
+
+    def finished(self) -> None:
+        """Tables, figures, artifacts, the last lines."""
+        self.status = "finished"
+        document = self._write("finished")
+        if self.config.log.savecheck:
+            self._save_weights("last.pt")
+        self.tracker.log_artifacts(self._artifacts(document))
+        self.tracker.describe(text_summary.headline(document))
+        self.tracker.flush()
+        self.folder.say(text_summary.full(document, logged=self.tracker.active))
+        self.folder.say(f"results: {self.folder.results}")
+
+    def _artifacts(self, document: dict[str, Any]) -> list[Path]:
+        from engram.utils.runs import figures  # matplotlib takes a second to import
+
+        order = self.folder.path / "class_order.json"
+        benchmark = self.trainer.benchmark
+        named = {"class_order": benchmark.class_order.tolist(), "class_names": benchmark.class_names}
+        files.write_text(json.dumps(named) + "\n", order)
+        figures = figures.write_all(document, self.folder.path)
+        return [self.folder.results, self.folder.config, order, *figures]
+
+    def interrupted(self, stop: InterruptedRunError) -> None:
+        """Say how to go on."""
+        self.status = stop.status
+        self._write(stop.status)
+        self.folder.say(
+            f"{stop}: checkpoint saved; continue with\n  python main.py --resume {self.folder.path}", True
+        )
+        self.folder.say(f"results: {self.folder.results}")
+
+    def failed(self, reason: str) -> None:
+        """Keep what was measured; say why it ended."""
+        self._write("failed")
+        self.folder.say(f"error: {reason}", True)
+        self.folder.say(f"results: {self.folder.results}")

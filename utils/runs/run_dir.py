@@ -1,0 +1,127 @@
+"""Run folder: OUTPUT_DIR/DATASET/MODEL/ID with the resolved config, the log, the checkpoint, the results."""
+
+import fcntl
+import json
+import secrets
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from engram.utils import files
+from engram.utils.errors import UserError
+
+PENDING = "pending"  # in the file that names the MLflow run: something has yet to be sent
+
+
+class RunDir:
+    """The files of one run. Everything in it is written atomically or line by line."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.results, self.config = path / "results.json", path / "config.yaml"
+
+    @property
+    def id(self) -> str:
+        """Name of the run, unique under its output folder."""
+        return self.path.name
+
+    @classmethod
+    def create(cls, flags: dict[str, Any]) -> "RunDir":
+        """A new folder holding the resolved configuration; refuses an output folder it cannot write."""
+        run_id = time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(3)
+        return cls.at(
+            Path(flags["output_dir"]).expanduser() / flags["dataset"] / flags["model"] / run_id, flags
+        )
+
+    @classmethod
+    def at(cls, path: Path, flags: dict[str, Any]) -> "RunDir":
+        """The folder at `path`: as it is, or new and holding these flags."""
+        folder = cls(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if not folder.config.exists():
+                folder.save_config(flags)
+        except OSError as error:
+            raise UserError(f"--output_dir {flags['output_dir']}: cannot be written: {error}") from None
+        return folder
+
+    @classmethod
+    def find(cls, run: str, output_dir: str) -> "RunDir":
+        """An existing run by its folder or by its id under `output_dir`."""
+        candidates = [Path(run).expanduser(), *Path(output_dir).expanduser().glob(f"*/*/{Path(run).name}")]
+        for path in candidates:
+            if (path / "config.yaml").is_file():
+                return cls(path)
+        raise UserError(
+            f"--resume {run}: no run folder of that path, and no run of that id under {output_dir}; "
+            "a run folder holds config.yaml and checkpoint.pt"
+        )
+
+    def save_config(self, flags: dict[str, Any]) -> None:
+        """config.yaml; with --config it starts the same run again."""
+        files.write_text(yaml.safe_dump(flags, sort_keys=False), self.config)
+
+    def load_config(self) -> dict[str, Any]:
+        """The flags this run was started with."""
+        try:
+            flags = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"{self.config}: damaged ({error}); the run cannot be resumed") from None
+        if not isinstance(flags, dict):
+            raise UserError(f"{self.config}: damaged; the run cannot be resumed")
+        return flags
+
+    @property
+    def tracking_id(self) -> str | None:
+        """Id of the MLflow run that belongs to this folder."""
+        words = [word for word in self._tracking() if word != PENDING]
+        return words[0] if words else None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has come to its end, its logging included."""
+        try:
+            status = json.loads(self.results.read_text(encoding="utf-8"))["status"]
+        except (OSError, ValueError, KeyError):
+            return False
+        return status == "finished" and self.logged
+
+    @property
+    def logged(self) -> bool:
+        """Whether MLflow has all that it is to have: a run killed in the last moment has yet to be sent."""
+        return PENDING not in self._tracking()
+
+    def track(self, run_id: str | None, pending: bool) -> None:
+        """Remember the MLflow run, if it is known yet, and whether something has yet to be sent to it."""
+        words = [run_id] * bool(run_id) + [PENDING] * pending
+        if words:
+            files.write_text(" ".join(words) + "\n", self.path / "mlflow_run")
+        else:
+            (self.path / "mlflow_run").unlink(missing_ok=True)
+
+    def _tracking(self) -> list[str]:
+        path = self.path / "mlflow_run"
+        return path.read_text(encoding="utf-8").split() if path.is_file() else []
+
+    @contextmanager
+    def claimed(self, wait: bool = False) -> Iterator[None]:
+        """Nobody else runs in this folder meanwhile; the system ends the claim with the process."""
+        with open(self.path / "lock", "a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                raise UserError(f"{self.path}: another process is running this run; wait for it") from None
+            except OSError:  # a file system without locks
+                pass
+            yield
+
+    def say(self, text: str, error: bool = False) -> None:
+        """Print, and keep in log.txt."""
+        print(text, file=sys.stderr if error else sys.stdout, flush=True)
+        with open(self.path / "log.txt", "a", encoding="utf-8") as log:
+            log.write(text + "\n")

@@ -1,0 +1,137 @@
+"""Study: flags given as a grid and a list, and the runs they stand for. Nothing is written here.
+
+    name: digits
+    fixed: {dataset: seq-digits, n_epochs: 5}       # the same for every run
+    grid: {buffer_size: [500, 2000], seed: [0, 1, 2]}   # every combination
+    runs: [{model: er}, {model: maer, buffer_policy: min}]   # each with the whole grid
+
+A run is known by its resolved configuration: what it computes, not what it is called or where it lies.
+"""
+
+import itertools
+import shlex
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from engram.utils.config import cli, registry
+from engram.utils.config.config import Config
+from engram.utils.config.run_key import arguments, run_key
+from engram.utils.errors import UserError
+
+KEYS = ("name", "fixed", "grid", "runs")
+NOT_FOR_RUNS = {"resume", "help", "version", "list"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: what main.py would be given, and what that resolves to."""
+
+    argv: tuple[str, ...]
+    config: Config
+    varied: dict[str, Any]
+
+    @cached_property
+    def key(self) -> str:
+        """Of its resolved configuration."""
+        return run_key(self.config.flat())
+
+    @property
+    def label(self) -> str:
+        """`er, buffer_size 500, seed 0`: the method and what tells it from the study's other runs."""
+        return ", ".join([self.config.run.model, *(f"{k} {v}" for k, v in self.varied.items())])
+
+    @property
+    def command(self) -> str:
+        """What a person would type."""
+        return " ".join(["python main.py", *map(shlex.quote, self.argv)])
+
+
+@dataclass(frozen=True)
+class SweepSpec:
+    """Flags: `fixed` for all runs, `runs` one by one, `grid` in every combination."""
+
+    name: str | None = None
+    fixed: dict[str, Any] = field(default_factory=dict)
+    grid: dict[str, list] = field(default_factory=dict)
+    runs: tuple[dict[str, Any], ...] = ()
+
+    def __post_init__(self):
+        listed = [name for entry in self.runs for name in entry]
+        for name in [*self.fixed, *self.grid, *listed]:
+            if name in NOT_FOR_RUNS:
+                raise UserError(f"a study cannot set --{name}: it starts runs and resumes them itself")
+        if both := sorted(set(self.grid) & set(listed)):
+            raise UserError(f"--{both[0]} stands both in the grid and in the list of runs; keep one of them")
+
+    def points(self) -> list[dict[str, Any]]:
+        """The flags of each run, in order."""
+        combined = [
+            dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())
+        ]
+        return [{**self.fixed, **entry, **point} for entry in self.runs or ({},) for point in combined]
+
+    def resolved(self) -> list[Run]:
+        """Every run of the study, those that compute the same only once."""
+        points = self.points()
+        varied = varying(points)
+        runs: dict[str, Run] = {}
+        for point in points:
+            argv = tuple(arguments(point))
+            named = {name: point[name] for name in varied if name in point and name != "model"}
+            try:
+                config = cli.parse(list(argv)).config
+            except UserError as error:
+                where = ", ".join(f"{k} {v}" for k, v in point.items() if k in varied) or "the study"
+                raise UserError(f"{where}: {error}") from None
+            run = Run(argv, config, named)
+            runs.setdefault(run.key, run)
+        return list(runs.values())
+
+    def document(self) -> dict[str, Any]:
+        """What `read` reads back."""
+        parts = {"name": self.name, "fixed": self.fixed, "grid": self.grid, "runs": list(self.runs)}
+        return {key: value for key, value in parts.items() if value}
+
+
+def read_spec(path: Path) -> SweepSpec:
+    """The study in a YAML file; its name is the file's unless the file says another."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a mapping with {', '.join(KEYS)}")
+    for key in content:
+        if key not in KEYS:
+            hint = registry.suggest(str(key), list(KEYS))
+            raise UserError(f"{path}: unknown key '{key}'{hint} (valid: {', '.join(KEYS)})")
+    fixed, grid, runs = content.get("fixed") or {}, content.get("grid") or {}, content.get("runs") or []
+    if not isinstance(fixed, dict) or not isinstance(grid, dict):
+        raise UserError(f"{path}: fixed and grid must be mappings from flags to values")
+    if not isinstance(runs, list) or not all(isinstance(entry, dict) for entry in runs):
+        raise UserError(f"{path}: runs must be a list of mappings from flags to values")
+    named = str(content.get("name") or path.stem)
+    return SweepSpec(
+        named, _plain(fixed), {k: _many(v) for k, v in _plain(grid).items()}, tuple(map(_plain, runs))
+    )
+
+
+def varying(points: list[dict[str, Any]]) -> list[str]:
+    """The flags that do not have one value in all of `points`, in the order of appearance, the seed last."""
+    names = dict.fromkeys(name for point in points for name in point)
+    found = [n for n in names if any(point.get(n) != points[0].get(n) for point in points)]
+    return sorted(found, key=lambda name: name == "seed")
+
+
+def _plain(flags: dict[Any, Any]) -> dict[str, Any]:
+    return {str(name).removeprefix("--"): value for name, value in flags.items()}
+
+
+def _many(value: Any) -> list:
+    if value == []:
+        raise UserError("a flag in the grid has an empty list of values; give at least one")
+    return value if isinstance(value, list) else [value]

@@ -1,0 +1,221 @@
+"""File store: MLflow's old `mlruns/` folders, read file by file, and their runs as results documents.
+
+    mlruns/EXPERIMENT/meta.yaml
+    mlruns/EXPERIMENT/RUN/meta.yaml, params/NAME, tags/NAME, metrics/NAME (lines: time value step)
+
+MLflow 3 refuses such stores. Nothing in them is executed or changed.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from engram.utils import files
+from engram.utils.errors import UserError
+from engram.utils.metrics import accuracy_matrix
+
+Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+STATUSES = {1: "RUNNING", 2: "SCHEDULED", 3: "FINISHED", 4: "FAILED", 5: "KILLED"}
+VIEWS = ("class_il", "task_il")
+# Parameters of mammoth and of the memorization paper that say where and when a run was made.
+ADMINISTRATIVE = re.compile(
+    r"conf_.*|wandb.*|nowand|notes|base_path|results_path|non_verbose|csv_log|tensorboard|disable_log|"
+    r"debug_mode|run_name|experiment_name|device|distributed|num_workers|run_id"
+)
+DOMAIN = ("perm-mnist", "rot-mnist", "mnist-360")
+# Metrics logged once a task; the old logger numbered each name's values from 0.
+PER_TASK = re.compile(r"(train_|mean_)?acc_.*|forgetting.*|[bf]wt.*")
+
+
+@dataclass(frozen=True)
+class OldRun:
+    """One run: metrics are name → [(milliseconds, value, step)], steps as `aligned` left them."""
+
+    id: str
+    experiment: str
+    name: str
+    status: str
+    start: int
+    end: int | None
+    params: dict[str, str]
+    tags: dict[str, str]
+    metrics: dict[str, list[tuple[int, float, int]]]
+    artifacts: Path | None
+
+
+def read(folder: Path) -> list[OldRun]:
+    """Every run of the store, those in its trash left out."""
+    metas = [path for pattern in ("meta.yaml", "*/meta.yaml") for path in sorted(folder.glob(pattern))]
+    experiments = [path.parent for path in metas if "experiment_id" in _meta(path)]
+    runs = [run for path in experiments if path.name != ".trash" for run in _runs_of(path)]
+    if not runs:
+        raise UserError(
+            f"{folder}: no MLflow file store with runs; expected EXPERIMENT/meta.yaml and "
+            "EXPERIMENT/RUN/meta.yaml"
+        )
+    return runs
+
+
+def _runs_of(experiment: Path) -> Iterator[OldRun]:
+    name = str(_meta(experiment / "meta.yaml").get("name", experiment.name))
+    for path in sorted(experiment.glob("*/meta.yaml")):
+        meta = _meta(path)
+        if meta.get("lifecycle_stage", "active") == "active" and (meta.get("run_id") or meta.get("run_uuid")):
+            yield _run(path.parent, meta, name)
+
+
+def _run(folder: Path, meta: dict[str, Any], experiment: str) -> OldRun:
+    artifacts = folder / "artifacts"
+    tags = _texts(folder / "tags")
+    status = meta.get("status", 3)
+    return OldRun(
+        id=str(meta.get("run_id") or meta["run_uuid"]),
+        experiment=experiment,
+        name=str(meta.get("run_name") or tags.get("mlflow.runName") or folder.name),
+        status=STATUSES.get(status, str(status)),
+        start=int(meta.get("start_time") or 0),
+        end=int(meta["end_time"]) if meta.get("end_time") else None,
+        params=_texts(folder / "params"),
+        tags=tags,
+        metrics=aligned(_histories(folder / "metrics")),
+        artifacts=artifacts if artifacts.is_dir() and any(artifacts.iterdir()) else None,
+    )
+
+
+def _meta(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader)  # a safe loader, as named above
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: damaged: {error}") from None
+    return content if isinstance(content, dict) else {}
+
+
+def _files(folder: Path) -> Iterator[tuple[str, str]]:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            yield path.relative_to(folder).as_posix(), path.read_text(encoding="utf-8", errors="replace")
+
+
+def _texts(folder: Path) -> dict[str, str]:
+    return dict(_files(folder))
+
+
+def _histories(folder: Path) -> dict[str, list[tuple[int, float, int]]]:
+    found = {}
+    for name, text in _files(folder):
+        lines = [line.split() for line in text.splitlines() if line.strip()]
+        try:
+            found[name] = [
+                (int(words[0]), float(words[1]), int(words[2]) if len(words) > 2 else i)
+                for i, words in enumerate(lines)
+            ]
+        except (ValueError, IndexError):
+            raise UserError(f"{folder / name}: expected lines of time, value and step") from None
+    return found
+
+
+def aligned(histories: dict[str, list]) -> dict[str, list[tuple[int, float, int]]]:
+    """The same with one axis for what is logged after each task: the index of the task just learned.
+
+    A name that begins with a later task was numbered from 0 all the same: those of task k begin with it,
+    others end with the last task. Names that already stand at their tasks, as ours do, stay.
+    """
+    n_rows = len(histories.get("mean_acc_class_il", []))
+    found = {}
+    for name, history in histories.items():
+        steps = [step for *_, step in history]
+        task = re.search(r"_task_(\d+)$", name)
+        late = int(task[1]) if task else n_rows - len(history)
+        if PER_TASK.fullmatch(name) and late > 0 and steps == list(range(len(steps))):
+            history = [(time, value, step + late) for time, value, step in history]
+        found[name] = history
+    return found
+
+
+def matrix(run: OldRun, view: str) -> np.ndarray | None:
+    """R (T, T) as fractions, NaN where nothing was logged; None without accuracies of single tasks."""
+    named = {k: re.fullmatch(rf"acc_{view}_task_(\d+)", k) for k in run.metrics}
+    columns = {int(found[1]): run.metrics[k] for k, found in named.items() if found}
+    if not columns:
+        return None
+    T = max(columns) + 1
+    R = np.full((T, T), np.nan)
+    for task, history in columns.items():
+        for _, value, row in history:
+            if row < T:
+                R[row, task] = value / 100
+    return R
+
+
+def document(run: OldRun) -> dict[str, Any] | None:
+    """What results.json would hold of it; None for a run without accuracies of single tasks."""
+    matrices = {view: matrix(run, view) for view in VIEWS}
+    known = [R for R in matrices.values() if R is not None]
+    if not known:
+        return None
+    T = len(known[0])
+    matrices = {view: np.full((T, T), np.nan) if R is None else R for view, R in matrices.items()}
+    config = {k: _typed(v) for k, v in run.params.items() if not ADMINISTRATIVE.fullmatch(k)}
+    config = {"model": "unknown", "dataset": run.experiment} | config | {"run_name": run.name}
+    config["experiment_name"] = run.experiment
+    if config.get("seed") is None:
+        config["seed"] = int(run.id[:7], 16)  # drawn at random then: each run is a sample of its own
+    ended = config.get("n_tasks", T) in (T, None) and not np.isnan(known[0][-1]).all()
+    return {
+        "config": config,
+        "seed": config["seed"],
+        "status": "finished" if ended else "failed" if run.status == "FAILED" else "interrupted",
+        "scenario": "domain-il" if config["dataset"] in DOMAIN else "class-il",
+        "evaluated_on": "test",
+        **{view: {"R": R.tolist(), **accuracy_matrix.summary(R)} for view, R in matrices.items()},
+        "fwt": None,
+        "b": [None] * T,
+        "curve": [],
+        "seconds": {"total": (run.end - run.start) / 1000 if run.end else None},
+        "images_per_second": None,
+        "peak_memory_bytes": None,
+        "device": run.params.get("device", "unknown"),
+        "versions": {},
+        "git_commit": run.tags.get("mlflow.source.git.commit"),
+        "imported_run": run.id,
+    }
+
+
+def write_folder(run: OldRun, output_dir: Path) -> bool:
+    """A run folder with results.json; False where there is nothing to write or it is there already."""
+    from engram.utils.training.accuracy_log import to_json, without_nan
+
+    found = document(run)
+    if found is None:
+        return False
+    config = found["config"]
+    path = output_dir / _safe(config["dataset"]) / _safe(config["model"]) / run.id / "results.json"
+    if path.exists():
+        return False
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write_text(to_json(without_nan(found)), path)
+    except OSError as error:
+        raise UserError(f"--output_dir {output_dir}: cannot be written: {error}") from None
+    return True
+
+
+def _typed(text: str) -> Any:
+    """`0.1` → 0.1, `None` → None, `[1, 2]` → [1, 2]; other words stay text."""
+    words = {"None": None, "True": True, "False": False, "": None}
+    if text in words:
+        return words[text]
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _safe(name: Any) -> str:
+    return re.sub(r"[^\w.-]+", "_", str(name))

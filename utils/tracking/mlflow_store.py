@@ -1,0 +1,140 @@
+"""Tracking store: which database or server MLflow writes to, and how to share it between processes."""
+
+import fcntl
+import logging
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from engram.utils.config.registry import ROOT
+from engram.utils.errors import UserError
+
+# A dead server must cost seconds, not MLflow's four minutes; nothing is sent to third parties, and the
+# last line on stdout stays ours. What the user has set wins.
+ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+CHATTY = ("mlflow", "alembic", "urllib3")
+ENGINE_ATTEMPTS = 4  # of opening a database, 1.1 s in all; MLflow's 10 take 100 s
+LOCK_SECONDS = 60
+DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+
+
+def resolve_uri(flag: str | None) -> str:
+    """--tracking_uri, else MLflow's own variable, else the database that `mlflow ui` opens by default."""
+    return flag or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{ROOT / 'mlflow.db'}"
+
+
+def how_to_browse(flag: str | None) -> str:
+    """What to type or open to see the runs of the store that --tracking_uri `flag` names."""
+    uri = resolve_uri(flag)
+    if uri.startswith(("http://", "https://")):
+        return redact(uri)
+    store = "" if sqlite_path(uri) == ROOT / "mlflow.db" else f" --backend-store-uri {redact(uri)}"
+    return f"mlflow ui{store}   then open http://127.0.0.1:5000"
+
+
+def is_database(uri: str) -> bool:
+    """Whether this process writes to the database itself, without a server in between."""
+    return re.split(r"[:+]", uri)[0] in DATABASES
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """The file behind a SQLite URI, None for any other store."""
+    name = uri.removeprefix("sqlite:///").split("?")[0]
+    return Path(name).absolute() if uri.startswith("sqlite:///") and name not in ("", ":memory:") else None
+
+
+def artifact_location(uri: str, experiment: str) -> str | None:
+    """Folder for an experiment's files, beside the database; a server decides for itself."""
+    if not is_database(uri):
+        return None
+    path = sqlite_path(uri)
+    folder = re.sub(r"[^\w-]+", "_", experiment)
+    return ((path.parent if path else ROOT) / "mlruns" / folder).as_uri()
+
+
+def redact(text: str) -> str:
+    """Without the user name and password of any URI in it."""
+    return re.sub(r"://[^@/\s]+@", "://***@", text)
+
+
+def import_mlflow(uri: str) -> tuple[type[Exception], ...]:
+    """Import what logging needs, outside any lock; returns the errors by which a store can fail."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    try:
+        import mlflow.tracking
+        from alembic.util import CommandError
+        from sqlalchemy.exc import SQLAlchemyError
+    except ImportError as error:
+        raise UserError(
+            f"MLflow cannot be imported ({error}): pip install mlflow, or train without it: --disable_log"
+        ) from None
+    if is_database(uri):
+        import mlflow.store.db.utils
+        import mlflow.store.tracking.sqlalchemy_store
+
+        mlflow.store.db.utils.MAX_RETRY_COUNT = ENGINE_ATTEMPTS
+    # requests' errors are OSErrors; a database driver that is not installed is an ImportError.
+    return (mlflow.exceptions.MlflowException, SQLAlchemyError, CommandError, OSError, ImportError)
+
+
+def create_database(path: Path) -> None:
+    """MLflow's tables, made in another file: creation killed half-way would spoil the database for good."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    fresh = path.with_name(path.name + ".new")
+    fresh.unlink(missing_ok=True)
+    store = SqlAlchemyStore(f"sqlite:///{fresh}", (path.parent / "mlruns").as_uri())
+    store.engine.dispose()
+    os.replace(fresh, path)
+
+
+@contextmanager
+def exclusive(path: Path | None) -> Iterator[None]:
+    """One process at a time in a SQLite store.
+
+    Its own locks are not enough: of two transactions that have read and want to write, SQLite fails
+    one at once, whatever the timeout.
+    """
+    if path is None:
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(path.name + ".lock"), "a") as file:
+        deadline = time.monotonic() + LOCK_SECONDS
+        while not _locked(file):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{file.name} is held by another process for {LOCK_SECONDS} s")
+            time.sleep(0.005)
+        yield
+
+
+def _locked(file: IO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the log lines of MLflow and what it uses: creation steps, retries, errors that we report."""
+    before = {name: logging.getLogger(name).level for name in CHATTY}
+    try:
+        for name in CHATTY:
+            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+        yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)

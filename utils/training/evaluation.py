@@ -1,0 +1,48 @@
+"""Evaluation: one pass over the stacked test samples gives every task's accuracy in both views."""
+
+import torch
+from torch import Tensor
+
+from engram.utils.batching import CHUNK
+
+
+@torch.no_grad()
+def accuracies(method, n_tasks: int, n_seen: int) -> Tensor:
+    """Accuracy on each of the first `n_tasks` tasks, (n_tasks, 2) on the CPU: class-IL, task-IL.
+
+    class-IL: argmax over the classes of the first `n_seen` tasks. task-IL: argmax over the classes
+    of the sample's own task; where every task has all classes the two are one. The network is in
+    eval mode meanwhile; one read from the device.
+    """
+    benchmark = method.setup.benchmark
+    masks, size = benchmark.class_masks, CHUNK[benchmark.device.type]
+    one_view = all(len(task.classes) == benchmark.n_classes for task in benchmark.tasks)
+    seen = masks[:n_seen].any(0) if n_seen else torch.ones_like(masks[0])
+    hits = torch.zeros(n_tasks, 1 if one_view else 2, dtype=torch.float64, device=benchmark.device)
+    was_training = method.net.training
+    method.net.eval()
+    for raw, y, task_id, _ in benchmark.test_chunks(n_tasks, size):
+        logits = method.predict(benchmark.augment.normalise(raw), task_id)
+        if one_view:
+            views = [logits.argmax(1)]
+        else:
+            views = [masked_argmax(logits, seen), masked_argmax(logits, masks[task_id])]
+        hits.index_add_(0, task_id, torch.stack([view == y for view in views], 1).double())
+    method.net.train(was_training)
+    counts = torch.tensor([len(task.test_index) for task in benchmark.tasks[:n_tasks]])
+    return hits.cpu().expand(-1, 2) / counts.view(-1, 1)
+
+
+def memory_counts(method) -> dict[str, list[int]] | None:
+    """How many samples of each class and of each task `method.buffer` holds; None without any."""
+    buffer, benchmark = getattr(method, "buffer", None), method.setup.benchmark
+    stored = buffer.stored() if buffer is not None else {}
+    sizes = {"y": ("per_class", benchmark.n_classes), "task_id": ("per_task", len(benchmark.tasks))}
+    if not sizes.keys() <= stored.keys():
+        return None
+    return {name: stored[f].bincount(minlength=n).tolist() for f, (name, n) in sizes.items()}
+
+
+def masked_argmax(logits: Tensor, allowed: Tensor) -> Tensor:
+    """(N,) best class among the allowed ones; `allowed` is (C,) or (N, C) bool."""
+    return logits.masked_fill(~allowed, -torch.inf).argmax(1)

@@ -1,0 +1,49 @@
+"""Groups: accuracy on training samples of high, middle and low memorization, task by task.
+
+Source: Kozal et al. 2025 (arXiv 2505.17664), section 4: training images, clean view, split by a file of
+scores; high: above the second threshold, low: up to the first.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engram.utils.batching import CHUNK
+from engram.utils.training.evaluation import masked_argmax
+
+# Group → the paper's name for it in logged metrics.
+NAMES = {"high": "longtail", "mid": "mid_mem", "low": "low_mem"}
+
+
+def assign(scores: Tensor, thresholds: Sequence[float]) -> Tensor:
+    """(N,) the group of each training sample, as a place in `NAMES`; −1 where the score is unknown (NaN)."""
+    low, high = thresholds
+    group = torch.where(scores > high, 0, torch.where(scores > low, 1, 2))
+    return group.masked_fill(scores.isnan(), -1)
+
+
+@torch.no_grad()
+def accuracies(method: Any, n_seen: int, group: Tensor) -> Tensor:
+    """(n_seen, 3, 2) on the CPU: accuracy on each group of each of the first tasks, class-IL and task-IL.
+
+    The views are those of `evaluation.accuracies`. NaN where a task has no sample of a group. One read
+    from the device.
+    """
+    benchmark = method.setup.benchmark
+    masks = benchmark.class_masks
+    seen = masks[:n_seen].any(0)
+    hits = torch.zeros(n_seen * len(NAMES), 3, dtype=torch.float64, device=benchmark.device)
+    was_training = method.net.training
+    method.net.eval()
+    for raw, y, task_id, index in benchmark.train_chunks(n_seen, CHUNK[benchmark.device.type]):
+        logits = method.predict(benchmark.augment.normalise(raw), task_id)
+        views = (masked_argmax(logits, seen), masked_argmax(logits, masks[task_id]))
+        own = group[index]
+        found = torch.stack([*(view == y for view in views), torch.ones_like(y, dtype=torch.bool)], 1)
+        place = task_id * len(NAMES) + own.clamp_min(0)
+        hits.index_add_(0, place, found.double() * (own >= 0).view(-1, 1))
+    method.net.train(was_training)
+    right, counts = hits.cpu().view(n_seen, len(NAMES), 3).split([2, 1], dim=2)
+    return right / counts  # 0/0 is NaN
