@@ -3,7 +3,7 @@
     python scripts/report.py runs/mnist                       print the tables; Markdown, LaTeX, CSV and one
                                                               HTML page with all figures in runs/mnist/report/
     python scripts/report.py study.yaml                       the same for the study that sweep.py ran
-    python scripts/report.py runs/mnist --update README.md    put the tables between the file's markers
+    python scripts/report.py runs/mnist --update RESULTS.md    put the tables between the file's markers
     python scripts/report.py mer runs/mer [--update FILE]     the MER paper's tables; also CSV and a figure
     python scripts/report.py scenarios runs/scenarios         van de Ven & Tolias's three scenarios
     python scripts/report.py rehearsal runs/rehearsal         rehearsal methods, with time and memory

@@ -2,7 +2,7 @@
 
     python -m scripts.bench                       all parts (about a quarter of an hour on two cores)
     python -m scripts.bench trainer-mlp data      some of them
-    python -m scripts.bench --update README.md    and put the lines between the file's markers
+    python -m scripts.bench --update RESULTS.md    and put the lines between the file's markers
     python -m scripts.bench steps --models er maer --backbone resnet18 --against bare loader
     python -m scripts.bench steps seeds --device cuda --models er maer --json gpu.json
     python scripts/bench/memorization.py --device cuda resnet18

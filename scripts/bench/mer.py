@@ -2,7 +2,7 @@
 
     python scripts/bench/mer.py                        every method
     python scripts/bench/mer.py gem meralg1            some of them
-    python scripts/bench/mer.py --update README.md     and put the table between the file's markers
+    python scripts/bench/mer.py --update RESULTS.md     and put the table between the file's markers
 
 Training steps only, on one thread, in the middle of the stream (task 10 of 20, memories full). "eager" is
 the same method file without the compiled kernel, in the same process, alternating with it; methods without

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The README's rehearsal tables: every method on seq-mnist with 500 places (the benchmark's one epoch, batches
+# The rehearsal tables of RESULTS.md: every method on seq-mnist with 500 places (the benchmark's one epoch, batches
 # of 10 and learning rate 0.1 for all), and er, der, derpp, agem and gem on perm-mnist and rot-mnist and the
 # task-free methods on mnist-360 with the DER paper's settings. Finished runs are skipped; `short-cifar`: two
 # epochs of a small cnn instead.
@@ -7,7 +7,7 @@
 #     scripts/reproduce/reproduce_rehearsal.sh [DATA_DIR]      (default: ~/.cache/engram; downloads MNIST if absent)
 #     SEEDS="0 1" JOBS=2 OUTPUT_DIR=runs/rehearsal ONLY="seq-mnist" scripts/reproduce/reproduce_rehearsal.sh
 #     ONLY="short-cifar" SEEDS=0 OUTPUT_DIR=runs/short-cifar scripts/reproduce/reproduce_rehearsal.sh
-#     python scripts/report.py rehearsal runs/rehearsal --update README.md
+#     python scripts/report.py rehearsal runs/rehearsal --update RESULTS.md
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)

@@ -8,7 +8,7 @@
 #     scripts/reproduce/reproduce_scenarios.sh [split|perm|all]         5 seeds on the test set
 #     scripts/reproduce/reproduce_scenarios.sh split tune               the grid the strengths below were chosen from:
 #                                                             seed 0, 10 % of the training data held out
-#     python scripts/report.py scenarios runs/scenarios [--update README.md]
+#     python scripts/report.py scenarios runs/scenarios [--update RESULTS.md]
 #     python scripts/report.py runs/scenarios-tune
 #
 # Environment: SEEDS (default "0 1 2 3 4"), JOBS (2), DATA_DIR (~/.cache/engram), OUTPUT_DIR (runs/scenarios,
