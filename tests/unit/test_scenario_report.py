@@ -53,7 +53,7 @@ def test_a_row_per_method_with_the_published_numbers_and_the_strength():
 
 def commands(*arguments: str, **env: str) -> list[list[str]]:
     """Flags of every run that the script would start."""
-    script = [str(ROOT / "scripts" / "reproduce" / "reproduce_scenarios.sh"), *arguments]
+    script = [str(ROOT / "scripts" / "reproduce" / "scenarios.sh"), *arguments]
     environment = {**os.environ, "DRY_RUN": "1", "SEEDS": "0", "OUTPUT_DIR": "nowhere", **env}
     done = subprocess.run(script, env=environment, capture_output=True, text=True, check=True)
     return [shlex.split(line)[2:] for line in done.stdout.splitlines()]
@@ -85,6 +85,6 @@ def test_tuning_never_reads_the_test_set():
 def test_the_script_can_be_narrowed():
     (flags,) = commands("split", ONLY="task-il-si$", ITERS="7")
     assert flags[flags.index("--model") + 1] == "si" and flags[flags.index("--n_iters") + 1] == "7"
-    script = str(ROOT / "scripts" / "reproduce" / "reproduce_scenarios.sh")
+    script = str(ROOT / "scripts" / "reproduce" / "scenarios.sh")
     done = subprocess.run([script, "rotated"], capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "usage:" in done.stderr

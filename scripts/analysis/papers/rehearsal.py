@@ -1,6 +1,6 @@
 """Tables of the rehearsal methods, with time and memory, and the DER paper's numbers beside them.
 
-Called by `scripts/report.py rehearsal FOLDER`; scripts/reproduce/reproduce_rehearsal.sh makes
+Called by `scripts/report.py rehearsal FOLDER`; scripts/reproduce/rehearsal.sh makes
 the runs. The published numbers: published_der.yaml. Peak memory is the whole process's on a CPU.
 """
 

@@ -2,9 +2,9 @@
 # maer's policies against a class-balanced and a plain reservoir, at several sizes of the memory, 5 seeds:
 # what the memorization paper's figure of buffer sizes and tables show, small enough for a CPU.
 #
-#     scripts/reproduce/reproduce_maer.sh digits [DATA_DIR]     175 runs of seconds
-#     scripts/reproduce/reproduce_maer.sh mnist [DATA_DIR]      145 runs of seconds
-#     scripts/reproduce/reproduce_maer.sh cifar10 [DATA_DIR]    110 runs of a small cnn, one epoch: 45 minutes of a core
+#     scripts/reproduce/maer.sh digits [DATA_DIR]     175 runs of seconds
+#     scripts/reproduce/maer.sh mnist [DATA_DIR]      145 runs of seconds
+#     scripts/reproduce/maer.sh cifar10 [DATA_DIR]    110 runs of a small cnn, one epoch: 45 minutes of a core
 #     python scripts/report.py memorization runs/maer/digits      paired differences, LaTeX
 #     python -m memorization.plots --runs runs/maer/digits --out_dir runs/maer/digits/figures
 #

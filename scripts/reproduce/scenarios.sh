@@ -5,8 +5,8 @@
 # paper's code Adam's state is kept from task to task, each seed splits the digits its own way, and permuted
 # images have a black border.
 #
-#     scripts/reproduce/reproduce_scenarios.sh [split|perm|all]         5 seeds on the test set
-#     scripts/reproduce/reproduce_scenarios.sh split tune               the grid the strengths below were chosen from:
+#     scripts/reproduce/scenarios.sh [split|perm|all]         5 seeds on the test set
+#     scripts/reproduce/scenarios.sh split tune               the grid the strengths below were chosen from:
 #                                                             seed 0, 10 % of the training data held out
 #     python scripts/report.py scenarios runs/scenarios [--update RESULTS.md]
 #     python scripts/report.py runs/scenarios-tune
@@ -22,7 +22,7 @@ stage=${2:-run}
 python=$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)
 data=${DATA_DIR:-$HOME/.cache/engram}
 case $which-$stage in split-run | perm-run | all-run | split-tune | perm-tune | all-tune) ;; *)
-  echo "usage: scripts/reproduce/reproduce_scenarios.sh [split|perm|all] [tune]" >&2
+  echo "usage: scripts/reproduce/scenarios.sh [split|perm|all] [tune]" >&2
   exit 2 ;;
 esac
 if [ "$stage" = tune ]; then

@@ -2,7 +2,7 @@
 # The MNIST tables of RESULTS.md: 5 seeds of every method on seq-mnist, and the order of methods on
 # perm-mnist. About half an hour on two cores. Edit the lists and run it again; runs are added.
 #
-#     scripts/reproduce/reproduce_mnist.sh [DATA_DIR]          (default: ~/.cache/engram; downloads MNIST if absent)
+#     scripts/reproduce/mnist.sh [DATA_DIR]          (default: ~/.cache/engram; downloads MNIST if absent)
 #     python scripts/report.py runs/mnist --update RESULTS.md
 set -euo pipefail
 cd "$(dirname "$0")/../.."

@@ -4,9 +4,9 @@
 # task-free methods on mnist-360 with the DER paper's settings. Finished runs are skipped; `short-cifar`: two
 # epochs of a small cnn instead.
 #
-#     scripts/reproduce/reproduce_rehearsal.sh [DATA_DIR]      (default: ~/.cache/engram; downloads MNIST if absent)
-#     SEEDS="0 1" JOBS=2 OUTPUT_DIR=runs/rehearsal ONLY="seq-mnist" scripts/reproduce/reproduce_rehearsal.sh
-#     ONLY="short-cifar" SEEDS=0 OUTPUT_DIR=runs/short-cifar scripts/reproduce/reproduce_rehearsal.sh
+#     scripts/reproduce/rehearsal.sh [DATA_DIR]      (default: ~/.cache/engram; downloads MNIST if absent)
+#     SEEDS="0 1" JOBS=2 OUTPUT_DIR=runs/rehearsal ONLY="seq-mnist" scripts/reproduce/rehearsal.sh
+#     ONLY="short-cifar" SEEDS=0 OUTPUT_DIR=runs/short-cifar scripts/reproduce/rehearsal.sh
 #     python scripts/report.py rehearsal runs/rehearsal --update RESULTS.md
 set -euo pipefail
 cd "$(dirname "$0")/../.."
