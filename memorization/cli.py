@@ -12,8 +12,15 @@ from typing import Any
 from engram.memorization import settings
 from engram.memorization.settings import DATASETS, OPERATIONAL
 from engram.utils.config import registry
-from engram.utils.config.cli import Parser, add_flag, formatter
-from engram.utils.config.options import OptionError, OptionSet, convert
+from engram.utils.config.flags import (
+    Parser,
+    build_sets,
+    convert_layer,
+    fields_of,
+    flatten,
+    read_config_file,
+)
+from engram.utils.config.options import OptionError, OptionSet
 from engram.utils.errors import UserError
 
 # The groups that say which networks are trained on what; "architecture" is added by `parse`.
@@ -29,40 +36,37 @@ SETTINGS = "settings.json"
 class Options(SimpleNamespace):
     """The option sets of a program by group name: `options.recipe.lr`."""
 
-    def flat(self, *groups: str) -> dict[str, Any]:
-        """Flag → value of some groups (default: all), tuples as lists: what is saved and compared."""
-        values: dict[str, Any] = {}
-        for name, group in vars(self).items():
-            if not groups or name in groups:
-                values |= dataclasses.asdict(group)
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+    def flat(self) -> dict[str, Any]:
+        """Flag → value, tuples as lists: what is saved and compared."""
+        return flatten(vars(self).values())
 
 
 def parse(module: str, text: str, groups: dict[str, type[OptionSet]], argv: list[str]) -> Options:
     """The options of the program `python -m memorization.MODULE`; prints and exits for --help.
 
-    text: what the program does. The settings saved in --weights_dir win over defaults and must not be
-    contradicted.
+    text: what the program does, for the help. The last of these to give a value decides: the defaults of
+    the data set, the settings saved in --weights_dir, the file given as --config, the command line. The
+    saved settings must not be contradicted, since networks have been trained with them.
     """
-    raw, wants_help = _first_reading(argv)
-    known = saved_settings(raw["weights_dir"]) if "weights_dir" in raw and not wants_help else {}
-    chosen = {**known, **raw}
-    defaults = DATASETS.get(chosen.get("dataset_name", settings.DataOptions.dataset_name), {})
-    model = chosen.get("model_name")
-    if "network" in groups and (model or not wants_help):
-        name = registry.canonical("backbones", model or defaults.get("model_name", "mlp"))
-        defaults = {**defaults, "model_name": name}
+    chosen = _first_reading(argv)
+    wants_help = chosen.pop("help", False)
+    file = read_config_file(chosen["config"]) if "config" in chosen else {}
+    given = file | chosen
+    saved = saved_settings(given["weights_dir"]) if "weights_dir" in given and not wants_help else {}
+    given = saved | given
+    defaults = dict(DATASETS.get(given.get("dataset_name", settings.DataOptions.dataset_name), {}))
+    if "network" in groups and ("model_name" in given or not wants_help):
+        model = given.get("model_name", defaults.get("model_name", "mlp"))
+        defaults["model_name"] = name = registry.canonical("backbones", model)
         groups = {**groups, "architecture": getattr(registry.load("backbones", name), "Options", OptionSet)}
     parser = _parser(module, text, groups, defaults)
     if wants_help:
         print(parser.format_help())
         sys.exit(0)
-    given, unknown = parser.parse_known_args(argv)
-    if unknown:
-        flags = [o for action in parser._actions for o in action.option_strings]
-        flag = unknown[0].split("=")[0]
-        raise OptionError(f"unknown argument {flag}{registry.suggest(flag, flags)} (see --help)")
-    return Options(**_build(groups, defaults, known, vars(given)))
+    flags = parser.read(argv)
+    flags.pop("config", None)
+    layers = {f"--config {chosen.get('config')}": file, "command line": flags}
+    return Options(**build_sets(groups, _values(groups, defaults, saved, layers)))
 
 
 def saved_settings(folder: str) -> dict[str, Any]:
@@ -76,49 +80,44 @@ def saved_settings(folder: str) -> dict[str, Any]:
         raise UserError(f"{file}: damaged ({error}); restore it or use a new folder") from None
 
 
-def _first_reading(argv: list[str]) -> tuple[dict[str, str], bool]:
-    """The flags that decide which other flags exist or where settings lie; whether help is wanted."""
-    chooser = Parser(add_help=False, allow_abbrev=False)
-    for flag in ("dataset_name", "model_name", "weights_dir"):
+def _first_reading(argv: list[str]) -> dict[str, Any]:
+    """What decides which other flags exist or where settings lie, and whether help is wanted, if given."""
+    chooser = Parser(argument_default=argparse.SUPPRESS)
+    for flag in ("dataset_name", "model_name", "weights_dir", "config"):
         chooser.add_argument(f"--{flag}")
-    chooser.add_argument("-h", "--help", action="store_true")
-    given, _ = chooser.parse_known_args(argv)
-    named = {k: v for k, v in vars(given).items() if k != "help" and v is not None}
-    return named, given.help
+    chooser.add_argument("-h", "--help", action="store_true", default=argparse.SUPPRESS)
+    return vars(chooser.parse_known_args(argv)[0])
 
 
 def _parser(module: str, text: str, groups: dict[str, type[OptionSet]], defaults: dict[str, Any]) -> Parser:
     parser = Parser(
-        prog=f"python -m memorization.{module}", description=text, add_help=False, allow_abbrev=False,
-        argument_default=argparse.SUPPRESS, formatter_class=formatter,
-    )  # fmt: skip
+        prog=f"python -m memorization.{module}", description=text, argument_default=argparse.SUPPRESS
+    )
     parser.add_argument("-h", "--help", action="store_true", help="this text")
+    parser.add_argument("--config", metavar="FILE", help="YAML file of flags; the command line wins over it")
     for name, options in groups.items():
         title = name if name != "architecture" else f"backbone {defaults['model_name']}"
-        group = parser.add_argument_group(title)
-        for field in dataclasses.fields(options):
-            add_flag(group, field, defaults.get(field.name, field.default))
+        parser.add_section(title, dataclasses.fields(options), defaults)
     return parser
 
 
-def _build(groups, defaults, known: dict[str, Any], given: dict[str, Any]) -> dict[str, OptionSet]:
-    fields = {f.name: f for options in groups.values() for f in dataclasses.fields(options)}
-    values = {k: convert(fields[k], v) for k, v in {**defaults, **known}.items() if k in fields}
-    for name, raw in given.items():
-        value = convert(fields[name], raw)
-        if name in known and name not in OPERATIONAL and value != values[name]:
-            raise OptionError(
-                f"--{name} {raw}: the networks in --weights_dir were trained with {known[name]}; leave the "
-                "flag out, or give another folder"
-            )
-        values[name] = value
+def _values(groups, defaults: dict, saved: dict, layers: dict[str, dict]) -> dict[str, Any]:
+    """Flag → typed value in force; `OptionError` where a layer contradicts the saved settings."""
+    fields = fields_of(groups)
+    base = {name: value for name, value in {**defaults, **saved}.items() if name in fields}
+    values = convert_layer("saved settings", base, fields)
+    for source, raw in layers.items():
+        layer = convert_layer(source, raw, fields)
+        for name, value in layer.items():
+            if name in saved and name not in OPERATIONAL and value != values[name]:
+                raise OptionError(
+                    f"--{name} {raw[name]}: the networks in --weights_dir were trained with {saved[name]}; "
+                    "leave the flag out, or give another folder"
+                )
+        values |= layer
     if "model_name" in fields:
         values["model_name"] = registry.canonical("backbones", values["model_name"])
-    sets = {}
-    for name, options in groups.items():
-        own = {f.name: values[f.name] for f in dataclasses.fields(options) if f.name in values}
-        sets[name] = options(**own)
-    return sets
+    return values
 
 
 def require(options: OptionSet, *names: str) -> None:

@@ -136,6 +136,22 @@ def test_misuse_is_one_clear_line(flags, message, tmp_path, monkeypatch, capsys)
     assert message in error and error.startswith("error: ")
 
 
+def test_flags_come_from_a_file_too(tmp_path, capsys):
+    """The command line wins over the file; both are held against what the networks were trained with."""
+    file = tmp_path / "flags.yaml"
+    file.write_text(f"weights_dir: {tmp_path / 'study'}\ndataset_size: 0.1\nhidden_sizes: [6]\nn_epochs: 2\n")
+    flags = ["--config", str(file), "--use_multiprocessing", "0", "--stack", "4"]
+    train_splits.run([*flags, "--n_repeats", "4", "--n_epochs", "1"])
+    settings = Store(str(tmp_path / "study")).settings()
+    assert settings["hidden_sizes"] == [6] and settings["dataset_size"] == 0.1
+    assert settings["n_epochs"] == 1 and "config" not in settings
+    with pytest.raises(ValueError, match="--n_epochs 2: the networks in --weights_dir were trained with 1"):
+        train_splits.run([*flags, "--n_repeats", "4"])
+    file.write_text("n_epoch: 2\n")
+    with pytest.raises(ValueError, match=r"--config .*: unknown flag --n_epoch; did you mean n_epochs"):
+        train_splits.run([*flags, "--weights_dir", str(tmp_path / "other")])
+
+
 def test_help_does_not_import_torch(tmp_path):
     code = (
         "import sys\nfrom memorization import {0}\ntry:\n {0}.run(['--help'])\nexcept SystemExit:\n pass\n"

@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -12,7 +11,8 @@ import yaml
 from engram.utils.config import config as settings
 from engram.utils.config import registry
 from engram.utils.config.config import GROUPS, PLUGINS, Config
-from engram.utils.config.options import OptionError, OptionSet, convert, value_type
+from engram.utils.config.flags import Parser, fields_of, read_config_file
+from engram.utils.config.options import OptionError, OptionSet, convert
 
 TITLES = {
     "run": "run", "stream": "stream of tasks", "train": "training", "log": "measuring, logging, saving",
@@ -27,14 +27,6 @@ class Request:
     config: Config | None = None
     resume: str | None = None
     overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse, but errors are `OptionError`s: one place prints them."""
-
-    def error(self, message: str):
-        """Raise instead of printing the usage."""
-        raise OptionError(message)
 
 
 def parse(argv: list[str]) -> Request:
@@ -69,7 +61,7 @@ def parse(argv: list[str]) -> Request:
 
 def _chooser() -> Parser:
     """The flags that decide which other flags exist."""
-    parser = Parser(prog="main.py", add_help=False, allow_abbrev=False)
+    parser = Parser(prog="main.py")
     parser.add_argument(
         "-h", "--help", action="store_true", help="this text; with --model X, X's own flags too"
     )
@@ -116,59 +108,19 @@ def _option_sets(chosen: dict[str, str | None]) -> dict[str, type[OptionSet]]:
 
 def _typed_flags(argv: list[str], sets: dict[str, type[OptionSet]]) -> dict[str, Any]:
     """Flag → raw string for everything given; unknown flags are refused with near matches."""
-    parser = _parser(sets, {}, None)
-    given, unknown = parser.parse_known_args(argv)
-    if unknown:
-        flag = unknown[0].split("=")[0]
-        valid = [o for action in [*parser._actions, *_chooser()._actions] for o in action.option_strings]
-        raise OptionError(f"unknown argument {flag}{registry.suggest(flag, valid)} (see --help)")
-    return vars(given)
+    return _parser(sets, {}, None).read(argv, other_flags=_chooser().flags)
 
 
 def _parser(sets: dict[str, type[OptionSet]], chosen: dict, chooser: Parser | None) -> Parser:
-    parser = Parser(
-        prog="main.py", add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS,
-        parents=[chooser] if chooser else [], formatter_class=formatter,
-    )  # fmt: skip
+    parents = [chooser] if chooser else []
+    parser = Parser(prog="main.py", argument_default=argparse.SUPPRESS, parents=parents)
     defaults = settings.benchmark_defaults(chosen["dataset"]) if chosen.get("dataset") else {}
+    names = {flag: chosen.get(flag) or "" for flag, _ in PLUGINS.values()}
     for part, options in sets.items():
-        own = [f for f in dataclasses.fields(options) if f.name not in {"model", "dataset", "backbone"}]
-        if own:
-            names = {flag: chosen.get(flag) or "" for flag, _ in PLUGINS.values()}
-            title = TITLES[part].format(**names)
-            group = parser.add_argument_group(title.strip())
-            for field in own:
-                add_flag(group, field, defaults.get(field.name, field.default))
+        fields = [f for f in dataclasses.fields(options) if f.name not in {"model", "dataset", "backbone"}]
+        if fields:
+            parser.add_section(TITLES[part].format(**names).strip(), fields, defaults)
     return parser
-
-
-def formatter(prog: str) -> argparse.HelpFormatter:
-    """Wide lines, flags in a column of their own."""
-    return argparse.HelpFormatter(prog, max_help_position=34, width=110)
-
-
-def add_flag(group: argparse._ArgumentGroup, field: dataclasses.Field, default: Any) -> None:
-    """The flag that stands for a field, with its help and the default in force."""
-    kind, many = value_type(field)
-    metavar = {"bool": "0|1", "int": "N", "float": "X", "str": "TEXT"}[kind.__name__]
-    choices = field.metadata["choices"]
-    if choices and kind is str:
-        metavar = "|".join(choices)
-    shown = ",".join(map(str, default)) if many else int(default) if isinstance(default, bool) else default
-    text = field.metadata["help"] + (f" (default: {shown})" if default not in (None, ()) else "")
-    flags = {"nargs": "?", "const": "1"} if kind is bool else {}
-    group.add_argument(f"--{field.name}", metavar=f"{metavar},..." if many else metavar, help=text, **flags)
-
-
-def read_config_file(path: str) -> dict[str, Any]:
-    """The flags in a YAML file: a flat mapping from flag name to value."""
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise OptionError(f"--config {path}: cannot be read: {error}") from None
-    if not isinstance(content, dict):
-        raise OptionError(f"--config {path}: expected a mapping from flag names to values, e.g. 'lr: 0.1'")
-    return {str(key).removeprefix("--"): value for key, value in content.items()}
 
 
 def best_args(model: str | None, dataset: str | None, given: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -213,7 +165,7 @@ def general_help(chooser: Parser) -> str:
 
 def flags_to_resume(saved: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """The flags of a run to resume; of those given again only operational ones may differ."""
-    fields = {f.name: f for options in GROUPS.values() for f in dataclasses.fields(options)}
+    fields = fields_of(GROUPS)
     changed = {}
     for name, raw in given.items():
         value = convert(fields[name], raw)

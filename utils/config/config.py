@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from engram.utils.config import registry
-from engram.utils.config.options import OptionError, OptionSet, convert, option
+from engram.utils.config.flags import build_sets, convert_layer, fields_of, flatten
+from engram.utils.config.options import OptionError, OptionSet, option
 from engram.utils.errors import UserError
 
 
@@ -177,10 +178,7 @@ class Config:
 
     def flat(self) -> dict[str, Any]:
         """Flag name → value, tuples as lists: what is saved, logged and read back."""
-        values = {}
-        for group in dataclasses.fields(self):
-            values |= dataclasses.asdict(getattr(self, group.name))
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+        return flatten(getattr(self, group.name) for group in dataclasses.fields(self))
 
 
 def version() -> str:
@@ -207,12 +205,7 @@ def option_sets(model: str, dataset: str, backbone: str) -> dict[str, type[Optio
     for kind, (_, part) in PLUGINS.items():
         module = registry.load(kind, chosen[kind])
         sets[part] = getattr(module, "Options", OptionSet)
-    owners: dict[str, str] = {}
-    for part, options in sets.items():
-        for field in dataclasses.fields(options):
-            if field.name in owners:
-                raise RuntimeError(f"flag --{field.name} is defined by {owners[field.name]} and {part}")
-            owners[field.name] = part
+    fields_of(sets)  # refuses a flag that two of them define
     return sets
 
 
@@ -235,12 +228,10 @@ def resolve(layers: list[tuple[str, dict[str, Any]]]) -> Config:
     chosen["backbone"] = _last(layers, "backbone", GROUPS["run"])
     names = {flag: registry.canonical(kind, chosen[flag]) for kind, (flag, _) in PLUGINS.items()}
     sets = option_sets(**names)
-    values = _merge(layers, sets) | names
-    parts = {}
-    for part, options in sets.items():
-        own = {f.name: values[f.name] for f in dataclasses.fields(options) if f.name in values}
-        parts[part] = options(**own)
-    config = Config(**parts)
+    fields, values = fields_of(sets), {}
+    for source, layer in layers:
+        values |= convert_layer(source, layer, fields)
+    config = Config(**build_sets(sets, values | names))
     _cross_check(config)
     return config
 
@@ -254,21 +245,6 @@ def up_to_date(stored: dict[str, Any]) -> dict[str, Any]:
         return resolve([("stored configuration", stored)]).flat()
     except UserError:
         return stored
-
-
-def _merge(layers: list[tuple[str, dict[str, Any]]], sets: dict[str, type[OptionSet]]) -> dict[str, Any]:
-    fields = {f.name: f for options in sets.values() for f in dataclasses.fields(options)}
-    values = {}
-    for where, layer in layers:
-        for key, raw in layer.items():
-            if key not in fields:
-                hint = registry.suggest(key, list(fields))
-                raise OptionError(f"{where}: unknown flag --{key}{hint} (see --help)")
-            try:
-                values[key] = convert(fields[key], raw)
-            except OptionError as error:
-                raise OptionError(f"{where}: {error}") from None
-    return values
 
 
 def _last(layers: list[tuple[str, dict[str, Any]]], key: str, options: type[OptionSet]) -> Any:

@@ -1,0 +1,137 @@
+"""Flags: option sets become a command line and back. One engine for main.py and the memorization programs.
+
+    sets = {"train": TrainOptions}
+    parser = Parser(prog="main.py", argument_default=argparse.SUPPRESS)
+    parser.add_section("training", dataclasses.fields(TrainOptions), defaults={})
+    raw = parser.read(argv)                                         # {"lr": "0.1"}: text, as it was given
+    values = convert_layer("command line", raw, fields_of(sets))    # {"lr": 0.1}
+    options = build_sets(sets, values)                              # {"train": TrainOptions(lr=0.1)}
+
+Nothing here imports torch, so `--help` is quick.
+"""
+
+import argparse
+import dataclasses
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from engram.utils.config.options import OptionError, OptionSet, convert, value_type
+from engram.utils.config.registry import suggest
+
+METAVARS: dict[type, str] = {bool: "0|1", int: "N", float: "X", str: "TEXT"}
+Sets = Mapping[str, type[OptionSet]]
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with a help section for each option set; its errors are raised as `OptionError`."""
+
+    def __init__(self, **keywords: Any):
+        self.flags: list[str] = []
+        super().__init__(add_help=False, allow_abbrev=False, formatter_class=wide_formatter, **keywords)
+
+    def add_argument(self, *names: str, **keywords: Any) -> argparse.Action:
+        """As in argparse; the flag is also remembered, to be suggested for a misspelled one."""
+        self.flags += [name for name in names if name.startswith("-")]
+        return super().add_argument(*names, **keywords)
+
+    def add_section(
+        self, title: str, fields: Iterable[dataclasses.Field], defaults: Mapping[str, Any]
+    ) -> None:
+        """A section of the help with one flag for each field; `defaults` win over the fields' own in it."""
+        group = self.add_argument_group(title)
+        for field in fields:
+            self.flags.append(f"--{field.name}")
+            keywords = flag_keywords(field, defaults.get(field.name, field.default))
+            group.add_argument(f"--{field.name}", **keywords)
+
+    def read(self, argv: list[str], other_flags: Iterable[str] = ()) -> dict[str, Any]:
+        """The value of each flag as argparse gives it; an unknown flag is refused with near matches.
+
+        other_flags: valid ones that this parser does not have, to be suggested too.
+        """
+        given, unknown = self.parse_known_args(argv)
+        if unknown:
+            flag = unknown[0].split("=")[0]
+            hint = suggest(flag, [*self.flags, *other_flags])
+            raise OptionError(f"unknown argument {flag}{hint} (see --help)")
+        return vars(given)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage and exiting."""
+        raise OptionError(message)
+
+
+def wide_formatter(prog: str) -> argparse.HelpFormatter:
+    """Help in wide lines, with the flags in a column of their own."""
+    return argparse.HelpFormatter(prog, max_help_position=34, width=110)
+
+
+def flag_keywords(field: dataclasses.Field, default: Any) -> dict[str, Any]:
+    """Arguments of `add_argument` for a field: its help with the default in force, and how values look."""
+    kind, many = value_type(field)
+    choices = field.metadata["choices"]
+    metavar = "|".join(choices) if choices and kind is str else METAVARS[kind]
+    shown = ",".join(map(str, default)) if many else int(default) if isinstance(default, bool) else default
+    text = field.metadata["help"] + (f" (default: {shown})" if default not in (None, ()) else "")
+    keywords = {"metavar": f"{metavar},..." if many else metavar, "help": text}
+    return keywords | ({"nargs": "?", "const": "1"} if kind is bool else {})
+
+
+def read_config_file(path: str) -> dict[str, Any]:
+    """The flags in a YAML file: a flat mapping from flag name to value."""
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise OptionError(f"--config {path}: cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise OptionError(f"--config {path}: expected a mapping from flag names to values, e.g. 'lr: 0.1'")
+    return {str(key).removeprefix("--"): value for key, value in content.items()}
+
+
+def fields_of(sets: Sets) -> dict[str, dataclasses.Field]:
+    """Flag → field of all option sets; `RuntimeError` where two of them define the same flag."""
+    owners: dict[str, str] = {}
+    fields: dict[str, dataclasses.Field] = {}
+    for name, options in sets.items():
+        for field in dataclasses.fields(options):
+            if field.name in owners:
+                raise RuntimeError(f"flag --{field.name} is defined by {owners[field.name]} and {name}")
+            owners[field.name], fields[field.name] = name, field
+    return fields
+
+
+def convert_layer(
+    source: str, raw: Mapping[str, Any], fields: Mapping[str, dataclasses.Field]
+) -> dict[str, Any]:
+    """Raw values of one source (a file, the command line) in their fields' types.
+
+    Raises `OptionError` for unknown flags and for values that cannot be converted, naming the source.
+    """
+    values = {}
+    for name, value in raw.items():
+        if name not in fields:
+            raise OptionError(f"{source}: unknown flag --{name}{suggest(name, list(fields))} (see --help)")
+        try:
+            values[name] = convert(fields[name], value)
+        except OptionError as error:
+            raise OptionError(f"{source}: {error}") from None
+    return values
+
+
+def build_sets(sets: Sets, values: Mapping[str, Any]) -> dict[str, OptionSet]:
+    """The option sets with these values, defaults for the rest; `OptionError` for a value out of bounds."""
+    return {
+        name: options(**{f.name: values[f.name] for f in dataclasses.fields(options) if f.name in values})
+        for name, options in sets.items()
+    }
+
+
+def flatten(sets: Iterable[OptionSet]) -> dict[str, Any]:
+    """Flag → value of built option sets, tuples as lists: what is saved, logged and read back."""
+    values: dict[str, Any] = {}
+    for options in sets:
+        values |= dataclasses.asdict(options)
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
