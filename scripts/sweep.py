@@ -28,6 +28,7 @@ from tqdm import tqdm
 from engram.utils import files
 from engram.utils.errors import UserError
 from engram.utils.sweeps import process_pool
+from engram.utils.sweeps.job_pool import JobPool
 from engram.utils.sweeps.run_index import RunIndex
 from engram.utils.sweeps.sweep import Sweep, ending, failure, preload
 from engram.utils.sweeps.sweep_spec import SweepSpec, read_spec
@@ -119,7 +120,7 @@ def main(argv: list[str] | None = None) -> int:
         ledger = RunIndex({run.config.run.output_dir for run in runs})
         sweep = Sweep(runs, ledger, options.seeds_together)
         if options.dry_run:
-            print(sweep.plan(len(process_pool.places(options.jobs, options.runs_per_gpu))))
+            print(sweep.plan(len(process_pool.default_slots(options.jobs, options.runs_per_gpu))))
             return 0
         Path(study.fixed["output_dir"]).expanduser().mkdir(parents=True, exist_ok=True)
         keep(study)
@@ -155,12 +156,12 @@ def carry_out(sweep: Sweep, name: str, options: argparse.Namespace) -> int:
     """Do what is left of the study; 0, 1 when a run failed, 128 + signal when it was stopped."""
     n_runs, n_before = len(sweep.runs), len(sweep.runs) - len(sweep.open)
     n_done, failed = n_before, []
-    where, n_threads = machines(options, sweep)
+    pool, n_threads = job_pool(options, sweep)
     with interruptible(), tqdm(
         total=n_runs, initial=n_done, unit="run", dynamic_ncols=True, smoothing=0, disable=None
     ) as bar:  # fmt: skip
         try:
-            for run, outcome, tries_left in sweep.work_off(where, n_threads, options.retries):
+            for run, outcome, tries_left in sweep.execute(pool, n_threads, options.retries):
                 n_done += not tries_left
                 again = "; trying again" if tries_left else ""
                 line = ending(run, outcome, sweep.folders[run.key]) + again
@@ -169,9 +170,9 @@ def carry_out(sweep: Sweep, name: str, options: argparse.Namespace) -> int:
                 if outcome.code and not tries_left:
                     failed.append(failure(run, outcome))
                     bar.set_postfix_str(f"{len(failed)} failed", refresh=False)
-            write_parents(sweep, where, name)
+            write_parents(sweep, pool, name)
         except KeyboardInterrupt as stop:
-            end(where)
+            end(pool)
             return 128 + (stop.args[0] if stop.args else signal.SIGINT)
     print("\n".join(failed), file=sys.stderr, end="\n" * bool(failed))
     n_now = n_done - n_before - len(failed)
@@ -179,36 +180,36 @@ def carry_out(sweep: Sweep, name: str, options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def write_parents(sweep: Sweep, where: process_pool.Runner, name: str) -> None:
+def write_parents(sweep: Sweep, pool: JobPool, name: str) -> None:
     """Seeds below their setting in MLflow; a job like the runs, because it imports as much."""
     for job in sweep.parent_jobs(name):
-        where.submit(job)
-    while where.n_running():
-        for outcome in where.finished(timeout=1.0):
+        pool.submit(job)
+    while pool.n_running():
+        for outcome in pool.finished(timeout=1.0):
             if outcome.code:
                 print(f"MLflow has no parent runs of this study: {outcome.job.output}", file=sys.stderr)
 
 
-def machines(options: argparse.Namespace, sweep: Sweep) -> tuple[process_pool.Runner, int]:
-    """Where the runs are done, and the CPU threads of each."""
+def job_pool(options: argparse.Namespace, sweep: Sweep) -> tuple[JobPool, int]:
+    """The pool that executes the runs, and the CPU threads of each run."""
     if options.address:
-        from engram.utils.sweeps.ray_pool import RayRunner
+        from engram.utils.sweeps.ray_pool import RayPool
 
         n_threads = options.cpus_per_run or 1
         modules = preload([run.config.flat() for run in sweep.runs])
-        return RayRunner(options.address, n_threads, options.runs_per_gpu, modules), n_threads
-    places = process_pool.places(options.jobs, options.runs_per_gpu)
-    n_threads = options.cpus_per_run or max(1, len(os.sched_getaffinity(0)) // len(places))
-    return process_pool.LocalRunner(places), n_threads
+        return RayPool(options.address, n_threads, options.runs_per_gpu, modules), n_threads
+    slots = process_pool.default_slots(options.jobs, options.runs_per_gpu)
+    n_threads = options.cpus_per_run or max(1, len(os.sched_getaffinity(0)) // len(slots))
+    return process_pool.ProcessPool(slots), n_threads
 
 
-def end(where: process_pool.Runner) -> None:
+def end(pool: JobPool) -> None:
     """Let the runs save; a second Ctrl-C does not wait for them."""
-    tqdm.write(f"stopping: {where.n_running()} runs save their state (again: end at once)", file=sys.stderr)
+    tqdm.write(f"stopping: {pool.n_running()} runs save their state (again: end at once)", file=sys.stderr)
     try:
-        where.stop()
+        pool.stop()
     except KeyboardInterrupt:
-        where.kill()
+        pool.kill()
 
 
 @contextmanager

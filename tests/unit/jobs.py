@@ -1,4 +1,4 @@
-"""Jobs for test_runner.py: functions that a process of their own can import in no time."""
+"""Jobs for test_job_pools.py: functions that a process of their own can import in no time."""
 
 import os
 import signal

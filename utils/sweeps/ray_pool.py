@@ -1,29 +1,32 @@
-"""Cluster: the jobs of `utils/sweeps/process_pool.py` on the nodes of a Ray cluster.
+"""Ray pool: jobs on the nodes of a Ray cluster.
 
-Ray places jobs, gives each its cores and its part of a GPU, lets nodes join and starts the jobs of a lost
-node on another one, where they go on from their checkpoints. Project, output and data folders must be the
-same paths on every node (a shared file system). What trains knows nothing of Ray: on its node a job is a
+Ray assigns jobs to nodes, gives each its cores and its share of a GPU, lets nodes join and starts the jobs of
+a lost node on another one, where they go on from their checkpoints. Project, output and data folders must be
+the same paths on every node (a shared file system). What trains knows nothing of Ray: on its node a job is a
 fork of a warm process, as on one machine.
 """
 
-import dataclasses
 import os
-from typing import Any
+from types import ModuleType
 
 from engram.utils.config.registry import ROOT
 from engram.utils.errors import UserError
 from engram.utils.sweeps import process_pool
-from engram.utils.sweeps.process_pool import Job, JobExit
+from engram.utils.sweeps.job_pool import Job, JobPool
 
 LOST_NODES = 10  # times that a job is started again because its node or Ray's worker was lost
-STOP_SECONDS = 120  # that running jobs have to save
-LOOK_SECONDS = 0.2
+POLL_SECONDS = 0.2
+
+ObjectRef = object  # ray.ObjectRef; Ray is an optional package
 
 
-class RayRunner:
-    """Jobs on a running cluster; Ray queues those for which there is no place yet."""
+class RayPool(JobPool[ObjectRef]):
+    """Jobs on a running cluster; Ray itself queues those for which no node has room."""
+
+    stop_seconds = 120.0
 
     def __init__(self, address: str, cpus_per_run: int, runs_per_gpu: int, preload: list[str]):
+        super().__init__()
         ray = self.ray = import_ray()
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         try:
@@ -33,51 +36,45 @@ class RayRunner:
         self.preload = preload
         self.options = {"num_cpus": cpus_per_run, "max_retries": LOST_NODES}
         self.gpu_share = 1 / runs_per_gpu if ray.cluster_resources().get("GPU") else 0
-        self.do = ray.remote(do)
-        self._open: dict[Any, Job] = {}
+        self.remote = ray.remote(execute_on_node)
 
-    def submit(self, job: Job) -> None:
+    def has_room(self) -> bool:
+        """Always true: Ray has a queue of its own."""
+        return True
+
+    def start(self, job: Job) -> ObjectRef:
         """Hand the job to Ray."""
         options = self.options | {"num_gpus": self.gpu_share if job.gpu else 0, "name": job.name}
-        self._open[self.do.options(**options).remote(dataclasses.asdict(job), self.preload)] = job
+        return self.remote.options(**options).remote(job, self.preload)
 
-    def n_running(self) -> int:
-        """Jobs that have not ended; Ray does not tell the waiting ones apart."""
-        return len(self._open)
+    def ended(self, timeout: float) -> dict[ObjectRef, int]:
+        """Exit codes of the jobs that have ended; one that lost its node too often counts as killed."""
+        references = list(self.running)
+        ready, _ = self.ray.wait(references, timeout=timeout) if references else ([], [])
+        return {reference: self._exit_code(reference) for reference in ready}
 
-    def finished(self, timeout: float) -> list[JobExit]:
-        """Jobs that ended; one that lost its node too often counts as killed."""
-        ready, _ = self.ray.wait(list(self._open), timeout=timeout) if self._open else ([], [])
-        outcomes = []
-        for reference in ready:
-            try:
-                code = self.ray.get(reference)
-            except self.ray.exceptions.RayError:
-                code = -9
-            outcomes.append(JobExit(self._open.pop(reference), code))
-        return outcomes
+    def _exit_code(self, reference: ObjectRef) -> int:
+        try:
+            return self.ray.get(reference)
+        except self.ray.exceptions.RayError:
+            return -9
 
-    def stop(self) -> None:
-        """Cancel: running jobs save and end (`do`), waiting ones never start."""
-        for reference in self._open:
-            self.ray.cancel(reference)
-        if self._open:
-            self.ray.wait(list(self._open), num_returns=len(self._open), timeout=STOP_SECONDS)
+    def interrupt(self, handle: ObjectRef) -> None:
+        """Cancel the job: a running one saves and ends (`execute_on_node`), a queued one never starts."""
+        self.ray.cancel(handle)
 
-    def kill(self) -> None:
-        """End Ray's workers and with them the jobs."""
-        for reference in self._open:
-            self.ray.cancel(reference, force=True)
+    def kill_job(self, handle: ObjectRef) -> None:
+        """End the Ray worker and with it the job."""
+        self.ray.cancel(handle, force=True)
 
 
-def do(fields: dict[str, Any], preload: list[str]) -> int:
-    """On a node, in a worker of Ray's: the job in a process of its own; returns its exit code."""
-    job = Job(**fields)
+def execute_on_node(job: Job, preload: list[str]) -> int:
+    """Execute a job on a node, in a process that a Ray worker starts; returns its exit code."""
     process_pool.start_server(preload)
     process = process_pool.start_process(job, os.environ.get("CUDA_VISIBLE_DEVICES") if job.gpu else None)
     try:
         while process.exitcode is None:
-            process.join(LOOK_SECONDS)
+            process.join(POLL_SECONDS)
     except KeyboardInterrupt:  # the way in which Ray cancels
         process.terminate()
         process.join()
@@ -85,8 +82,8 @@ def do(fields: dict[str, Any], preload: list[str]) -> int:
     return process.exitcode
 
 
-def import_ray() -> Any:
-    """Ray, or what to do without it."""
+def import_ray() -> ModuleType:
+    """The package ray; `UserError` with the command that installs it when it is missing."""
     try:
         import ray
     except ImportError:

@@ -13,8 +13,7 @@ from engram.utils.config.config import PLUGINS
 from engram.utils.config.run_key import run_key
 from engram.utils.runs import text_summary
 from engram.utils.runs.run_dir import RunDir
-from engram.utils.sweeps import process_pool
-from engram.utils.sweeps.process_pool import Job, JobExit, Runner
+from engram.utils.sweeps.job_pool import Job, JobExit, JobPool, run_jobs
 from engram.utils.sweeps.run_index import RunIndex
 from engram.utils.sweeps.sweep_spec import Run
 
@@ -74,12 +73,12 @@ class Sweep:
             flags["run_name"] = run.label
         return flags
 
-    def work_off(self, where: Runner, n_threads: int, retries: int) -> Iterator[tuple[Run, JobExit, int]]:
+    def execute(self, pool: JobPool, n_threads: int, retries: int) -> Iterator[tuple[Run, JobExit, int]]:
         """Do what is to do; yields each ending and the tries left for that run."""
         processes = {runs[0].key: runs for runs in self.processes()}
         jobs = [self.job(runs, n_threads) for runs in processes.values()]
         told = set()
-        for outcome, tries_left in process_pool.work_off(where, jobs, retries):
+        for outcome, tries_left in run_jobs(pool, jobs, retries):
             for run in processes[outcome.job.name]:
                 if run.key not in told:
                     own = self._own_outcome(run, outcome)

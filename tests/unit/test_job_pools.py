@@ -1,4 +1,4 @@
-"""Jobs in processes of their own: endings, output, places, retries, a parent that dies."""
+"""Jobs in processes of their own: endings, output, slots, retries, a parent that dies."""
 
 import os
 import subprocess
@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from engram.utils.sweeps import process_pool
-from engram.utils.sweeps.process_pool import Job, LocalRunner, work_off
+from engram.utils.sweeps.job_pool import Job, run_jobs
+from engram.utils.sweeps.process_pool import ProcessPool
 from tests.conftest import ROOT
 
 
@@ -30,8 +31,8 @@ def text_of(path: Path) -> str:
 
 def test_endings_output_and_no_trace(tmp_path):
     wanted = {"a": ("0", 0), "b": ("3", 3), "c": ("kill", -9), "d": ("raise", 1), "e": ("0", 0)}
-    jobs = [job(tmp_path, name, "ending", how, folder=str(tmp_path)) for name, (how, _) in wanted.items()]
-    found = {o.job.name: o.code for o, _ in work_off(LocalRunner([None, None]), jobs, retries=0)}
+    jobs = [job(tmp_path, name, "ending", how, cwd=str(tmp_path)) for name, (how, _) in wanted.items()]
+    found = {o.job.name: o.code for o, _ in run_jobs(ProcessPool([None, None]), jobs, retries=0)}
     assert found == {name: code for name, (_, code) in wanted.items()}
     for name in wanted:
         assert text_of(tmp_path / f"{name}.txt").startswith(
@@ -41,9 +42,9 @@ def test_endings_output_and_no_trace(tmp_path):
     assert "RuntimeError: told to" in text_of(tmp_path / "d.txt")
 
 
-def test_places_are_handed_on(tmp_path):
+def test_slots_are_handed_on(tmp_path):
     jobs = [job(tmp_path, str(i), "ending", "0", gpu=i < 4) for i in range(5)]
-    outcomes = list(work_off(LocalRunner(["7", "8"]), jobs, retries=0))
+    outcomes = list(run_jobs(ProcessPool(["7", "8"]), jobs, retries=0))
     seen = [text_of(tmp_path / f"{i}.txt").split()[2] for i in range(5)]
     assert len(outcomes) == 5 and set(seen[:4]) == {"7", "8"} and seen[4] not in ("7", "8")
 
@@ -54,30 +55,31 @@ def test_failed_jobs_are_tried_again_but_not_those_that_were_refused(tmp_path):
         job(tmp_path, "broken", "ending", "5"),
         job(tmp_path, "refused", "ending", "2"),
     ]
-    told = [(o.job.name, o.code, left) for o, left in work_off(LocalRunner([None]), jobs, retries=2)]
+    told = [(o.job.name, o.code, left) for o, left in run_jobs(ProcessPool([None]), jobs, retries=2)]
     broken = [("broken", 5, left) for left in (2, 1, 0)]
     assert sorted(told) == sorted([("mended", 1, 2), ("mended", 0, 0), ("refused", 2, 0), *broken])
     assert text_of(tmp_path / "broken.txt").count("here") == 3, "the output of every try is kept"
 
 
 def test_stop_asks_once_and_waits(tmp_path):
-    where = LocalRunner([None])
+    pool = ProcessPool([None])
     for name in ("first", "second"):
-        where.submit(job(tmp_path, name, "long", str(tmp_path / f"{name}.mark")))
+        pool.submit(job(tmp_path, name, "long", str(tmp_path / f"{name}.mark")))
     wait_for(lambda: "begun" in text_of(tmp_path / "first.mark"))
-    where.stop()
+    exits = pool.stop()
     assert text_of(tmp_path / "first.mark").startswith("asked")
-    assert [(o.job.name, o.code) for o in where.finished(0)] == [("first", 143)]
-    assert where.n_running() == 0 and not (tmp_path / "second.mark").exists(), "the queued one never starts"
+    assert [(o.job.name, o.code) for o in exits] == [("first", 143)]
+    assert pool.n_running() == 0 and not (tmp_path / "second.mark").exists(), "the queued one never starts"
 
 
 def test_jobs_end_with_their_parent_even_if_it_is_killed(tmp_path):
     code = (
         "import time\n"
-        "from engram.utils.sweeps.process_pool import Job, LocalRunner\n"
+        "from engram.utils.sweeps.job_pool import Job\n"
+        "from engram.utils.sweeps.process_pool import ProcessPool\n"
         f"mark, output = {str(tmp_path / 'mark')!r}, {str(tmp_path / 'output')!r}\n"
         "job = Job('orphan', 'tests.unit.jobs:long', (mark,), output)\n"
-        "LocalRunner([None]).submit(job); time.sleep(600)"
+        "ProcessPool([None]).submit(job); time.sleep(600)"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
     wait_for(lambda: "begun" in text_of(tmp_path / "mark"))
@@ -88,13 +90,24 @@ def test_jobs_end_with_their_parent_even_if_it_is_killed(tmp_path):
     wait_for(lambda: not Path(f"/proc/{pid}").exists())
 
 
-def test_places(monkeypatch):
+def test_a_job_without_an_output_file_prints_where_its_caller_does():
+    code = (
+        "from engram.utils.sweeps.job_pool import Job, run_jobs\n"
+        "from engram.utils.sweeps.process_pool import ProcessPool\n"
+        "jobs = [Job('a', 'tests.unit.jobs:ending', ('3',))]\n"
+        "print([e.code for e, _ in run_jobs(ProcessPool([None]), jobs, retries=0)])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "here 1" in done.stdout and done.stdout.endswith("[3]\n")
+
+
+def test_slots(monkeypatch):
     monkeypatch.setattr(process_pool, "visible_gpus", lambda: ["0", "3"])
-    assert process_pool.places(None, 2) == ["0", "3", "0", "3"]
-    assert process_pool.places(3, 1) == ["0", "3", "0"]
+    assert process_pool.default_slots(None, 2) == ["0", "3", "0", "3"]
+    assert process_pool.default_slots(3, 1) == ["0", "3", "0"]
     monkeypatch.setattr(process_pool, "visible_gpus", lambda: [])
-    assert process_pool.places(3, 1) == [None] * 3
-    assert process_pool.places(None, 1) == [None] * len(os.sched_getaffinity(0))
+    assert process_pool.default_slots(3, 1) == [None] * 3
+    assert process_pool.default_slots(None, 1) == [None] * len(os.sched_getaffinity(0))
 
 
 @pytest.mark.parametrize(
