@@ -153,7 +153,7 @@ def lead(config: Config, method, folder, resume: bool, wait: bool, tracking=None
         if resume:
             trainer.load()
         distributed.barrier()
-        trainer.results.add_data(method.setup.benchmark.build_seconds)
+        trainer.results.add_data_seconds(method.setup.benchmark.build_seconds)
         with Recorder(config, folder, trainer, resume, tracking) as recorder:
             trainer.on_task = recorder.after_task
             try:

@@ -31,7 +31,7 @@ from engram.scripts.bench.startup import overhead, startup
 from engram.scripts.bench.steps import AGAINST, Settings, steps
 from engram.scripts.bench.timing import Figure, cpu_name
 from engram.scripts.bench.trainer import trainer_mlp, trainer_resnet
-from engram.utils.training.accuracy_log import versions
+from engram.utils.training.environment import versions
 
 PARTS = {
     "trainer-mlp": "sgd's whole run against a bare loop: the MLP at batch 10",

@@ -21,7 +21,7 @@ from engram.models.method import Method
 from engram.scripts.bench.timing import cpu_name
 from engram.scripts.report import update
 from engram.utils.config.config import resolve
-from engram.utils.training.accuracy_log import versions
+from engram.utils.training.environment import versions
 from engram.utils.training.optimizers import build_optimizer
 
 TASK = 10

@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 from engram.utils.errors import UserError
+from engram.utils.runs import legacy_runs
 from engram.utils.tracking import legacy_file_store, legacy_import
 
 
@@ -31,9 +32,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         runs = legacy_file_store.read(args.folder)
-        n_folders = sum(
-            legacy_file_store.write_folder(run, Path(args.output_dir).expanduser()) for run in runs
-        )
+        output_dir = Path(args.output_dir).expanduser()
+        n_folders = sum(legacy_runs.write_run_dir(run, output_dir) for run in runs)
         n_runs = 0 if args.disable_log else legacy_import.write(runs, args.tracking_uri)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -6,6 +6,7 @@ import torch
 
 from engram.datasets.scenarios import split_classes
 from engram.utils.runs import excluded_samples
+from engram.utils.runs.recorder import record_of
 from engram.utils.scores import order_hash
 from engram.utils.training import memorization_groups
 from tests.conftest import synthetic_source, tiny_benchmark, tiny_config, tiny_method
@@ -62,10 +63,9 @@ def test_groups_follow_samples_whatever_the_order_of_classes(score_file, model, 
     for name, group in (("longtail", "high"), ("mid_mem", "mid"), ("low_mem", "low")):
         assert logged[f"acc_{name}_task_0"] == pytest.approx(100 * results.groups[group]["class_il"][last, 0])
         assert f"forgetting_{name}" in logged
-    document = results.document("finished", config.flat(), method.setup.benchmark)
-    assert (
-        document["groups"]["high"]["class_il"]["R"][last] == results.groups["high"]["class_il"][last].tolist()
-    )
+    record = record_of(results, "finished", config.flat(), method.setup.benchmark)
+    stored = record.to_json()["groups"]["high"]["class_il"]["R"][last]
+    assert stored == results.groups["high"]["class_il"][last].tolist()
 
 
 def test_thresholds_are_those_of_the_paper():

@@ -43,15 +43,15 @@ def test_the_networks_mode_and_statistics_stay_as_they_were():
 @pytest.mark.parametrize("model", ["er", "gem", "fdr"])
 def test_what_a_memory_holds_is_counted_by_class_and_task(model):
     method, results = train(*tiny_method(model, "domain-il", buffer_size=12))
-    stored, last = method.buffer.stored(), memory_counts(method)
+    stored, last = method.buffer.stored(), memory_counts(method, task=2)
     for key, field, n in (("per_class", "y", 6), ("per_task", "task_id", 3)):
-        assert last[key] == [stored[field].tolist().count(value) for value in range(n)]
-    assert sum(last["per_task"]) == 12
-    assert [row["task"] for row in results.memory] == [0, 1, 2]
-    assert results.memory[-1] == {"task": 2, **last}
+        assert getattr(last, key) == [stored[field].tolist().count(value) for value in range(n)]
+    assert sum(last.per_task) == 12
+    assert [row.task for row in results.memory] == [0, 1, 2]
+    assert results.memory[-1] == last
 
 
 def test_without_a_memory_nothing_is_counted():
-    assert memory_counts(tiny_method("sgd")[0]) is None
-    assert memory_counts(tiny_method("er")[0]) is None  # before its first sample
+    assert memory_counts(tiny_method("sgd")[0], task=0) is None
+    assert memory_counts(tiny_method("er")[0], task=0) is None  # before its first sample
     assert train(*tiny_method("er", buffer_size=0))[1].memory == []

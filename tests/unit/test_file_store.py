@@ -11,6 +11,7 @@ import yaml
 
 from engram.scripts.interop import import_mlruns
 from engram.utils.errors import UserError
+from engram.utils.runs import legacy_runs
 from engram.utils.tracking import legacy_file_store
 
 T = 4
@@ -86,8 +87,8 @@ def test_steps_that_are_tasks_already_stay():
 
 def test_documents_have_the_settings_and_the_metrics(old, tmp_path):
     runs = legacy_file_store.read(old)
-    assert sum(legacy_file_store.write_folder(run, tmp_path / "runs") for run in runs) == 3
-    assert not any(legacy_file_store.write_folder(run, tmp_path / "runs") for run in runs), "a second time"
+    assert sum(legacy_runs.write_run_dir(run, tmp_path / "runs") for run in runs) == 3
+    assert not any(legacy_runs.write_run_dir(run, tmp_path / "runs") for run in runs), "a second time"
     documents = [json.loads(p.read_text()) for p in sorted((tmp_path / "runs").glob("*/*/*/results.json"))]
     first = documents[0]
     assert first["config"]["buffer_size"] == 500 and first["config"]["lr"] == 0.1

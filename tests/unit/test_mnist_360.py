@@ -166,8 +166,8 @@ def test_methods_that_need_boundaries_are_refused(data, name):
 def test_a_run_ends_with_one_accuracy(data, tmp_path):
     flags = {"model": "er", "dataset": "mnist-360", "buffer_size": 60, "n_epochs": 2, "minibatch_size": 8}
     result = train(**flags, data_dir=str(data), output_dir=str(tmp_path), disable_log=True)
-    (accuracy,) = result.document["class_il"]["R"][0]
-    assert 0 <= accuracy == result.document["class_il"]["average_accuracy"] <= 1
+    (accuracy,) = result.R[0]
+    assert 0 <= accuracy == result.metrics["class_il"]["average_accuracy"] <= 1
 
 
 @pytest.mark.skipif(MNIST_DIR is None, reason="the real MNIST is not here")

@@ -1,5 +1,4 @@
 import csv
-import math
 import struct
 from pathlib import Path
 
@@ -9,24 +8,29 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
 from engram.utils import figure_files
+from engram.utils.metrics.measurements import CurvePoint, MemoryCounts
 from engram.utils.runs import figures
+from engram.utils.runs.run_record import RunRecord, ViewResult
 
 NAN = float("nan")
 CHECK = [[0.80, NAN, NAN], [0.85, 0.90, NAN], [0.90, 0.60, 0.92]]
 CURVE = [
-    {"step": 10, "task": 0, "class_il": [0.5], "task_il": [0.6]},
-    {"step": 20, "task": 0, "class_il": [0.7], "task_il": [0.8]},
-    {"step": 30, "task": 1, "class_il": [0.4, 0.2], "task_il": [0.7, 0.9]},
-    {"step": 40, "task": 1, "class_il": [0.6, 0.8], "task_il": [0.75, 1.0]},
+    CurvePoint.from_json(point)
+    for point in [
+        {"step": 10, "task": 0, "class_il": [0.5], "task_il": [0.6]},
+        {"step": 20, "task": 0, "class_il": [0.7], "task_il": [0.8]},
+        {"step": 30, "task": 1, "class_il": [0.4, 0.2], "task_il": [0.7, 0.9]},
+        {"step": 40, "task": 1, "class_il": [0.6, 0.8], "task_il": [0.75, 1.0]},
+    ]
 ]
 
 
-def document(T: int = 3, scenario: str = "class-il") -> dict:
+def record(T: int = 3, scenario: str = "class-il", **more) -> RunRecord:
     rng = np.random.default_rng(0)
     R = np.where(np.tri(T, dtype=bool), rng.random((T, T)), np.nan) if T != 3 else np.array(CHECK)
-    rows = [[None if math.isnan(value) else value for value in row] for row in R.tolist()]
     config = {"model": "er", "dataset": "seq-digits", "seed": 0}
-    return {"config": config, "scenario": scenario, "class_il": {"R": rows}, "task_il": {"R": rows}}
+    views = more.pop("views", {view: ViewResult(R, {}) for view in ("class_il", "task_il")})
+    return RunRecord(config, "finished", views, scenario=scenario, **more)
 
 
 def png_size(path: Path) -> tuple[int, int]:
@@ -91,8 +95,8 @@ def test_cells_without_a_number_are_hatched(tmp_path):
 
 @pytest.mark.parametrize("T", [1, 2, 5, 10, 20])
 def test_texts_do_not_overlap(tmp_path, T):
-    data = document(T)
-    R = np.array(data["class_il"]["R"], dtype=float)
+    data = record(T)
+    R = np.array(data.class_il.R.copy(), dtype=float)
     R[-1, 0] = 1.0  # the widest number
     title = "class-IL accuracy: maer on seq-cifar100, seed 42"
     for figure in (
@@ -104,14 +108,14 @@ def test_texts_do_not_overlap(tmp_path, T):
 
 
 def test_many_tasks(tmp_path):
-    figure = figures.heat_map(document(100)["class_il"]["R"], "many", tmp_path / "R.png")
+    figure = figures.heat_map(record(100).class_il.R, "many", tmp_path / "R.png")
     assert not figure.axes[0].texts
     assert texts_that_overlap(figure) == []
     assert max(png_size(tmp_path / "R.png")) <= 1280
 
 
 def test_curves_hold_the_metrics(tmp_path):
-    figure = figures.curves(document(), tmp_path / "curves.png", "a run")
+    figure = figures.curves(record(), tmp_path / "curves.png", "a run")
     accuracy, forgetting = figure.axes
     assert [line.get_label() for line in accuracy.lines] == ["class-IL", "task-IL"]
     np.testing.assert_allclose(accuracy.lines[0].get_ydata(), [80, 87.5, 100 * (0.9 + 0.6 + 0.92) / 3])
@@ -122,9 +126,8 @@ def test_curves_hold_the_metrics(tmp_path):
 
 def test_one_training_phase(tmp_path):
     """`joint` is evaluated once, at the end."""
-    data = document()
-    for view in ("class_il", "task_il"):
-        data[view]["R"] = [[None] * 3, [None] * 3, [0.9, 0.8, 0.7]]
+    R = np.array([[NAN] * 3, [NAN] * 3, [0.9, 0.8, 0.7]])
+    data = record(views={view: ViewResult(R, {}) for view in ("class_il", "task_il")})
     figure = figures.curves(data, tmp_path / "curves.png")
     np.testing.assert_allclose(figure.axes[0].lines[0].get_ydata(), [NAN, NAN, 80])
     assert [t.get_text() for t in figure.axes[1].texts] == ["no earlier accuracies to compare with"]
@@ -143,21 +146,19 @@ def test_stability(tmp_path):
 
 
 def test_stability_with_many_tasks(tmp_path):
-    curve = [
-        {"step": t, "task": t, "class_il": [0.5] * (t + 1), "task_il": [0.6] * (t + 1)} for t in range(20)
-    ]
+    curve = [CurvePoint(t, t, {"class_il": [0.5] * (t + 1), "task_il": [0.6] * (t + 1)}) for t in range(20)]
     figure = figures.stability(curve, tmp_path / "s.png")
     assert not figure.legends and figure.axes[-1].get_ylabel() == "task"
     assert texts_that_overlap(figure) == []
 
 
-def memory_rows(T: int) -> list[dict]:
+def memory_rows(T: int) -> list[MemoryCounts]:
     """A memory of 100 · T samples, shared equally by the tasks so far; two classes a task."""
     rows = []
     for t in range(T):
         share = 100 * T // (t + 1)
         per_task = [share if j <= t else 0 for j in range(T)]
-        rows.append({"task": t, "per_task": per_task, "per_class": [n // 2 for n in per_task for _ in "ab"]})
+        rows.append(MemoryCounts(t, [n // 2 for n in per_task for _ in "ab"], per_task))
     return rows
 
 
@@ -166,7 +167,7 @@ def test_memory_shows_what_was_held(tmp_path, T):
     figure = figures.memory(memory_rows(T), tmp_path / "memory.png", "er on seq-mnist, seed 0")
     by_class, by_task = figure.axes[:2]
     for axes, key in ((by_class, "per_class"), (by_task, "per_task")):
-        held = np.array([row[key] for row in memory_rows(T)])
+        held = np.array([getattr(row, key) for row in memory_rows(T)])
         np.testing.assert_array_equal(axes.images[0].get_array().filled(0), held)
     assert (by_task.get_xlabel(), by_task.get_ylabel()) == ("task", "after task")
     if T == 2:
@@ -177,7 +178,7 @@ def test_memory_shows_what_was_held(tmp_path, T):
 
 @pytest.mark.figures
 def test_write_all(tmp_path):
-    data = document() | {"curve": CURVE, "memory": memory_rows(3)}
+    data = record(curve=CURVE, memory=memory_rows(3))
     names = [path.name for path in figures.write_all(data, tmp_path)]
     assert names == [
         "accuracy_matrix_class_il.png", "accuracy_matrix_class_il.csv",
@@ -189,5 +190,5 @@ def test_write_all(tmp_path):
 
 @pytest.mark.figures
 def test_domain_il_has_one_view(tmp_path):
-    paths = figures.write_all(document(scenario="domain-il"), tmp_path)
+    paths = figures.write_all(record(scenario="domain-il"), tmp_path)
     assert [path.name for path in paths] == ["accuracy_matrix.png", "accuracy_matrix.csv", "curves.png"]

@@ -3,6 +3,7 @@ import pytest
 
 from engram.utils.metrics import accuracy_matrix
 from engram.utils.runs import text_summary
+from engram.utils.runs.run_record import RunRecord
 
 CHECK = [[0.80, 0.10, None], [0.85, 0.90, 0.10], [0.90, 0.60, 1.0]]
 
@@ -45,19 +46,20 @@ browse   mlflow ui   then open http://127.0.0.1:5000
 """
 
 
-def document(**more) -> dict:
+def record(**more) -> RunRecord:
     class_il = {
-        "average_accuracy": 0.80667, "forgetting": 0.125, "bwt": -0.1, "learning_accuracy": 0.8733,
-        "average_incremental_accuracy": 0.827,
+        "R": [[0.5]], "average_accuracy": 0.80667, "forgetting": 0.125, "bwt": -0.1,
+        "learning_accuracy": 0.8733, "average_incremental_accuracy": 0.827,
     }  # fmt: skip
-    task_il = {"average_accuracy": 0.9, "forgetting": None, "bwt": -0.00001, "learning_accuracy": 0.9}
-    return {
-        "class_il": class_il,
-        "task_il": task_il,
-        "fwt": 0.02,
-        "scenario": "class-il",
-        "config": {},
-    } | more
+    task_il = {
+        "R": [[0.5]],
+        "average_accuracy": 0.9,
+        "forgetting": None,
+        "bwt": -0.00001,
+        "learning_accuracy": 0.9,
+    }
+    content = {"class_il": class_il, "task_il": task_il, "fwt": 0.02, "status": "finished", "config": {}}
+    return RunRecord.from_json(content | more)
 
 
 def test_matrix_table():
@@ -89,13 +91,13 @@ def test_many_tasks_show_diagonal_and_last_row():
 
 
 def test_summary():
-    assert text_summary.summary(document()) == SUMMARY
+    assert text_summary.summary(record()) == SUMMARY
 
 
 def test_summary_agrees_with_metrics():
     R = np.array([[0.80, 0.10, 0.05], [0.85, 0.90, 0.10], [0.90, 0.60, 0.92]])
     lines = text_summary.summary(
-        document(class_il=accuracy_matrix.summary(R), scenario="domain-il")
+        record(class_il={"R": R.tolist(), **accuracy_matrix.summary(R)}, scenario="domain-il")
     ).splitlines()
     assert lines[0].split() == ["in", "%", "domain-IL"]
     assert [line.split()[-1] for line in lines[1:5]] == ["80.7", "12.5", "-10.0", "87.3"]
@@ -103,20 +105,21 @@ def test_summary_agrees_with_metrics():
 
 
 def test_without_forward_transfer():
-    assert "FWT" not in text_summary.summary(document(fwt=None))
+    assert "FWT" not in text_summary.summary(record(fwt=None))
 
 
 def test_full(monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    data = document(
+    values = dict(
         class_il={"R": [[0.5]], "average_accuracy": 0.5, "min_acc": 0.4},
         task_il={"R": [[0.75]], "average_accuracy": 0.75},
         fwt=None, seconds={"train": 3.21, "eval": 0.4, "total": 3.7},
         images_per_second=12345.6, device="cpu (x86_64, 2 threads)",
     )  # fmt: skip
-    assert text_summary.full(data, logged=True) == FULL
-    assert "mlflow" not in text_summary.full(data, logged=False)
-    assert "(validation data)" in text_summary.full(data | {"evaluated_on": "validation"}, logged=False)
+    assert text_summary.full(record(**values), logged=True) == FULL
+    assert "mlflow" not in text_summary.full(record(**values), logged=False)
+    on_validation = record(**values, evaluated_on="validation")
+    assert "(validation data)" in text_summary.full(on_validation, logged=False)
 
 
 @pytest.mark.parametrize(
@@ -127,20 +130,19 @@ def test_full(monkeypatch):
     ],
 )
 def test_where_to_look(uri, hint):
-    data = document(class_il={"R": [[0.5]]}, task_il={"R": [[0.5]]}, config={"tracking_uri": uri})
+    data = record(class_il={"R": [[0.5]]}, task_il={"R": [[0.5]]}, config={"tracking_uri": uri})
     assert hint in text_summary.full(data, logged=True)
 
 
 def test_cost_without_numbers():
-    assert text_summary.cost({}) == "time     –"
+    assert text_summary.cost(record()) == "time     –"
 
 
 def test_headline():
     assert (
-        text_summary.headline(document())
+        text_summary.headline(record())
         == "class-IL accuracy 80.7 %, forgetting 12.5 %; task-IL accuracy 90.0 %"
     )
     assert (
-        text_summary.headline(document(scenario="domain-il"))
-        == "domain-IL accuracy 80.7 %, forgetting 12.5 %"
+        text_summary.headline(record(scenario="domain-il")) == "domain-IL accuracy 80.7 %, forgetting 12.5 %"
     )

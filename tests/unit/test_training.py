@@ -7,7 +7,8 @@ import pytest
 
 from engram.utils import checkpoint
 from engram.utils.checkpoint import CheckpointError
-from engram.utils.training import accuracy_log, progress, trainer
+from engram.utils.runs.recorder import record_of
+from engram.utils.training import environment, progress, trainer
 from engram.utils.training.accuracy_log import AccuracyLog
 from engram.utils.training.distributed_trainer import FollowerTrainer
 from engram.utils.training.trainer import Trainer
@@ -109,16 +110,16 @@ def test_queued_steps_are_waited_for_before_an_evaluation_is_timed(folder, monke
 
 
 def origin_is(monkeypatch, commit: str, device: str, peak: int) -> None:
-    monkeypatch.setattr(accuracy_log, "git_commit", lambda: commit)
-    monkeypatch.setattr(accuracy_log, "device_name", lambda device_: device)
-    monkeypatch.setattr(accuracy_log, "peak_memory", lambda device_: peak)
-    monkeypatch.setattr(accuracy_log, "versions", lambda: {"torch": f"2.{commit}"})
+    monkeypatch.setattr(environment, "git_commit", lambda: commit)
+    monkeypatch.setattr(environment, "device_name", lambda device_: device)
+    monkeypatch.setattr(environment, "peak_memory", lambda device_: peak)
+    monkeypatch.setattr(environment, "versions", lambda: {"torch": f"2.{commit}"})
 
 
 def test_a_run_comes_from_all_processes_that_took_its_steps(folder, monkeypatch):
     def told(trainer):
-        found = trainer.results.document("finished", trainer.config.flat(), trainer.benchmark)
-        return [found[k] for k in ("git_commit", "device", "peak_memory_bytes", "versions")]
+        found = record_of(trainer.results, "finished", trainer.config.flat(), trainer.benchmark)
+        return [found.git_commit, found.device, found.peak_memory_bytes, found.versions]
 
     flags = {"checkpoint_every": 0.0}
     for commit, device, peak, die_at in (("aa", "cpu", 7, 5), ("bb", "cuda", 5, 13), ("aa", "cpu", 3, None)):

@@ -21,7 +21,8 @@ from numpy.typing import ArrayLike
 
 from engram.utils.figure_files import WIDTH, canvas, save
 from engram.utils.metrics import accuracy_matrix
-from engram.utils.runs.text_summary import VIEWS, view_names
+from engram.utils.metrics.measurements import CurvePoint, MemoryCounts
+from engram.utils.runs.run_record import VIEW_NAMES, RunRecord
 
 MAX_ANNOTATED = 20  # tasks
 MAX_NAMED = 10  # tasks that get a legend entry each
@@ -30,24 +31,23 @@ MARKERS = {"class_il": "o", "task_il": "s"}
 MISSING = {"facecolor": "0.94", "edgecolor": "0.75", "hatch": "///", "linewidth": 0}
 
 
-def write_all(document: dict[str, Any], folder: Path) -> list[Path]:
-    """Every figure and table of a results document, in `folder`; returns the files."""
-    names, written = view_names(document), []
-    run = "{model} on {dataset}, seed {seed}".format(**document["config"])
+def write_all(record: RunRecord, folder: Path) -> list[Path]:
+    """Draw every figure and table of a run in `folder`; returns the files."""
+    names, written = record.view_names, []
     for view, name in names.items():
-        R = np.array(document[view]["R"], dtype=np.float64)
+        R = record.views[view].R
         stem = f"accuracy_matrix_{view}" if len(names) > 1 else "accuracy_matrix"
         written += [folder / f"{stem}.png", folder / f"{stem}.csv"]
-        heat_map(R, f"{name} accuracy\n{run}", written[-2])
+        heat_map(R, f"{name} accuracy\n{record.title}", written[-2])
         write_matrix_csv(R, written[-1])
     written.append(folder / "curves.png")
-    curves(document, written[-1], run)
-    if document.get("curve"):
+    curves(record, written[-1], record.title)
+    if record.curve:
         written.append(folder / "stability.png")
-        stability(document["curve"], written[-1], names, run)
-    if document.get("memory"):
+        stability(record.curve, written[-1], names, record.title)
+    if record.memory:
         written.append(folder / "memory.png")
-        memory(document["memory"], written[-1], run)
+        memory(record.memory, written[-1], record.title)
     return written
 
 
@@ -91,20 +91,20 @@ def _annotate(axes: Axes, percent: np.ndarray) -> None:
             axes.text(j, i, f"{value:.{digits}f}", ha="center", va="center", color=colour, fontsize=size)
 
 
-def curves(document: dict[str, Any], path: Path | None, title: str = "") -> Figure:
+def curves(record: RunRecord, path: Path | None, title: str = "") -> Figure:
     """Average accuracy and forgetting over the tasks seen so far, after each task, for each view."""
     figure = canvas(WIDTH, 4.8)
     left, right = figure.subplots(1, 2)
-    names = view_names(document)
+    names = record.view_names
     for view, name in names.items():
-        R = np.array(document[view]["R"], dtype=np.float64)
+        R = record.views[view].R
         seen = [R[: i + 1, : i + 1] for i in range(len(R))]
         style = {"label": name, "color": COLOURS[view], "marker": MARKERS[view], "markersize": 5}
-        left.plot([100 * accuracy_matrix.average_accuracy(part) for part in seen], **style)
-        right.plot([100 * accuracy_matrix.forgetting(part) for part in seen], **style)
+        left.plot([100 * accuracy_matrix.average_accuracy(rows) for rows in seen], **style)
+        right.plot([100 * accuracy_matrix.forgetting(rows) for rows in seen], **style)
     for axes in (left, right):
-        _task_ticks(axes, len(document["class_il"]["R"]), "x")
-        axes.set_xlim(-0.3, len(document["class_il"]["R"]) - 0.7)
+        _task_ticks(axes, record.n_tasks, "x")
+        axes.set_xlim(-0.3, record.n_tasks - 0.7)
         axes.set_xlabel("after task")
         axes.grid(alpha=0.3)
     left.set(ylim=(-2, 102), ylabel="accuracy (%)", title="average accuracy on the tasks seen so far")
@@ -120,12 +120,12 @@ def curves(document: dict[str, Any], path: Path | None, title: str = "") -> Figu
 
 
 def stability(
-    curve: list[dict[str, Any]], path: Path, names: dict[str, str] = VIEWS, title: str = ""
+    curve: list[CurvePoint], path: Path, names: dict[str, str] = VIEW_NAMES, title: str = ""
 ) -> Figure:
     """Accuracy of every seen task against the training step; dashed lines where a task ended."""
     figure = canvas(WIDTH, 3.6 * len(names) + 0.8)
     panels = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
-    tasks = range(max(point["task"] for point in curve) + 1)
+    tasks = range(max(point.task for point in curve) + 1)
     many = len(tasks) > MAX_NAMED
     scale = ScalarMappable(Normalize(0, max(len(tasks) - 1, 1)), "viridis")
     colours = [scale.to_rgba(j) if many else colormaps["tab10"](j) for j in tasks]
@@ -142,12 +142,12 @@ def stability(
     return save(figure, path)
 
 
-def memory(rows: list[dict[str, Any]], path: Path, title: str = "") -> Figure:
+def memory(rows: list[MemoryCounts], path: Path, title: str = "") -> Figure:
     """What the memory held after each task, by class and by the task that a sample came from (its age)."""
     figure = canvas(WIDTH, float(np.clip(0.3 * len(rows), 2.4, 8.0)) + 1.4)
     panels = zip(figure.subplots(1, 2), ("per_class", "per_task"), ("class", "task"), strict=True)
     for axes, key, name in panels:
-        counts = np.array([row[key] for row in rows])
+        counts = np.array([getattr(row, key) for row in rows])
         image = axes.imshow(np.ma.masked_equal(counts, 0), vmin=0, cmap="viridis", aspect="auto")
         axes.patch.set(facecolor="0.94")  # shows through where there are none
         figure.colorbar(image, ax=axes, label="samples")
@@ -167,10 +167,10 @@ def _annotate_counts(axes: Axes, counts: np.ndarray) -> None:
             axes.text(j, i, f"{value}", ha="center", va="center", color=colour, fontsize=8)
 
 
-def _draw_tasks(axes: Axes, curve: list[dict[str, Any]], view: str, colours: list[Any]) -> None:
+def _draw_tasks(axes: Axes, curve: list[CurvePoint], view: str, colours: list[Any]) -> None:
     style = {"linewidth": 1.2, "marker": ".", "markersize": 3}
     for j, colour in enumerate(colours):
-        points = [(p["step"], 100 * p[view][j]) for p in curve if len(p[view]) > j]
+        points = [(p.step, 100 * p.accuracies[view][j]) for p in curve if len(p.accuracies[view]) > j]
         axes.plot(*zip(*points, strict=True), color=colour, label=f"task {j}", **style)
     for step in _boundaries(curve):
         width = 0.4 if len(colours) > MAX_NAMED else 0.8
@@ -178,10 +178,10 @@ def _draw_tasks(axes: Axes, curve: list[dict[str, Any]], view: str, colours: lis
     axes.grid(alpha=0.3)
 
 
-def _boundaries(curve: list[dict[str, Any]]) -> list[int]:
+def _boundaries(curve: list[CurvePoint]) -> list[int]:
     """The step of the last evaluation in each task but the last."""
     pairs = itertools.pairwise(curve)
-    return [point["step"] for point, following in pairs if following["task"] != point["task"]]
+    return [point.step for point, following in pairs if following.task != point.task]
 
 
 def _task_ticks(axes: Axes, n_tasks: int, which: str) -> None:

@@ -6,12 +6,17 @@ from typing import Any
 
 from engram.utils import checkpoint, files
 from engram.utils.config.config import Config
+from engram.utils.metrics import accuracy_matrix
+from engram.utils.metrics.measurements import VIEWS
 from engram.utils.runs import text_summary
 from engram.utils.runs.run_dir import RunDir
+from engram.utils.runs.run_record import RunRecord, Seconds, ViewResult
 from engram.utils.runs.system_metrics import SystemMetrics
 from engram.utils.tracking.background_tracker import TrackerProcess
 from engram.utils.tracking.mlflow_tracker import open_tracker, wanted
-from engram.utils.training.accuracy_log import VIEWS, device_name, to_json
+from engram.utils.training import environment
+from engram.utils.training.accuracy_log import AccuracyLog
+from engram.utils.training.environment import device_name
 from engram.utils.training.signals import InterruptedRunError
 from engram.utils.training.trainer import Trainer
 
@@ -103,33 +108,32 @@ class Recorder:
         content = {"config": self.config.flat(), "net": self.trainer.method.net.state_dict()}
         checkpoint.write(content, self.folder.path / "weights" / name)
 
-    def _write(self, status: str) -> dict[str, Any]:
-        trainer = self.trainer
-        document = trainer.results.document(status, self.config.flat(), trainer.benchmark)
-        files.write_text(to_json(document), self.folder.results)
-        return document
+    def _write(self, status: str) -> RunRecord:
+        record = record_of(self.trainer.results, status, self.config.flat(), self.trainer.benchmark)
+        record.write(self.folder.results)
+        return record
 
     def finished(self) -> None:
         """Tables, figures, artifacts, the last lines."""
         self.status = "finished"
-        document = self._write("finished")
+        record = self._write("finished")
         if self.config.log.savecheck:
             self._save_weights("last.pt")
-        self.tracker.log_artifacts(self._artifacts(document))
-        self.tracker.describe(text_summary.headline(document))
+        self.tracker.log_artifacts(self._artifacts(record))
+        self.tracker.describe(text_summary.headline(record))
         self.tracker.flush()
-        self.folder.say(text_summary.full(document, logged=self.tracker.active))
+        self.folder.say(text_summary.full(record, logged=self.tracker.active))
         self.folder.say(f"results: {self.folder.results}")
 
-    def _artifacts(self, document: dict[str, Any]) -> list[Path]:
+    def _artifacts(self, record: RunRecord) -> list[Path]:
         from engram.utils.runs import figures  # matplotlib takes a second to import
 
         order = self.folder.path / "class_order.json"
         benchmark = self.trainer.benchmark
         named = {"class_order": benchmark.class_order.tolist(), "class_names": benchmark.class_names}
         files.write_text(json.dumps(named) + "\n", order)
-        figures = figures.write_all(document, self.folder.path)
-        return [self.folder.results, self.folder.config, order, *figures]
+        drawn = figures.write_all(record, self.folder.path)
+        return [self.folder.results, self.folder.config, order, *drawn]
 
     def interrupted(self, stop: InterruptedRunError) -> None:
         """Say how to go on."""
@@ -145,3 +149,36 @@ class Recorder:
         self._write("failed")
         self.folder.say(f"error: {reason}", True)
         self.folder.say(f"results: {self.folder.results}")
+
+
+def record_of(results: AccuracyLog, status: str, config: dict[str, Any], benchmark: Any) -> RunRecord:
+    """The record of a run as far as it has come."""
+    results.update()
+    joined = environment.join(results.environments)
+    return RunRecord(
+        config=config,
+        status=status,
+        views={view: ViewResult(results.R[view], results.metrics(view)) for view in VIEWS},
+        seed=config["seed"],
+        scenario=results.scenario,
+        evaluated_on="validation" if config["validation"] else "test",
+        fwt=results.forward_transfer,
+        b=results.b.tolist(),
+        curve=results.curve,
+        memory=results.memory,
+        groups={
+            group: {
+                view: ViewResult(R, {"forgetting": accuracy_matrix.mean_known_forgetting(R)})
+                for view, R in matrices.items()
+            }
+            for group, matrices in results.groups.items()
+        },
+        seconds=Seconds(**results.seconds),
+        images_per_second=results.images_per_second,
+        peak_memory_bytes=results.peak_bytes,
+        device=joined.device,
+        versions=joined.versions,
+        git_commit=joined.git_commit,
+        class_order=benchmark.class_order.tolist(),
+        transforms=benchmark.transforms,
+    )

@@ -1,7 +1,6 @@
 """Run folder: OUTPUT_DIR/DATASET/MODEL/ID with the resolved config, the log, the checkpoint, the results."""
 
 import fcntl
-import json
 import secrets
 import sys
 import time
@@ -14,6 +13,7 @@ import yaml
 
 from engram.utils import files
 from engram.utils.errors import UserError
+from engram.utils.runs.run_record import FILE_NAME, RunRecord
 
 PENDING = "pending"  # in the file that names the MLflow run: something has yet to be sent
 
@@ -23,7 +23,7 @@ class RunDir:
 
     def __init__(self, path: Path):
         self.path = path
-        self.results, self.config = path / "results.json", path / "config.yaml"
+        self.results, self.config = path / FILE_NAME, path / "config.yaml"
 
     @property
     def id(self) -> str:
@@ -86,10 +86,9 @@ class RunDir:
     def finished(self) -> bool:
         """Whether the run has come to its end, its logging included."""
         try:
-            status = json.loads(self.results.read_text(encoding="utf-8"))["status"]
-        except (OSError, ValueError, KeyError):
+            return RunRecord.read(self.path).finished and self.logged
+        except UserError:
             return False
-        return status == "finished" and self.logged
 
     @property
     def logged(self) -> bool:

@@ -1,16 +1,17 @@
-"""Outcome: the results of a run as an object for notebooks, read from its results.json."""
+"""The results of a run as an object for notebooks: a run's record, its folder and its pictures."""
 
 import base64
 import io
-import json
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
-from engram.utils.errors import UserError
 from engram.utils.runs import figures, text_summary
+from engram.utils.runs.run_record import RunRecord
 
 
 class RunResult:
@@ -18,49 +19,43 @@ class RunResult:
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
-        try:
-            text = (self.path / "results.json").read_text(encoding="utf-8")
-        except OSError:
-            raise UserError(f"{path}: holds no results.json; give the folder of a run") from None
-        self.document: dict[str, Any] = json.loads(text)
+        self.record = RunRecord.read(self.path)
 
     @property
-    def R(self) -> np.ndarray:  # noqa: N802
+    def R(self) -> NDArray[np.float64]:  # noqa: N802
         """R[i, j]: accuracy on task j after training task i; class-IL, or domain-IL where that is run."""
         return self.matrix("class_il")
 
-    def matrix(self, view: str) -> np.ndarray:
+    def matrix(self, view: str) -> NDArray[np.float64]:
         """R of a view, `class_il` or `task_il`: (T, T)."""
-        return np.array(self.document[view]["R"], dtype=np.float64)
+        return self.record.views[view].R
 
     @property
     def status(self) -> str:
-        """`finished`, `interrupted` or `failed`."""
-        return self.document["status"]
+        """`finished`, `interrupted`, `stopped` or `failed`."""
+        return self.record.status
 
     @property
     def config(self) -> dict[str, Any]:
         """Every flag of the run."""
-        return self.document["config"]
+        return self.record.config
 
     @property
     def metrics(self) -> dict[str, dict[str, float | None]]:
         """View → metric → fraction, None where it was not measured."""
-        views = {v: {k: x for k, x in self.document[v].items() if k != "R"} for v in text_summary.VIEWS}
-        return views | {"forward": {"fwt": self.document["fwt"]}}
+        named = {view: result.metrics for view, result in self.record.views.items()}
+        named["forward"] = {"fwt": self.record.fwt}
+        return {
+            view: {name: None if math.isnan(value) else value for name, value in metrics.items()}
+            for view, metrics in named.items()
+        }
 
     def plot(self) -> Figure:
         """Average accuracy and forgetting after each task."""
-        config = self.config
-        title = f"{config['model']} on {config['dataset']}, seed {config['seed']}"
-        return figures.curves(self.document, None, title)
+        return figures.curves(self.record, None, self.record.title)
 
     def __repr__(self) -> str:
-        config = self.config
-        return (
-            f"{config['model']} on {config['dataset']}, seed {config['seed']}, {self.status}: "
-            f"{text_summary.headline(self.document)}"
-        )
+        return f"{self.record.title}, {self.status}: {text_summary.headline(self.record)}"
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""

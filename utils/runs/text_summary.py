@@ -1,10 +1,11 @@
-"""Report: a results document as plain text for a terminal and for the run's log. Accuracies in percent."""
+"""The record of a run as plain text for a terminal and for the run's log. Accuracies are in percent."""
 
-from typing import Any
+import math
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from engram.utils.runs.run_record import RunRecord
 from engram.utils.tracking.mlflow_store import how_to_browse
 
 MAX_TASKS = 20  # wider matrices are shown by their diagonal and last row
@@ -19,25 +20,18 @@ ROWS = {
     "wc_acc": "worst-case accuracy, inside tasks",
 }
 ALWAYS = 5  # of the rows; the others only where they were measured
-VIEWS = {"class_il": "class-IL", "task_il": "task-IL"}
 
 
-def full(document: dict[str, Any], logged: bool) -> str:
+def full(record: RunRecord, logged: bool) -> str:
     """Everything a finished run prints; `logged`: its numbers are in MLflow."""
-    data = "validation data" if document.get("evaluated_on") == "validation" else "test data"
     tables = [
-        matrix_table(document[view]["R"], f"{name} accuracy in % ({data})")
-        for view, name in view_names(document).items()
+        matrix_table(record.views[view].R, f"{name} accuracy in % ({record.evaluated_on} data)")
+        for view, name in record.view_names.items()
     ]
-    lines = [*tables, summary(document), *memorization(document), cost(document)]
+    lines = [*tables, summary(record), *memorization(record), cost(record)]
     if logged:
-        lines[-1] += f"\nbrowse   {how_to_browse(document['config'].get('tracking_uri'))}"
+        lines[-1] += f"\nbrowse   {how_to_browse(record.config.get('tracking_uri'))}"
     return "\n" + "\n\n".join(lines) + "\n"
-
-
-def view_names(document: dict[str, Any]) -> dict[str, str]:
-    """View → its name; one in domain-IL, where both hold the same numbers."""
-    return {"class_il": "domain-IL"} if document.get("scenario") == "domain-il" else VIEWS
 
 
 def matrix_table(R: ArrayLike, title: str) -> str:
@@ -63,65 +57,64 @@ def _long_table(R: np.ndarray, title: str) -> str:
     return "\n".join([*lines, f"{'mean':>10}   learned {means[0]}, at the end {means[1]}"])
 
 
-def summary(document: dict[str, Any]) -> str:
+def summary(record: RunRecord) -> str:
     """The metrics, one column per view."""
-    names = view_names(document)
+    names = record.view_names
     lines = [f"{'in %':<36}" + "".join(f"{name:>12}" for name in names.values())]
     for n, (key, label) in enumerate(ROWS.items()):
-        values = [document[view].get(key) for view in names]
-        if n < ALWAYS or any(value is not None for value in values):
+        values = [record.views[view].metric(key) for view in names]
+        if n < ALWAYS or not all(map(math.isnan, values)):
             lines.append(_row(label, values))
-    if document.get("fwt") is not None:  # of the view in which unseen tasks can be predicted
-        lines.append(_row("forward transfer (FWT)", [*[None] * (len(names) - 1), document["fwt"]]))
+    if not math.isnan(record.fwt):  # of the view in which unseen tasks can be predicted
+        lines.append(_row("forward transfer (FWT)", [*[math.nan] * (len(names) - 1), record.fwt]))
     return "\n".join(lines)
 
 
-def memorization(document: dict[str, Any]) -> list[str]:
+def memorization(record: RunRecord) -> list[str]:
     """Accuracy and forgetting of training samples by memorization, where scores were given."""
-    groups = document.get("groups") or {}
-    if not groups:
+    if not record.groups:
         return []
-    low, high = document["config"]["mem_thresholds"]
+    low, high = record.config["mem_thresholds"]
     ranges = {"high": f"above {high}", "mid": f"{low} to {high}", "low": f"up to {low}"}
     head = f"{'training samples by memorization':<36}{'class-IL':>12}{'forgetting':>12}   (in %, at the end)"
     lines = [head]
-    for name, views in groups.items():
-        last = [value for value in views["class_il"]["R"][-1] if value is not None]
-        mean = float(np.mean(last)) if last else None
-        cells = [percent(v, missing="–") for v in (mean, views["class_il"]["forgetting"])]
-        lines.append(f"{name + ' (' + ranges[name] + ')':<36}" + "".join(f"{cell:>12}" for cell in cells))
+    for name, views in record.groups.items():
+        last_row = views["class_il"].R[-1]
+        measured = last_row[~np.isnan(last_row)]
+        mean = float(measured.mean()) if len(measured) else math.nan
+        lines.append(_row(f"{name} ({ranges[name]})", [mean, views["class_il"].metric("forgetting")]))
     return ["\n".join(lines)]
 
 
-def _row(label: str, values: list[float | None]) -> str:
+def _row(label: str, values: list[float]) -> str:
     return f"{label:<36}" + "".join(f"{percent(value, missing='–'):>12}" for value in values)
 
 
-def cost(document: dict[str, Any]) -> str:
+def cost(record: RunRecord) -> str:
     """Seconds, speed and device."""
-    seconds, speed = document.get("seconds") or {}, document.get("images_per_second")
-    parts = [
-        f"{seconds[k]:.1f} s {k}" for k in ("train", "eval", "data", "total") if seconds.get(k) is not None
-    ]
-    line = f"time     {', '.join(parts) or '–'}"
-    if speed is not None:
-        line += f"; {speed:,.0f} images/s in training"
-    return line + (f"\ndevice   {document['device']}" if document.get("device") else "")
+    seconds = record.seconds
+    named = {"train": seconds.train, "eval": seconds.eval, "data": seconds.data, "total": seconds.total}
+    times = [f"{value:.1f} s {name}" for name, value in named.items() if value is not None]
+    line = f"time     {', '.join(times) or '–'}"
+    if record.images_per_second is not None:
+        line += f"; {record.images_per_second:,.0f} images/s in training"
+    return line + (f"\ndevice   {record.device}" if record.device else "")
 
 
-def headline(document: dict[str, Any]) -> str:
+def headline(record: RunRecord) -> str:
     """One line: the numbers a run is known by."""
-    parts = []
-    for view, name in view_names(document).items():
-        text = f"{name} accuracy {percent(document[view].get('average_accuracy'), '–')} %"
-        forgetting = document[view].get("forgetting")
-        parts.append(text if forgetting is None else f"{text}, forgetting {percent(forgetting)} %")
-    return "; ".join(parts)
+    texts = []
+    for view, name in record.view_names.items():
+        result = record.views[view]
+        text = f"{name} accuracy {percent(result.metric('average_accuracy'), '–')} %"
+        forgetting = result.metric("forgetting")
+        texts.append(text if math.isnan(forgetting) else f"{text}, forgetting {percent(forgetting)} %")
+    return "; ".join(texts)
 
 
-def percent(fraction: float | None, missing: str = "·") -> str:
+def percent(fraction: float, missing: str = "·") -> str:
     """One decimal; `missing` where there is no number."""
-    if fraction is None or np.isnan(fraction):
+    if math.isnan(fraction):
         return missing
     text = f"{100 * fraction:.1f}"
     return "0.0" if text == "-0.0" else text

@@ -1,6 +1,5 @@
 """Sweep: which runs of a study are still to be done, what they will cost, and how they came out."""
 
-import json
 import signal
 from collections import defaultdict
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from engram.utils.config.config import PLUGINS
 from engram.utils.config.run_key import run_key
 from engram.utils.runs import text_summary
 from engram.utils.runs.run_dir import RunDir
+from engram.utils.runs.run_record import RunRecord
 from engram.utils.sweeps.job_pool import Job, JobExit, JobPool, run_jobs
 from engram.utils.sweeps.run_index import RunIndex
 from engram.utils.sweeps.sweep_spec import Run
@@ -155,8 +155,8 @@ def ending(run: Run, outcome: JobExit, folder: Path) -> str:
     """A line about a run that has ended."""
     if outcome.code:
         return f"failed: {run.label} ({reason(outcome.code)})"
-    document = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    return f"{run.label}: {text_summary.headline(document)} ({duration(document['seconds']['total'])})"
+    record = RunRecord.read(folder)
+    return f"{run.label}: {text_summary.headline(record)} ({duration(record.seconds.total or 0.0)})"
 
 
 def failure(run: Run, outcome: JobExit) -> str:

@@ -1,4 +1,4 @@
-"""File store: MLflow's old `mlruns/` folders, read file by file, and their runs as results documents.
+"""File store: MLflow's old `mlruns/` folders, read file by file.
 
     mlruns/EXPERIMENT/meta.yaml
     mlruns/EXPERIMENT/RUN/meta.yaml, params/NAME, tags/NAME, metrics/NAME (lines: time value step)
@@ -6,7 +6,6 @@
 MLflow 3 refuses such stores. Nothing in them is executed or changed.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,19 +15,10 @@ from typing import Any
 import numpy as np
 import yaml
 
-from engram.utils import files
 from engram.utils.errors import UserError
-from engram.utils.metrics import accuracy_matrix
 
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 STATUSES = {1: "RUNNING", 2: "SCHEDULED", 3: "FINISHED", 4: "FAILED", 5: "KILLED"}
-VIEWS = ("class_il", "task_il")
-# Parameters of mammoth and of the memorization paper that say where and when a run was made.
-ADMINISTRATIVE = re.compile(
-    r"conf_.*|wandb.*|nowand|notes|base_path|results_path|non_verbose|csv_log|tensorboard|disable_log|"
-    r"debug_mode|run_name|experiment_name|device|distributed|num_workers|run_id"
-)
-DOMAIN = ("perm-mnist", "rot-mnist", "mnist-360")
 # Metrics logged once a task; the old logger numbered each name's values from 0.
 PER_TASK = re.compile(r"(train_|mean_)?acc_.*|forgetting.*|[bf]wt.*")
 
@@ -151,71 +141,3 @@ def matrix(run: OldRun, view: str) -> np.ndarray | None:
             if row < T:
                 R[row, task] = value / 100
     return R
-
-
-def document(run: OldRun) -> dict[str, Any] | None:
-    """What results.json would hold of it; None for a run without accuracies of single tasks."""
-    matrices = {view: matrix(run, view) for view in VIEWS}
-    known = [R for R in matrices.values() if R is not None]
-    if not known:
-        return None
-    T = len(known[0])
-    matrices = {view: np.full((T, T), np.nan) if R is None else R for view, R in matrices.items()}
-    config = {k: _typed(v) for k, v in run.params.items() if not ADMINISTRATIVE.fullmatch(k)}
-    config = {"model": "unknown", "dataset": run.experiment} | config | {"run_name": run.name}
-    config["experiment_name"] = run.experiment
-    if config.get("seed") is None:
-        config["seed"] = int(run.id[:7], 16)  # drawn at random then: each run is a sample of its own
-    ended = config.get("n_tasks", T) in (T, None) and not np.isnan(known[0][-1]).all()
-    return {
-        "config": config,
-        "seed": config["seed"],
-        "status": "finished" if ended else "failed" if run.status == "FAILED" else "interrupted",
-        "scenario": "domain-il" if config["dataset"] in DOMAIN else "class-il",
-        "evaluated_on": "test",
-        **{view: {"R": R.tolist(), **accuracy_matrix.summary(R)} for view, R in matrices.items()},
-        "fwt": None,
-        "b": [None] * T,
-        "curve": [],
-        "seconds": {"total": (run.end - run.start) / 1000 if run.end else None},
-        "images_per_second": None,
-        "peak_memory_bytes": None,
-        "device": run.params.get("device", "unknown"),
-        "versions": {},
-        "git_commit": run.tags.get("mlflow.source.git.commit"),
-        "imported_run": run.id,
-    }
-
-
-def write_folder(run: OldRun, output_dir: Path) -> bool:
-    """A run folder with results.json; False where there is nothing to write or it is there already."""
-    from engram.utils.training.accuracy_log import to_json, without_nan
-
-    found = document(run)
-    if found is None:
-        return False
-    config = found["config"]
-    path = output_dir / _safe(config["dataset"]) / _safe(config["model"]) / run.id / "results.json"
-    if path.exists():
-        return False
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_text(to_json(without_nan(found)), path)
-    except OSError as error:
-        raise UserError(f"--output_dir {output_dir}: cannot be written: {error}") from None
-    return True
-
-
-def _typed(text: str) -> Any:
-    """`0.1` → 0.1, `None` → None, `[1, 2]` → [1, 2]; other words stay text."""
-    words = {"None": None, "True": True, "False": False, "": None}
-    if text in words:
-        return words[text]
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
-
-
-def _safe(name: Any) -> str:
-    return re.sub(r"[^\w.-]+", "_", str(name))

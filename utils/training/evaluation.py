@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from engram.utils.batching import CHUNK
+from engram.utils.metrics.measurements import MemoryCounts
 
 
 @torch.no_grad()
@@ -33,14 +34,15 @@ def accuracies(method, n_tasks: int, n_seen: int) -> Tensor:
     return hits.cpu().expand(-1, 2) / counts.view(-1, 1)
 
 
-def memory_counts(method) -> dict[str, list[int]] | None:
-    """How many samples of each class and of each task `method.buffer` holds; None without any."""
+def memory_counts(method, task: int) -> MemoryCounts | None:
+    """Samples of each class and of each task that `method.buffer` holds after `task`; None without any."""
     buffer, benchmark = getattr(method, "buffer", None), method.setup.benchmark
     stored = buffer.stored() if buffer is not None else {}
     sizes = {"y": ("per_class", benchmark.n_classes), "task_id": ("per_task", len(benchmark.tasks))}
     if not sizes.keys() <= stored.keys():
         return None
-    return {name: stored[f].bincount(minlength=n).tolist() for f, (name, n) in sizes.items()}
+    counts = {name: stored[f].bincount(minlength=n).tolist() for f, (name, n) in sizes.items()}
+    return MemoryCounts(task, **counts)
 
 
 def masked_argmax(logits: Tensor, allowed: Tensor) -> Tensor:

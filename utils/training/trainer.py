@@ -65,8 +65,8 @@ class Trainer:
         if self.config.run.compile:
             self.progress.say(self.method.capture(self._count_steps()))
         # a finished run that is resumed takes no step: its numbers stay those of who did
-        if self.position.task < len(self.tasks) or not self.results.origins:
-            self.results.begin_process(self.benchmark.device)
+        if self.position.task < len(self.tasks) or not self.results.environments:
+            self.results.record_environment(self.benchmark.device)
         try:
             with self.interrupts() as self.interrupt:
                 self._measure_untrained()
@@ -148,7 +148,9 @@ class Trainer:
     def _finish(self, task: Any) -> None:
         """Evaluate after the task, save, report."""
         self._evaluate_row(task)
-        self.results.add_memory(task.id, memory_counts(self.method))
+        counts = memory_counts(self.method, task.id)
+        if counts is not None:
+            self.results.memory.append(counts)
         self.position = Position(self.position.task + 1, 0, 0, self.position.total)
         self.save()
         self.on_task(task.id)

@@ -1,0 +1,137 @@
+"""The record of a run: what is written is read back, and a file that cannot be trusted is one clear error."""
+
+import math
+
+import numpy as np
+import pytest
+
+from engram.utils.errors import UserError
+from engram.utils.metrics.measurements import CurvePoint, MemoryCounts
+from engram.utils.runs.run_dir import RunDir
+from engram.utils.runs.run_record import RunRecord, Seconds, ViewResult
+
+NAN = float("nan")
+R = np.array([[0.5, NAN], [1 / 3, 1.0]])
+KEYS = [
+    "schema_version", "config", "seed", "status", "scenario", "evaluated_on", "class_il", "task_il", "fwt",
+    "b", "curve", "memory", "groups", "seconds", "images_per_second", "peak_memory_bytes", "device",
+    "versions", "git_commit", "class_order", "transforms",
+]  # fmt: skip
+
+
+def record(**more) -> RunRecord:
+    result = ViewResult(R, {"average_accuracy": 2 / 3, "forgetting": NAN})
+    values = {
+        "config": {"model": "er", "dataset": "seq-digits", "seed": 3, "lr": 0.1},
+        "status": "finished",
+        "views": {"class_il": result, "task_il": result},
+        "seed": 3,
+        "b": [0.1, NAN],
+        "curve": [CurvePoint(5, 0, {"class_il": [0.25], "task_il": [0.75]})],
+        "memory": [MemoryCounts(0, [1, 2], [3, 0])],
+        "groups": {"high": {"class_il": ViewResult(R, {"forgetting": 0.1})}},
+        "seconds": Seconds(1.5, 1.0, 0.25, 0.25),
+        "images_per_second": 12.5,
+        "peak_memory_bytes": 10**12,
+        "device": "cpu (x86_64, 2 threads)",
+        "versions": {"torch": "2.11"},
+        "git_commit": "abc",
+        "class_order": [1, 0],
+        "transforms": {"angles": [0.5, 1.25]},
+    }
+    return RunRecord(**values | more)
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    written = record()
+    written.write(tmp_path / "results.json")
+    for path in (tmp_path, tmp_path / "results.json"):
+        read = RunRecord.read(path)
+        assert read.to_json() == written.to_json()
+        np.testing.assert_array_equal(read.class_il.R, R)
+        assert math.isnan(read.class_il.metric("forgetting")) and math.isnan(read.class_il.metric("min_acc"))
+        assert (
+            read.curve == written.curve and read.memory == written.memory and read.seconds == written.seconds
+        )
+        assert (read.n_tasks, read.title, read.finished) == (2, "er on seq-digits, seed 3", True)
+
+
+def test_the_file_has_one_line_a_key_and_null_for_what_was_not_measured(tmp_path):
+    record().write(tmp_path / "results.json")
+    lines = (tmp_path / "results.json").read_text().splitlines()
+    assert [line.split('"')[1] for line in lines[1:-1]] == KEYS and lines[1] == '  "schema_version": 1,'
+    metrics = '"average_accuracy": 0.6666666666666666, "forgetting": null'
+    view = f'{{"R": [[0.5, null], [0.3333333333333333, 1.0]], {metrics}}}'
+    assert f'  "class_il": {view},' in lines and '  "b": [0.1, null],' in lines
+
+
+def test_files_from_before_the_version_and_some_keys_are_read():
+    old = {"config": {"seed": 7}, "status": "finished", "class_il": {"R": [[1]]}, "task_il": {"R": [[None]]}}
+    read = RunRecord.from_json(old)
+    assert (read.schema_version, read.seed, read.evaluated_on, read.curve) == (1, 7, "test", [])
+    assert math.isnan(read.fwt) and read.seconds == Seconds()
+    assert RunRecord.from_json(read.to_json()).to_json() == read.to_json()
+
+
+def test_a_domain_incremental_run_has_one_view_to_show():
+    assert record(scenario="domain-il").view_names == {"class_il": "domain-IL"}
+    assert list(record().view_names.values()) == ["class-IL", "task-IL"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "damaged"),
+        ("{", "damaged"),
+        ("[]", "the file: expected an object with named values, got []"),
+        ("null", "the file: expected an object with named values, got null"),
+        ("{}", "config: expected an object with named values, got null"),
+        ('{"schema_version": 2}', "schema_version 2, known up to 1: another version of this program"),
+        ('{"schema_version": "x"}', "schema_version 'x'"),
+    ],
+)
+def test_a_file_that_is_no_record_is_one_error(tmp_path, text, message):
+    (tmp_path / "results.json").write_text(text)
+    with pytest.raises(UserError, match="remove it or run the run again") as error:
+        RunRecord.read(tmp_path)
+    assert message in str(error.value) and str(tmp_path / "results.json") in str(error.value)
+    assert not RunDir(tmp_path).finished
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        (
+            "class_il",
+            {"R": [[0.1, 0.2], [0.3]]},
+            r"class_il.R: expected a square matrix, got 2 rows of \[1, 2\]",
+        ),
+        ("class_il", {"R": []}, "class_il.R: expected a square matrix"),
+        ("class_il", {"R": [["0.5"]]}, 'class_il.R: expected a number or null, got "0.5"'),
+        ("class_il", {"R": [[True]]}, "class_il.R: expected a number or null"),
+        ("class_il", {"R": "text"}, "class_il.R: expected a list"),
+        ("class_il", {"R": [[50.0]]}, "class_il.R: expected accuracies as fractions"),
+        ("task_il", {}, "task_il.R: expected a list, got null"),
+        ("task_il", {"R": [[0.5]], "bwt": "x"}, "task_il.bwt: expected a number"),
+        ("status", None, "status: expected text"),
+        ("curve", [{"step": 1}], "curve: incomplete entry"),
+        ("seconds", [], "seconds: expected an object"),
+        ("groups", {"high": {"class_il": {"R": [[2]]}}}, "groups.high.class_il.R: expected accuracies"),
+    ],
+)
+def test_a_damaged_value_is_named(key, value, message):
+    with pytest.raises(UserError, match=message):
+        RunRecord.from_json(record().to_json() | {key: value})
+
+
+def test_a_folder_without_a_record_is_an_error(tmp_path):
+    with pytest.raises(UserError, match=r"holds no results\.json; give the folder of a run"):
+        RunRecord.read(tmp_path)
+    assert not RunDir(tmp_path).finished
+
+
+def test_a_finished_record_makes_a_finished_run(tmp_path):
+    record().write(tmp_path / "results.json")
+    assert RunDir(tmp_path).finished
+    record(status="interrupted").write(tmp_path / "results.json")
+    assert not RunDir(tmp_path).finished

@@ -1,0 +1,283 @@
+"""The record of a run: the content of results.json as one typed object that reads and writes itself.
+
+Nothing else in the project opens that file. Accuracies are fractions in [0, 1] and NaN where nothing was
+measured; the file has `null` there. This module needs no torch, so that a report need not wait for it.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engram.utils import files
+from engram.utils.errors import UserError
+from engram.utils.metrics.measurements import VIEWS, CurvePoint, MemoryCounts
+
+FILE_NAME = "results.json"
+SCHEMA_VERSION = 1  # the layout of the file; files from before this key was written have it too
+VIEW_NAMES = {"class_il": "class-IL", "task_il": "task-IL"}
+NAN = float("nan")
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, eq=False)
+class ViewResult:
+    """One evaluation view: the accuracy matrix R (T, T) and the metrics made of it, by name.
+
+    A metric that could not be computed is NaN; one that was not asked for is not in `metrics`.
+    """
+
+    R: NDArray[np.float64]
+    metrics: dict[str, float]
+
+    def metric(self, name: str) -> float:
+        """The metric of this name, NaN where the run does not have it."""
+        return self.metrics.get(name, NAN)
+
+    def to_json(self) -> dict[str, Any]:
+        """The view as it stands in results.json, but with NaN."""
+        return {"R": self.R.tolist(), **self.metrics}
+
+    @classmethod
+    def from_json(cls, value: Any, name: str) -> "ViewResult":
+        """The checked view; `name` says in errors which one it is."""
+        view = _mapping(value, name)
+        metrics = {key: _number(number, f"{name}.{key}") for key, number in view.items() if key != "R"}
+        return cls(_square_matrix(view.get("R"), f"{name}.R"), metrics)
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Where the time of a run went, in seconds; None where it was not measured."""
+
+    total: float | None = None
+    train: float | None = None
+    eval: float | None = None
+    data: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class RunRecord:
+    """What a run was told, what it measured and where it ran. Field names are the keys of results.json."""
+
+    config: dict[str, Any]  # every flag of the run
+    status: str  # running, finished, interrupted, stopped or failed
+    views: dict[str, ViewResult]  # class_il and task_il
+    seed: int = 0
+    scenario: str = "class-il"
+    evaluated_on: str = "test"  # or validation
+    fwt: float = NAN
+    b: list[float] = field(default_factory=list)  # (T,) accuracy of the untrained network
+    curve: list[CurvePoint] = field(default_factory=list)
+    memory: list[MemoryCounts] = field(default_factory=list)
+    # group of training samples by memorization → view → R and forgetting
+    groups: dict[str, dict[str, ViewResult]] = field(default_factory=dict)
+    seconds: Seconds = Seconds()
+    images_per_second: float | None = None
+    peak_memory_bytes: int | None = None
+    device: str | None = None
+    versions: dict[str, str | None] = field(default_factory=dict)
+    git_commit: str | None = None
+    class_order: list[int] | None = None
+    transforms: dict[str, list[Any]] = field(default_factory=dict)  # what was drawn for the tasks' transforms
+    imported_run: str | None = None  # id of the old MLflow run that this record was made from
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def class_il(self) -> ViewResult:
+        """The view in which all classes seen so far compete."""
+        return self.views["class_il"]
+
+    @property
+    def task_il(self) -> ViewResult:
+        """The view in which only the classes of the sample's own task compete."""
+        return self.views["task_il"]
+
+    @property
+    def n_tasks(self) -> int:
+        """T, the number of tasks in the stream."""
+        return len(self.class_il.R)
+
+    @property
+    def finished(self) -> bool:
+        """Whether training came to its end."""
+        return self.status == "finished"
+
+    @property
+    def view_names(self) -> dict[str, str]:
+        """View → the name to show; one view in domain-IL, where both hold the same numbers."""
+        return {"class_il": "domain-IL"} if self.scenario == "domain-il" else VIEW_NAMES
+
+    @property
+    def title(self) -> str:
+        """`er on seq-digits, seed 0`."""
+        return f"{self.config.get('model')} on {self.config.get('dataset')}, seed {self.seed}"
+
+    # --- the file --------------------------------------------------------------------------------
+
+    @classmethod
+    def read(cls, path: Path | str) -> "RunRecord":
+        """The record at `path`, a run's folder or its results.json; raises `UserError` if it is unusable."""
+        path = Path(path)
+        file = path / FILE_NAME if path.name != FILE_NAME else path
+        try:
+            document = json.loads(file.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            raise UserError(f"{path}: holds no {FILE_NAME}; give the folder of a run") from None
+        except (OSError, ValueError) as error:
+            raise UserError(f"{file}: damaged ({error}); remove it or run the run again") from None
+        try:
+            return cls.from_json(document)
+        except UserError as error:
+            raise UserError(f"{file}: damaged ({error}); remove it or run the run again") from None
+
+    def write(self, path: Path) -> None:
+        """Write the file so that a crash leaves either the old one or the new one, complete."""
+        # compact where it is long (matrices, orders), one line for each key at the top level
+        lines = [f"  {json.dumps(k)}: {json.dumps(v, allow_nan=False)}" for k, v in self.to_json().items()]
+        files.write_text("{\n" + ",\n".join(lines) + "\n}\n", path)
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of results.json; NaN is None."""
+        document: dict[str, Any] = {
+            "schema_version": self.schema_version,
+            "config": self.config,
+            "seed": self.seed,
+            "status": self.status,
+            "scenario": self.scenario,
+            "evaluated_on": self.evaluated_on,
+            **{view: self.views[view].to_json() for view in VIEWS},
+            "fwt": self.fwt,
+            "b": self.b,
+            "curve": [point.to_json() for point in self.curve],
+            "memory": [counts.to_json() for counts in self.memory],
+            "groups": {
+                group: {view: result.to_json() for view, result in views.items()}
+                for group, views in self.groups.items()
+            },
+            "seconds": asdict(self.seconds),
+            "images_per_second": self.images_per_second,
+            "peak_memory_bytes": self.peak_memory_bytes,
+            "device": self.device,
+            "versions": self.versions,
+            "git_commit": self.git_commit,
+            "class_order": self.class_order,
+            "transforms": self.transforms,
+        }
+        imported = {} if self.imported_run is None else {"imported_run": self.imported_run}
+        content: dict[str, Any] = _nan_to_none(document | imported)
+        return content
+
+    @classmethod
+    def from_json(cls, document: Any) -> "RunRecord":
+        """The record in a parsed file; raises `UserError` that names the key at fault."""
+        content = _mapping(document, "the file")
+        version = content.get("schema_version", 1)
+        if not isinstance(version, int) or not 1 <= version <= SCHEMA_VERSION:
+            raise UserError(
+                f"schema_version {version!r}, known up to {SCHEMA_VERSION}: another version of this program "
+                "wrote it"
+            )
+        config = _mapping(content.get("config"), "config")
+        return cls(
+            config=config,
+            status=_text(content.get("status"), "status"),
+            views={view: ViewResult.from_json(content.get(view), view) for view in VIEWS},
+            seed=int(_number(content.get("seed", config.get("seed", 0)), "seed")),
+            scenario=_text(content.get("scenario", "class-il"), "scenario"),
+            evaluated_on=_text(content.get("evaluated_on", "test"), "evaluated_on"),
+            fwt=_number(content.get("fwt"), "fwt"),
+            b=_list(content.get("b", []), "b", lambda value: _number(value, "b")),
+            curve=_list(content.get("curve", []), "curve", CurvePoint.from_json),
+            memory=_list(content.get("memory", []), "memory", MemoryCounts.from_json),
+            groups={
+                group: {
+                    view: ViewResult.from_json(result, f"groups.{group}.{view}")
+                    for view, result in _mapping(views, f"groups.{group}").items()
+                }
+                for group, views in _mapping(content.get("groups", {}), "groups").items()
+            },
+            seconds=_seconds(content.get("seconds", {})),
+            images_per_second=_optional_number(content.get("images_per_second"), "images_per_second"),
+            peak_memory_bytes=content.get("peak_memory_bytes"),
+            device=content.get("device"),
+            versions=_mapping(content.get("versions", {}), "versions"),
+            git_commit=content.get("git_commit"),
+            class_order=content.get("class_order"),
+            transforms=_mapping(content.get("transforms", {}), "transforms"),
+            imported_run=content.get("imported_run"),
+            schema_version=version,
+        )
+
+
+# --- checks of what a file holds ------------------------------------------------------------------
+
+
+def _mapping(value: Any, name: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UserError(f"{name}: expected an object with named values, got {_shown(value)}")
+    return value
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise UserError(f"{name}: expected text, got {_shown(value)}")
+    return value
+
+
+def _number(value: Any, name: str) -> float:
+    if value is None:
+        return NAN
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UserError(f"{name}: expected a number or null, got {_shown(value)}")
+    return float(value)
+
+
+def _optional_number(value: Any, name: str) -> float | None:
+    return None if value is None else _number(value, name)
+
+
+def _seconds(value: Any) -> Seconds:
+    measured = _mapping(value, "seconds")
+    names = Seconds.__dataclass_fields__
+    return Seconds(**{name: _optional_number(measured.get(name), f"seconds.{name}") for name in names})
+
+
+def _list(value: Any, name: str, convert: Callable[[Any], Item]) -> list[Item]:
+    if not isinstance(value, list):
+        raise UserError(f"{name}: expected a list, got {_shown(value)}")
+    try:
+        return [convert(item) for item in value]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{name}: incomplete entry ({error!r})") from None
+
+
+def _square_matrix(value: Any, name: str) -> NDArray[np.float64]:
+    rows = _list(value, name, lambda row: _list(row, name, lambda cell: _number(cell, name)))
+    lengths = {len(row) for row in rows}
+    if lengths != {len(rows)}:
+        raise UserError(
+            f"{name}: expected a square matrix, got {len(rows)} rows of {sorted(lengths)} numbers"
+        )
+    R = np.array(rows, dtype=np.float64)
+    if (R < 0).any() or (R > 1).any():  # NaN is neither
+        raise UserError(f"{name}: expected accuracies as fractions from 0 to 1")
+    return R
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:40]}…"
+
+
+def _nan_to_none(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _nan_to_none(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_nan_to_none(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
