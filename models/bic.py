@@ -20,7 +20,8 @@ from torch import Tensor
 
 from engram.models.method import Method
 from engram.models.parts import exemplars
-from engram.models.parts.exemplars import ExemplarMemory, ExemplarOptions
+from engram.models.parts.exemplars import ExemplarOptions
+from engram.utils.buffers.exemplar_memory import ExemplarMemory
 from engram.utils.config.options import option
 
 RIDGE = 1e-3

@@ -72,7 +72,7 @@ class Goldilocks(ExemplarReplay):
             middle = quickest[between(len(rows), k, options.goldilocks_q, options.goldilocks_s)]
             return exemplars.at_random(self.draws)(rows[middle], k)
 
-        self.buffer.renew(task, choose, **exemplars.samples_of(self, task))
+        self.buffer.renew(task.id, choose, **exemplars.samples_of(self, task))
 
 
 def between(n: int, k: int, q: float, s: float) -> slice:

@@ -19,7 +19,8 @@ import torch.nn.functional as F
 
 from engram.models.method import Method
 from engram.models.parts import exemplars
-from engram.models.parts.exemplars import ExemplarMemory, ExemplarOptions
+from engram.models.parts.exemplars import ExemplarOptions
+from engram.utils.buffers.exemplar_memory import ExemplarMemory
 
 
 @dataclass(frozen=True)

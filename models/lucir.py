@@ -20,8 +20,9 @@ from torch import Tensor
 from engram.backbones.heads import CosineHead
 from engram.models.method import Method
 from engram.models.parts import exemplars
-from engram.models.parts.exemplars import ExemplarMemory, ExemplarOptions
+from engram.models.parts.exemplars import ExemplarOptions
 from engram.utils import seeding
+from engram.utils.buffers.exemplar_memory import ExemplarMemory
 from engram.utils.config.options import option
 
 

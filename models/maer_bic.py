@@ -55,7 +55,7 @@ class MAERBiC(bic.BiC):
             chosen = selection.pick(ranking, k, policy, weights, self.chooser.draws)
             return n_old + typical_first(chosen, policy)
 
-        self.buffer.renew(task, choose, **samples)
+        self.buffer.renew(task.id, choose, **samples)
 
 
 def typical_first(chosen: torch.Tensor, policy: str) -> torch.Tensor:

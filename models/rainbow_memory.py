@@ -46,7 +46,7 @@ class RainbowMemory(ExemplarReplay):
         samples["x"] = samples["x"][:]  # views are made of all images at once: none may be left on disk
         pools = [samples] if not len(self.buffer) else [self.buffer.stored(), samples]
         doubt = torch.cat([self.uncertainty(pool["x"], pool["task_id"]) for pool in pools])
-        self.buffer.renew(task, lambda rows, k: rows[strides(doubt[rows], k)], again=True, **samples)
+        self.buffer.renew(task.id, lambda rows, k: rows[strides(doubt[rows], k)], reselect=True, **samples)
 
     def uncertainty(self, raw: Tensor, task_id: Tensor) -> Tensor:
         """(N,) 1 − the share of views that the most popular of the classes seen gets."""

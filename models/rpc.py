@@ -37,4 +37,4 @@ class RPC(ExemplarReplay):
     def end_task(self, task):
         """Any samples of the task, equally many of each class."""
         samples = exemplars.samples_of(self, task)
-        self.buffer.renew(task, exemplars.at_random(self.draws), **samples)
+        self.buffer.renew(task.id, exemplars.at_random(self.draws), **samples)

@@ -23,8 +23,8 @@ from torch import Tensor
 from engram.models import derpp
 from engram.models.method import Method
 from engram.models.parts import exemplars
-from engram.models.parts.exemplars import ExemplarMemory
 from engram.models.parts.replay import augmented, replayed_per_step
+from engram.utils.buffers.exemplar_memory import ExemplarMemory
 from engram.utils.config.options import option
 
 
@@ -102,7 +102,7 @@ class XDER(Method):
         now = exemplars.evaluated(self, self.net, samples["x"], samples["task_id"])
         logits = rectified(now, now, samples["y"], slice(0, first), gamma) if first else now
         own = {"logits": logits, "replays": torch.zeros_like(samples["y"])}
-        self.buffer.renew(task, exemplars.at_random(self.draws), **samples, **own)
+        self.buffer.renew(task.id, exemplars.at_random(self.draws), **samples, **own)
 
 
 def rectified(stored: Tensor, now: Tensor, y: Tensor, columns: slice, gamma: float) -> Tensor:

@@ -1,8 +1,8 @@
-"""Exemplars: a memory with the same number of samples of every class, renewed when a task ends.
+"""Exemplars: what methods do with a memory that is renewed when a task ends (`ExemplarMemory`).
 
 Shared by the methods that choose what to keep once a task is over (iCaRL and its descendants, Rainbow
-Memory, coresets), with what they do with it: replay, the union of a task's data and the exemplars,
-features, nearest-mean prediction, a frozen copy of the network.
+Memory, coresets): replay, the union of a task's data and the exemplars, features, nearest-mean prediction,
+a frozen copy of the network.
 """
 
 import copy
@@ -19,12 +19,8 @@ from engram.models.parts.importance import evaluating
 from engram.models.parts.replay import ReplayOptions, draw, joined
 from engram.utils.batching import CHUNK
 from engram.utils.buffers import selection
-from engram.utils.buffers.reservoir import Buffer
+from engram.utils.buffers.exemplar_memory import Choice, ExemplarMemory
 from engram.utils.config.options import option
-from engram.utils.errors import UserError
-
-# (rows of a group's candidates (n,), k) → at most k of them, the best first.
-Choice = Callable[[Tensor, int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -36,81 +32,6 @@ class ExemplarOptions(ReplayOptions):
         "exemplars joined to every step; 0: each once per epoch, as in a union of data and exemplars",
         ge=0,
     )
-
-
-class ExemplarMemory(Buffer):
-    """At most `size` samples, the same number for each class of each task seen; best exemplars first.
-
-    A class that comes back in another domain has a share for each. Fields as in `Buffer`, with `y` and
-    `task_id`. Contents change in `renew` only, so within a task they are those of past tasks. Raises
-    `UserError` for a size that gives some group less than `per_group` places in the end.
-    """
-
-    def __init__(self, size: int, setup, per_group: int = 1):
-        super().__init__(size, setup.generator("buffer"), setup.device)
-        masks = setup.benchmark.class_masks
-        least = per_group * int(masks.sum())
-        if 0 < size < least:
-            raise UserError(
-                f"--buffer_size {size}: {per_group} place{'s' * (per_group > 1)} for each class of each task "
-                f"are needed; give at least {least}, or 0 for no memory"
-            )
-        self.group_of = masks.flatten().cumsum(0).view_as(masks) - 1  # (T, C) number of a task's class
-        self.n_groups = [0, *masks.sum(1).cumsum(0).tolist()]  # in the first 0, 1, ... tasks
-        self.n_tasks = 0
-        self.n_shares, self.order = 0, torch.empty(0, dtype=torch.long)
-
-    def quotas(self, n_tasks: int) -> list[int]:
-        """Places of each group when `n_tasks` tasks have been learned."""
-        return selection.quotas(self.size, self.n_groups[n_tasks])
-
-    def renew(self, task: Task, choose: Choice, again: bool = False, **fields: Tensor) -> None:
-        """Keep old groups' best and the best of `task`'s samples, its `fields` (N, ...).
-
-        choose: takes rows of what is stored followed by the task's samples. again: it also decides on
-        the groups that are already stored, rather than cutting them to their new size.
-        """
-        if not self.size:
-            return
-        old, n_old = self.stored(), self.n_groups[task.id]
-        task_id, y = (torch.cat([*([old[n]] if old else []), fields[n]]) for n in ("task_id", "y"))
-        group, kept = self.group_of[task_id, y], []
-        for i, quota in enumerate(self.quotas(task.id + 1)):
-            rows = torch.nonzero(group == i).view(-1)
-            decide = (again or i >= n_old) and quota and len(rows)
-            kept.append(choose(rows, quota) if decide else rows[:quota])
-        rows = torch.cat(kept)
-        for name, values in fields.items():
-            values = values.detach()
-            pool = torch.cat((old[name], values)) if old else values
-            self.fields[name] = pool.index_select(0, rows)
-        self.n_seen, self.n_tasks, self.n_shares = len(rows), task.id + 1, 0
-
-    def ranks(self) -> Tensor:
-        """(n,) place of each stored sample in its group, 0 for the best."""
-        stored = self.stored()
-        group = self.group_of[stored["task_id"], stored["y"]]
-        counts = group.bincount()
-        return torch.arange(len(group), device=self.device) - (counts.cumsum(0) - counts)[group]
-
-    def share(self, n_steps: int) -> dict[str, Tensor]:
-        """The next of `n_steps` parts into which a random order divides the contents, over and over."""
-        turn, n = self.n_shares % n_steps, len(self)
-        if turn == 0:
-            self.order = torch.randperm(n, generator=self.generator)
-        rows = self.order[turn * n // n_steps : (turn + 1) * n // n_steps].to(self.device)
-        self.n_shares += 1
-        return {name: values.index_select(0, rows) for name, values in self.fields.items()}
-
-    def state_dict(self) -> dict:
-        """Contents, counters and the generator."""
-        own = {"n_tasks": self.n_tasks, "n_shares": self.n_shares, "order": self.order}
-        return super().state_dict() | own
-
-    def load_state_dict(self, state: dict) -> None:
-        """Continue exactly where `state` was taken."""
-        super().load_state_dict(state)
-        self.n_tasks, self.n_shares, self.order = state["n_tasks"], state["n_shares"], state["order"].cpu()
 
 
 def samples_of(method, task: Task) -> dict[str, Tensor]:
@@ -183,7 +104,7 @@ def renew_by_score(method, task: Task, score: Tensor) -> None:
     def choose(rows: Tensor, k: int) -> Tensor:
         return rows[score[rows - n_old].sort(descending=True, stable=True).indices[:k]]
 
-    method.buffer.renew(task, choose, **samples_of(method, task))
+    method.buffer.renew(task.id, choose, **samples_of(method, task))
 
 
 def renew_by_herding(method, task: Task) -> None:
@@ -192,7 +113,7 @@ def renew_by_herding(method, task: Task) -> None:
         return
     samples, n_old = samples_of(method, task), len(method.buffer)
     unit = F.normalize(features(method, samples["x"]), dim=1)
-    method.buffer.renew(task, lambda rows, k: rows[selection.herding(unit[rows - n_old], k)], **samples)
+    method.buffer.renew(task.id, lambda rows, k: rows[selection.herding(unit[rows - n_old], k)], **samples)
 
 
 def frozen_copy(net: nn.Module) -> nn.Module:

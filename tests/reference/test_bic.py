@@ -125,7 +125,7 @@ def test_tasks_of_the_same_images_hold_out_their_own():
 
 def test_a_memory_of_fewer_than_two_exemplars_per_class_is_refused():
     """One of each class is held out: there must be another to train on."""
-    with pytest.raises(UserError, match=r"--buffer_size 11: 2 places for each class .* give at least 12"):
+    with pytest.raises(UserError, match=r"--buffer_size 11: 2 slots for each class .* give at least 12"):
         tiny_method("bic", buffer_size=11)
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from engram.models.parts import exemplars
-from engram.models.parts.exemplars import ExemplarMemory, class_means, nearest_mean
+from engram.models.parts.exemplars import class_means, nearest_mean
+from engram.utils.buffers.exemplar_memory import ExemplarMemory
 from engram.utils.buffers.selection import herding
 from tests.conftest import tiny_method
 from tests.contract.test_methods import steps, train
@@ -63,13 +64,15 @@ def test_exemplars_are_herded_by_normalised_features_class_by_class(model, scena
 # --- the memory -----------------------------------------------------------------------------------
 
 
-def filled(scenario: str, size: int, n_tasks: int = 3, again: bool = False) -> tuple[ExemplarMemory, object]:
+def filled(
+    scenario: str, size: int, n_tasks: int = 3, reselect: bool = False
+) -> tuple[ExemplarMemory, object]:
     """A memory that has been given tasks in order, choosing each group's last samples, last first."""
     method, _ = tiny_method("icarl", scenario, buffer_size=size)
     memory = method.buffer
     for task in method.setup.benchmark.tasks[:n_tasks]:
         fields = exemplars.samples_of(method, task)
-        memory.renew(task, lambda rows, k: rows.flip(0)[:k], again=again, **fields)
+        memory.renew(task.id, lambda rows, k: rows.flip(0)[:k], reselect=reselect, **fields)
     return memory, method
 
 
@@ -91,10 +94,10 @@ def test_every_class_of_every_task_has_its_share_best_first(scenario, size, n_ta
 
 def test_choosing_again_sees_what_is_stored_and_what_is_new():
     """Every old group is offered to the choice, and reversed by it at every task."""
-    memory, method = filled("class-il", 24, again=True)
+    memory, method = filled("class-il", 24, reselect=True)
     stored, samples = memory.stored(), method.setup.benchmark.train(method.setup.benchmark.tasks[0])
     mine = samples.index[samples.y == 0].tolist()
-    first = mine[::-1][:12]  # after task 0: 12 places each; then 6 of them, then 4 of those
+    first = mine[::-1][:12]  # after task 0: 12 slots each; then 6 of them, then 4 of those
     assert stored["index"][stored["y"] == 0].tolist() == first[::-1][:6][::-1][:4]
 
 

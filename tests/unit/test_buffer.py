@@ -86,7 +86,7 @@ def test_the_kth_sample_is_accepted_with_probability_size_over_k(rule, extra):
     buffer.add(x=torch.zeros(size))
     for _ in range(runs):
         buffer.n_seen = k - 1
-        accepted += len(buffer._place(1)[0])
+        accepted += len(buffer._assign_slots(1)[0])
     chance = size / (k + extra)
     deviation = abs(accepted / runs - chance) / np.sqrt(chance * (1 - chance) / runs)
     assert deviation < stats.norm.ppf(1 - 0.5e-5)
@@ -128,7 +128,7 @@ def test_every_slot_is_as_likely_to_be_overwritten():
     slots = []
     for _ in range(6000):
         buffer.n_seen = 11
-        slots += buffer._place(1)[1]
+        slots += buffer._assign_slots(1)[1]
     assert stats.chisquare(np.bincount(slots, minlength=6)).pvalue > 1e-4
 
 
@@ -192,9 +192,9 @@ def test_balanced_buffer_evicts_uniformly_within_the_class():
 def test_distinct_is_uniform_over_ordered_draws(population, n):
     """Both branches; chi-square over all ordered selections, false alarm 1e-4 each."""
     draws, source = 6000, generator(9)
-    places = {p: i for i, p in enumerate(itertools.permutations(range(population), n))}
-    found = [places[tuple(distinct(population, n, source).tolist())] for _ in range(draws)]
-    assert stats.chisquare(np.bincount(found, minlength=len(places))).pvalue > 1e-4
+    numbers = {p: i for i, p in enumerate(itertools.permutations(range(population), n))}
+    drawn = [numbers[tuple(distinct(population, n, source).tolist())] for _ in range(draws)]
+    assert stats.chisquare(np.bincount(drawn, minlength=len(numbers))).pvalue > 1e-4
 
 
 @pytest.mark.parametrize(("population", "n"), [(1000, 30), (10, 10), (3, 0), (1, 1)])
@@ -325,12 +325,20 @@ def test_sample_by_task_gives_the_tasks_own_distinct_samples():
 
 
 def test_rows_where_is_uniform_over_ordered_draws():
-    """Chi-square over the 12 ordered pairs of 4 places among 9; false alarm 1e-4."""
+    """Chi-square over the 12 ordered pairs of 4 positions among 9; false alarm 1e-4."""
     mask, source = torch.zeros(9, dtype=torch.bool), generator(10)
     mask[[1, 4, 5, 8]] = True
-    places = {p: i for i, p in enumerate(itertools.permutations([1, 4, 5, 8], 2))}
-    found = [places[tuple(rows_where(mask, 2, source).tolist())] for _ in range(6000)]
-    assert stats.chisquare(np.bincount(found, minlength=12)).pvalue > 1e-4
+    numbers = {p: i for i, p in enumerate(itertools.permutations([1, 4, 5, 8], 2))}
+    drawn = [numbers[tuple(rows_where(mask, 2, source).tolist())] for _ in range(6000)]
+    assert stats.chisquare(np.bincount(drawn, minlength=12)).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("n", [0, 1, 3, 12])
+def test_rows_where_the_mask_is_empty_is_one_valid_position(n):
+    """Nothing may be read from the device, so there is no error: any position, as often as asked for."""
+    rows = rows_where(torch.zeros(5, dtype=torch.bool), n, generator())
+    assert rows.shape == (n,) and rows.dtype == torch.long
+    assert len(rows.unique()) <= 1 and all(0 <= row < 5 for row in rows.tolist())
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (4,), (16,), (2, 8), (5, 7)])

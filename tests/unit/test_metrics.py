@@ -68,6 +68,40 @@ def test_what_was_not_measured_is_nan_and_arguments_stay_as_they_were():
     assert np.isnan(accuracy_matrix.forgetting(joint)) and np.isnan(accuracy_matrix.backward_transfer(joint))
 
 
+def test_forgetting_where_it_is_known_leaves_out_groups_that_a_task_lacks():
+    """Task 1 has no sample of the group. Task 0: max(.8, .6, .5) − .4 = .4; task 2: .9 − .7 = .2."""
+    nan = np.nan
+    matrix = [[0.8, nan, 0.1, 0.2], [0.6, nan, 0.3, 0.1], [0.5, nan, 0.9, 0.0], [0.4, nan, 0.7, 1.0]]
+    assert accuracy_matrix.mean_known_forgetting(matrix) == pytest.approx((0.4 + 0.2) / 2, abs=1e-12)
+    assert np.isnan(accuracy_matrix.forgetting(matrix))
+    assert accuracy_matrix.mean_known_forgetting(R) == pytest.approx(0.125, abs=1e-12)
+    assert np.isnan(accuracy_matrix.mean_known_forgetting(np.full((3, 3), nan)))
+
+
+def test_every_metric_is_a_python_float():
+    """A NumPy number is refused by JSON and by checkpoints; NaN and a single task are cases of their own."""
+    curve = [(0, np.array([0.9, np.nan])), (1, np.array([0.4, 0.2]))]
+    values = list(accuracy_matrix.summary(R).values())
+    for matrix in (R, np.full((3, 3), np.nan), R[:1, :1]):
+        values += accuracy_matrix.summary(matrix).values()
+        values += [
+            accuracy_matrix.mean_known_forgetting(matrix),
+            accuracy_matrix.forward_transfer(matrix, B[: len(matrix)]),
+        ]
+    values += [accuracy_matrix.min_accuracy(curve), accuracy_matrix.min_accuracy(curve[:1])]
+    values += [accuracy_matrix.worst_case_accuracy(curve), accuracy_matrix.worst_case_accuracy(curve[:1])]
+    assert [type(value) for value in values] == [float] * len(values)
+
+
+def test_the_summary_names_every_metric_that_needs_r_alone():
+    expected = {
+        "average_accuracy": 2.42 / 3, "forgetting": 0.125, "fm": 0.1, "bwt": -0.1,
+        "learning_accuracy": 2.62 / 3, "bti": -0.2 / 3,
+        "average_incremental_accuracy": (0.80 + 0.875 + 2.42 / 3) / 3,
+    }  # fmt: skip
+    assert accuracy_matrix.summary(R) == pytest.approx(expected, abs=1e-12)
+
+
 def test_one_task():
     assert accuracy_matrix.average_accuracy([[0.5]]) == 0.5
     assert np.isnan(accuracy_matrix.forgetting([[0.5]])) and np.isnan(

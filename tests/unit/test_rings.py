@@ -39,7 +39,7 @@ def test_every_group_holds_its_last(per_group, batch):
 def test_no_slot_is_written_twice_by_one_batch():
     """Which of two writes would win is not defined on a GPU."""
     ring = KeyedRing("y", 3, 4, generator(), "cpu")
-    slots, _ = ring._place(torch.randint(3, (50,), generator=generator(4)))
+    slots, _ = ring._assign_slots(torch.randint(3, (50,), generator=generator(4)))
     kept = slots[slots < ring.size]
     assert len(kept) == len(kept.unique()) == 12
 

@@ -1,5 +1,6 @@
 """Memories by name: what `--memory` chooses from."""
 
+from engram.utils.buffers.memory import MemorySetup
 from engram.utils.buffers.reservoir import Buffer, FIFOBuffer
 from engram.utils.buffers.ring import KeyedRing
 from engram.utils.buffers.weighted_reservoirs import BalancedBuffer, LossAwareBalancedBuffer, LossAwareBuffer
@@ -10,25 +11,25 @@ MEMORIES = (
 )  # fmt: skip
 
 
-def memory_for(kind: str, size: int, setup, rule: str = "uniform") -> Buffer | KeyedRing:
-    """A memory of `size` samples; a ring shares them equally among classes or tasks.
+def memory_for(kind: str, size: int, setup: MemorySetup, rule: str = "uniform") -> Buffer | KeyedRing:
+    """A memory of `size` samples, of a kind in `MEMORIES`; a ring shares them equally among classes or tasks.
 
-    rule: of the reservoir, see `Buffer`.
+    rule: of the reservoir, see `Buffer`. Raises `UserError` for a size that gives some ring no slot.
     """
-    draws, device, benchmark = setup.generator("buffer"), setup.device, setup.benchmark
+    generator, device, benchmark = setup.generator("buffer"), setup.device, setup.benchmark
     plain = {"reservoir": Buffer, "fifo": FIFOBuffer, "loss_aware": LossAwareBuffer}
     if kind in plain:
-        return plain[kind](size, draws, device, rule)
+        return plain[kind](size, generator, device, rule)
     balanced = {"balanced": BalancedBuffer, "loss_aware_balanced": LossAwareBalancedBuffer}
     if kind in balanced:
-        return balanced[kind](size, benchmark.n_classes, draws, device)
-    n_groups, key, of = {
+        return balanced[kind](size, benchmark.n_classes, generator, device)
+    n_groups, key, plural = {
         "class_ring": (benchmark.n_classes, "y", "classes"),
         "task_ring": (len(benchmark.tasks), "task_id", "tasks"),
     }[kind]
     if 0 < size < n_groups:
         raise UserError(
-            f"--buffer_size {size}: --memory {kind} needs a place for each of {n_groups} {of}; give at "
+            f"--buffer_size {size}: --memory {kind} needs a slot for each of {n_groups} {plural}; give at "
             f"least {n_groups}, or 0 for no memory"
         )
-    return KeyedRing(key, n_groups, size // n_groups, draws, device)
+    return KeyedRing(key, n_groups, size // n_groups, generator, device)

@@ -2,12 +2,16 @@
 
 All random decisions are drawn on the host from the buffer's own generator: the same seed fills the
 same buffer on every device, and no step waits for the device. Here: a uniform reservoir, first in first
-out, and unlimited; `weighted_reservoirs.py` has those that choose whom to evict, `ring.py` those with
-a part for every task or class.
+out, and unlimited; `weighted_reservoirs.py` has those that choose which sample to evict, `ring.py` those
+with a ring of slots for every task or class, `exemplar_memory.py` the one that is renewed after a task.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from engram.utils.buffers.memory import n_rows
 
 
 class Buffer:
@@ -26,31 +30,31 @@ class Buffer:
     ):
         assert rule in self.RULES, rule
         self.size, self.generator, self.device = size, generator, torch.device(device)
-        self.n_places = 1 if rule == "uniform" else 2  # the k-th sample draws one of k − 1 + n_places
+        self.n_extra_slots = 0 if rule == "uniform" else 1  # the k-th sample draws one of k + n_extra_slots
         self.n_seen = 0
         self.fields: dict[str, Tensor] = {}
 
     def __len__(self) -> int:
         return min(self.n_seen, self.size)
 
-    # --- putting in ------------------------------------------------------------------------------
+    # --- storing ---------------------------------------------------------------------------------
 
     def add(self, **fields: Tensor) -> None:
         """Offer a batch; each field is (N, ...)."""
         if not self.size:
             return
-        rows, slots = self._place(len(next(iter(fields.values()))))
+        rows, slots = self._assign_slots(n_rows(fields))
         last = dict(zip(slots, rows, strict=True))  # of several bound for one slot the last stays
         self._write(list(last.values()), list(last), fields)
 
-    def _place(self, n: int) -> tuple[list[int], list[int]]:
-        """Which of `n` offered samples, in their order, go to which slots, as if they came one by one.
+    def _assign_slots(self, n: int) -> tuple[list[int], list[int]]:
+        """Rows of `n` offered samples that enter, and the slot of each, as if they came one by one.
 
         In plain Python: for the few numbers of a batch that is several times faster than array operations.
         """
         draws = torch.rand(n, generator=self.generator, dtype=torch.float64).tolist()
-        free, places = self.size - self.n_seen, self.n_seen + self.n_places
-        slots = [self.n_seen + i if i < free else int(u * (places + i)) for i, u in enumerate(draws)]
+        n_free, n_slots = self.size - self.n_seen, self.n_seen + 1 + self.n_extra_slots
+        slots = [self.n_seen + i if i < n_free else int(u * (n_slots + i)) for i, u in enumerate(draws)]
         self.n_seen += n
         rows = [i for i, slot in enumerate(slots) if slot < self.size]
         return rows, [slots[i] for i in rows]
@@ -58,10 +62,11 @@ class Buffer:
     def _write(self, rows: list[int], slots: list[int], fields: dict[str, Tensor]) -> None:
         """Copy rows of the fields into slots of the buffer; a full reservoir often takes none."""
         if rows:
-            self._copy(*(torch.tensor(places, device=self.device) for places in (rows, slots)), fields)
+            on_device = (torch.tensor(numbers, device=self.device) for numbers in (rows, slots))
+            self._copy(*on_device, fields)
 
     def _copy(self, rows: Tensor, slots: Tensor, fields: dict[str, Tensor]) -> None:
-        """The same where the places lie on the device."""
+        """Copy rows (k,) of the fields into slots (k,), both index tensors on the device."""
         for name, values in fields.items():
             if name not in self.fields:
                 shape = (self.size, *values.shape[1:])
@@ -75,13 +80,13 @@ class Buffer:
 
     def fill(self, **fields: Tensor) -> None:
         """Hold exactly these samples, at most `size`, in their order, and count them as seen."""
-        n = len(next(iter(fields.values())))
-        assert n <= self.size, f"{n} samples for {self.size} places"
+        n = n_rows(fields)
+        assert n <= self.size, f"{n} samples for {self.size} slots"
         self.n_seen = n
-        every = torch.arange(n, device=self.device)
-        self._copy(every, every, fields)
+        slots = torch.arange(n, device=self.device)
+        self._copy(slots, slots, fields)
 
-    # --- taking out ------------------------------------------------------------------------------
+    # --- drawing ---------------------------------------------------------------------------------
 
     def slots(self, n: int) -> Tensor:
         """(min(n, len(self)),) distinct slots in use, uniformly."""
@@ -113,12 +118,12 @@ class Buffer:
 
     # --- state -----------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict:
-        """Contents, counters and the generator."""
+    def state_dict(self) -> dict[str, Any]:
+        """Contents, counters and the state of the generator."""
         state = {"n_seen": self.n_seen, "generator": self.generator.get_state()}
         return state | {"fields": dict(self.fields)}
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue exactly where `state` was taken."""
         self.n_seen = state["n_seen"]
         self.generator.set_state(state["generator"].cpu())
@@ -128,21 +133,22 @@ class Buffer:
 class FIFOBuffer(Buffer):
     """The last `size` samples offered; the oldest leaves first."""
 
-    def _place(self, n: int) -> tuple[list[int], list[int]]:
-        kept = min(n, self.size)
+    def _assign_slots(self, n: int) -> tuple[list[int], list[int]]:
+        n_stored = min(n, self.size)
         self.n_seen += n
-        return list(range(n - kept, n)), [k % self.size for k in range(self.n_seen - kept, self.n_seen)]
+        slots = [k % self.size for k in range(self.n_seen - n_stored, self.n_seen)]
+        return list(range(n - n_stored, n)), slots
 
 
 class UnlimitedBuffer(Buffer):
-    """Everything offered. Room doubles when it runs out, so that a sample is moved twice on average."""
+    """Stores every sample. The slots double when all are in use, so a sample moves twice on average."""
 
     def __init__(self, generator: torch.Generator, device: torch.device | str):
         super().__init__(0, generator, device)
 
     def add(self, **fields: Tensor) -> None:
         """Append a batch; each field is (N, ...)."""
-        start, n = self.n_seen, len(next(iter(fields.values())))
+        start, n = self.n_seen, n_rows(fields)
         if start + n > self.size:
             self.size = max(2 * self.size, start + n)
             for name, old in self.fields.items():
@@ -151,7 +157,7 @@ class UnlimitedBuffer(Buffer):
         rows = torch.arange(n, device=self.device)
         self._copy(rows, start + rows, fields)
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue exactly where `state` was taken."""
         super().load_state_dict(state)
         self.size = max((len(values) for values in self.fields.values()), default=0)
@@ -181,13 +187,13 @@ def distinct(population: int, n: int, generator: torch.Generator) -> Tensor:
 
 
 def rows_where(mask: Tensor, n: int, generator: torch.Generator) -> Tensor:
-    """(n,) places where mask (N,) holds, uniformly; distinct, and once all are used from the start again.
+    """(n,) positions where mask (N,) is True, drawn uniformly; all distinct until every one has been used.
 
-    Random keys rank the places, so that nothing is read from the device. Where the mask holds nowhere
-    the places mean nothing.
+    Random keys rank the positions, so that nothing is read from the device, not even whether the mask is True
+    anywhere. If it is True nowhere, the result is one arbitrary position n times: a valid index, no choice.
     """
     keys = torch.rand(len(mask), generator=generator).to(mask.device)
-    k = min(n, len(mask))
-    order = keys.masked_fill(~mask, 2.0).topk(k, largest=False).indices
-    turn = torch.arange(n, device=mask.device) % mask.sum().clamp(1, k)
-    return order[turn]
+    n_ranked = min(n, len(mask))
+    ranked = keys.masked_fill(~mask, 2.0).topk(n_ranked, largest=False).indices
+    turn = torch.arange(n, device=mask.device) % mask.sum().clamp_min(1)
+    return ranked[turn]

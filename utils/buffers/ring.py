@@ -1,21 +1,25 @@
-"""Ring memories: every task, or every class, has a part of its own that forgets its oldest samples first."""
+"""Ring memories: every task, or every class, has its own ring of slots and loses its oldest samples first."""
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from engram.utils.buffers.memory import n_rows
 from engram.utils.buffers.reservoir import distinct, rows_where
 from engram.utils.buffers.selection import class_counts
 
 
 class RingMemory:
-    """`per_task` places for each of `n_tasks` tasks.
+    """`per_task` slots for each of `n_tasks` tasks; whoever adds samples names their task.
 
     Fields are declared by the first `add`: any tensors with a common first dimension, kept as
     (n_tasks · per_task, ...) on the device. Counters live on the host, so nothing is read back.
     """
 
     def __init__(self, n_tasks: int, per_task: int, generator: torch.Generator, device: torch.device | str):
-        self.per_task, self.generator, self.device = per_task, generator, torch.device(device)
+        self.per_task, self.size = per_task, n_tasks * per_task
+        self.generator, self.device = generator, torch.device(device)
         self.n_seen = [0] * n_tasks
         self.fields: dict[str, Tensor] = {}
 
@@ -23,26 +27,26 @@ class RingMemory:
         return sum(map(self.count, range(len(self.n_seen))))
 
     def count(self, task: int) -> int:
-        """Samples held of a task."""
+        """How many samples of a task it holds."""
         return min(self.n_seen[task], self.per_task)
 
     def tasks(self) -> list[int]:
-        """The tasks of which something is held, in order."""
+        """The tasks of which it holds samples, in order."""
         return [task for task in range(len(self.n_seen)) if self.count(task)]
 
     def add(self, task: int, **fields: Tensor) -> None:
-        """Append a batch (N, ...) of one task's samples; of more than `per_task` only the last are kept."""
+        """Append a batch (N, ...) of one task's samples; of more than `per_task` only the last are stored."""
         if not self.per_task:
             return
-        n = len(next(iter(fields.values())))
-        kept = min(n, self.per_task)
-        turn = torch.arange(self.n_seen[task] + n - kept, self.n_seen[task] + n, device=self.device)
+        n = n_rows(fields)
+        n_stored = min(n, self.per_task)
+        turn = torch.arange(self.n_seen[task] + n - n_stored, self.n_seen[task] + n, device=self.device)
         slots = task * self.per_task + turn % self.per_task
         for name, values in fields.items():
             if name not in self.fields:
-                shape = (len(self.n_seen) * self.per_task, *values.shape[1:])
+                shape = (self.size, *values.shape[1:])
                 self.fields[name] = torch.zeros(shape, dtype=values.dtype, device=self.device)
-            self.fields[name][slots] = values.detach()[n - kept :]
+            self.fields[name][slots] = values.detach()[n - n_stored :]
         self.n_seen[task] += n
 
     def sample(self, n: int, tasks: list[int] | None = None) -> dict[str, Tensor]:
@@ -57,21 +61,21 @@ class RingMemory:
         return self.sample(n, [task])
 
     def of(self, task: int) -> dict[str, Tensor]:
-        """Views of what is held of a task, each field (count, ...)."""
+        """Views of the stored samples of a task, each field (count, ...)."""
         start = task * self.per_task
         return {name: values[start : start + self.count(task)] for name, values in self.fields.items()}
 
     def stored(self) -> dict[str, Tensor]:
-        """Everything held, task after task."""
-        parts = [self.of(task) for task in self.tasks()]
-        return {name: torch.cat([part[name] for part in parts]) for name in (self.fields if parts else ())}
+        """All samples it holds, task after task."""
+        rings = [self.of(task) for task in self.tasks()]
+        return {name: torch.cat([ring[name] for ring in rings]) for name in (self.fields if rings else ())}
 
-    def state_dict(self) -> dict:
-        """Contents, counters and the generator."""
+    def state_dict(self) -> dict[str, Any]:
+        """Contents, counters and the state of the generator."""
         state = {"n_seen": list(self.n_seen), "generator": self.generator.get_state()}
         return state | {"fields": dict(self.fields)}
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue exactly where `state` was taken."""
         self.n_seen = list(state["n_seen"])
         self.generator.set_state(state["generator"].cpu())
@@ -79,10 +83,10 @@ class RingMemory:
 
 
 class KeyedRing:
-    """`per_group` places for each of `n_groups` groups; the field `key` (y, task_id) is a sample's group.
+    """`per_group` slots for each of `n_groups` groups; the field `key` (y, task_id) is a sample's group.
 
-    How many of a group were offered is known on the device only, and is never read inside a step. One
-    place more than needed takes what would be overwritten within its own batch.
+    How many samples of a group were offered is known on the device only, and is never read inside a step.
+    One extra slot, the last, takes the samples that would be overwritten within their own batch.
     """
 
     def __init__(
@@ -95,22 +99,23 @@ class KeyedRing:
         self.fields: dict[str, Tensor] = {}
 
     def __len__(self) -> int:
-        """Samples held; reads the device."""
+        """How many samples it holds; reads the device."""
         return int(self.occupied().sum())
 
     def __bool__(self) -> bool:
+        """Whether it holds any sample, without reading the device."""
         return self.n_offered > 0 and self.size > 0
 
     def occupied(self) -> Tensor:
-        """(size,) whether a place is in use."""
-        place = torch.arange(self.per_group, device=self.device)
-        return (place < self.n_seen.view(-1, 1)).flatten()
+        """(size,) whether each slot is in use."""
+        slot = torch.arange(self.per_group, device=self.device)
+        return (slot < self.n_seen.view(-1, 1)).flatten()
 
     def add(self, **fields: Tensor) -> None:
         """Append a batch; each field is (N, ...)."""
         if not self.size:
             return
-        slots, counts = self._place(fields[self.key])
+        slots, counts = self._assign_slots(fields[self.key])
         for name, values in fields.items():
             if name not in self.fields:
                 shape = (self.size + 1, *values.shape[1:])
@@ -119,8 +124,11 @@ class KeyedRing:
         self.n_seen = self.n_seen + counts
         self.n_offered += len(slots)
 
-    def _place(self, group: Tensor) -> tuple[Tensor, Tensor]:
-        """(N,) the slot of each row, no two alike but the one that is not kept; how many of each group."""
+    def _assign_slots(self, group: Tensor) -> tuple[Tensor, Tensor]:
+        """(N,) a slot for each row, and (n_groups,) how many rows each group has.
+
+        No slot is assigned twice except the extra one, whose samples are not stored.
+        """
         rank, counts = ranks(group, len(self.n_seen))
         slots = group * self.per_group + (self.n_seen[group] + rank) % self.per_group
         return torch.where(rank < counts[group] - self.per_group, self.size, slots), counts
@@ -131,16 +139,16 @@ class KeyedRing:
         return {name: values.index_select(0, slots) for name, values in self.fields.items()}
 
     def stored(self) -> dict[str, Tensor]:
-        """Everything held, group after group; reads the device."""
+        """All samples it holds, group after group; reads the device."""
         occupied = self.occupied()
         return {name: values[:-1][occupied] for name, values in self.fields.items()}
 
-    def state_dict(self) -> dict:
-        """Contents, counters and the generator."""
+    def state_dict(self) -> dict[str, Any]:
+        """Contents, counters and the state of the generator."""
         state = {"n_seen": self.n_seen, "n_offered": self.n_offered}
         return state | {"generator": self.generator.get_state(), "fields": dict(self.fields)}
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue exactly where `state` was taken."""
         self.n_seen, self.n_offered = state["n_seen"].to(self.device), state["n_offered"]
         self.generator.set_state(state["generator"].cpu())
@@ -151,6 +159,6 @@ def ranks(group: Tensor, n_groups: int) -> tuple[Tensor, Tensor]:
     """(N,) how many earlier rows are of the row's group, and (n_groups,) how many rows are of each."""
     counts = class_counts(group, n_groups)
     order = torch.argsort(group, stable=True)
-    place = torch.empty_like(order)
-    place[order] = torch.arange(len(group), device=group.device)
-    return place - (counts.cumsum(0) - counts)[group], counts
+    position = torch.empty_like(order)  # of each row when rows are sorted by group
+    position[order] = torch.arange(len(group), device=group.device)
+    return position - (counts.cumsum(0) - counts)[group], counts

@@ -1,4 +1,4 @@
-"""Selection: which samples deserve a place in the memory, as pure functions on tensors.
+"""Selection: which samples deserve a slot of the memory, as pure functions on tensors.
 
 By score or ranking (`pick`, `class_balanced`), by features (`herding`, `k_center`, `mean_of_features`,
 `grasp`), by prediction (`entropy`), by gradient (`gss_greedy`), by loss (`loss_aware`).
@@ -50,7 +50,7 @@ def pick(ranking: Tensor, k: int, policy: str, weights: Tensor, generator: torch
 
 
 def quotas(n: int, n_classes: int) -> list[int]:
-    """`n` places shared equally among classes; the first classes take the rest."""
+    """`n` slots shared equally among classes; the first classes take one more where a rest remains."""
     return [n // n_classes + (i < n % n_classes) for i in range(n_classes)]
 
 
@@ -136,14 +136,14 @@ def grasp(features: Tensor, y: Tensor, n: int, generator: torch.Generator) -> Te
     classes, group = y.unique(return_inverse=True)
     counts = class_counts(group, len(classes))
     order = group.argsort(stable=True)
-    place = torch.arange(len(y), device=y.device) - (counts.cumsum(0) - counts)[group[order]]
+    column = torch.arange(len(y), device=y.device) - (counts.cumsum(0) - counts)[group[order]]
     means = torch.zeros(len(classes), features.shape[1], dtype=features.dtype, device=y.device)
     means = means.index_add_(0, group, features) / counts.view(-1, 1)
     apart = 1 - F.cosine_similarity(features, means[group])
     table = torch.full((len(classes), int(counts.max())), torch.inf, dtype=torch.float64, device=y.device)
-    table[group[order], place] = apart[order].double()
+    table[group[order], column] = apart[order].double()
     position = torch.zeros_like(table, dtype=torch.long)
-    position[group[order], place] = order
+    position[group[order], column] = order
     rounds = -(-n // len(classes))
     chances = torch.rand(rounds, len(classes), generator=generator, dtype=torch.float64).to(y.device)
     drawn = []
@@ -211,8 +211,8 @@ def gss_greedy(held: Tensor, offered: Tensor, generator: torch.Generator) -> tup
     # log u / C, u uniform: its largest are a draw without replacement ∝ C (Efraimidis & Spirakis 2006)
     slots = (keys.log() / held.double().clamp_min(1e-12)).topk(b).indices
     coins = torch.rand(b, generator=generator).to(held.device)
-    given, own = held[slots], offered[:b]
-    return slots, (own < 1) & (coins < given / (given + own).clamp_min(1e-12))
+    old, new = held[slots], offered[:b]
+    return slots, (new < 1) & (coins < old / (old + new).clamp_min(1e-12))
 
 
 def _cat(chosen: list[Tensor], like: Tensor) -> Tensor:

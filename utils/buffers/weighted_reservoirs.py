@@ -1,4 +1,4 @@
-"""Reservoirs that choose whom to evict: class-balanced, loss-aware, and both.
+"""Reservoirs that choose which sample to evict: class-balanced, loss-aware, and both.
 
 Acceptance is the plain reservoir's, so the host knows which rows enter. The victim depends on what is
 stored, which only the device knows; each of the k rows that enter a full memory is given one with a few
@@ -29,7 +29,7 @@ class EvictingBuffer(Buffer):
         if not self.size:
             return
         free = max(0, self.size - self.n_seen)  # these many rows enter without an eviction
-        rows, slots = self._place(len(fields["y"]))
+        rows, slots = self._assign_slots(len(fields["y"]))
         self._write(rows[:free], slots[:free], fields)
         entering = torch.tensor(rows[free:], dtype=torch.long, device=self.device)
         if len(entering):
@@ -61,7 +61,7 @@ class BalancedBuffer(EvictingBuffer):
         self.n_classes = n_classes
 
     def weights(self) -> Tensor:
-        """One for members of the most populated class."""
+        """One for members of the most populated class, zero for the others."""
         y = self.fields["y"]
         return y == selection.class_counts(y, self.n_classes).argmax()
 
@@ -75,7 +75,7 @@ class ProtectedBuffer(BalancedBuffer):
     DECIDING = ("y", "protected")
 
     def weights(self) -> Tensor:
-        """One for unprotected members of the class that has most of them."""
+        """One for unprotected members of the class that has most of them, zero for the others."""
         y, free = self.fields["y"], ~self.fields["protected"]
         counts = torch.zeros(self.n_classes, dtype=torch.long, device=self.device).index_add_(
             0, y, free.long()
@@ -112,7 +112,10 @@ class LossAwareBalancedBuffer(BalancedBuffer):
 
 
 def pick(weights: Tensor, chance: Tensor) -> Tensor:
-    """(1,) the place where the cumulated weights (N,) pass the share `chance` (1,) in [0, 1) of them."""
+    """(1,) the first position where the cumulated weights (N,) exceed the share `chance` (1,) of their sum.
+
+    `chance` lies in [0, 1): if it is uniform, a position has a probability proportional to its weight.
+    """
     total = weights.cumsum(0, dtype=torch.float64)
     return torch.searchsorted(total, chance.double() * total[-1], right=True).clamp_max(len(weights) - 1)
 
