@@ -1,9 +1,10 @@
-"""Run a study: a grid or a list of flags, on this machine or on a Ray cluster.
+"""Run a study: a grid or a list of flags, on this machine, on a Ray cluster or under Slurm.
 
     python scripts/sweep.py study.yaml --jobs 4
     python scripts/sweep.py --model maer er --buffer_size 500 2000 --seed 0 1 2 -- --dataset seq-digits
     python scripts/sweep.py study.yaml --dry_run
     python scripts/sweep.py study.yaml --address auto --runs_per_gpu 4
+    python scripts/sweep.py study.yaml --slurm partition=gpu,gpus=1,time=240
     python scripts/sweep.py study.yaml --seeds_together 4
 
 Flags of main.py take one or more values and form a grid; after -- stand those that are the same for all
@@ -27,7 +28,7 @@ from tqdm import tqdm
 
 from engram.utils import files
 from engram.utils.errors import UserError
-from engram.utils.sweeps import process_pool
+from engram.utils.sweeps import process_pool, slurm_pool
 from engram.utils.sweeps.job_pool import JobPool
 from engram.utils.sweeps.run_index import RunIndex
 from engram.utils.sweeps.sweep import Sweep, ending, failure, preload
@@ -50,7 +51,12 @@ def parser() -> argparse.ArgumentParser:
         help="seeds of one setting that share a process and, step by step, a GPU (default: 1)")  # fmt: skip
     add("--retries", type=int, default=1, metavar="N", help="further tries of a failed run (default: 1)")
     add("--address", help="Ray cluster: auto, or HOST:PORT; its nodes share the project and output folders")
-    add("--cpus_per_run", type=int, metavar="N", help="cores of a run (default: cores / jobs; 1 on Ray)")
+    add("--slurm", metavar="OPTION=VALUE,...",
+        help="submit every run to Slurm with these options of sbatch; time is needed, e.g. "
+        "partition=gpu,gpus=1,time=240: a run that takes longer is saved and queued again; --jobs limits "
+        "the runs in Slurm's queue; the project and output folders must be shared")  # fmt: skip
+    add("--cpus_per_run", type=int, metavar="N",
+        help="cores of a run (default: cores / jobs; 1 on Ray and Slurm)")  # fmt: skip
     return made
 
 
@@ -84,7 +90,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, SweepSpec]:
     """The sweep's own options and the study."""
     file, flags, fixed_words = split(argv)
     made = parser()
-    own_names = {o.removeprefix("--") for action in made._actions for o in action.option_strings}
+    own_names = {"help", *vars(made.parse_args([]))}
     own = [word for name in flags if name in own_names for word in (f"--{name}", *flags[name])]
     options = made.parse_args(own)
     study = read_spec(Path(file)) if file else SweepSpec()
@@ -114,13 +120,15 @@ def main(argv: list[str] | None = None) -> int:
     try:
         options, study = parse(argv)
         _check(options)
-        if not (options.dry_run or options.address):  # imports while this process resolves the runs
+        if not (
+            options.dry_run or options.address or options.slurm
+        ):  # imports while this process resolves the runs
             process_pool.start_server(preload(study.points()))
         runs = study.resolved()
         ledger = RunIndex({run.config.run.output_dir for run in runs})
         sweep = Sweep(runs, ledger, options.seeds_together)
         if options.dry_run:
-            print(sweep.plan(len(process_pool.default_slots(options.jobs, options.runs_per_gpu))))
+            print(sweep.plan(n_at_a_time(options, sweep)))
             return 0
         Path(study.fixed["output_dir"]).expanduser().mkdir(parents=True, exist_ok=True)
         keep(study)
@@ -141,6 +149,19 @@ def _check(options: argparse.Namespace) -> None:
         value = getattr(options, name)
         if value is not None and value < least:
             raise UserError(f"--{name} {value}: must be at least {least}")
+    if options.slurm:
+        slurm_pool.parse_options(options.slurm)
+        if options.address:
+            raise UserError("--slurm and --address: give one of them")
+        if options.runs_per_gpu > 1:
+            raise UserError("--runs_per_gpu: Slurm gives every run a GPU of its own; see --seeds_together")
+
+
+def n_at_a_time(options: argparse.Namespace, sweep: Sweep) -> int:
+    """How many runs are executed at the same time, as far as this machine knows."""
+    if options.slurm:
+        return options.jobs or len(sweep.runs)
+    return len(process_pool.default_slots(options.jobs, options.runs_per_gpu))
 
 
 def keep(study: SweepSpec) -> None:
@@ -198,6 +219,11 @@ def job_pool(options: argparse.Namespace, sweep: Sweep) -> tuple[JobPool, int]:
         n_threads = options.cpus_per_run or 1
         modules = preload([run.config.flat() for run in sweep.runs])
         return RayPool(options.address, n_threads, options.runs_per_gpu, modules), n_threads
+    if options.slurm:
+        n_threads = options.cpus_per_run or 1
+        folder = Path(sweep.runs[0].config.run.output_dir) / "slurm"
+        given = slurm_pool.parse_options(options.slurm)
+        return slurm_pool.SlurmPool(folder, given, n_threads, options.jobs), n_threads
     slots = process_pool.default_slots(options.jobs, options.runs_per_gpu)
     n_threads = options.cpus_per_run or max(1, len(os.sched_getaffinity(0)) // len(slots))
     return process_pool.ProcessPool(slots), n_threads

@@ -1,7 +1,8 @@
-"""A sweep on a real Ray cluster of several nodes on this machine, one of which is killed in the middle."""
+"""Sweeps on a real Ray cluster, one node of which is killed, and under a stand-in for Slurm."""
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -10,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from engram.utils.errors import UserError
+from tests import fake_slurm
 from tests.conftest import ROOT
 from tests.integration.test_resume import measured
+from tests.unit.test_job_pools import wait_for
 
 GRID = ["--model", "er", "--seed", "0", "1", "2", "3"]
 FIXED = ["--", "--dataset", "seq-digits", "--n_epochs", "6", "--batch_size", "10", "--disable_log"]
@@ -78,3 +81,28 @@ def lose_a_node(cluster, added: list, folder: Path) -> None:
         time.sleep(0.05)
     cluster.remove_node(added[0], allow_graceful=False)
     cluster.add_node(num_cpus=1)
+
+
+@pytest.mark.slow
+def test_under_slurm_the_results_are_those_of_one_machine(tmp_path, monkeypatch):
+    """Through the real submitit; Slurm's commands are scripts that run jobs here. One run meets its limit."""
+    pytest.importorskip("submitit", reason="the optional package submitit is not installed")
+    jobs = fake_slurm.install(tmp_path, monkeypatch)
+    grid = ["--model", "er", "--seed", "0", "1"]
+    flags = [
+        *grid,
+        "--output_dir",
+        str(tmp_path / "slurm"),
+        "--slurm",
+        "partition=cpu,time=60",
+        *FIXED,
+        *SAVING,
+    ]
+    sweep = subprocess.Popen([sys.executable, str(ROOT / "scripts" / "sweep.py"), *flags], cwd=ROOT)
+    wait_for(lambda: list((tmp_path / "slurm").glob("*/*/*/checkpoint.pt")))
+    os.kill(int((jobs / "1.task").read_text()), signal.SIGUSR2)
+    assert sweep.wait(600) == 0
+    local = [*grid, "--output_dir", str(tmp_path / "local"), "--jobs", "2", *FIXED, *SAVING]
+    subprocess.run([sys.executable, str(ROOT / "scripts" / "sweep.py"), *local], check=True, cwd=ROOT)
+    assert set(results(tmp_path / "slurm")) == {0, 1}
+    assert results(tmp_path / "slurm") == results(tmp_path / "local")
