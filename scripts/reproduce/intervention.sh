@@ -1,21 +1,18 @@
 #!/usr/bin/env bash
 # What is lost in a stream when the most memorized samples are left out, against as many random ones
-# (memorization/intervention.py). Edit the lists and run it again; runs are added.
+# (memorization/intervention.py). Edit the lists and run it again; runs are added. Environment: SEEDS, JOBS,
+# OUTPUT_DIR, DATASET, DATA_DIR, DRY_RUN=1 to print.
 #
 #     scripts/reproduce/intervention.sh SCORES.npz            (of memorization.eval_splits for digits)
 #     python -m memorization.intervention --results runs/intervention
-set -euo pipefail
-scores=$(realpath "$1")
-cd "$(dirname "$0")/../.."
+scores=$(realpath "${1:?usage: scripts/reproduce/intervention.sh SCORES.npz}")
+source "$(dirname "$0")/common.sh"
 seeds=${SEEDS:-"0 1 2 3 4"}
-jobs=${JOBS:-2}
 output=${OUTPUT_DIR:-runs/intervention}
 dataset=${DATASET:-seq-digits}
 data=${DATA_DIR:-$HOME/.cache/engram}
-python=$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)
 
-mkdir -p "$output"
-$python -m memorization.intervention --scores "$scores" --top 5,10,20 --n_random 5 --out_dir "$output/files"
+execute "$python" -m memorization.intervention --scores "$scores" --top 5,10,20 --n_random 5 --out_dir "$output/files"
 
 runs() {
   for seed in $seeds; do
@@ -30,4 +27,4 @@ runs() {
   done
 }
 
-runs | xargs -P "$jobs" -I{} scripts/reproduce/one_run.sh "$output" {}
+runs | train_all "$output"

@@ -8,11 +8,10 @@
 #     python scripts/report.py memorization runs/maer/digits      paired differences, LaTeX
 #     python -m memorization.plots --runs runs/maer/digits --out_dir runs/maer/digits/figures
 #
-# SCORES=FILE (of memorization.eval_splits) also logs accuracy by memorization; SEEDS, SIZES, JOBS, OUTPUT_DIR.
+# SCORES=FILE (of memorization.eval_splits) also logs accuracy by memorization; SEEDS, SIZES, JOBS, OUTPUT_DIR,
+# DRY_RUN=1 to print.
 # Finished runs are skipped, so it can be started again after an interruption.
-set -euo pipefail
-cd "$(dirname "$0")/../.."
-python=$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)
+source "$(dirname "$0")/common.sh"
 study=${1:?digits, mnist or cifar10}
 data=${2:-$HOME/.cache/engram}
 read -ra seeds <<<"${SEEDS:-0 1 2 3 4}"
@@ -20,25 +19,24 @@ read -ra seeds <<<"${SEEDS:-0 1 2 3 4}"
 case $study in
   digits)
     sizes=(20 50 100 200 500)
-    own=(--dataset seq-digits) ;;
+    benchmark=(--dataset seq-digits) ;;
   mnist)
     sizes=(100 500 2000 10000)
-    own=(--dataset seq-mnist) ;;
+    benchmark=(--dataset seq-mnist) ;;
   cifar10)
     sizes=(200 1000 5000)
-    own=(--dataset seq-cifar10 --backbone cnn --channels 16,32,64 --n_epochs 1 --lr 0.05 --lr_scheduler none) ;;
+    benchmark=(--dataset seq-cifar10 --backbone cnn --channels 16,32,64 --n_epochs 1 --lr 0.05 --lr_scheduler none) ;;
   *) echo "unknown study $study: digits, mnist or cifar10" >&2; exit 2 ;;
 esac
 [ -n "${SIZES:-}" ] && read -ra sizes <<<"$SIZES"
 # given scores would choose in maer's place; its proxy is asked for by name
-[ -n "${SCORES:-}" ] && own+=(--memorization_scores "$(realpath "$SCORES")")
-failed=0
+[ -n "${SCORES:-}" ] && benchmark+=(--memorization_scores "$(realpath "$SCORES")")
 
-sweep() {
-  "$python" scripts/sweep.py "$@" "${own[@]}" --data_dir "$data" --disable_log --ignore_other_metrics || failed=1
+train() { # the grid, then -- and the flags of all its runs
+  sweep "$@" "${benchmark[@]}" --data_dir "$data" --disable_log --ignore_other_metrics
 }
 
-where=(--jobs "${JOBS:-2}" --output_dir "${OUTPUT_DIR:-runs/maer/$study}" --seed "${seeds[@]}")
-sweep scripts/reproduce/maer.yaml "${where[@]}" --buffer_size "${sizes[@]}" --
-sweep "${where[@]}" -- --model joint
+common=(--output_dir "${OUTPUT_DIR:-runs/maer/$study}" --seed "${seeds[@]}")
+train scripts/reproduce/maer.yaml "${common[@]}" --buffer_size "${sizes[@]}" --
+train "${common[@]}" -- --model joint
 exit $failed

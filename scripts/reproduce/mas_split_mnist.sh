@@ -8,7 +8,8 @@
 #     scripts/reproduce/mas_split_mnist.sh [DATA_DIR]          (default: ~/.cache/engram; downloads MNIST if absent)
 #
 # Environment: SEEDS (default "0 1 2"), LAMBDA (default 0.5), JOBS (default 2), OUTPUT_DIR (default
-# runs/mas-split-mnist), EXTRA (more flags). Finished runs are skipped.
+# runs/mas-split-mnist), EXTRA (more flags), DRY_RUN=1 to print. Finished runs are
+# skipped.
 #
 # --mas_lambda is what that code calls reg_lambda. Its 1 is 0.5 here: its importances are |sum of a batch's
 # gradients|, ours the mean of each sample's |gradient| (eq. 3 of the paper), after the first pair 1.6
@@ -17,9 +18,7 @@
 # throughout (there 150 from the second task on); no shipped initial weights, no L1 weight decay of 1e-5;
 # and the last epoch's network counts, not the one that is best on test data, which in its log is worth up to
 # 0.45 points of a task (7-8 at rate 0.01: 98.75 % in the last epoch, 99.20 % in the best).
-set -euo pipefail
-cd "$(dirname "$0")/../.."
-python=$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)
+source "$(dirname "$0")/common.sh"
 data=${1:-$HOME/.cache/engram}
 output=${OUTPUT_DIR:-runs/mas-split-mnist}
 
@@ -27,10 +26,7 @@ todo() {
   for seed in ${SEEDS:-0 1 2}; do
     for lr in 0.01 0.001; do
       folder=$output/lr$lr-seed$seed
-      if grep -qs '"status": "finished"' "$folder"/*/*/*/results.json; then
-        echo "finished before: learning rate $lr, seed $seed" >&2
-        continue
-      fi
+      finished "$folder" && continue
       echo "--model mas --mas_lambda ${LAMBDA:-0.5} --dataset seq-mnist --data_dir $data --multi_head" \
         "--class_order 1,2,3,4,5,6,7,8,9,0 --pixel_mean 0.1307 --pixel_std 0.3081 --hidden_sizes 256,256" \
         "--lr $lr --optim_mom 0.9 --batch_size 200 --n_epochs 20 --seed $seed --disable_log" \
@@ -39,8 +35,8 @@ todo() {
   done
 }
 
-mkdir -p "$output"
-todo | xargs -P "${JOBS:-2}" -I{} scripts/reproduce/one_run.sh "$output" {}
+todo | train_all "$output"
+[ -z "$dry" ] || exit 0
 for run in "$output"/*/*/*/*/; do
   grep -qs '"status": "finished"' "$run/results.json" || continue
   echo "== $run"

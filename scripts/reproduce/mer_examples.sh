@@ -8,11 +8,10 @@
 # ONLY (an extended regular expression on the run's name, e.g. ONLY='5120|online'), DRY_RUN=1 to print.
 # Finished runs are skipped, so it can be started again after an interruption.
 #     python scripts/report.py mer runs/mer
-set -euo pipefail
-cd "$(dirname "$0")/../.."
+source "$(dirname "$0")/common.sh"
+jobs=${JOBS:-$(nproc)}
 seed=${1:?usage: scripts/reproduce/mer_examples.sh SEED [rotations|permutations|manypermutations|all]}
 which=${2:-all}
-python=$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)
 output=${OUTPUT_DIR:-runs/mer}
 data=${DATA_DIR:-$HOME/.cache/engram}
 case $which in rotations | permutations | manypermutations | all) ;; *)
@@ -95,18 +94,10 @@ todo() {
     [ "$which" = all ] || [ "${name%%-*}" = "$which" ] || continue
     [[ $name =~ ${ONLY:-.} ]] || continue
     folder=$output/$name-seed$seed
-    if grep -qs '"status": "finished"' "$folder"/*/*/*/results.json; then
-      echo "finished before: $name, seed $seed" >&2
-      continue
-    fi
+    finished "$folder" && continue
     echo "--dataset mnist-${name%%-*} $flags --seed $seed --data_dir $data --output_dir $folder" \
       "--experiment_name mer --run_name $name-seed$seed --ignore_other_metrics ${EXTRA:-}"
   done
 }
 
-if [ -n "${DRY_RUN:-}" ]; then
-  todo | sed "s|^|$python main.py |"
-else
-  mkdir -p "$output"
-  todo | xargs -P "${JOBS:-$(nproc)}" -I{} scripts/reproduce/one_run.sh "$output" {}
-fi
+todo | train_all "$output"

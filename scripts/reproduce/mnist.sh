@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
 # The MNIST tables of RESULTS.md: 5 seeds of every method on seq-mnist, and the order of methods on
 # perm-mnist. About half an hour on two cores. Edit the lists and run it again; runs are added.
+# Environment: SEEDS (default "0 1 2 3 4"), JOBS (2), OUTPUT_DIR (runs/mnist), DRY_RUN=1 to print.
 #
 #     scripts/reproduce/mnist.sh [DATA_DIR]          (default: ~/.cache/engram; downloads MNIST if absent)
 #     python scripts/report.py runs/mnist --update RESULTS.md
-set -euo pipefail
-cd "$(dirname "$0")/../.."
+source "$(dirname "$0")/common.sh"
 data=${1:-$HOME/.cache/engram}
 seeds=${SEEDS:-"0 1 2 3 4"}
-jobs=${JOBS:-2}
+output=${OUTPUT_DIR:-runs/mnist}
 
 runs() {
   for seed in $seeds; do
-    common="--data_dir $data --seed $seed --disable_log --ignore_other_metrics --output_dir ${OUTPUT_DIR:-runs/mnist}"
+    common="--data_dir $data --seed $seed --disable_log --ignore_other_metrics --output_dir $output"
     echo "--dataset seq-mnist --model sgd $common"
     echo "--dataset seq-mnist --model ewc $common"
     echo "--dataset seq-mnist --model mas $common"
@@ -28,6 +28,4 @@ runs() {
   done
 }
 
-output=${OUTPUT_DIR:-runs/mnist}
-mkdir -p "$output"
-runs | xargs -P "$jobs" -I{} scripts/reproduce/one_run.sh "$output" {}
+runs | train_all "$output"

@@ -7,43 +7,41 @@
 #     scripts/reproduce/rehearsal.sh [DATA_DIR]      (default: ~/.cache/engram; downloads MNIST if absent)
 #     SEEDS="0 1" JOBS=2 OUTPUT_DIR=runs/rehearsal ONLY="seq-mnist" scripts/reproduce/rehearsal.sh
 #     ONLY="short-cifar" SEEDS=0 OUTPUT_DIR=runs/short-cifar scripts/reproduce/rehearsal.sh
+# Environment, beside these: EXTRA (more flags for every run), DRY_RUN=1 to print the runs and their cost.
 #     python scripts/report.py rehearsal runs/rehearsal --update RESULTS.md
-set -euo pipefail
-cd "$(dirname "$0")/../.."
-python=$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)
+source "$(dirname "$0")/common.sh"
 data=${1:-$HOME/.cache/engram}
 read -ra seeds <<<"${SEEDS:-0 1 2 3 4}"
 read -ra extra <<<"${EXTRA:-}" # more flags for every run
 only=${ONLY:-seq-mnist perm-mnist rot-mnist mnist-360}
-failed=0
 
-sweep() {
-  "$python" scripts/sweep.py --seed "${seeds[@]}" --jobs "${JOBS:-2}" --output_dir "${OUTPUT_DIR:-runs/rehearsal}" \
-    "$@" "${extra[@]}" --data_dir "$data" --disable_log --ignore_other_metrics || failed=1
+train() { # flags of the grid, then -- and those of all its runs
+  sweep --seed "${seeds[@]}" --output_dir "${OUTPUT_DIR:-runs/rehearsal}" \
+    "$@" "${extra[@]}" --data_dir "$data" --disable_log --ignore_other_metrics
 }
 
 replay=(er er_ace er_aml der derpp agem agem_r gem gss mir fdr hal maer)
 exemplars=(gdumb herding rainbow_memory goldilocks bcsr pbcs scr xder rpc)
 
 class_il() { # the flags of the benchmark
-  sweep --model "${replay[@]}" "${exemplars[@]}" -- "$@" --buffer_size 500
+  train --model "${replay[@]}" "${exemplars[@]}" -- "$@" --buffer_size 500
   # these three gain from an exemplar batch of the stream's size; the others have their own default
-  sweep --model icarl bic lucir -- "$@" --buffer_size 500 --minibatch_size 10
-  sweep --memory balanced class_ring fifo loss_aware loss_aware_balanced -- --model er "$@" --buffer_size 500
-  sweep --order uniform grasp -- --model full_buffer "$@"
-  sweep --model sgd cumulative joint -- "$@"
-  sweep --model pnn -- "$@" --multi_head
+  train --model icarl bic lucir -- "$@" --buffer_size 500 --minibatch_size 10
+  train --memory balanced class_ring fifo loss_aware loss_aware_balanced -- --model er "$@" --buffer_size 500
+  train --order uniform grasp -- --model full_buffer "$@"
+  train --model sgd cumulative joint -- "$@"
+  train --model pnn -- "$@" --multi_head
 }
 
 domain_il() { # the benchmark
-  sweep --model er der derpp agem gem --buffer_size 200 500 5120 -- --dataset "$1" --load_best_args
-  sweep --model sgd joint -- --dataset "$1" --lr 0.2 # the DER paper's rate for sgd serves joint too
+  train --model er der derpp agem gem --buffer_size 200 500 5120 -- --dataset "$1" --load_best_args
+  train --model sgd joint -- --dataset "$1" --lr 0.2 # the DER paper's rate for sgd serves joint too
 }
 
 task_free() { # the flags of the benchmark
-  sweep --model er der derpp agem_r --buffer_size 200 500 1000 -- "$@" --load_best_args
-  sweep --model gss mir er_ace --buffer_size 200 500 1000 -- "$@" --minibatch_size 16
-  sweep --model sgd joint -- "$@" --batch_size 4
+  train --model er der derpp agem_r --buffer_size 200 500 1000 -- "$@" --load_best_args
+  train --model gss mir er_ace --buffer_size 200 500 1000 -- "$@" --minibatch_size 16
+  train --model sgd joint -- "$@" --batch_size 4
 }
 
 for benchmark in $only; do

@@ -15,11 +15,9 @@
 # runs/scenarios-tune), ITERS (steps per task), ONLY (an extended regular expression on the run's name, e.g.
 # ONLY='-task-il-(ewc|si)'), DRY_RUN=1 to print. Finished runs are skipped. On one core a run of split MNIST
 # takes about a minute, one of permuted MNIST three quarters of an hour.
-set -euo pipefail
-cd "$(dirname "$0")/../.."
+source "$(dirname "$0")/common.sh"
 which=${1:-all}
 stage=${2:-run}
-python=$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)
 data=${DATA_DIR:-$HOME/.cache/engram}
 case $which-$stage in split-run | perm-run | all-run | split-tune | perm-tune | all-tune) ;; *)
   echo "usage: scripts/reproduce/scenarios.sh [split|perm|all] [tune]" >&2
@@ -110,19 +108,11 @@ todo() {
     [[ $name =~ ${ONLY:-.} ]] || continue
     for seed in $seeds; do
       folder=$output/$name-seed$seed
-      if grep -qs '"status": "finished"' "$folder"/*/*/*/results.json; then
-        echo "finished before: $name, seed $seed" >&2
-        continue
-      fi
+      finished "$folder" && continue
       echo "$flags --optimizer adam --keep_optimizer --seed $seed --data_dir $data --output_dir $folder" \
         "--disable_log --ignore_other_metrics $held" | tr -s ' '
     done
   done
 }
 
-if [ -n "${DRY_RUN:-}" ]; then
-  todo | sed "s|^ *|$python main.py |"
-else
-  mkdir -p "$output"
-  todo | xargs -P "${JOBS:-2}" -I{} scripts/reproduce/one_run.sh "$output" {}
-fi
+todo | train_all "$output"

@@ -1,0 +1,64 @@
+"""The studies of scripts/reproduce/: what each would start is printed, and main.py takes every command."""
+
+import os
+import re
+import shlex
+import subprocess
+
+import pytest
+
+from engram.utils.config.cli import parse
+from tests.conftest import ROOT
+
+FOLDER = ROOT / "scripts" / "reproduce"
+# Script and arguments → runs that it prints for the seeds 0 and 1.
+STUDIES = {
+    "intervention.sh scores.npz": 2 * 3 * (1 + 3 * 2),
+    "maer.sh digits": 2 * (7 * 5 + 1),
+    "mas_split_mnist.sh": 2 * 2,
+    "mas_tinyimagenet.sh": 2,
+    "mer_examples.sh 0": 63,
+    "mnist.sh": 2 * 12,
+    "rehearsal.sh": 2 * 3 * (4 + 3) + 2 * 2,
+    "scenarios.sh all": 2 * 3 * 19,
+    "scenarios.sh all tune": None,
+}
+
+
+def dry_run(study: str, folder) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "DRY_RUN": "1", "SEEDS": "0 1", "OUTPUT_DIR": str(folder / "out")}
+    if study == "rehearsal.sh":  # one of its four benchmarks: every call of sweep.py takes seconds
+        environment["ONLY"] = "mnist-360"
+    command = [str(FOLDER / study.split()[0]), *study.split()[1:]]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_every_study_is_listed_above():
+    names = {path.name for path in FOLDER.glob("*.sh")} - {"common.sh", "one_run.sh"}
+    assert {study.split()[0] for study in STUDIES} == names
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_a_dry_run_prints_commands_that_main_takes_and_starts_nothing(study, tmp_path):
+    done = dry_run(study, tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    commands = [line for line in done.stdout.splitlines() if re.match(r"\S*python main\.py ", line)]
+    assert commands and STUDIES[study] in (None, len(commands))
+    assert len(set(commands)) == len(commands), "a run would be made twice"
+    for command in commands:
+        assert parse(shlex.split(command)[2:]).config.run.model
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_finished_is_left_out(tmp_path):
+    (tmp_path / "out" / "lr0.01-seed0" / "seq-mnist" / "mas" / "0").mkdir(parents=True)
+    result = tmp_path / "out" / "lr0.01-seed0" / "seq-mnist" / "mas" / "0" / "results.json"
+    result.write_text('{"status": "finished"}')
+    done = dry_run("mas_split_mnist.sh", tmp_path)
+    assert len(done.stdout.splitlines()) == 3 and "finished before: " in done.stderr
+
+
+def test_a_study_without_its_argument_says_how_to_call_it():
+    for script in ("intervention.sh", "mer_examples.sh"):
+        done = subprocess.run([str(FOLDER / script)], capture_output=True, text=True, check=False)
+        assert done.returncode and f"usage: scripts/reproduce/{script}" in done.stderr
