@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from engram.backbones.backbone import Backbone
-from engram.utils import distributed
+from engram.utils import compat, distributed
 
 BACKEND = {"mode": "reduce-overhead"}  # of torch.compile
 # Steps from which on a run is shortened, by device: compiling takes about a minute. None: never. On a CPU
@@ -43,9 +43,7 @@ def capture(net: Backbone, n_steps: int) -> str:
 
 def compile_passes(net: Backbone) -> None:
     """From now on."""
-    torch._dynamo.config.recompile_limit = N_SIZES
-    # a backward pass that cannot be compiled is found out before anything has run
-    torch._functorch.config.force_non_lazy_backward_lowering = True
+    compat.configure_compiler(N_SIZES)
     net.features = Captured(net.features)
 
 
@@ -81,7 +79,7 @@ class Captured:
     def _captures(self, x: Tensor) -> bool:
         """Training passes only; not those of `vmap`, which has its own way through every operation."""
         in_training = self.plain.__self__.training and torch.is_grad_enabled()
-        return in_training and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+        return in_training and not compat.in_vmap(x)
 
     def __deepcopy__(self, memo: dict) -> "Captured":
         return Captured(copy.deepcopy(self.plain, memo))

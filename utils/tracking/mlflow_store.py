@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from engram.utils import compat
 from engram.utils.config.registry import ROOT
 from engram.utils.errors import UserError
 
@@ -23,7 +24,7 @@ ENVIRONMENT = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 CHATTY = ("mlflow", "alembic", "urllib3")
-ENGINE_ATTEMPTS = 4  # of opening a database, 1.1 s in all; MLflow's 10 take 100 s
+ENGINE_ATTEMPTS = 4  # of opening a database
 LOCK_SECONDS = 60
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 
@@ -80,22 +81,16 @@ def import_mlflow(uri: str) -> tuple[type[Exception], ...]:
             f"MLflow cannot be imported ({error}): pip install mlflow, or train without it: --disable_log"
         ) from None
     if is_database(uri):
-        import mlflow.store.db.utils
-        import mlflow.store.tracking.sqlalchemy_store
-
-        mlflow.store.db.utils.MAX_RETRY_COUNT = ENGINE_ATTEMPTS
+        compat.limit_database_retries(ENGINE_ATTEMPTS)
     # requests' errors are OSErrors; a database driver that is not installed is an ImportError.
     return (mlflow.exceptions.MlflowException, SQLAlchemyError, CommandError, OSError, ImportError)
 
 
 def create_database(path: Path) -> None:
     """MLflow's tables, made in another file: creation killed half-way would spoil the database for good."""
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
     fresh = path.with_name(path.name + ".new")
     fresh.unlink(missing_ok=True)
-    store = SqlAlchemyStore(f"sqlite:///{fresh}", (path.parent / "mlruns").as_uri())
-    store.engine.dispose()
+    compat.create_mlflow_tables(f"sqlite:///{fresh}", (path.parent / "mlruns").as_uri())
     os.replace(fresh, path)
 
 

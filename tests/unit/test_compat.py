@@ -1,0 +1,92 @@
+"""Private interfaces of other packages: a test that fails says what a new version of them has changed."""
+
+import re
+import time
+
+import mlflow
+import pytest
+import torch
+
+from engram.utils import compat
+
+TORCH, MLFLOW = f"torch {torch.__version__}", f"MLflow {mlflow.__version__}"
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
+@pytest.mark.parametrize("name", ["step", "state_dict", "load_state_dict", "add_param_group"])
+def test_optimizers_methods_lie_below_decorators(kind, name):
+    method = compat.undecorated(getattr(kind, name))
+    assert method.__code__.co_name == name, (
+        f"{TORCH}: {kind.__name__}.{name} is wrapped without functools.wraps"
+    )
+    assert not hasattr(method, "__wrapped__")
+
+
+def test_a_marked_step_is_not_wrapped_for_the_profiler():
+    def step(self):
+        pass
+
+    own = type("Own", (torch.optim.SGD,), {"step": compat.without_profiler(step)})
+    own([torch.zeros(1, requires_grad=True)], lr=0.1)
+    assert own.step is step, f"{TORCH}: Optimizer no longer looks for `hooked` before it wraps `step`"
+
+
+def test_the_compiler_has_the_settings(monkeypatch):
+    from torch._dynamo import config as dynamo
+    from torch._functorch import config as functorch
+
+    assert hasattr(dynamo, "recompile_limit"), f"{TORCH}: torch._dynamo.config.recompile_limit is gone"
+    name = "force_non_lazy_backward_lowering"
+    assert hasattr(functorch, name), f"{TORCH}: torch._functorch.config.{name} is gone"
+    monkeypatch.setattr(dynamo, "recompile_limit", 8)
+    monkeypatch.setattr(functorch, name, False)
+    compat.configure_compiler(64)
+    assert dynamo.recompile_limit == 64 and getattr(functorch, name) is True
+
+
+def test_vmap_is_recognized():
+    told = []
+    torch.func.vmap(lambda x: told.append(compat.in_vmap(x)) or x)(torch.zeros(2))
+    assert told == [True], f"{TORCH}: a tensor inside vmap is not recognized"
+    assert not compat.in_vmap(torch.zeros(2))
+
+
+def test_operations_on_lists_of_tensors():
+    def tensors(*numbers):
+        return [torch.tensor([float(n)]) for n in numbers]
+
+    def result(operation, *arguments):
+        changed = tensors(1, 2)
+        returned = operation(changed, *arguments)
+        return [float(t) for t in returned or changed]
+
+    assert result(compat.foreach_add_, tensors(10, 20), 0.5) == [6, 12]
+    assert result(compat.foreach_addcmul_, tensors(3, 4), tensors(5, 6)) == [16, 26]
+    assert result(compat.foreach_copy_, tensors(7, 8)) == [7, 8]
+    assert result(compat.foreach_lerp_, tensors(3, 6), 0.25) == [1.5, 3]
+    assert result(compat.foreach_zero_) == [0, 0]
+    assert result(compat.foreach_sub, tensors(3, 5)) == [-2, -3]
+    assert result(compat.foreach_mul, tensors(3, 5)) == [3, 10]
+    assert result(compat.foreach_mul, 4.0) == [4, 8]
+    assert result(compat.foreach_mul, torch.tensor(4.0)) == [4, 8]
+
+
+def test_mlflow_gives_a_database_up_after_so_many_attempts(monkeypatch, tmp_path):
+    from mlflow.store.db import utils
+
+    waits = []
+    monkeypatch.setattr(utils, "MAX_RETRY_COUNT", utils.MAX_RETRY_COUNT)  # to be put back
+    monkeypatch.setattr(time, "sleep", waits.append)
+    compat.limit_database_retries(3)
+    with pytest.raises(Exception, match="unable to open database file"):
+        utils.create_sqlalchemy_engine_with_retry(f"sqlite:///{tmp_path}")
+    assert len(waits) == 2, f"{MLFLOW}: MAX_RETRY_COUNT is no longer what limits the attempts"
+
+
+def test_mlflow_makes_its_tables(tmp_path):
+    compat.create_mlflow_tables(f"sqlite:///{tmp_path}/mlflow.db", tmp_path.as_uri())
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    location = client.get_experiment_by_name("Default").artifact_location
+    assert re.match(re.escape(tmp_path.as_uri()), location), (
+        f"{MLFLOW}: SqlAlchemyStore takes other arguments"
+    )

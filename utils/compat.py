@@ -1,0 +1,127 @@
+"""Compat: every private interface of another package that the project uses, and nothing else.
+
+A private interface may change with any version of its package. Each function says what it needs it for and
+which versions it was checked with; `tests/unit/test_compat.py` fails with the name of what has changed. An
+architecture test keeps private names of other packages out of all other files.
+
+A package is imported when one of its functions is called: the process that logs to MLflow needs no torch.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+# --- torch: checked with 2.11 and 2.15 --------------------------------------------------------------
+
+
+def undecorated(method: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """A method of `torch.optim.Optimizer` without its decorators, which import the compiler at first use.
+
+    Relies on the decorators being made with `functools.wraps`. Without it: a method as it is, only slower.
+    """
+    return inspect.unwrap(method)
+
+
+def without_profiler(step: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Mark an optimizer's `step` so that the optimizer's constructor does not wrap it for the profiler."""
+    step.hooked = True  # type: ignore[attr-defined]
+    return step
+
+
+def configure_compiler(max_sizes: int) -> None:
+    """Let torch.compile compile a function for `max_sizes` sizes of input, and each backward pass at once.
+
+    Otherwise a backward pass that cannot be compiled would fail in the middle of a training step.
+    """
+    import torch
+
+    torch._dynamo.config.recompile_limit = max_sizes
+    torch._functorch.config.force_non_lazy_backward_lowering = True
+
+
+def in_vmap(x: "Tensor") -> bool:
+    """Whether a transform of torch.func, such as `vmap`, is passing `x` through the code."""
+    import torch
+
+    return torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
+# One kernel for a list of tensors instead of one for each; PyTorch has no public name for these operations,
+# which its own optimizers are made of. A name that ends in _ changes its first argument in place.
+
+
+def foreach_add_(tensors: Sequence["Tensor"], others: Sequence["Tensor"], alpha: float = 1.0) -> None:
+    """tensors[i] += alpha · others[i]."""
+    import torch
+
+    torch._foreach_add_(tensors, others, alpha=alpha)
+
+
+def foreach_addcmul_(
+    tensors: Sequence["Tensor"], factors: Sequence["Tensor"], others: Sequence["Tensor"]
+) -> None:
+    """tensors[i] += factors[i] · others[i], element by element."""
+    import torch
+
+    torch._foreach_addcmul_(tensors, factors, others)
+
+
+def foreach_copy_(tensors: Sequence["Tensor"], sources: Sequence["Tensor"]) -> None:
+    """tensors[i] = sources[i]."""
+    import torch
+
+    torch._foreach_copy_(tensors, sources)
+
+
+def foreach_lerp_(tensors: Sequence["Tensor"], ends: Sequence["Tensor"], weight: float) -> None:
+    """tensors[i] += weight · (ends[i] - tensors[i])."""
+    import torch
+
+    torch._foreach_lerp_(tensors, ends, weight)
+
+
+def foreach_zero_(tensors: Sequence["Tensor"]) -> None:
+    """tensors[i] = 0."""
+    import torch
+
+    torch._foreach_zero_(tensors)
+
+
+def foreach_sub(tensors: Sequence["Tensor"], others: Sequence["Tensor"]) -> tuple["Tensor", ...]:
+    """tensors[i] - others[i]."""
+    import torch
+
+    return torch._foreach_sub(tensors, others)
+
+
+def foreach_mul(
+    tensors: Sequence["Tensor"], factors: "Sequence[Tensor] | Tensor | float"
+) -> tuple["Tensor", ...]:
+    """tensors[i] · factors[i], element by element, or times one number."""
+    import torch
+
+    return torch._foreach_mul(tensors, factors)
+
+
+# --- MLflow: checked with 3.17 ----------------------------------------------------------------------
+
+
+def limit_database_retries(attempts: int) -> None:
+    """How often MLflow tries to open a database; its own 10 attempts take 100 s, 4 take 1.1 s."""
+    import mlflow.store.db.utils
+    import mlflow.store.tracking.sqlalchemy_store  # slow: here, outside any lock
+
+    mlflow.store.db.utils.MAX_RETRY_COUNT = attempts
+
+
+def create_mlflow_tables(uri: str, artifact_uri: str) -> None:
+    """Create MLflow's tables in the database at `uri`, for files under `artifact_uri`, and close it."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    SqlAlchemyStore(uri, artifact_uri).engine.dispose()
