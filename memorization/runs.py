@@ -22,10 +22,11 @@ def names(documents: list[dict[str, Any]]) -> list[str]:
     A proxy of memorization is named where the runs do not share one.
     """
     proxies = {d["config"]["mem_proxy"] for d in documents if d["config"].get("mem_proxy")}
-    return [_name(d["config"], len(proxies) > 1) for d in documents]
+    return [setting_name(d["config"], len(proxies) > 1) for d in documents]
 
 
-def _name(config: dict[str, Any], with_proxy: bool) -> str:
+def setting_name(config: dict[str, Any], with_proxy: bool) -> str:
+    """`maer min` for a run's configuration; with its proxy of memorization, if it has one, when asked."""
     parts = [config["model"]]
     if "buffer_policy" in config:
         parts.append(config["buffer_policy"])

@@ -18,8 +18,7 @@ from typing import Any
 
 import yaml
 
-from engram.scripts.analysis.html_page import STYLE
-from engram.scripts.analysis.tables import MISSING, Table
+from engram.scripts.analysis.table import MISSING, Table
 from engram.utils.config import registry
 from engram.utils.config.config import GROUPS
 from engram.utils.config.options import BOUNDS, OptionSet, value_type
@@ -30,6 +29,18 @@ HOOKS = (
     "begin_task", "loss", "penalty", "edit_gradients", "after_step", "end_task", "predict", "observe",
 )  # fmt: skip
 PUBLISHED = "scripts/analysis/papers/published_*.yaml"
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 2em auto; padding: 0 1em; }
+table { border-collapse: collapse; } th, td { padding: .25em .8em; border-bottom: 1px solid #e4e4e4; }
+th { text-align: left; } pre { background: #f6f6f6; padding: .7em; overflow-x: auto; }
+"""
+
+
+def table_html(table: Table) -> str:
+    """The table as HTML, its cells escaped."""
+    lines = [("th", table.head), *(("td", row) for row in table.rows)]
+    rows = ["".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) for tag, row in lines]
+    return "<table>" + "".join(f"<tr>{row}</tr>" for row in rows) + "</table>"
 
 
 def flag_table(options: type[OptionSet]) -> Table:
@@ -58,7 +69,7 @@ def page(plugin: Plugin) -> str:
     module = registry.load(plugin.kind, plugin.name)
     options = getattr(module, "Options", OptionSet)
     if dataclasses.fields(options):
-        parts += ["<h3>Flags</h3>", flag_table(options).html()]
+        parts += ["<h3>Flags</h3>", table_html(flag_table(options))]
     if plugin.kind == "datasets":
         parts += ["<h3>Sets by default</h3>", _pairs(module.DEFAULTS)]
     parts += [*_presets(plugin), *_published(plugin), *_checks(plugin)]
@@ -75,7 +86,7 @@ def _formulas(plugin: Plugin) -> list[str]:
         if isinstance(node, ast.FunctionDef) and node.name in HOOKS:
             rows.append([node.name, " ".join((ast.get_docstring(node) or "").split())])
     table = Table("what it does", ["hook", "what it does"], rows, n_text=2)
-    return ["<h3>Formula, hook by hook</h3>", table.html()]
+    return ["<h3>Formula, hook by hook</h3>", table_html(table)]
 
 
 def _presets(plugin: Plugin) -> list[str]:
@@ -92,12 +103,12 @@ def _published(plugin: Plugin) -> list[str]:
     """Numbers of papers that a report is compared with."""
     rows = []
     for path in sorted(registry.ROOT.glob(PUBLISHED)):
-        for benchmark, known in yaml.safe_load(path.read_text(encoding="utf-8")).items():
+        for benchmark, known in yaml.safe_load(path.read_text(encoding="utf-8"))["values"].items():
             for name, values in (known if isinstance(known, dict) else {}).items():
                 if re.split(r"\W", str(name))[0] == plugin.name and isinstance(values, list):
                     rows.append([str(benchmark), str(name), ", ".join(map(_shown, values))])
-    table = Table("", ["benchmark", "setting", "retained, learning, BTI (%)"], rows, n_text=3)
-    return ["<h3>Published numbers</h3>", table.html()] if rows else []
+    table = Table("", ["benchmark", "setting", "values (%)"], rows, n_text=3)
+    return ["<h3>Published numbers</h3>", table_html(table)] if rows else []
 
 
 def _checks(plugin: Plugin) -> list[str]:
@@ -111,7 +122,7 @@ def _checks(plugin: Plugin) -> list[str]:
             if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
                 rows.append([path.name, node.name.removeprefix("test_").replace("_", " ")])
     table = Table("", ["file", "what is checked"], rows, n_text=2)
-    return ["<h3>Checked by</h3>", table.html()] if rows else []
+    return ["<h3>Checked by</h3>", table_html(table)] if rows else []
 
 
 def index() -> str:
@@ -125,7 +136,7 @@ def index() -> str:
         parts.append(f"<h2>{title}</h2><table>{items}</table>")
     parts.append("<h2>flags of every run</h2>")
     for options in GROUPS.values():
-        parts += [f"<h3>{html.escape(options.__doc__)}</h3>", flag_table(options).html()]
+        parts += [f"<h3>{html.escape(options.__doc__)}</h3>", table_html(flag_table(options))]
     return document("Engram: reference", "\n".join(parts))
 
 
@@ -146,7 +157,7 @@ def _paragraphs(text: str) -> str:
 
 def _pairs(flags: dict[str, Any]) -> str:
     table = Table("", ["flag", "value"], [[f"--{k}", _shown(v)] for k, v in flags.items()], n_text=2)
-    return table.html()
+    return table_html(table)
 
 
 def _shown(value: Any) -> str:

@@ -21,7 +21,7 @@ import numpy as np
 from scipy import stats
 
 from engram.scripts import sweep
-from engram.scripts.analysis.tables import shown
+from engram.scripts.analysis.table import mean_std
 from engram.scripts.report import update
 from engram.utils.errors import UserError
 
@@ -76,12 +76,12 @@ def table(found: dict[bool, np.ndarray], strengths: dict[bool, str]) -> str:
     lines = [f"| importances | λ | {' | '.join(columns)} |", "| --- " * (len(columns) + 2) + "|"]
     spreads = {way: values.std(axis=0, ddof=1) for way, values in found.items()}
     for way, values in found.items():
-        of_means = shown([values.mean(1).std(ddof=1)])
-        cells = [TITLES[way], strengths[way], *map(shown, values), shown(spreads[way]), of_means]
+        of_means = mean_std([values.mean(1).std(ddof=1)])
+        cells = [TITLES[way], strengths[way], *map(mean_std, values), mean_std(spreads[way]), of_means]
         lines.append("| " + " | ".join(cells) + " |")
     less = spreads[False] - spreads[True]
-    lines += ["", f"The spread of consistent weights is smaller by {shown(less)} points, paired by seed; in "
-              f"{int((less > 0).sum())} of {len(less)} seeds smaller."]  # fmt: skip
+    lines += ["", f"The spread of consistent weights is smaller by {mean_std(less)} points, paired by seed; "
+              f"in {int((less > 0).sum())} of {len(less)} seeds smaller."]  # fmt: skip
     if len(less) > 1:
         low, high = (100 * end for end in interval(found))
         lines[-1] += f" That of the means: smaller by {low:.2f} to {high:.2f} points (95 %)."

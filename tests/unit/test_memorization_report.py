@@ -1,77 +1,98 @@
 """Tables and figures of maer's sweeps, from results written here."""
 
-import json
+import csv
+import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from engram.memorization import plots
-from engram.scripts.analysis.papers import memorization
+from engram.scripts.analysis.pairing import compare
+from engram.scripts.analysis.paper_report import Cell
+from engram.scripts.analysis.papers.memorization import MemorizationReport
+from engram.scripts.analysis.run_set import StoredRecord
+from tests.unit.stored_records import run_set, stored_record, view
 
 
-def document(model: str, seed: int, accuracy: float, **flags) -> dict:
+def record(model: str, seed: int, accuracy: float, **flags) -> StoredRecord:
     config = {"dataset": "seq-digits", "model": model, "seed": seed, "exclude": None, **flags}
     R = [[0.9, None], [accuracy - 0.1, accuracy + 0.1]]
-    own = {"R": R, "average_accuracy": accuracy, "fm": 0.1, "forgetting": 0.2}
-    groups = {g: {"class_il": {"R": R, "forgetting": 0.2}} for g in ("high", "mid", "low")}
-    return {
-        "config": config | {"mem_thresholds": [0.1, 0.25]}, "seed": seed, "status": "finished",
-        "class_il": own, "groups": groups, "scenario": "class-il", "path": f"{model}-{seed}",
-    }  # fmt: skip
+    groups = {group: {"class_il": view(R, forgetting=0.2)} for group in ("high", "mid", "low")}
+    return stored_record(
+        config | {"mem_thresholds": [0.1, 0.25]}, f"{model}-{seed}", groups=groups,
+        class_il=view(R, fm=0.1, forgetting=0.2),
+    )  # fmt: skip
 
 
 @pytest.fixture
-def documents() -> list[dict]:
+def records() -> list[StoredRecord]:
     """Two policies against the balanced reservoir, five seeds, two sizes; the gain is 3, 4, 5, 6, 7 %."""
-    found = []
+    records = []
     for seed in range(5):
         for size in (50, 200):
-            found.append(document("er", seed, 0.5 + 0.01 * seed, buffer_size=size, memory="balanced"))
+            records.append(record("er", seed, 0.5 + 0.01 * seed, buffer_size=size, memory="balanced"))
             flags = {"buffer_size": size, "mem_proxy": "learning_order"}
-            found.append(document("maer", seed, 0.53 + 0.02 * seed, buffer_policy="min", **flags))
-            found.append(document("maer", seed, 0.5 + 0.01 * seed, buffer_policy="max", **flags))
-        found.append(document("joint", seed, 0.9))
-    return found
+            records.append(record("maer", seed, 0.53 + 0.02 * seed, buffer_policy="min", **flags))
+            records.append(record("maer", seed, 0.5 + 0.01 * seed, buffer_policy="max", **flags))
+        records.append(record("joint", seed, 0.8))
+    return records
 
 
-def test_differences_are_paired_by_seed(documents):
+def report(records: list[StoredRecord]) -> MemorizationReport:
+    return MemorizationReport(run_set(*records))
+
+
+def test_differences_are_paired_by_seed(records, tmp_path):
     """Gains of 3, 4, 5, 6 and 7 %: mean 5, deviation 1.58, t = 5 / (1.58 / √5) = 7.07."""
-    text = memorization.markdown(documents)
+    text = report(records).markdown()
     row = next(line for line in text.split("\n\n")[-1].splitlines() if line.startswith("| maer min"))
     p = stats.t.sf(np.sqrt(50), 4) * 2
     assert row == "| maer min | " + " | ".join([f"+5.00 ± 1.58 (t 7.1, p {p:.3f})"] * 2) + " |"
-    assert "| maer min | 57.00 ± 3.16 | 57.00 ± 3.16 |" in text and "| joint | 90.00 ± 0.00 |" in text
+    assert "| maer min | 57.00 ± 3.16 | 57.00 ± 3.16 |" in text and "| joint | 80.00 ± 0.00 |" in text
     assert "learning_order" not in text, "the proxy is shared"
-    lines = memorization.latex(documents).splitlines()
+    assert "**seq-digits**: class-IL accuracy, 5 seeds\n\n| buffer size | 50 | 200 |" in text
+    report(records).write_files(tmp_path)
+    lines = (tmp_path / "memorization.tex").read_text().splitlines()
     assert r"maer min & 57.00 $\pm$ 3.16 & 10.00 $\pm$ 0.00 & 57.00 $\pm$ 3.16 & 10.00 $\pm$ 0.00 \\" in lines
+    assert r"\multicolumn{1}{c}{} & \multicolumn{2}{c}{50} & \multicolumn{2}{c}{200} \\" in lines
 
 
-def test_missing_seeds_are_not_paired(documents):
-    fewer = [d for d in documents if d["config"]["model"] != "er" or d["seed"] in (1, 3)]
-    table = memorization.collect(fewer)["seq-digits"]
-    found = memorization.difference(table["maer min"][50], table["er balanced"][50])
-    assert found["mean"] == pytest.approx(5) and found["sd"] == pytest.approx(np.sqrt(2))
-    assert memorization.difference(table["maer min"][50], {}) is None
+def test_several_proxies_are_told_apart(records):
+    more = record("maer", 0, 0.6, buffer_size=50, buffer_policy="min", mem_proxy="loss")
+    text = report([*records, more]).markdown()
+    assert "| maer min learning_order | 57.00" in text and "| maer min loss | 60.00 |" in text
 
 
-def test_runs_of_a_seed_that_had_other_tasks_are_not_paired(documents):
+def test_missing_seeds_are_not_paired(records):
+    fewer = [r for r in records if r.model != "er" or r.seed in (1, 3)]
+    cells = report(fewer).cells["seq-digits"]
+    test = compare(cells[Cell("maer min", 50)], cells[Cell("er balanced", 50)], "class_il").test
+    assert test.mean == pytest.approx(5) and test.std == pytest.approx(np.sqrt(2)) and test.n == 2
+    without = report([r for r in records if r.model != "er"]).markdown()
+    assert "(t " not in without, "no baseline, no differences"
+
+
+def test_runs_of_a_seed_that_had_other_tasks_are_not_paired(records):
     """Seed 4, whose gain is 7 %, left out: 3, 4, 5 and 6 %."""
-    assert "left out" not in memorization.markdown(documents)
+    assert "left out" not in report(records).markdown()
     orders = {True: [0, 2, 1, 3], False: [0, 1, 2, 3]}
-    told = [d | {"class_order": orders[d["seed"] == 4 and d["config"]["model"] == "er"]} for d in documents]
-    text = memorization.markdown(told)
+    ordered = [replace(r, class_order=orders[r.seed == 4 and r.model == "er"]) for r in records]
+    text = report(ordered).markdown()
     assert "| maer min | +4.50 ± 1.29 (t 7.0, p 0.006) |" in text
     assert text.endswith("\n\nSeeds left out where the two runs had different tasks: 4.")
 
 
-def test_files_and_figures(documents, tmp_path):
-    for i, d in enumerate(documents):
-        path = tmp_path / "runs" / str(i) / "results.json"
-        path.parent.mkdir(parents=True)
-        path.write_text(json.dumps(d))
-    memorization.write_files(documents, tmp_path)
-    assert len((tmp_path / "memorization.csv").read_text().splitlines()) == 1 + len(documents)
+def test_files_and_figures(records, tmp_path):
+    for i, r in enumerate(records):
+        (tmp_path / "runs" / str(i)).mkdir(parents=True)
+        r.write(tmp_path / "runs" / str(i) / "results.json")
+    report(records).write_files(tmp_path)
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "memorization.csv").read_text())))
+    assert len(rows) == len(records)
+    (row,) = [r for r in rows if (r["setting"], r["buffer_size"], r["seed"]) == ("maer min", "50", "2")]
+    assert float(row["accuracy"]) == pytest.approx(0.57) and (row["fm"], row["forgetting"]) == ("0.1", "0.2")
     assert r"\toprule" in (tmp_path / "memorization.tex").read_text()
     plots.run(["--runs", str(tmp_path / "runs"), "--out_dir", str(tmp_path / "figures")])
     names = sorted(path.name for path in (tmp_path / "figures").iterdir())

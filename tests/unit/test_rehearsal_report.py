@@ -1,17 +1,22 @@
 """The rehearsal tables: what counts as one setting, what stands beside it, in which order."""
 
-from engram.scripts.analysis.papers import rehearsal
+from engram.scripts.analysis.papers.rehearsal import RehearsalReport
+from engram.scripts.analysis.run_set import StoredRecord
+from tests.unit.stored_records import run_set, stored_record, view
 
 
-def run(model: str, accuracy: float, seed: int = 0, dataset: str = "rot-mnist", **config) -> dict:
-    scenario = "class-il" if dataset == "seq-mnist" else "domain-il"
-    view = {"average_accuracy": accuracy, "forgetting": 0.1}
-    return {
-        "config": {"model": model, "dataset": dataset, **config},
-        "seed": seed, "scenario": scenario, "class_il": view, "task_il": view | {"average_accuracy": 0.99},
-        "seconds": {"total": 12.4 + seed}, "peak_memory_bytes": 700 * 2**20, "device": "cpu",
-        "versions": {"torch": "2"}, "git_commit": "abc", "path": f"{model}-{seed}",
-    }  # fmt: skip
+def run(model: str, accuracy: float, seed: int = 0, dataset: str = "rot-mnist", **config) -> StoredRecord:
+    R = [[accuracy, None], [accuracy, accuracy]]
+    return stored_record(
+        {"model": model, "dataset": dataset, "seed": seed, **config},
+        scenario="class-il" if dataset == "seq-mnist" else "domain-il",
+        class_il=view(R, forgetting=0.1), task_il=view([[0.99, None], [0.99, 0.99]]),
+        seconds={"total": 12.4 + seed}, peak_memory_bytes=700 * 2**20,
+    )  # fmt: skip
+
+
+def markdown(*records: StoredRecord) -> str:
+    return RehearsalReport(run_set(*records)).markdown()
 
 
 def rows(text: str) -> list[list[str]]:
@@ -21,12 +26,12 @@ def rows(text: str) -> list[list[str]]:
 
 
 def test_domain_tables_stand_beside_the_papers_numbers_by_buffer_size():
-    documents = [
+    records = [
         run("derpp", 0.9241, buffer_size=500), run("er", 0.89, buffer_size=500),
         run("er", 0.91, 1, buffer_size=500), run("er", 0.85, buffer_size=200),
         run("gss", 0.8, buffer_size=200), run("sgd", 0.67),
     ]  # fmt: skip
-    head, _, *found = rows(rehearsal.markdown(documents))
+    head, _, *found = rows(markdown(*records))
     assert head[:4] == ["method", "buffer", "accuracy", "published"]
     assert [row[:4] for row in found] == [
         ["sgd", "–", "67.00", "~67.7"],
@@ -40,11 +45,11 @@ def test_domain_tables_stand_beside_the_papers_numbers_by_buffer_size():
 
 def test_variants_of_a_method_are_settings_of_their_own():
     flags = {"dataset": "seq-mnist", "buffer_size": 500}
-    documents = [
+    records = [
         run("er", 0.87, memory="reservoir", **flags), run("er", 0.8, memory="fifo", **flags),
         run("full_buffer", 0.9, dataset="seq-mnist", order="grasp"),
     ]  # fmt: skip
-    text = rehearsal.markdown(documents)
+    text = markdown(*records)
     assert text.startswith("**seq-mnist**, buffer 500\n")
     assert [row[:3] for row in rows(text)[2:]] == [
         ["er fifo", "80.00", "99.00"], ["er", "87.00", "99.00"], ["full_buffer grasp", "90.00", "99.00"],

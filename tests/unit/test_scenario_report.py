@@ -4,29 +4,26 @@ import os
 import shlex
 import subprocess
 
-import yaml
-
-from engram.scripts.analysis.papers import scenario as scenario_report
+from engram.scripts.analysis.paper_report import Published
+from engram.scripts.analysis.papers.scenarios import SCENARIOS, ScenariosReport
+from engram.scripts.analysis.run_set import StoredRecord
 from engram.utils.config.cli import parse
 from tests.conftest import ROOT
+from tests.unit.stored_records import run_set, stored_record, view
 
 
-def run(model: str, scenario: str, seed: int, accuracy: float, **config) -> dict:
-    settings = {"hidden_sizes": [400, 400], "n_iters": 2000, "batch_size": 128, "lr": 0.001}
-    view = "class_il" if scenario == "class-il" else "task_il"
-    other = "task_il" if view == "class_il" else "class_il"
-    return {
-        "config": {"dataset": "seq-mnist", "model": model, **settings, **config},
-        "scenario": scenario,
-        "seed": seed,
-        "evaluated_on": "test",
-        view: {"average_accuracy": accuracy},
-        other: {"average_accuracy": 0.0},
-    }
+def run(model: str, scenario: str, seed: int, accuracy: float, **config) -> StoredRecord:
+    flags = {"hidden_sizes": [400, 400], "n_iters": 2000, "batch_size": 128, "lr": 0.001}
+    used, unused = view([[accuracy]]), view([[0.0]])
+    class_il, task_il = (used, unused) if scenario == "class-il" else (unused, used)
+    return stored_record(
+        {"dataset": "seq-mnist", "model": model, "seed": seed, **flags, **config},
+        scenario=scenario, class_il=class_il, task_il=task_il,
+    )  # fmt: skip
 
 
 def test_a_row_per_method_with_the_published_numbers_and_the_strength():
-    documents = [
+    records = [
         run("ewc", "task-il", 0, 0.98, e_lambda=1e5, ewc_mode="separate"),
         run("ewc", "task-il", 1, 0.99, e_lambda=1e5, ewc_mode="separate"),
         run("ewc", "class-il", 0, 0.2, e_lambda=10.0, ewc_mode="separate"),
@@ -35,7 +32,7 @@ def test_a_row_per_method_with_the_published_numbers_and_the_strength():
         run("sgd", "task-il", 0, 0.9),
         run("joint", "task-il", 0, 0.996, n_iters=10_000),
     ]
-    lines = scenario_report.markdown(documents).splitlines()
+    lines = ScenariosReport(run_set(*records)).markdown().splitlines()
     assert lines[0] == (
         "**Split MNIST**: 400-400 units, 2000 steps per task of 128 samples, Adam 0.001; test data"
     )
@@ -63,10 +60,9 @@ def test_every_command_of_the_script_is_one_the_program_takes():
     found = commands("all")
     configs = [parse(flags).config for flags in found]
     names = {(c.run.dataset, c.run.model, c.stream.scenario) for c in configs}
-    published = yaml.safe_load(scenario_report.PUBLISHED.read_text())
-    for benchmark, methods in published.items():
+    for benchmark, methods in Published.read("scenarios").values.items():
         for method in methods:
-            for scenario in scenario_report.SCENARIOS:
+            for scenario in SCENARIOS:
                 assert (benchmark, method.split()[0], scenario) in names
     assert len(found) == len({tuple(flags) for flags in found})
     split = next(c for c in configs if c.run.dataset == "seq-mnist" and c.run.model == "ewc")

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,14 @@ import pytest
 from scipy import stats
 
 from engram.scripts import report
-from engram.scripts.analysis import html_page, svg_figures, tables
-from engram.scripts.analysis.run_set import load, pairs, study
+from engram.scripts.analysis import figures, report_page, study_tables
+from engram.scripts.analysis.pairing import pair_runs
+from engram.scripts.analysis.run_set import RunSet, collect
+from engram.scripts.analysis.table import Column, Table, make_table, mean_std
 from engram.utils.config.config import resolve
 from engram.utils.errors import UserError
 from engram.utils.metrics import accuracy_matrix
+from tests.unit.stored_records import stored_record, view
 
 T = 3
 CONFIG = {
@@ -78,8 +82,14 @@ def folder(tmp_path) -> Path:
     return runs
 
 
-def found_in(folder: Path):
-    return study(load([folder]))
+def found_in(folder: Path) -> RunSet:
+    return collect([folder])
+
+
+@pytest.fixture
+def without_drawing(monkeypatch):
+    """Figures are made but not written: that takes longer than all else."""
+    monkeypatch.setattr(figures, "to_svg", lambda figure: b"")
 
 
 def test_settings_are_found_in_the_configurations(folder):
@@ -111,7 +121,7 @@ def test_a_seed_that_was_run_again_counts_once(folder, capsys):
     assert sgd.values("class_il", "average_accuracy")[1] == again["class_il"]["average_accuracy"]
 
 
-def test_a_data_set_in_several_scenarios_is_several_benchmarks(tmp_path, capsys, monkeypatch):
+def test_a_data_set_in_several_scenarios_is_several_benchmarks(tmp_path, capsys, without_drawing):
     """The least accurate setting, here in domain-IL, once decided the views and titles of all."""
     for seed in range(3):
         for scenario, plus in (("domain-il", 0.0), ("task-il", 0.1), ("class-il", 0.2)):
@@ -122,13 +132,12 @@ def test_a_data_set_in_several_scenarios_is_several_benchmarks(tmp_path, capsys,
     assert list(found.benchmarks) == wanted
     for name, settings in found.benchmarks.items():
         assert [setting.label for setting in settings] == ["sgd", "joint"]
-        table = tables.paired_table(settings, "task_il")
+        table = study_tables.paired_table(settings, "task_il")
         assert table.title == ("domain-IL accuracy" if "domain" in name else "task-IL accuracy")
         assert [row[:2] for row in table.rows] == [["joint", "sgd"]] and "over 1 tests" in table.note
     text = report.latex(found)
     assert text.count("caption{class-IL, ") == text.count("caption{task-IL, ") == 2
     assert text.count("caption{domain-IL, ") == 1
-    monkeypatch.setattr(svg_figures, "_svg", lambda figure: "")
     assert report.main([str(tmp_path)]) == 0 and "**seq-digits, task-il**: 3 tasks" in capsys.readouterr().out
     page = (tmp_path / "report" / "report.html").read_text()
     assert '<a href="#seq-digits-task-il">' in page and '<h2 id="seq-digits-task-il">' in page
@@ -159,20 +168,18 @@ def test_runs_from_before_a_flag_are_brought_up_to_date(tmp_path):
 def test_an_imported_log_is_not_filled_up_with_our_defaults(tmp_path):
     write_run(tmp_path, 0, stored={"imported_run": "abc"}, model="sgd")
     write_run(tmp_path, 1, model="sgd")
-    imported, own = (document["config"] for document in load([tmp_path]))
-    assert "optimizer" not in imported and own["optimizer"] == "sgd"
+    runs = {run.imported_run: run.config for run in collect([tmp_path]).runs}
+    assert "optimizer" not in runs["abc"] and runs[None]["optimizer"] == "sgd"
 
 
-def test_every_commit_is_listed_once(tmp_path, monkeypatch):
+def test_every_commit_is_listed_once(tmp_path, without_drawing):
     """A run that was resumed by other code has several."""
     for seed, commit in enumerate(("a" * 40, f"{'a' * 40}, {'b' * 40}", None)):
         write_run(tmp_path, seed, stored={"git_commit": commit})
     found = found_in(tmp_path)
-    assert report.footer(found.documents).endswith("; commits: aaaaaaaaaa, bbbbbbbbbb, unknown.")
-    monkeypatch.setattr(svg_figures, "_svg", lambda figure: "")
-    assert "<p class='note'>commit aaaaaaaaaa, bbbbbbbbbb, unknown</p>" in html_page.render(
-        "t", found, "", None
-    )
+    assert study_tables.provenance(found.runs).endswith("; commits: aaaaaaaaaa, bbbbbbbbbb, unknown.")
+    page = report_page.render("t", found, "", None)
+    assert '<p class="note">commit aaaaaaaaaa, bbbbbbbbbb, unknown</p>' in page
 
 
 def test_means_and_deviations(folder):
@@ -186,7 +193,7 @@ def test_means_and_deviations(folder):
 
 
 def test_differences_are_paired_by_seed_and_corrected(folder):
-    table = tables.paired_table(found_in(folder).settings, "class_il")
+    table = study_tables.paired_table(found_in(folder).settings, "class_il")
     assert len(table.rows) == 10, "each of five settings with each"
     (row,) = [r for r in table.rows if {r[0], r[1]} == {"er, buffer 500, policy min", "sgd"}]
     er = [accuracy(seed, 0.2 + 0.01 * seed)[-1].mean() for seed in range(3)]
@@ -196,11 +203,11 @@ def test_differences_are_paired_by_seed_and_corrected(folder):
     assert float(row[4].removeprefix("< ")) == pytest.approx(max(wanted.pvalue, 1e-4), abs=6e-5)
     p_values = [float(r[5].removeprefix("< ")) for r in table.rows if r[5] != "–"]
     assert p_values == sorted(p_values)
-    against = tables.paired_table(found_in(folder).settings, "class_il", against="sgd")
+    against = study_tables.paired_table(found_in(folder).settings, "class_il", baseline="sgd")
     assert len(against.rows) == 4 and all(r[1] == "sgd" for r in against.rows)
 
 
-def test_runs_of_a_seed_that_had_other_tasks_are_no_pair(tmp_path, monkeypatch):
+def test_runs_of_a_seed_that_had_other_tasks_are_no_pair(tmp_path, without_drawing):
     """Tasks are sets of classes; where they share outputs, the order of each one's classes counts too."""
     orders = {
         "sgd": ([0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5]),
@@ -212,32 +219,30 @@ def test_runs_of_a_seed_that_had_other_tasks_are_no_pair(tmp_path, monkeypatch):
                 stored = {"class_order": order, "scenario": scenario}
                 write_run(tmp_path, seed, 0.1 * seed * (model == "joint"), model=model, stored=stored)
     classes, domains = found_in(tmp_path).benchmarks.values()
-    table = tables.paired_table(classes, "class_il")
+    table = study_tables.paired_table(classes, "class_il")
     joint, sgd = ([accuracy(seed, plus * seed)[-1].mean() for seed in (0, 1)] for plus in (0.1, 0.0))
     ((*_, t, p, _, n),) = table.rows
     wanted = stats.ttest_rel(joint, sgd)
     assert (t, n) == (f"{wanted.statistic:.2f}", "2") and float(p) == pytest.approx(wanted.pvalue, abs=6e-5)
     assert table.note.endswith("Seeds left out where the two runs had different tasks: 2.")
-    table = tables.paired_table(domains, "task_il")
+    table = study_tables.paired_table(domains, "task_il")
     assert not table.rows and table.note.endswith("tasks: 0, 2.")
-    monkeypatch.setattr(svg_figures, "_svg", lambda figure: "")
-    assert html_page.render("t", found_in(tmp_path), "", None).count("had different tasks: ") == 3
+    assert report_page.render("t", found_in(tmp_path), "", None).count("had different tasks: ") == 3
 
 
 def test_as_many_tasks_are_needed_for_a_pair():
-    order = list(range(6))
+    config, order = {"model": "er", "dataset": "seq-digits", "seed": 0}, list(range(6))
     two, three = (
-        {"seed": 0, "scenario": "class-il", "config": {}, "class_order": order, "class_il": {"R": [None] * n}}
-        for n in (2, 3)
+        stored_record(config, class_order=order, class_il=view(np.full((n, n), 0.5))) for n in (2, 3)
     )
-    halved = three | {"config": {"half_classes_in_first_task": True}}
-    assert pairs([three], [three]) == ([(three, three)], [])
-    assert pairs([two], [three]) == pairs([halved], [three]) == ([], [0])
-    unknown = {name: value for name, value in two.items() if name != "class_order"}
-    assert pairs([unknown], [three]) == ([(unknown, three)], []), "imported logs do not tell"
+    halved = replace(three, config=config | {"half_classes_in_first_task": True})
+    assert pair_runs([three], [three]) == ([(three, three)], [])
+    assert pair_runs([two], [three]) == pair_runs([halved], [three]) == ([], [0])
+    unknown = replace(two, class_order=None)
+    assert pair_runs([unknown], [three]) == ([(unknown, three)], []), "imported logs do not have classes"
 
 
-def test_the_files_of_a_report(folder, capsys):
+def test_the_files_of_a_report(folder, capsys, without_drawing):
     assert report.main([str(folder)]) == 0
     out, err = capsys.readouterr()
     assert "left out: 1 runs that did not finish" in err
@@ -269,12 +274,9 @@ def test_the_page_is_whole_and_alone(folder):
         assert wanted in page, wanted
 
 
-def test_bands_are_one_standard_deviation(folder, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(svg_figures, "_svg", lambda figure: drawn.append(figure) or "")
+def test_bands_are_one_standard_deviation(folder):
     settings = [s for s in found_in(folder).settings if s.label == "sgd"]
-    svg_figures.over_tasks(settings, "class_il")
-    left = drawn[0].axes[0]
+    left = figures.over_tasks(settings, "class_il").axes[0]
     values = 100 * np.array([[accuracy(seed, 0)[i, : i + 1].mean() for i in range(T)] for seed in range(3)])
     assert left.lines[0].get_ydata() == pytest.approx(values.mean(0))
     (vertices,) = [path.vertices for path in left.collections[0].get_paths()]
@@ -282,42 +284,107 @@ def test_bands_are_one_standard_deviation(folder, monkeypatch):
     assert top == pytest.approx(values.mean(0) + values.std(0, ddof=1))
 
 
-def test_against_the_buffer_size(folder, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(svg_figures, "_svg", lambda figure: drawn.append(figure) or "")
-    svg_figures.against_buffer(found_in(folder).settings)
-    axes = drawn[0].axes[0]
+def test_against_the_buffer_size(folder):
+    axes = figures.against_buffer(found_in(folder).settings).axes[0]
     labels = {container.get_label() for container in axes.containers}
     assert labels == {"er, policy min", "maer, policy middle"}
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["50", "500"]
-    assert svg_figures.against_buffer([s for s in found_in(folder).settings if s.label == "sgd"]) is None
+    assert figures.against_buffer([s for s in found_in(folder).settings if s.label == "sgd"]) is None
 
 
-def test_the_parts_of_the_time_add_up_to_the_total(folder, monkeypatch):
-    """Seconds in the runs: 4 + seed in all, of which 3 train, 0.5 eval and 0.2 data."""
-    drawn = []
-    monkeypatch.setattr(svg_figures, "_svg", lambda figure: drawn.append(figure) or "")
+def test_curves_inside_tasks_with_the_steps_at_which_tasks_end(folder):
+    """Six evaluations at steps 0 to 50, of tasks 0 to 2: tasks 0 and 1 end at steps 10 and 30."""
+    axes = figures.stability(found_in(folder).settings, "task_il").axes[0]
+    curve, *boundaries = axes.lines
+    assert list(curve.get_xdata()) == [0, 10, 20, 30, 40, 50] and curve.get_ydata() == pytest.approx([60] * 6)
+    assert sorted(line.get_xdata()[0] for line in boundaries) == [10, 30]
+    assert figures.stability([s for s in found_in(folder).settings if s.label != "sgd"], "task_il") is None
+
+
+def test_heat_maps_show_the_mean_over_seeds(folder):
     settings = [s for s in found_in(folder).settings if s.label == "sgd"]
-    svg_figures.cost(settings)
-    bars = {bar.get_label(): bar[0] for bar in drawn[0].axes[0].containers}
-    parts = {"train": 3.0, "eval": 0.5, "data": 0.2, "start and logging": 1.3}
-    assert {name: bar.get_width() for name, bar in bars.items()} == pytest.approx(parts)
-    ends = np.cumsum([0, *parts.values()])
+    axes = figures.matrices(settings, "class_il").axes[0]
+    mean = 100 * np.mean([accuracy(seed, 0) for seed in range(3)], axis=0)
+    assert np.asarray(axes.images[0].get_array()) == pytest.approx(mean)
+    assert [text.get_text() for text in axes.texts] == [f"{value:.0f}" for value in mean.flatten()]
+
+
+def test_the_parts_of_the_time_add_up_to_the_total(folder):
+    """Seconds in the runs: 4 + seed in all, of which 3 train, 0.5 eval and 0.2 data."""
+    settings = [s for s in found_in(folder).settings if s.label == "sgd"]
+    bars = {bar.get_label(): bar[0] for bar in figures.cost(settings).axes[0].containers}
+    widths = {"train": 3.0, "eval": 0.5, "data": 0.2, "start and logging": 1.3}
+    assert {name: bar.get_width() for name, bar in bars.items()} == pytest.approx(widths)
+    ends = np.cumsum([0, *widths.values()])
     assert [bar.get_x() for bar in bars.values()] == pytest.approx(ends[:-1]) and ends[-1] == 5.0
-    assert tables.cost_table(settings).rows[0][1:5] == ["5.0 ± 1.0", "3.0 ± 0.0", "0.5 ± 0.0", "0.2 ± 0.0"]
+    cells = study_tables.cost_table(settings).rows[0][1:5]
+    assert cells == ["5.0 ± 1.0", "3.0 ± 0.0", "0.5 ± 0.0", "0.2 ± 0.0"]
 
 
-def test_markers_in_a_readme(folder, tmp_path):
-    readme = tmp_path / "README.md"
-    readme.write_text("before\n<!-- table digits -->\nold\n<!-- end digits -->\nafter\n")
-    assert report.main([str(folder), "--update", str(readme)]) == 0
-    text = readme.read_text()
+def test_a_figure_is_the_same_file_whenever_it_is_written(folder):
+    settings = found_in(folder).settings
+    first, second = (figures.to_svg(figures.cost(settings)) for _ in range(2))
+    assert first == second and first.startswith(b"<?xml") and b"<svg" in first
+
+
+def test_nothing_that_a_run_holds_is_markup_on_the_page(tmp_path, without_drawing):
+    """Commits once came out raw. Labels, names, log lines, devices and versions are text too."""
+    script = "<script>alert('x')</script>"
+    stored = {"git_commit": script, "device": script, "versions": {"torch": script}}
+    for seed in range(2):
+        write_run(tmp_path, seed, model=f"er{script}".replace("/", "_"), note=script, stored=stored)
+        write_run(tmp_path, seed, model="sgd", stored=stored, run_name=script)
+    failed = write_run(tmp_path, 5, model="joint", status="failed")
+    path = next(tmp_path.rglob("joint-5*"))
+    (path / "log.txt").write_text(f"{script}\n")
+    page = report_page.render(script, found_in(tmp_path), script, None)
+    assert failed and "<script" not in page and page.count("&lt;script&gt;") > 10
+    assert "commit &lt;script&gt" in page
+
+
+def test_markers_in_a_page_of_results(folder, tmp_path):
+    page = tmp_path / "RESULTS.md"
+    page.write_text("before\n<!-- table digits -->\nold\n<!-- end digits -->\nafter\n")
+    assert report.main([str(folder), "--update", str(page)]) == 0
+    text = page.read_text()
     assert text.startswith("before\n<!-- table digits -->\n**seq-digits**") and text.endswith("after\n")
     assert "old" not in text and not (folder / "report").exists()
 
 
+def test_a_sweep_spec_stands_for_the_folder_of_its_runs(folder, tmp_path, capsys):
+    spec = tmp_path / "study.yaml"
+    spec.write_text(f"name: digits\nfixed: {{output_dir: {folder}}}\ngrid: {{seed: [0]}}\n")
+    assert report.run_folder(str(spec)) == folder == report.run_folder(str(folder))
+    spec.write_text("name: digits\ngrid: {seed: [0]}\n")
+    assert report.run_folder(str(spec)) == Path("runs/digits")
+
+
+def test_damaged_files_are_left_out_and_named(folder, capsys):
+    path = folder / "seq-digits" / "sgd" / "damaged" / "results.json"
+    path.parent.mkdir()
+    path.write_text('{"config": ')
+    assert len(found_in(folder).settings) == 5
+    assert f"left out: {path}: damaged" in capsys.readouterr().err
+
+
+def test_rows_are_made_from_columns():
+    columns = [Column("n", str), Column("square", lambda n: str(n * n))]
+    table = make_table([2, 3], columns, "title", "note")
+    assert table == Table("title", ["n", "square"], [["2", "4"], ["3", "9"]], "note")
+    assert table.markdown() == "title\n\n| n | square |\n| --- | --- |\n| 2 | 4 |\n| 3 | 9 |\n\nnote"
+    assert table.csv() == "n,square\n2,4\n3,9\n"
+    assert Table("", ["a|b"], []).markdown() == "| a\\|b |\n| --- |"
+    assert r"\multicolumn{2}{c}{x\_y}" in replace(table, spans=(("x_y", 2),)).latex()
+
+
+def test_means_of_few_values():
+    assert mean_std([0.5, 0.51]) == "50.50 ± 0.71" and mean_std([0.5]) == "50.00"
+    assert mean_std([0.5, float("nan")]) == mean_std([]) == "–"
+    assert mean_std([1.0, 2.0], scale=1, digits=1) == "1.5 ± 0.7"
+
+
 def test_what_cannot_be_reported(folder, tmp_path, capsys):
     with pytest.raises(UserError, match="no finished run below"):
-        load([tmp_path / "nothing"])
+        collect([tmp_path / "nothing"])
     assert report.main([str(folder), "--against", "gem"]) == 2
     assert "no such setting; there is: er, buffer 50" in capsys.readouterr().err

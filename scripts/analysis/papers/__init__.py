@@ -1,1 +1,1 @@
-"""Tables and figures of single papers, with the published numbers beside ours."""
+"""One file for each paper whose tables stand beside its published numbers."""

@@ -1,144 +1,144 @@
-"""The memorization paper's tables from run folders: accuracy and FM by policy and size of the memory.
+"""The memorization paper's tables: accuracy and FM by policy and size of the memory.
 
-Called by `scripts/report.py memorization FOLDER`. Differences are paired by seed against the class-balanced
-reservoir (`er --memory balanced`), with their standard deviation, t statistic and two-sided p. Also writes
-memorization.tex and memorization.csv into the folder.
+`scripts/report.py memorization FOLDER` makes them, and writes memorization.tex and memorization.csv into the
+folder. Differences are paired by seed against the class-balanced reservoir (`er --memory balanced`), with
+their standard deviation, t statistic and two-sided p.
 """
 
-import csv
-from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-from scipy import stats
-
-from engram.memorization.runs import names
-from engram.scripts.analysis.run_set import left_out, one_per_seed, pairs
+from engram.memorization.runs import setting_name
+from engram.scripts.analysis.pairing import Comparison, compare, unpaired_note
+from engram.scripts.analysis.paper_report import Cell, Cells, PaperReport
+from engram.scripts.analysis.run_set import Setting, StoredRecord
+from engram.scripts.analysis.table import MISSING, Column, Table, make_table, mean_std, number_text
 
 BASELINE = "er balanced"
 ORDER = ("er", BASELINE, "maer min", "maer middle", "maer max", "maer_high min", "maer_adaptive")
-Table = dict[str, dict[int, dict[int, dict]]]  # setting → buffer size → seed → run
 
 
-def collect(documents: list[dict]) -> dict[str, Table]:
-    """Benchmark → its runs by setting, buffer size and seed."""
-    found: dict[str, Table] = defaultdict(lambda: defaultdict(lambda: defaultdict(dict)))
-    configs = [document["config"] for document in documents]
-    keys = [
-        (c["dataset"], n, c.get("buffer_size", 0)) for c, n in zip(configs, names(documents), strict=True)
-    ]
-    for (dataset, name, size), runs in one_per_seed(documents, keys).items():
-        found[dataset][name][size] = {run["seed"]: run for run in runs}
-    return found
+class MemorizationReport(PaperReport):
+    """Policies of the memory against a class-balanced reservoir."""
+
+    name = "memorization"
+
+    def cell(self, run: StoredRecord) -> Cell:
+        """The method with its policy, and the size of its memory."""
+        return Cell(setting_name(run.config, self._proxies_differ), run.buffer_size)
+
+    def benchmark_tables(self, benchmark: str, cells: Cells) -> list[Table]:
+        """Accuracy, forgetting and paired differences: one row for each method, one column for each size."""
+        comparisons = {cell: comparison for cell in _grid(cells) if (comparison := _compare(cells, cell))}
+        contents: dict[str, Callable[[Cell], str]] = {
+            "class-IL accuracy": lambda cell: _metric(cells, cell, "average_accuracy"),
+            "FM (forgetting over tasks)": lambda cell: _metric(cells, cell, "fm"),
+            f"accuracy minus {BASELINE}, paired by seed": lambda cell: _difference(comparisons.get(cell)),
+        }
+        n_seeds = len({seed for setting in cells.values() for seed in setting.seeds})
+        tables = []
+        for title, text in contents.items():
+            table = make_table(
+                _methods(cells), _size_columns(cells, text), f"**{benchmark}**: {title}, {n_seeds} seeds"
+            )
+            rows = [row for row in table.rows if set(row[1:]) != {MISSING}]
+            tables.append(replace(table, rows=rows))
+        tables[-1] = replace(tables[-1], note=unpaired_note(comparisons.values()))
+        return tables
+
+    def write_files(self, folder: Path) -> None:
+        """Write memorization.tex, accuracy and FM side by side, and memorization.csv, every run."""
+        tables = [_latex_table(benchmark, cells).latex() for benchmark, cells in self.cells.items()]
+        (folder / "memorization.tex").write_text("\n\n".join(tables) + "\n", encoding="utf-8")
+        (folder / "memorization.csv").write_text(self._run_table().csv(), encoding="utf-8")
+
+    def _run_table(self) -> Table:
+        columns = [
+            Column[tuple[Cell, StoredRecord]]("dataset", lambda row: row[1].dataset),
+            Column[tuple[Cell, StoredRecord]]("setting", lambda row: row[0].method),
+            Column[tuple[Cell, StoredRecord]]("buffer_size", lambda row: str(row[0].buffer_size)),
+            Column[tuple[Cell, StoredRecord]]("seed", lambda row: str(row[1].seed)),
+            *(
+                Column[tuple[Cell, StoredRecord]](
+                    head, lambda row, metric=metric: number_text(row[1].class_il.metric(metric))
+                )
+                for head, metric in (("accuracy", "average_accuracy"), ("fm", "fm"), ("forgetting",) * 2)
+            ),
+        ]
+        rows = [
+            (cell, run)
+            for cells in self.cells.values()
+            for cell, setting in sorted(cells.items())
+            for run in setting.runs
+        ]
+        return make_table(rows, columns)
+
+    @cached_property
+    def _proxies_differ(self) -> bool:
+        """Whether the runs used several proxies of memorization, which must then be told apart."""
+        proxies = {run.config["mem_proxy"] for run in self.run_set.runs if run.config.get("mem_proxy")}
+        return len(proxies) > 1
 
 
-def values(runs: Iterable[dict], field: str) -> np.ndarray:
-    """A metric of the class-IL view in %, one a run."""
-    return np.array([100 * run["class_il"][field] for run in runs])
+def _methods(cells: Cells) -> list[str]:
+    """The rows: the paper's order, then others by name; joint training last."""
+    rank = {method: i for i, method in enumerate(ORDER)}
+    methods = {cell.method for cell in cells}
+    return sorted(methods, key=lambda method: (method == "joint", rank.get(method, len(rank)), method))
 
 
-def spread(numbers: np.ndarray) -> str:
-    """`55.25 ± 4.66`."""
-    return f"{numbers.mean():.2f}" + (f" ± {numbers.std(ddof=1):.2f}" if len(numbers) > 1 else "")
+def _sizes(cells: Cells) -> list[int]:
+    """The columns: all sizes of the memory that occur."""
+    return sorted({cell.buffer_size for cell in cells if cell.buffer_size})
 
 
-def difference(runs: dict[int, dict], baseline: dict[int, dict]) -> dict[str, float] | None:
-    """Accuracy minus the baseline's, paired by seed; None without two seeds in common."""
-    found, _ = pairs(runs.values(), baseline.values())
-    if len(found) < 2:
+def _grid(cells: Cells) -> list[Cell]:
+    return [Cell(method, size) for method in _methods(cells) for size in _sizes(cells)]
+
+
+def _setting(cells: Cells, cell: Cell) -> Setting | None:
+    """The setting of a cell; joint training has no memory and stands in every column."""
+    return cells.get(Cell("joint") if cell.method == "joint" else cell)
+
+
+def _metric(cells: Cells, cell: Cell, metric: str) -> str:
+    setting = _setting(cells, cell)
+    return mean_std(setting.values("class_il", metric)) if setting else MISSING
+
+
+def _compare(cells: Cells, cell: Cell) -> Comparison | None:
+    """The setting of a cell against the baseline with a memory of the same size."""
+    setting, baseline = _setting(cells, cell), cells.get(Cell(BASELINE, cell.buffer_size))
+    if cell.method == BASELINE or setting is None or baseline is None:
         return None
-    own, other = (values(half, "average_accuracy") for half in zip(*found, strict=True))
-    gain = own - other
-    test = stats.ttest_1samp(gain, 0)
-    return {"mean": gain.mean(), "sd": gain.std(ddof=1), "t": float(test.statistic), "p": float(test.pvalue)}
+    return compare(setting, baseline, "class_il")
 
 
-def settings(table: Table) -> list[str]:
-    """The paper's order, then others by name; joint training last."""
-    rank = {key: i for i, key in enumerate(ORDER)}
-    return sorted(table, key=lambda key: (key == "joint", rank.get(key, len(rank)), key))
+def _difference(comparison: Comparison | None) -> str:
+    """`+5.00 ± 1.58 (t 7.1, p 0.002)`; `–` without two seeds in common."""
+    if comparison is None or comparison.test.n < 2:
+        return MISSING
+    test = comparison.test
+    return f"{test.mean:+.2f} ± {test.std:.2f} (t {test.t:.1f}, p {test.p:.3f})"
 
 
-def sizes(table: Table) -> list[int]:
-    """All sizes of the memory that occur."""
-    return sorted({size for runs in table.values() for size in runs if size})
+def _size_columns(cells: Cells, text: Callable[[Cell], str]) -> list[Column[str]]:
+    """The method, then the text of each size of the memory."""
+    by_size = [
+        Column[str](str(size), lambda method, size=size: text(Cell(method, size))) for size in _sizes(cells)
+    ]
+    return [Column[str]("buffer size", lambda method: method), *by_size]
 
 
-def runs_of(table: Table, key: str, size: int) -> dict[int, dict]:
-    """The runs of a setting by seed; joint training has no memory and stands in every column."""
-    return table.get(key, {}).get(0 if key == "joint" else size, {})
-
-
-def cell(table: Table, key: str, size: int) -> tuple[str, str, str]:
-    """Accuracy, FM and paired difference of a setting, `–` where there are no runs."""
-    runs = runs_of(table, key, size)
-    if not runs:
-        return "–", "–", "–"
-    parts = [spread(values(runs.values(), field)) for field in ("average_accuracy", "fm")]
-    found = difference(runs, runs_of(table, BASELINE, size)) if key != BASELINE else None
-    gain = (
-        f"{found['mean']:+.2f} ± {found['sd']:.2f} (t {found['t']:.1f}, p {found['p']:.3f})" if found else "–"
-    )
-    return parts[0], parts[1], gain
-
-
-def unpaired(table: Table) -> str:
-    """Names the seeds that a setting does not share with the baseline although both have them."""
-    cells = [(key, size) for key in table for size in sizes(table)]
-    both = [(runs_of(table, *at).values(), runs_of(table, BASELINE, at[1]).values()) for at in cells]
-    return left_out(seed for own, other in both for seed in pairs(own, other)[1])
-
-
-def markdown(documents: list[dict]) -> str:
-    """Three tables for each benchmark: accuracy, forgetting, paired differences."""
-    parts = []
-    titles = ("class-IL accuracy", "FM (forgetting over tasks)", f"accuracy minus {BASELINE}, paired by seed")
-    for dataset, table in collect(documents).items():
-        n_seeds = len({seed for runs in table.values() for own in runs.values() for seed in own})
-        for k, title in enumerate(titles):
-            head = "| buffer size | " + " | ".join(map(str, sizes(table))) + " |"
-            lines = [
-                f"**{dataset}**: {title}, {n_seeds} seeds",
-                "",
-                head,
-                "| --- " * (1 + len(sizes(table))) + "|",
-            ]
-            for key in settings(table):
-                row = [cell(table, key, size)[k] for size in sizes(table)]
-                if set(row) != {"–"}:
-                    lines.append("| " + " | ".join([key, *row]) + " |")
-            parts.append("\n".join(lines))
-        parts += filter(None, [unpaired(table)])
-    return "\n\n".join(parts)
-
-
-def latex(documents: list[dict]) -> str:
-    """A tabular for each benchmark: accuracy and FM in each cell, as the paper prints them."""
-    parts = []
-    for dataset, table in collect(documents).items():
-        lines = [rf"% {dataset}", r"\begin{tabular}{l" + "cc" * len(sizes(table)) + "}", r"\toprule"]
-        heads = [rf"\multicolumn{{2}}{{c}}{{{size}}}" for size in sizes(table)]
-        lines.append("buffer & " + " & ".join(heads) + r" \\")
-        lines.append(" & " + " & ".join(["Acc & FM"] * len(heads)) + r" \\ \midrule")
-        for key in settings(table):
-            cells = [part for size in sizes(table) for part in cell(table, key, size)[:2]]
-            text = " & ".join([key, *cells]).replace("±", r"$\pm$").replace("_", r"\_").replace("–", "--")
-            lines.append(text + r" \\")
-        parts.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}"]))
-    return "\n\n".join(parts) + "\n"
-
-
-def write_files(documents: list[dict], folder: Path) -> None:
-    """memorization.tex and memorization.csv."""
-    (folder / "memorization.tex").write_text(latex(documents), encoding="utf-8")
-    with open(folder / "memorization.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["dataset", "setting", "buffer_size", "seed", "accuracy", "fm", "forgetting"])
-        for dataset, table in collect(documents).items():
-            for key, by_size in table.items():
-                for size, runs in by_size.items():
-                    for seed, run in sorted(runs.items()):
-                        own = run["class_il"]
-                        cells = [own["average_accuracy"], own["fm"], own["forgetting"]]
-                        writer.writerow([dataset, key, size, seed, *cells])
+def _latex_table(benchmark: str, cells: Cells) -> Table:
+    """Accuracy and FM in two columns for each size, as the paper prints them."""
+    head = ["buffer", *["Acc", "FM"] * len(_sizes(cells))]
+    rows = [
+        [method, *(_metric(cells, Cell(method, size), metric) for size in _sizes(cells)
+                   for metric in ("average_accuracy", "fm"))]
+        for method in _methods(cells)
+    ]  # fmt: skip
+    spans = (("", 1), *((str(size), 2) for size in _sizes(cells)))
+    return Table(benchmark, head, rows, spans=spans)

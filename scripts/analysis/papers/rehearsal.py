@@ -1,66 +1,75 @@
 """Tables of the rehearsal methods, with time and memory, and the DER paper's numbers beside them.
 
-Called by `scripts/report.py rehearsal FOLDER`; scripts/reproduce/rehearsal.sh makes
-the runs. The published numbers: published_der.yaml. Peak memory is the whole process's on a CPU.
+`scripts/report.py rehearsal FOLDER` makes them; scripts/reproduce/rehearsal.sh makes the runs. Peak
+memory is that of the whole process on a CPU.
 """
 
-from pathlib import Path
+from collections.abc import Iterable
 
 import numpy as np
-import yaml
 
-from engram.scripts.analysis.run_set import one_per_seed
-from engram.scripts.analysis.tables import shown as spread
+from engram.scripts.analysis.paper_report import Cell, Cells, PaperReport
+from engram.scripts.analysis.run_set import Setting, StoredRecord
+from engram.scripts.analysis.table import MISSING, Column, Table, make_table, mean_std
 
-PUBLISHED = Path(__file__).with_name("published_der.yaml")
-# Flags that tell two settings of one method apart, and the value that goes without saying.
+# Flags that tell two settings of one method apart, and the value that the name leaves out.
 VARIANTS = {"memory": "reservoir", "order": "uniform", "buffer_policy": "min"}
-HEAD = ["method", "class-IL accuracy", "task-IL accuracy", "forgetting"]
-HEAD_BY_SIZE = ["method", "buffer", "accuracy", "published", "forgetting"]
-COST = ["seconds", "peak MB", "seeds"]
 
 
-def key(document: dict) -> tuple[str, str, int]:
-    """(benchmark, method, buffer size) of a run."""
-    config = document["config"]
-    own = [str(config[flag]) for flag, usual in VARIANTS.items() if config.get(flag, usual) != usual]
-    return config["dataset"], " ".join([config["model"], *own]), config.get("buffer_size", 0)
+class RehearsalReport(PaperReport):
+    """The settings of Buzzega et al. 2020, and every rehearsal method at one setting."""
+
+    name = "rehearsal"
+
+    def cell(self, run: StoredRecord) -> Cell:
+        """The method with what is unusual about it, and the size of its memory."""
+        variants = [
+            str(run.config[flag]) for flag, usual in VARIANTS.items() if run.config.get(flag, usual) != usual
+        ]
+        return Cell(" ".join([run.model, *variants]), run.buffer_size)
+
+    def benchmark_tables(self, benchmark: str, cells: Cells) -> list[Table]:
+        """One row for each setting by accuracy; beside published numbers first by the memory's size."""
+        beside_paper = benchmark in self.published.values
+        rows = sorted(
+            cells, key=lambda cell: (cell.buffer_size if beside_paper else 0, cells[cell].mean_accuracy)
+        )
+        sizes = sorted({cell.buffer_size for cell in cells if cell.buffer_size})
+        title = f"**{benchmark}**" + ("" if beside_paper else f", buffer {', '.join(map(str, sizes))}")
+        columns = self._published_columns(benchmark, cells) if beside_paper else self._view_columns(cells)
+        return [make_table(rows, [*columns, *self._cost_columns(cells)], title)]
+
+    def _view_columns(self, cells: Cells) -> list[Column[Cell]]:
+        return [
+            Column("method", lambda cell: cell.method),
+            Column("class-IL accuracy", lambda cell: _mean_std(cells[cell], "class_il", "average_accuracy")),
+            Column("task-IL accuracy", lambda cell: _mean_std(cells[cell], "task_il", "average_accuracy")),
+            Column("forgetting", lambda cell: _mean_std(cells[cell], "class_il", "forgetting")),
+        ]
+
+    def _published_columns(self, benchmark: str, cells: Cells) -> list[Column[Cell]]:
+        return [
+            Column("method", lambda cell: cell.method),
+            Column("buffer", lambda cell: str(cell.buffer_size or MISSING)),
+            Column("accuracy", lambda cell: _mean_std(cells[cell], "class_il", "average_accuracy")),
+            Column("published", lambda cell: self.published.of(benchmark, cell)[0]),
+            Column("forgetting", lambda cell: _mean_std(cells[cell], "class_il", "forgetting")),
+        ]
+
+    def _cost_columns(self, cells: Cells) -> list[Column[Cell]]:
+        return [
+            Column("seconds", lambda cell: _median(run.seconds.total for run in cells[cell].runs)),
+            Column(
+                "peak MB",
+                lambda cell: _median((run.peak_memory_bytes or 0) / 2**20 for run in cells[cell].runs),
+            ),
+            Column("seeds", lambda cell: str(len(cells[cell].runs))),
+        ]
 
 
-def cost(runs: list[dict]) -> list[str]:
-    """Median seconds of a run, median peak memory, number of seeds."""
-    seconds = np.median([run["seconds"]["total"] for run in runs])
-    peak = np.median([run["peak_memory_bytes"] for run in runs]) / 2**20
-    return [f"{seconds:.0f}", f"{peak:.0f}", str(len(runs))]
+def _mean_std(setting: Setting, view: str, metric: str) -> str:
+    return mean_std(setting.values(view, metric))
 
 
-def accuracy(runs: list[dict]) -> float:
-    """What rows are ordered by; what has no class-IL accuracy comes first."""
-    return float(np.mean([run["class_il"]["average_accuracy"] or 0 for run in runs]))
-
-
-def line(name: str, size: int, runs: list[dict], published: dict | None) -> list[str]:
-    """The cells of one setting; published: method → buffer size → accuracy, where a paper has them."""
-    class_il, task_il = (spread([r[v]["average_accuracy"] for r in runs]) for v in ("class_il", "task_il"))
-    forgetting = spread([run["class_il"]["forgetting"] for run in runs])
-    if published is not None:
-        known = str(published.get(name, {}).get(size, "–"))
-        return [name, str(size or "–"), class_il, known, forgetting, *cost(runs)]
-    return [name, class_il, task_il, forgetting, *cost(runs)]
-
-
-def markdown(documents: list[dict]) -> str:
-    """One Markdown table for each benchmark, by accuracy; beside published numbers first by buffer size."""
-    published = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))
-    settings, parts = one_per_seed(documents, map(key, documents)), []
-    for benchmark in sorted({name for name, _, _ in settings}, reverse=True):
-        own = [(method, size, runs) for (name, method, size), runs in settings.items() if name == benchmark]
-        known = published.get(benchmark)
-        own.sort(key=lambda row: (row[1] if known else 0, accuracy(row[2])))
-        head = (HEAD_BY_SIZE if known else HEAD) + COST
-        rows = [head, ["---"] * len(head)]
-        rows += [line(*row, known) for row in own]
-        sizes = {size for _, size, _ in own if size}
-        title = f"**{benchmark}**" + ("" if known else f", buffer {', '.join(map(str, sorted(sizes)))}")
-        parts.append("\n".join([title, "", *(f"| {' | '.join(row)} |" for row in rows)]))
-    return "\n\n".join(parts)
+def _median(values: Iterable[float | None]) -> str:
+    return f"{np.median(list(values)):.0f}"

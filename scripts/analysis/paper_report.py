@@ -1,0 +1,139 @@
+"""Paper reports: what the tables beside published numbers share.
+
+A cell of such a table is one setting: runs that differ in their seed alone. A paper's file in papers/
+declares what a cell is called, the columns, and what is special; its published numbers lie beside it in YAML.
+"""
+
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import yaml
+
+from engram.scripts.analysis.run_set import RunSet, Setting, StoredRecord
+from engram.scripts.analysis.table import MISSING, Table
+from engram.utils.errors import UserError
+
+PAPERS_DIR = Path(__file__).with_name("papers")
+
+
+class Cell(NamedTuple):
+    """Where a setting stands in a paper's tables; what a paper does not tell apart stays empty."""
+
+    method: str
+    buffer_size: int = 0
+    scenario: str = ""
+
+
+Cells = dict[Cell, Setting]  # of one benchmark
+
+
+@dataclass(frozen=True)
+class Published:
+    """Numbers of a paper, in %: benchmark → `method` or `method buffer_size` → a value for each column.
+
+    Values that are text and begin with ~ are recalled, not read in the paper: they say only where a number
+    should lie.
+    """
+
+    source: str
+    columns: list[str]
+    values: dict[str, dict[str, list[Any]]]
+
+    @classmethod
+    def read(cls, name: str) -> "Published":
+        """The file of the paper of that name."""
+        content = yaml.safe_load((PAPERS_DIR / f"published_{name}.yaml").read_text(encoding="utf-8"))
+        return cls(content["source"], content["columns"], content["values"])
+
+    def of(self, benchmark: str, cell: Cell) -> list[str]:
+        """One text for each column; `–` where the paper has no number."""
+        name = f"{cell.method} {cell.buffer_size}" if cell.buffer_size else cell.method
+        values = self.values.get(benchmark, {}).get(name, [None] * len(self.columns))
+        return [MISSING if value is None else str(value) for value in values]
+
+
+class PaperReport(ABC):
+    """The tables of one paper, from the runs below the folders that the user named."""
+
+    name: ClassVar[str]  # the word on the command line
+    benchmarks: ClassVar[dict[str, str]] = {}  # data set → title; empty: every data set is shown
+
+    def __init__(self, run_set: RunSet) -> None:
+        self.run_set = run_set
+
+    @cached_property
+    def published(self) -> Published:
+        """The numbers that the paper printed."""
+        return Published.read(self.name)
+
+    @abstractmethod
+    def cell(self, run: StoredRecord) -> Cell:
+        """Where a run's setting stands."""
+
+    @abstractmethod
+    def benchmark_tables(self, benchmark: str, cells: Cells) -> list[Table]:
+        """The tables of one benchmark."""
+
+    @cached_property
+    def cells(self) -> dict[str, Cells]:
+        """Benchmark → its cells; raises `UserError` if one cell had to hold runs of several settings."""
+        for run in self.run_set.repeated:
+            if self._shows(run):
+                _refuse_repeated(run, self.run_set.settings)
+        benchmarks: dict[str, Cells] = defaultdict(dict)
+        for setting in self.run_set.settings:
+            if self._shows(setting.first):
+                cells, cell = benchmarks[setting.first.dataset], self.cell(setting.first)
+                if cell in cells:
+                    _refuse_differing(cells[cell].first, setting.first)
+                cells[cell] = setting
+        order = [name for name in self.benchmarks or benchmarks if name in benchmarks]
+        return {name: benchmarks[name] for name in order}
+
+    def tables(self) -> list[Table]:
+        """The tables of all benchmarks."""
+        return [table for name, cells in self.cells.items() for table in self.benchmark_tables(name, cells)]
+
+    def markdown(self) -> str:
+        """The tables of all benchmarks as Markdown."""
+        return "\n\n".join(table.markdown() for table in self.tables())
+
+    def write_files(self, folder: Path) -> None:  # noqa: B027  # most papers have nothing more to write
+        """Write what the report has beside its tables into the folder."""
+
+    def _shows(self, run: StoredRecord) -> bool:
+        return not self.benchmarks or run.dataset in self.benchmarks
+
+
+def with_published(ours: str, published: str) -> str:
+    """Our number with the published one in parentheses: `89.38 (89.56)`."""
+    return f"{ours} ({published})"
+
+
+def _refuse_repeated(run: StoredRecord, settings: list[Setting]) -> None:
+    """Two runs of one seed: which one counts is for the user to say."""
+    counted = next(
+        other
+        for setting in settings
+        if setting.first.computed_flags == run.computed_flags
+        for other in setting.runs
+        if other.seed == run.seed
+    )
+    raise UserError(
+        f"{run.folder} and {counted.folder} are two runs of seed {run.seed} of one setting; remove one"
+    )
+
+
+def _refuse_differing(run: StoredRecord, other: StoredRecord) -> None:
+    """Two settings in one cell: the deviation over their runs is not one over seeds."""
+    a, b = run.computed_flags, other.computed_flags
+    differing = [f"--{name} ({a.get(name)}, {b.get(name)})" for name in a | b if a.get(name) != b.get(name)]
+    raise UserError(
+        f"{run.folder} and {other.folder} belong in one cell of the table, but differ in more than the seed: "
+        f"{', '.join(differing)}; name folders without one of them, or leave out the paper's name for a "
+        "table that keeps all settings apart"
+    )

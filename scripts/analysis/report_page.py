@@ -1,0 +1,125 @@
+"""The report as one HTML page that loads nothing from elsewhere; templates/report.html lays it out."""
+
+import base64
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from matplotlib.figure import Figure
+
+from engram.scripts.analysis import figures, study_tables
+from engram.scripts.analysis.run_set import RunSet, Setting, commits
+from engram.scripts.analysis.table import Table
+from engram.utils.config.run_key import command_line_of
+
+VIEW_TITLES = {
+    "class_il": "class-IL (which of all classes seen?)",
+    "task_il": "task-IL (which of the task's classes?)",
+}
+N_OPEN = 12  # rows of comparisons that are shown without a click
+TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).with_name("templates")),
+    autoescape=True,  # labels, paths, commits and log lines come from files that anyone may have written
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
+
+@dataclass(frozen=True)
+class ViewSection:
+    """One evaluation view of a benchmark: its metrics, its comparisons, and figures with their captions."""
+
+    title: str
+    metrics: Table
+    over_tasks: str
+    figures: list[tuple[str, str]]  # (heading, image)
+    comparisons: Table
+    more_comparisons: Table
+    matrices: str
+
+
+@dataclass(frozen=True)
+class BenchmarkSection:
+    """A benchmark's caption, its views, and the time and memory of its runs."""
+
+    name: str
+    anchor: str
+    caption: str
+    views: list[ViewSection]
+    cost: Table
+    cost_figure: str
+
+
+@dataclass(frozen=True)
+class SettingCommands:
+    """The commands that repeat the runs of a setting, and the commits that ran them."""
+
+    title: str
+    commands: list[str]
+    commits: str
+
+
+def render(title: str, run_set: RunSet, about: str, baseline: str | None) -> str:
+    """The page; with a baseline, settings are compared with that one alone."""
+    return TEMPLATES.get_template("report.html").render(
+        title=title,
+        about=about,
+        benchmarks=[
+            _benchmark_section(name, settings, baseline) for name, settings in run_set.benchmarks.items()
+        ],
+        failed=study_tables.failed_table(run_set),
+        commands=[
+            _setting_commands(name, setting)
+            for name, settings in run_set.benchmarks.items()
+            for setting in settings
+        ],
+        versions=sorted(
+            {", ".join(f"{name} {version}" for name, version in run.versions.items()) for run in run_set.runs}
+        ),
+    )
+
+
+def _benchmark_section(name: str, settings: list[Setting], baseline: str | None) -> BenchmarkSection:
+    return BenchmarkSection(
+        name=name,
+        anchor=name.replace(", ", "-"),
+        caption=study_tables.caption(settings),
+        views=[_view_section(settings, view, baseline) for view in settings[0].views],
+        cost=study_tables.cost_table(settings),
+        cost_figure=_image(figures.cost(settings)),
+    )
+
+
+def _view_section(settings: list[Setting], view: str, baseline: str | None) -> ViewSection:
+    in_domain_il = settings[0].first.scenario == "domain-il"
+    # the figure of buffer sizes has a panel for each view: it is shown once, in the first one
+    buffer_figure = figures.against_buffer(settings) if view == settings[0].views[0] else None
+    optional = [
+        ("Accuracy against buffer size", buffer_figure),
+        ("Accuracy while training (stability gap)", figures.stability(settings, view)),
+    ]
+    comparisons = study_tables.paired_table(settings, view, baseline)
+    return ViewSection(
+        title="domain-IL" if in_domain_il else VIEW_TITLES[view],
+        metrics=study_tables.metric_table(settings, view),
+        over_tasks=_image(figures.over_tasks(settings, view)),
+        figures=[(heading, _image(figure)) for heading, figure in optional if figure is not None],
+        comparisons=replace(comparisons, rows=comparisons.rows[:N_OPEN]),
+        more_comparisons=replace(comparisons, rows=comparisons.rows[N_OPEN:]),
+        matrices=_image(figures.matrices(settings, view)),
+    )
+
+
+def _setting_commands(benchmark: str, setting: Setting) -> SettingCommands:
+    seeds = ", ".join(map(str, setting.seeds))
+    return SettingCommands(
+        f"{benchmark}: {setting.label}, seeds {seeds}",
+        [command_line_of(run.config) for run in setting.runs],
+        commits(setting.runs),
+    )
+
+
+def _image(figure: Figure) -> str:
+    """A data URL, so that the ids inside one drawing cannot meet those of another."""
+    return f"data:image/svg+xml;base64,{base64.b64encode(figures.to_svg(figure)).decode()}"

@@ -1,0 +1,213 @@
+"""The tables of the general report, which needs to know nothing of the study."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+import numpy as np
+
+from engram.scripts.analysis.pairing import Comparison, compare, unpaired_note
+from engram.scripts.analysis.run_set import RunSet, Setting, StoredRecord, commits
+from engram.scripts.analysis.table import MISSING, Column, Table, make_table, mean_std, number_text
+from engram.utils.metrics.statistics import holm
+from engram.utils.runs.run_record import VIEW_NAMES
+
+METRICS = {
+    "average_accuracy": "accuracy",
+    "forgetting": "forgetting",
+    "bwt": "BWT",
+    "learning_accuracy": "learning accuracy",
+    "average_incremental_accuracy": "average incremental accuracy",
+    "min_acc": "min-ACC",
+    "wc_acc": "worst-case accuracy",
+}
+# Flags that say how hard a benchmark was made, and how a caption tells them.
+CAPTION = {
+    "n_tasks": "{n_tasks} tasks",
+    "backbone": "{backbone}",
+    "n_epochs": "{n_epochs} epoch(s)",
+    "batch_size": "batch {batch_size}",
+    "lr": "learning rate {lr}",
+}
+SETTING = Column[Setting]("setting", lambda s: s.label)
+SEEDS = Column[Setting]("seeds", lambda s: str(len(s.runs)))
+
+
+def main_table(settings: list[Setting], title: str = "") -> Table:
+    """Accuracy of both views and forgetting of every setting."""
+    columns = [
+        Column[Setting]("method", lambda s: s.label),
+        Column[Setting](
+            "class-IL accuracy",
+            lambda s: (
+                mean_std(s.values("class_il", "average_accuracy")) if "class_il" in s.views else MISSING
+            ),
+        ),
+        _metric_column("task_il", "average_accuracy", "task- or domain-IL accuracy"),
+        Column[Setting]("forgetting", lambda s: mean_std(s.values(s.views[0], "forgetting"))),
+        SEEDS,
+    ]
+    return make_table(settings, columns, title)
+
+
+def metric_table(settings: list[Setting], view: str) -> Table:
+    """Every metric of one view that some setting has in all its runs."""
+    metrics = [m for m in METRICS if any(not np.isnan(s.values(view, m)).any() for s in settings)]
+    columns = [SETTING, *(_metric_column(view, metric, METRICS[metric]) for metric in metrics), SEEDS]
+    title = f"{view_name(settings, view)}, in %, mean ± standard deviation over seeds"
+    return make_table(settings, columns, title)
+
+
+def paired_table(settings: list[Setting], view: str, baseline: str | None = None) -> Table:
+    """Differences in average accuracy between two settings, seed by seed, with Holm-corrected p.
+
+    Each setting is compared with each other one, or with the one labelled `baseline` alone.
+    """
+    pairs = [(a, b) for i, a in enumerate(settings) for b in settings[:i]]
+    if baseline is not None:
+        pairs = [
+            (a, b) if b.label == baseline else (b, a) for a, b in pairs if baseline in (a.label, b.label)
+        ]
+    comparisons = [compare(a, b, view) for a, b in pairs]
+    tested = [comparison for comparison in comparisons if comparison.test.n > 1]
+    corrected = holm([comparison.test.p for comparison in tested])
+    rows = [replace(row, corrected_p=p) for row, p in zip(tested, corrected, strict=True)]
+    rows.sort(key=lambda row: (_nan_last(row.corrected_p), _nan_last(row.test.p)))
+    note = (
+        f"Paired by seed, percentage points; two-sided Student's t; Holm's correction over {len(rows)} tests."
+    )
+    note = " ".join(text for text in (note if rows else "", unpaired_note(comparisons)) if text)
+    return make_table(rows, PAIRED_COLUMNS, f"{view_name(settings, view)} accuracy", note, n_text=2)
+
+
+PAIRED_COLUMNS = [
+    Column[Comparison]("setting", lambda c: c.setting.label),
+    Column[Comparison]("minus", lambda c: c.baseline.label),
+    Column[Comparison]("difference", lambda c: f"{c.test.mean:+.2f} ± {c.test.std:.2f}"),
+    Column[Comparison]("t", lambda c: MISSING if math.isnan(c.test.t) else f"{c.test.t:.2f}"),
+    Column[Comparison]("p", lambda c: _p_value(c.test.p)),
+    Column[Comparison]("p (Holm)", lambda c: _p_value(c.corrected_p)),
+    Column[Comparison]("pairs", lambda c: str(c.test.n)),
+]
+
+
+def cost_table(settings: list[Setting]) -> Table:
+    """Time, speed and memory of a run."""
+    columns = [
+        SETTING,
+        *(_seconds_column(name) for name in ("total", "train", "eval", "data")),
+        Column[Setting]("images/s", lambda s: _mean(run.images_per_second for run in s.runs)),
+        Column[Setting](
+            "peak memory (MiB)",
+            lambda s: _mean((run.peak_memory_bytes or 0) / 2**20 for run in s.runs),
+        ),
+        Column[Setting]("device", lambda s: ", ".join(sorted({run.device or "unknown" for run in s.runs}))),
+    ]
+    return make_table(settings, columns, "Time and memory of a run, mean ± standard deviation over seeds")
+
+
+def failed_table(run_set: RunSet) -> Table:
+    """Runs without results, and the last lines of their logs."""
+    columns = [
+        Column[StoredRecord]("method", lambda run: run.model),
+        Column[StoredRecord]("benchmark", lambda run: run.dataset),
+        Column[StoredRecord]("seed", lambda run: str(run.seed)),
+        Column[StoredRecord]("status", lambda run: run.status),
+        Column[StoredRecord]("last line of the log", last_log_line),
+        Column[StoredRecord]("folder", lambda run: str(run.folder)),
+    ]
+    return make_table(run_set.unfinished, columns, "Runs that did not finish", n_text=len(columns))
+
+
+def run_table(run_set: RunSet) -> Table:
+    """One row for each run, with every number as an unrounded fraction; for CSV."""
+    names = sorted({name for setting in run_set.settings for name in setting.flags})
+    measured = [(view, metric) for view in VIEW_NAMES for metric in METRICS]
+    columns = [
+        Column[tuple[Setting, StoredRecord]]("dataset", lambda row: row[1].dataset),
+        Column[tuple[Setting, StoredRecord]]("scenario", lambda row: row[1].scenario),
+        Column[tuple[Setting, StoredRecord]]("setting", lambda row: row[0].label),
+        Column[tuple[Setting, StoredRecord]]("model", lambda row: row[1].model),
+        *(_run_column(name, lambda run, name=name: run.config.get(name)) for name in names),
+        _run_column("seed", lambda run: run.seed),
+        *(
+            _run_column(f"{view}_{metric}", lambda run, v=view, m=metric: run.views[v].metric(m))
+            for view, metric in measured
+        ),
+        _run_column("fwt", lambda run: run.fwt),
+        _run_column("seconds", lambda run: run.seconds.total),
+        _run_column("peak_memory_bytes", lambda run: run.peak_memory_bytes),
+        _run_column("folder", lambda run: run.folder),
+    ]
+    rows = [(setting, run) for setting in run_set.settings for run in setting.runs]
+    return make_table(rows, columns)
+
+
+def caption(settings: list[Setting]) -> str:
+    """What the settings of a benchmark have in common: how it was made, and the memory if it is the same."""
+    differing = {name for setting in settings for name in setting.flags}
+    config = settings[0].first.config
+    texts = dict(CAPTION)
+    if config.get("n_iters"):  # steps were counted, not passes
+        texts["n_epochs"] = "{n_iters} steps per task"
+    common = [
+        text.format(**config) for name, text in texts.items() if name in config and name not in differing
+    ]
+    sizes = {s.first.config["buffer_size"] for s in settings if "buffer_size" in s.first.config}
+    return ", ".join([*common, *(f"buffer {size}" for size in sizes if len(sizes) == 1)])
+
+
+def provenance(runs: list[StoredRecord]) -> str:
+    """The sentence below a table that says where its numbers come from."""
+    devices = ", ".join(sorted({run.device or "unknown" for run in runs}))
+    versions = ", ".join(sorted({run.versions.get("torch") or "unknown" for run in runs}))
+    return (
+        f"In %, mean ± standard deviation over seeds (ddof = 1). devices: {devices}; torch: {versions}; "
+        f"commits: {commits(runs)}."
+    )
+
+
+def view_name(settings: list[Setting], view: str) -> str:
+    """The name of a view in the scenario of these settings."""
+    return "domain-IL" if settings[0].first.scenario == "domain-il" else VIEW_NAMES[view]
+
+
+def last_log_line(run: StoredRecord) -> str:
+    """The last line of the run's log that says what happened."""
+    path = run.folder / "log.txt"
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    said = [line.strip() for line in lines if line.strip() and not line.startswith("results: ")]
+    return said[-1] if said else MISSING
+
+
+def _metric_column(view: str, metric: str, head: str) -> Column[Setting]:
+    return Column(head, lambda setting: mean_std(setting.values(view, metric)))
+
+
+def _seconds_column(name: str) -> Column[Setting]:
+    def cell(setting: Setting) -> str:
+        seconds = [getattr(run.seconds, name) for run in setting.runs]
+        return MISSING if None in seconds else mean_std(seconds, scale=1, digits=1)
+
+    return Column(f"{name} (s)", cell)
+
+
+def _run_column(head: str, value: Callable[[StoredRecord], object]) -> Column[tuple[Setting, StoredRecord]]:
+    """A column of one value for each run; the cell is empty where the run does not have it."""
+    return Column(head, lambda row: number_text(value(row[1])))
+
+
+def _mean(values: Iterable[float | None]) -> str:
+    """The mean of the values that were measured, with thousands separated."""
+    measured = [value for value in values if value]
+    return f"{np.mean(measured):,.0f}" if measured else MISSING
+
+
+def _nan_last(p: float) -> float:
+    return math.inf if math.isnan(p) else p
+
+
+def _p_value(value: float) -> str:
+    if math.isnan(value):
+        return MISSING
+    return "< 0.0001" if value < 1e-4 else f"{value:.4f}"

@@ -1,0 +1,98 @@
+"""Tables: rows of text made from columns, written as Markdown, LaTeX and CSV."""
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from engram.utils.metrics.statistics import mean_std_ci
+
+MISSING = "–"
+LATEX = {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "±": r"$\pm$", "λ": r"$\lambda$", "–": "--", "−": "$-$", "<": "$<$", ">": "$>$",
+    "_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}",
+}  # fmt: skip
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Column(Generic[Item]):
+    """A column's head, and the function that gives its cell for the item of a row."""
+
+    head: str
+    cell: Callable[[Item], str]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A title, a head and rows of as many cells; the first n_text columns hold text, the others numbers.
+
+    spans: titles over the head's columns, each with the number of columns below it; LaTeX alone shows them.
+    """
+
+    title: str
+    head: list[str]
+    rows: list[list[str]]
+    note: str = ""
+    n_text: int = 1
+    spans: tuple[tuple[str, int], ...] = ()
+
+    def markdown(self) -> str:
+        """A pipe table below the title."""
+        lines = [self.head, ["---"] * len(self.head), *self.rows]
+        body = "\n".join(
+            "| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines
+        )
+        return "\n\n".join(text for text in (self.title, body, self.note) if text)
+
+    def latex(self) -> str:
+        """A booktabs table whose caption is the title and the note."""
+        alignment = "l" * self.n_text + "r" * (len(self.head) - self.n_text)
+        spans = [rf"\multicolumn{{{width}}}{{c}}{{{_latex(text)}}}" for text, width in self.spans]
+        head, *body = [" & ".join(map(_latex, line)) + r" \\" for line in [self.head, *self.rows]]
+        above = [" & ".join(spans) + r" \\"] if spans else []
+        caption = _latex(self.title.replace("**", "") + (f". {self.note}" if self.note else ""))
+        return "\n".join([
+            r"\begin{table}", r"\centering", rf"\caption{{{caption}}}", rf"\begin{{tabular}}{{{alignment}}}",
+            r"\toprule", *above, head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}", r"\end{table}",
+        ])  # fmt: skip
+
+    def csv(self) -> str:
+        """The head and the rows, separated by commas."""
+        file = io.StringIO()
+        csv.writer(file, lineterminator="\n").writerows([self.head, *self.rows])
+        return file.getvalue()
+
+
+def make_table(
+    items: Iterable[Item], columns: Sequence[Column[Item]], title: str = "", note: str = "", n_text: int = 1
+) -> Table:
+    """One row for each item, made by the columns."""
+    rows = [[column.cell(item) for column in columns] for item in items]
+    return Table(title, [column.head for column in columns], rows, note, n_text)
+
+
+def mean_std(values: ArrayLike, scale: float = 100, digits: int = 2) -> str:
+    """`86.40 ± 0.52`, the mean and standard deviation over seeds of scaled values.
+
+    One value has no deviation. Without values, or if one of them is NaN, the text is `–`.
+    """
+    scaled = scale * np.asarray(values, dtype=np.float64)
+    if not len(scaled) or np.isnan(scaled).any():
+        return MISSING
+    spread = mean_std_ci(scaled)
+    return f"{spread.mean:.{digits}f}" + (f" ± {spread.std:.{digits}f}" if spread.n > 1 else "")
+
+
+def number_text(value: object) -> str:
+    """A value unrounded, for CSV; empty if it is missing or NaN."""
+    return "" if value is None or value != value else str(value)
+
+
+def _latex(text: str) -> str:
+    return "".join(LATEX.get(letter, letter) for letter in text)
