@@ -12,12 +12,12 @@ its running statistics.
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from engram.models.method import Method
+from engram.datasets.benchmark import Batch
 from engram.models.parts.inner_steps import flat, gradient, set_gradients
-from engram.models.parts.replay import Replayed, ReplayOptions, augmented, replayed_per_step
-from engram.utils.buffers.per_task_ring import ring_for
+from engram.models.rehearsal import Examples, ReplayOptions, TaskRingMethod
 
 
 @dataclass(frozen=True)
@@ -25,36 +25,30 @@ class Options(ReplayOptions):
     """Flags of A-GEM: those of every replay method; --minibatch_size is that of the reference batch."""
 
 
-class AGEM(Method):
+class AGEM(TaskRingMethod):
     """Plain SGD whose gradient loses what would hurt the past tasks on average."""
 
-    needs_boundaries = True
-    rehearses = True
+    options: Options
 
-    def __init__(self, net, options, setup):
-        super().__init__(net, options, setup)
-        self.buffer = ring_for("A-GEM", options.buffer_size, setup)
-
-    def edit_gradients(self, batch):
-        """Project the batch's gradient if it points against the reference."""
-        reference = self.reference_batch()
-        if reference is None:
+    def edit_gradients(self, batch: Batch) -> None:
+        """g ← g − (gᵀg_ref / g_refᵀg_ref) g_ref where g points against g_ref."""
+        memories = self.replay()
+        if memories is None:
             return
         learning = [p for p in self.trainable().values() if p.grad is not None]
+        loss_ref = F.cross_entropy(self.logits(memories.x, memories.task_id), memories.y)
+        g_ref = gradient(loss_ref, learning)
         g = flat(p.grad for p in learning)
-        set_gradients(learning, project(g, gradient(self, learning, reference)))
+        set_gradients(learning, project(g, g_ref))
 
-    def reference_batch(self) -> Replayed | None:
-        """Distinct samples of past tasks' memories, uniformly; None in the first task."""
-        past = [task for task in self.buffer.tasks() if task != self.task.id]
-        if not past:
-            return None
-        return augmented(self, self.buffer.sample(replayed_per_step(self), past))
+    def replay(self, n: int | None = None) -> Examples | None:
+        """The reference batch: distinct samples of past tasks, uniformly; None in the first task."""
+        past = self.past_tasks()
+        return self.augmented(self.buffer.sample(n or self.n_replayed, past)) if past else None
 
-    def after_step(self, batch):
-        """Write the batch to the current task's ring, in the first epoch."""
-        if self.epoch == 0:
-            self.buffer.add(self.task.id, x=batch.x_raw, y=batch.y, task_id=batch.task_id, index=batch.index)
+    def after_step(self, batch: Batch) -> None:
+        """Write the batch to the current task's ring."""
+        self.remember(batch)
 
 
 def project(g: Tensor, reference: Tensor) -> Tensor:

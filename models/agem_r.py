@@ -10,11 +10,12 @@ its running statistics, as there.
 
 from dataclasses import dataclass
 
+import torch.nn.functional as F
+
+from engram.datasets.benchmark import Batch
 from engram.models.agem import project
-from engram.models.method import Method
 from engram.models.parts.inner_steps import flat, gradient, set_gradients
-from engram.models.parts.replay import ReplayOptions, draw, store
-from engram.utils.buffers.reservoir import Buffer
+from engram.models.rehearsal import RehearsalMethod, ReplayOptions
 
 
 @dataclass(frozen=True)
@@ -22,24 +23,22 @@ class Options(ReplayOptions):
     """Flags of A-GEM-R: those of every replay method; --minibatch_size is that of the reference batch."""
 
 
-class AGEMR(Method):
+class AGEMR(RehearsalMethod):
     """Plain SGD whose gradient loses what would hurt the memory on average."""
 
-    rehearses = True
+    options: Options
 
-    def __init__(self, net, options, setup):
-        super().__init__(net, options, setup)
-        self.buffer = Buffer(options.buffer_size, setup.generator("buffer"), self.device)
-
-    def edit_gradients(self, batch):
-        """Project the batch's gradient if it points against the reference."""
-        reference = draw(self)
-        if reference is None:
+    def edit_gradients(self, batch: Batch) -> None:
+        """g ← g − (gᵀg_ref / g_refᵀg_ref) g_ref where g points against g_ref."""
+        memories = self.replay()
+        if memories is None:
             return
         learning = [p for p in self.trainable().values() if p.grad is not None]
+        loss_ref = F.cross_entropy(self.logits(memories.x, memories.task_id), memories.y)
+        g_ref = gradient(loss_ref, learning)
         g = flat(p.grad for p in learning)
-        set_gradients(learning, project(g, gradient(self, learning, reference)))
+        set_gradients(learning, project(g, g_ref))
 
-    def after_step(self, batch):
-        """Reservoir update."""
-        store(self, batch)
+    def after_step(self, batch: Batch) -> None:
+        """Offer the batch to the reservoir."""
+        self.remember(batch)

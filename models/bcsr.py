@@ -12,12 +12,13 @@ less the weights stay spread over far more than k.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
 from engram.models.parts import coresets
-from engram.models.parts.exemplars import ExemplarReplay
-from engram.models.parts.replay import ReplayOptions
+from engram.models.parts.coresets import CoresetReplay
+from engram.models.rehearsal import ReplayOptions
 from engram.utils.config.options import option
 
 
@@ -32,20 +33,15 @@ class Options(ReplayOptions):
     topk_beta: float = option(0.2, "strength β of the smoothed top-k term", ge=0)
 
 
-class BCSR(ExemplarReplay):
+class BCSR(CoresetReplay):
     """ER on exemplars of the largest weight."""
 
-    def __init__(self, net, options, setup):
-        super().__init__(net, options, setup)
-        self.draws = setup.generator("method")
+    quick_flags: ClassVar = {"coreset_steps": 3}
+    options: Options
 
-    def end_task(self, task):
-        """Weigh candidates of all the task's classes together."""
-        o, draws = self.options, self.draws
-
-        def weigh(x: Tensor, y: Tensor, k: int) -> Tensor:
-            return coresets.bilevel_weights(
-                x, y, k, o.coreset_steps, o.coreset_lr, o.weight_lr, o.topk_beta, draws
-            )
-
-        coresets.renew_by_coreset(self, task, o.coreset_candidates, draws, weigh)
+    def weigh(self, x: Tensor, y: Tensor, k: int) -> Tensor:
+        """Weights on the simplex, of which about k are not 0."""
+        o = self.options
+        return coresets.bilevel_weights(
+            x, y, k, o.coreset_steps, o.coreset_lr, o.weight_lr, o.topk_beta, self.draws
+        )

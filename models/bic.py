@@ -18,9 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engram.models.method import Method
-from engram.models.parts import exemplars
-from engram.models.parts.exemplars import ExemplarOptions
+from engram.backbones.backbone import Backbone
+from engram.datasets.benchmark import Batch, Task
+from engram.models.method import Setup
+from engram.models.parts.exemplars import ExemplarMethod, ExemplarOptions
+from engram.models.parts.teacher import frozen_copy
 from engram.utils.buffers.exemplar_memory import ExemplarMemory
 from engram.utils.config.options import option
 
@@ -37,24 +39,26 @@ class Options(ExemplarOptions):
     softmax_temp: float = option(2.0, "temperature of the distillation", gt=0)
 
 
-class BiC(Method):
+class BiC(ExemplarMethod):
     """Cross-entropy and distillation; then two parameters."""
 
     scenarios = ("class-il",)
-    needs_boundaries = True
-    rehearses = True
+    off_switch = "it also distils, with or without a memory"
 
-    def __init__(self, net, options, setup):
+    def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
         super().__init__(net, options, setup)
-        self.buffer = ExemplarMemory(options.buffer_size, setup, per_group=2)
-        self.teacher = exemplars.frozen_copy(net)
+        self.teacher = frozen_copy(net)
         self.draws = setup.generator("method")
         shape = len(setup.benchmark.tasks), setup.benchmark.n_train
-        self.held = torch.zeros(shape, dtype=torch.bool, device=self.device)  # by task and index
+        self.held = torch.zeros(shape, dtype=torch.bool, device=self.device)  # held out, by task and index
         self.bias = torch.tensor([1.0, 0.0], device=self.device)  # α, β of the last task's classes
         self.teacher_bias = self.bias.clone()
 
-    def begin_task(self, task):
+    def make_buffer(self) -> ExemplarMemory:
+        """Exemplars, at least two of a class: one of them can be held out."""
+        return ExemplarMemory(self.options.buffer_size, self.setup, per_group=2)
+
+    def begin_task(self, task: Task) -> None:
         """Keep the last network and its correction as the teacher; hold samples out for the next one."""
         self.teacher.load_state_dict(self.net.state_dict())
         self.teacher_bias.copy_(self.bias)
@@ -69,47 +73,53 @@ class BiC(Method):
         per_class = -(-int(chosen.sum()) // self.buffer.n_groups[task.id])
         samples = self.setup.benchmark.train(task)
         for label in task.classes:
-            mine = samples.index[samples.y == label]
-            drawn = torch.randperm(len(mine), generator=self.draws)
-            few = drawn[: min(per_class, int(share * len(mine)))].to(self.device)
-            self.held[task.id, mine[few]] = True
+            members = samples.index[samples.y == label]
+            drawn = torch.randperm(len(members), generator=self.draws)
+            few = drawn[: min(per_class, int(share * len(members)))].to(self.device)
+            self.held[task.id, members[few]] = True
 
-    def loss(self, batch):
-        """Both terms over the samples that are not held out."""
-        samples = exemplars.union(self, batch)
+    def loss(self, batch: Batch) -> Tensor:
+        """λ L_distill + (1 − λ) L_ce, λ = n_old / n_seen, over the samples that are not held out."""
+        samples = self.union(batch)
         n_old, n_seen = self.buffer.n_groups[self.task.id : self.task.id + 2]
         logits = self.net(samples.x, samples.task_id)[:, :n_seen]
-        each = F.cross_entropy(logits, samples.y, reduction="none")
+        losses = F.cross_entropy(logits, samples.y, reduction="none")
         if n_old:
-            share, heat = n_old / n_seen, self.options.softmax_temp
-            with torch.no_grad():
-                taught = self.teacher(samples.x, samples.task_id)[:, :n_old]
-                taught = corrected(taught, self.teacher_bias, self.buffer.n_groups[self.task.id - 1])
-                soft = (taught / heat).softmax(1)
-            distilled = F.cross_entropy(logits[:, :n_old] / heat, soft, reduction="none")
-            each = share * distilled + (1 - share) * each
-        weights = (~self.held[samples.task_id, samples.index]).to(each.dtype)
-        return (weights * each).sum() / weights.sum().clamp_min(1)
+            share, temperature = n_old / n_seen, self.options.softmax_temp
+            targets = (self.taught(samples, n_old) / temperature).softmax(1)
+            distilled = F.cross_entropy(logits[:, :n_old] / temperature, targets, reduction="none")
+            losses = (
+                share * distilled
+                + (1 - share) * losses
+            )  # fmt: skip
+        weights = (~self.held[samples.task_id, samples.index]).to(losses.dtype)
+        return (weights * losses).sum() / weights.sum().clamp_min(1)
 
-    def end_task(self, task):
+    @torch.no_grad()
+    def taught(self, samples: Batch, n_old: int) -> Tensor:
+        """(N, n_old) the last network's logits, corrected as it was."""
+        logits = self.teacher(samples.x, samples.task_id)[:, :n_old]
+        return corrected(logits, self.teacher_bias, self.buffer.n_groups[self.task.id - 1])
+
+    def end_task(self, task: Task) -> None:
         """Fit the correction on what was held out, then renew the exemplars."""
         if len(self.buffer):
-            pools = (self.buffer.stored(), exemplars.samples_of(self, task))
-            rows = [self.held[pool["task_id"], pool["index"]] for pool in pools]
+            pools = (self.buffer.stored(), self.task_samples(task))
+            masks = [self.held[pool["task_id"], pool["index"]] for pool in pools]
             x, y, task_id = (
-                torch.cat([pool[n][own] for pool, own in zip(pools, rows, strict=True)])
-                for n in ("x", "y", "task_id")
+                torch.cat([pool[name][mask] for pool, mask in zip(pools, masks, strict=True)])
+                for name in ("x", "y", "task_id")
             )
             n_old, n_seen = self.buffer.n_groups[task.id : task.id + 2]
-            logits = exemplars.evaluated(self, self.net, x, task_id)[:, :n_seen]
+            logits = self.evaluate(self.net, x, task_id)[:, :n_seen]
             self.bias.copy_(fit_bias(logits, y, n_old))
         self.renew(task)
 
-    def renew(self, task):
-        """Herd."""
-        exemplars.renew_by_herding(self, task)
+    def renew(self, task: Task) -> None:
+        """Herd the task's exemplars."""
+        self.keep_herded(task)
 
-    def predict(self, x, task_id):
+    def predict(self, x: Tensor, task_id: Tensor) -> Tensor:
         """Logits, those of the last task's classes corrected."""
         logits = self.net(x, task_id)
         if self.task is None:

@@ -7,7 +7,7 @@ that the network gave to the sample's augmented view in train mode when it was m
 the official code the MSE is the mean over samples and classes, and stream and replay are passes of their own
 (one, where there is no batch norm to tell them apart).
 Differs from the paper: with several epochs a sample is offered to the memory once (there in every epoch,
-so that copies of an image fill places); its z is that of a uniformly random epoch, as the paper's
+so that copies of an image fill slots); its z is that of a uniformly random epoch, as the paper's
 reservoir over the whole optimisation would have it.
 """
 
@@ -17,9 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engram.models.method import Method
-from engram.models.parts.replay import Replayed, ReplayOptions, augmented, passes, replayed_per_step, store
-from engram.utils.buffers.reservoir import Buffer
+from engram.backbones.backbone import Backbone
+from engram.datasets.benchmark import Batch
+from engram.models.method import Setup
+from engram.models.rehearsal import RehearsalMethod, ReplayOptions
 from engram.utils.config.options import option
 
 
@@ -30,50 +31,45 @@ class Options(ReplayOptions):
     alpha: float = option(0.3, "weight α of the distance to the stored logits", ge=0)
 
 
-class DER(Method):
+class DER(RehearsalMethod):
     """Cross-entropy on the stream, and the old outputs on what is replayed."""
 
-    rehearses = True
     data_parallel = True
-    n_draws = 1  # from the memory per step, independent of each other
 
-    def __init__(self, net, options, setup):
+    def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
         super().__init__(net, options, setup)
-        self.buffer = Buffer(options.buffer_size, setup.generator("buffer"), self.device)
         self.coins = setup.generator("method")
         self.outputs: Tensor | None = None  # of the current batch
 
-    def loss(self, batch):
-        """CE + α MSE."""
-        n = replayed_per_step(self)
-        drawn = [self.buffer.sample(n) for _ in range(self.n_draws)] if self.buffer else []
-        replayed = [augmented(self, sample) for sample in drawn]
-        outputs, *again = passes(self, batch, *replayed)
-        self.outputs = outputs.detach().float()
-        loss = F.cross_entropy(self.own_logits(outputs, batch.task_id), batch.y)
-        if not drawn:
-            return loss
+    def loss(self, batch: Batch) -> Tensor:
+        """CE(stream) + α MSE(h(x'), z), x' and z drawn from the memory."""
+        if not self.buffer:
+            return self.stream_loss(batch, *self.separate_passes(batch))
+        sample = self.buffer.sample(self.n_replayed)
+        outputs, replayed_outputs = self.separate_passes(batch, self.augmented(sample))
         return (
-            loss + self.options.alpha * F.mse_loss(again[0], drawn[0]["logits"]) + self.more(again, replayed)
-        )
+            self.stream_loss(batch, outputs)
+            + self.options.alpha * F.mse_loss(replayed_outputs, sample["logits"])
+        )  # fmt: skip
 
-    def more(self, again: list[Tensor], replayed: list[Replayed]) -> Tensor | float:
-        """What DER++ adds, of outputs for the samples replayed; the first draw is DER's."""
-        return 0.0
+    def stream_loss(self, batch: Batch, outputs: Tensor) -> Tensor:
+        """CE of the stream's batch, whose outputs (N, C) are kept for the memory."""
+        self.outputs = outputs.detach().float()
+        return F.cross_entropy(self.mask_heads(outputs, batch.task_id), batch.y)
 
-    def after_step(self, batch):
-        """Offer the batch and its outputs; after the first epoch renew outputs of samples held."""
-        store(self, batch, logits=self.outputs)
+    def after_step(self, batch: Batch) -> None:
+        """Offer the batch and its outputs; after the first epoch renew outputs of stored samples."""
+        self.remember(batch, logits=self.outputs)
         if self.epoch and self.buffer:
-            self.renew(batch)
+            self.renew_outputs(batch)
 
     @torch.no_grad()
-    def renew(self, batch):
+    def renew_outputs(self, batch: Batch) -> None:
         """In epoch e (from 0) a sample takes its new outputs with probability 1 / (e + 1)."""
-        held = self.buffer.stored()
-        same = held["index"].view(-1, 1) == batch.index
-        same &= held["task_id"].view(-1, 1) == batch.task_id
+        stored = self.buffer.stored()
+        same = stored["index"].view(-1, 1) == batch.index
+        same &= stored["task_id"].view(-1, 1) == batch.task_id
         heads = torch.rand(len(batch.y), generator=self.coins) * (self.epoch + 1) < 1
         same &= heads.to(self.device)
         new = self.outputs[same.to(torch.uint8).argmax(1)]
-        held["logits"].copy_(torch.where(same.any(1, keepdim=True), new, held["logits"]))
+        stored["logits"].copy_(torch.where(same.any(1, keepdim=True), new, stored["logits"]))

@@ -8,7 +8,9 @@ independent draws from the memory. What is stored, and what differs from the pap
 from dataclasses import dataclass
 
 import torch.nn.functional as F
+from torch import Tensor
 
+from engram.datasets.benchmark import Batch
 from engram.models import der
 from engram.utils.config.options import option
 
@@ -21,11 +23,18 @@ class Options(der.Options):
 
 
 class DERpp(der.DER):
-    """DER's loss plus the labels of a second draw."""
+    """DER's loss plus the labels of a second draw; the memory is DER's."""
 
-    n_draws = 2
-
-    def more(self, again, replayed):
-        """β CE."""
-        _, y, task_id = replayed[1]
-        return self.options.beta * F.cross_entropy(self.own_logits(again[1], task_id), y)
+    def loss(self, batch: Batch) -> Tensor:
+        """CE(stream) + α MSE(h(x'), z') + β CE(h(x''), y''), with two independent draws ' and ''."""
+        if not self.buffer:
+            return super().loss(batch)
+        first, second = (self.buffer.sample(self.n_replayed) for _ in range(2))
+        replayed = [self.augmented(sample) for sample in (first, second)]
+        outputs, first_outputs, second_outputs = self.separate_passes(batch, *replayed)
+        second_outputs = self.mask_heads(second_outputs, second["task_id"])
+        return (
+            self.stream_loss(batch, outputs)
+            + self.options.alpha * F.mse_loss(first_outputs, first["logits"])
+            + self.options.beta * F.cross_entropy(second_outputs, second["y"])
+        )

@@ -13,13 +13,17 @@ it is trained by Adam for a fixed number of epochs, on un-augmented images.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engram.backbones.backbone import Backbone
+from engram.datasets.benchmark import Batch, Task
 from engram.models import lwf
-from engram.models.parts.importance import evaluating
+from engram.models.method import Setup
+from engram.models.parts.inference import evaluating
 from engram.models.parts.teacher import CHUNK
 from engram.utils import seeding
 from engram.utils.config.options import option
@@ -41,7 +45,9 @@ class Options(lwf.Options):
 class EBLL(lwf.LwF):
     """LwF plus a loss that holds the codes of old tasks' autoencoders."""
 
-    def __init__(self, net, options, setup):
+    off_switch: ClassVar = {"lwf_lambda": 0, "ebll_alpha": 0}
+
+    def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
         super().__init__(net, options, setup)
         self.draws = setup.generator("method")
         self.n_units = options.ebll_code or max(1, net.feature_dim // 10)
@@ -62,12 +68,12 @@ class EBLL(lwf.LwF):
         """(N, D) → (N, tasks · units) codes of all old tasks' autoencoders."""
         return F.linear(features, self.weight, self.bias).sigmoid()
 
-    def loss(self, batch):
+    def loss(self, batch: Batch) -> Tensor:
         """CE + λ Σ KD + α Σ_{old t} mean (code_t(F) − code_t(F_old))²."""
         if not len(self.bias):
             return super().loss(batch)
         features = self.net.features(batch.x)
-        logits = self.own_logits(self.net.head(features, batch.task_id), batch.task_id)
+        logits = self.mask_heads(self.net.head(features, batch.task_id), batch.task_id)
         answers, old_codes = self.answers.of(self.task, batch).tensor_split([-len(self.bias)], 1)
         distilled = self.distilled(self.students(features), answers)
         # all tasks' codes have one size, so the sum of their means is the mean times their number
@@ -75,7 +81,7 @@ class EBLL(lwf.LwF):
         loss = F.cross_entropy(logits, batch.y)
         return loss + self.options.lwf_lambda * distilled + self.options.ebll_alpha * moved
 
-    def end_task(self, task):
+    def end_task(self, task: Task) -> None:
         """Train the task's autoencoder and keep its encoder."""
         super().end_task(task)
         if self.options.ebll_alpha:
@@ -83,7 +89,7 @@ class EBLL(lwf.LwF):
             self.weight = torch.cat([self.weight, encoder.weight.detach()])
             self.bias = torch.cat([self.bias, encoder.bias.detach()])
 
-    def train_autoencoder(self, task) -> nn.Linear:
+    def train_autoencoder(self, task: Task) -> nn.Linear:
         """An encoder of the task's features under the head as it is."""
         samples, normalise = self.setup.benchmark.train(task), self.setup.benchmark.augment.normalise
         with torch.no_grad(), evaluating(self.net):
@@ -98,7 +104,7 @@ class EBLL(lwf.LwF):
             for rows in order.split(BATCH):
                 F_, y, task_id = features[rows], samples.y[rows], samples.task_id[rows]
                 rebuilt = decoder(encoder(F_).sigmoid())
-                logits = self.own_logits(self.net.head(rebuilt, task_id), task_id)
+                logits = self.mask_heads(self.net.head(rebuilt, task_id), task_id)
                 loss = self.options.ebll_rho * F.mse_loss(rebuilt, F_) + F.cross_entropy(logits, y)
                 gradients = torch.autograd.grad(loss, parameters)
                 for parameter, gradient in zip(parameters, gradients, strict=True):

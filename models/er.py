@@ -18,18 +18,14 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from engram.models.method import Method
-from engram.models.parts.inner_steps import compiled_step, kernel_of, weighted_loss
-from engram.models.parts.replay import (
-    Replayed,
-    ReplayOptions,
-    augmented,
-    draw,
-    joined,
-    replayed_per_step,
-    store,
-)
+from engram.backbones.backbone import Backbone
+from engram.datasets.benchmark import Batch
+from engram.models.method import Setup
+from engram.models.parts.inner_steps import InnerSteps
+from engram.models.rehearsal import Examples, RehearsalMethod, ReplayOptions, joined
 from engram.utils.buffers.factory import MEMORIES, memory_for
+from engram.utils.buffers.reservoir import Buffer
+from engram.utils.buffers.ring import KeyedRing
 from engram.utils.config.options import OptionError, option
 
 
@@ -58,58 +54,65 @@ class Options(ReplayOptions):
             )
 
 
-class ER(Method):
+class ER(RehearsalMethod):
     """Cross-entropy on the stream's batch and one drawn from the memory, together."""
 
-    rehearses = True
     data_parallel = True
 
-    def __init__(self, net, options, setup):
+    def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
         super().__init__(net, options, setup)
-        of_chaudhry = options.er_variant == "batch"
-        self.draws = options.draws or ("distinct" if of_chaudhry else "replacement")
-        rule = options.reservoir or ("uniform" if of_chaudhry else "original")
-        self.buffer = memory_for(options.memory, options.buffer_size, setup, rule)
         self.scores: dict[str, Tensor] = {}  # loss_aware: the losses of the current batch
-        if not of_chaudhry:
-            kernel_of(self)
+        self.inner = InnerSteps(self) if options.er_variant != "batch" else None
 
-    def examples(self, batch) -> tuple[Replayed, Tensor | None]:
-        """Stream and replay, and their weights in the loss (None: the mean)."""
-        samples = Replayed(*joined(batch, draw(self, self.draws)))
-        return samples, per_task_mean_weights(samples.task_id) if self.options.er_variant == "alg5" else None
-
-    def loss(self, batch):
-        """Over stream and replayed samples together."""
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean cross-entropy over the stream's batch and the batch drawn from the memory."""
         if self.options.memory.startswith("loss_aware"):
-            return self.noted_loss(batch)
-        return weighted_loss(self, *self.examples(batch))
+            return self.scored_loss(batch)
+        samples = self.with_replay(batch)
+        return F.cross_entropy(self.logits(samples.x, samples.task_id), samples.y)
 
-    def noted_loss(self, batch):
-        """The same, and each sample's own loss becomes its score in the memory."""
-        slots, n = self.buffer.slots(replayed_per_step(self)), len(batch.y)
-        replayed = augmented(self, self.buffer.at(slots)) if len(slots) else None
-        samples = Replayed(*joined(batch, replayed))
+    def after_step(self, batch: Batch) -> None:
+        """Offer the batch to the memory, once the network has been trained on it."""
+        self.remember(batch, **self.scores)
+
+    # --- other memories and the forms of the MER paper -------------------------------------------
+
+    def make_buffer(self) -> Buffer | KeyedRing:
+        """The memory that `--memory` names."""
+        rule = self.options.reservoir or ("uniform" if self.options.er_variant == "batch" else "original")
+        return memory_for(self.options.memory, self.options.buffer_size, self.setup, rule)
+
+    def replay(self, n: int | None = None) -> Examples | None:
+        """A batch of the memory, drawn as `--draws` says: distinct samples, or with replacement."""
+        by_default = "distinct" if self.options.er_variant == "batch" else "replacement"
+        if not self.buffer or (self.options.draws or by_default) == "distinct":
+            return super().replay(n)
+        return self.augmented(self.buffer.sample_with_replacement(min(self.n_replayed, len(self.buffer))))
+
+    def scored_loss(self, batch: Batch) -> Tensor:
+        """loss_aware: the same, and each sample's own loss becomes its score in the memory."""
+        slots, n = self.buffer.slots(self.n_replayed), len(batch.y)
+        replayed = self.augmented(self.buffer.at(slots)) if len(slots) else None
+        samples = joined(batch, replayed)
         losses = F.cross_entropy(self.logits(samples.x, samples.task_id), samples.y, reduction="none")
         if len(slots):
             self.buffer.replace(slots, score=losses.detach()[n:])
         self.scores = {"score": losses.detach()[:n]}
         return losses.mean()
 
-    def observe(self, batch):
-        """The contract's step; alg4 and alg5, which take single samples, in compiled form where it fits."""
-        compiled = self.options.er_variant != "batch"
-        loss = compiled_step(self, *self.examples(batch)) if compiled else None
-        if loss is None:
+    def observe(self, batch: Batch) -> dict[str, Tensor]:
+        """The contract's step; in alg4 and alg5, which take single samples, a step of plain SGD."""
+        if self.inner is None:
             return super().observe(batch)
+        samples = self.with_replay(batch)
+        if self.inner.kernel is None:  # without the kernel earlier versions drew twice: keeps their numbers
+            samples = self.with_replay(batch)
+        weights = per_task_mean_weights(samples.task_id) if self.options.er_variant == "alg5" else None
+        loss = self.inner.step(samples, weights)
         self.after_step(batch)
         return {"loss": loss}
 
-    def after_step(self, batch):
-        """The memory's update, after training on the batch."""
-        store(self, batch, **self.scores)
-
 
 def per_task_mean_weights(task_id: Tensor) -> Tensor:
-    """(n,) weights 1/n_t, n_t samples of one's own task: with them a sum is the sum of tasks' means."""
+    """(n,) weights 1/n_t, n_t samples being of the same task: a sum with them is the sum of tasks' means."""
     return 1 / (task_id.view(-1, 1) == task_id).sum(1)

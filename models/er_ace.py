@@ -14,10 +14,12 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from engram.models.method import Method
-from engram.models.parts.replay import ReplayOptions, draw, passes, store
-from engram.utils.buffers.reservoir import Buffer
+from engram.backbones.backbone import Backbone
+from engram.datasets.benchmark import Batch
+from engram.models.method import Setup
+from engram.models.rehearsal import RehearsalMethod, ReplayOptions
 
 
 @dataclass(frozen=True)
@@ -25,31 +27,31 @@ class Options(ReplayOptions):
     """Flags of ER-ACE: those of every replay method."""
 
 
-class ERACE(Method):
+class ERACE(RehearsalMethod):
     """Cross-entropy on the stream among its own and new classes, on the replay among all."""
 
-    rehearses = True
-
-    def __init__(self, net, options, setup):
+    def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
         super().__init__(net, options, setup)
-        self.buffer = Buffer(options.buffer_size, setup.generator("buffer"), self.device)
         self.seen = torch.zeros(setup.benchmark.n_classes, dtype=torch.bool, device=self.device)
 
-    def loss(self, batch):
-        """The sum of both cross-entropies."""
-        replayed = draw(self)
+    def loss(self, batch: Batch) -> Tensor:
+        """CE(stream, among the classes of its batch and new ones) + CE(replay, among all classes)."""
+        replayed = self.replay()
         if replayed is None:
-            return super().loss(batch)
-        outputs = passes(self, batch, replayed)
-        new, old = (self.own_logits(z, b.task_id) for z, b in zip(outputs, (batch, replayed), strict=True))
-        stream = F.cross_entropy(new.masked_fill(self.absent(batch.y), -torch.inf), batch.y)
-        return stream + F.cross_entropy(old, replayed.y)
+            return F.cross_entropy(self.logits(batch.x, batch.task_id), batch.y)
+        stream, memory = self.separate_passes(batch, replayed)
+        stream = self.mask_heads(stream, batch.task_id).masked_fill(self.absent(batch.y), -torch.inf)
+        memory = self.mask_heads(memory, replayed.task_id)
+        return (
+            F.cross_entropy(stream, batch.y)
+            + F.cross_entropy(memory, replayed.y)
+        )  # fmt: skip
 
     def absent(self, y: torch.Tensor) -> torch.Tensor:
         """(C,) classes that were met before and are not in the batch."""
         return self.seen.index_fill(0, y, False)
 
-    def after_step(self, batch):
-        """Reservoir update."""
+    def after_step(self, batch: Batch) -> None:
+        """Note the classes met; offer the batch to the reservoir."""
         self.seen = self.seen.index_fill(0, batch.y, True)
-        store(self, batch)
+        self.remember(batch)

@@ -17,9 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engram.models.method import Method
-from engram.models.parts.replay import ReplayOptions, draw, store
-from engram.utils.buffers.reservoir import Buffer
+from engram.backbones.backbone import Backbone
+from engram.datasets.benchmark import Batch
+from engram.models.method import Setup
+from engram.models.rehearsal import RehearsalMethod, ReplayOptions
 from engram.utils.config.options import option
 
 BASE_TEMPERATURE = 0.07
@@ -32,61 +33,60 @@ class Options(ReplayOptions):
     supcon_temperature: float = option(0.2, "temperature τ (the official sweeps': 0.2)", gt=0)
 
 
-class ERAML(Method):
+class ERAML(RehearsalMethod):
     """Contrast on the stream, cross-entropy on the replay."""
 
-    rehearses = True
-
-    def __init__(self, net, options, setup):
+    def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
         super().__init__(net, options, setup)
-        self.buffer = Buffer(options.buffer_size, setup.generator("buffer"), self.device)
         self.draws = setup.generator("method")
 
-    def loss(self, batch):
-        """The sum of both losses."""
-        replayed = draw(self)
+    def loss(self, batch: Batch) -> Tensor:
+        """SupCon(stream) + CE(replay)."""
+        replayed = self.replay()
         if replayed is None:
-            return super().loss(batch)
-        x, y, task_id = replayed
-        return self.contrast(batch) + F.cross_entropy(self.logits(x, task_id), y)
+            return F.cross_entropy(self.logits(batch.x, batch.task_id), batch.y)
+        return (
+            self.contrast(batch)
+            + F.cross_entropy(self.logits(replayed.x, replayed.task_id), replayed.y)
+        )  # fmt: skip
 
-    def contrast(self, batch) -> Tensor:
+    def contrast(self, batch: Batch) -> Tensor:
         """SupCon of the stream's samples with what is drawn for them."""
-        held = self.buffer.stored()
-        places, valid = self.pairs(torch.cat((held["y"], batch.y)), len(batch.y))
-        raw = pooled(held["x"], batch.x_raw, places)
+        stored = self.buffer.stored()
+        rows, valid = self.pairs(torch.cat((stored["y"], batch.y)), len(batch.y))
+        raw = pooled(stored["x"], batch.x_raw, rows)
         f = F.normalize(self.net.features(self.augment(raw)), dim=1)
         h = F.normalize(self.net.features(batch.x), dim=1)
-        y = pooled(held["y"], batch.y, places)
+        y = pooled(stored["y"], batch.y, rows)
         return supcon(h, f, batch.y, y, valid, self.options.supcon_temperature)
 
     def pairs(self, pool: Tensor, n: int) -> tuple[Tensor, Tensor]:
-        """(2n,) places of n positives and n negatives in a pool of labels (N + n,) that ends with the batch.
+        """(2n,) rows of n positives and n negatives in a pool of labels (N + n,) that ends with the batch.
 
-        Also (n,) whether a sample has both; otherwise its places mean nothing.
+        Also (n,) whether a sample has both; otherwise its rows mean nothing.
         """
         y = pool[-n:]
         same = pool.view(-1, 1) == y
-        place = torch.arange(len(pool), device=pool.device)
-        positive = same & (place.view(-1, 1) != place[-n:])
+        row = torch.arange(len(pool), device=pool.device)
+        positive = same & (row.view(-1, 1) != row[-n:])
         negative = ~same & same.any(1, keepdim=True)  # of a label that the batch has
         masks = torch.cat((positive, negative), 1)
         count = masks.cumsum(0)
         chance = torch.rand(2 * n, generator=self.draws).to(pool.device)
-        places = (count > (chance * count[-1]).floor()).to(torch.uint8).argmax(0)
-        return places, (count[-1] > 0).view(2, n).all(0)
+        rows = (count > (chance * count[-1]).floor()).to(torch.uint8).argmax(0)
+        return rows, (count[-1] > 0).view(2, n).all(0)
 
-    def after_step(self, batch):
-        """Reservoir update."""
-        store(self, batch)
+    def after_step(self, batch: Batch) -> None:
+        """Offer the batch to the reservoir."""
+        self.remember(batch)
 
 
-def pooled(held: Tensor, batch: Tensor, places: Tensor) -> Tensor:
+def pooled(stored: Tensor, batch: Tensor, rows: Tensor) -> Tensor:
     """Rows of the memory's field followed by the batch's, without joining them."""
-    n = len(held)
-    old = held.index_select(0, places.clamp_max(n - 1))
-    own = batch.index_select(0, (places - n).clamp_min(0))
-    return torch.where((places < n).view(-1, *[1] * (old.dim() - 1)), old, own)
+    n = len(stored)
+    old = stored.index_select(0, rows.clamp_max(n - 1))
+    new = batch.index_select(0, (rows - n).clamp_min(0))
+    return torch.where((rows < n).view(-1, *[1] * (old.dim() - 1)), old, new)
 
 
 def supcon(h: Tensor, f: Tensor, y: Tensor, y_f: Tensor, valid: Tensor, temperature: float) -> Tensor:

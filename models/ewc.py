@@ -17,12 +17,14 @@ without ½. Differs from that code: of a first batch larger than --n_memories th
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from engram.datasets.benchmark import Samples
-from engram.models.method import Method
+from engram.backbones.backbone import Backbone
+from engram.datasets.benchmark import Batch, Samples, Task
+from engram.models.method import Method, Setup
 from engram.models.parts import fisher
 from engram.models.parts.importance import ProtectionOptions, shared_parameters
 from engram.models.parts.quadratic import Quadratic
@@ -54,14 +56,15 @@ class EWC(Method):
 
     needs_boundaries = True
     data_parallel = True
+    off_switch: ClassVar = {"e_lambda": 0}
 
-    def __init__(self, net, options, setup):
+    def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
         super().__init__(net, options, setup)
         self.draws = setup.generator("method")
         self.quadratic = Quadratic(shared_parameters(net, options.protect_head))
         self.first: dict[str, Tensor] = {}  # mer: the task's first samples
 
-    def begin_task(self, task):
+    def begin_task(self, task: Task) -> None:
         """The samples that are kept are the task's own."""
         self.first = {}
 
@@ -77,7 +80,7 @@ class EWC(Method):
         """(λ/2) Σ F (θ − θ*)²; without ½ in MER's form."""
         return self.strength * self.quadratic.value() if self.quadratic else None
 
-    def after_step(self, batch):
+    def after_step(self, batch: Batch) -> None:
         """MER's form: keep the task's first samples."""
         if self.options.ewc_variant != "mer" or self.epoch > 0:
             return
@@ -88,18 +91,21 @@ class EWC(Method):
                 n: torch.cat((self.first[n], f)) if self.first else f.clone() for n, f in new.items()
             }
 
-    def end_task(self, task):
+    def end_task(self, task: Task) -> None:
         """Add the task's Fisher."""
         options, parameters = self.options, self.quadratic.parameters
         if not self.strength:
             return
         if options.ewc_variant == "mer":
             first = Samples(**self.first)
-            self.quadratic.add(fisher.batched(self, parameters, first, len(first.y)))
+            self.quadratic.add(fisher.batched(self.net, self.benchmark, parameters, first, len(first.y)))
             return
-        found = fisher.of_task(self, parameters, task, options.fisher_n, self.draws, options.fisher)
+        new = fisher.of_task(
+            self.net, self.benchmark, parameters, task, options.fisher_n, self.draws, options.fisher,
+            self.setup.train.batch_size,
+        )  # fmt: skip
         if options.ewc_mode == "separate":
-            self.quadratic.add(found)
+            self.quadratic.add(new)
         else:
             old = self.quadratic.importance
-            self.quadratic.set({n: f + options.gamma * old[n] if old else f for n, f in found.items()})
+            self.quadratic.set({n: F + options.gamma * old[n] if old else F for n, F in new.items()})

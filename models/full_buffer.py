@@ -10,57 +10,64 @@ is made once for each task). Images are stored raw, on the device.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from engram.models.method import Method
-from engram.models.parts.inference import features
-from engram.models.parts.inner_steps import weighted_loss
-from engram.models.parts.replay import Replayed, augmented, draw, joined, replayed_per_step
+from engram.backbones.backbone import Backbone
+from engram.datasets.benchmark import Batch, Task
+from engram.models.method import Setup
+from engram.models.rehearsal import Examples, RehearsalMethod, ReplayOptions
 from engram.utils.buffers import selection
 from engram.utils.buffers.reservoir import UnlimitedBuffer
-from engram.utils.config.options import OptionSet, option
+from engram.utils.config.options import option
 
 
 @dataclass(frozen=True)
-class Options(OptionSet):
-    """Flags of the full buffer."""
+class Options(ReplayOptions):
+    """Flags of the full buffer, whose memory has no size."""
 
-    minibatch_size: int = option(0, "samples replayed per step; 0 takes --batch_size", ge=0)
+    buffer_size: ClassVar[None] = None
     order: str = option("uniform", "in which old samples are replayed", choices=("uniform", "grasp"))
 
 
-class FullBuffer(Method):
+class FullBuffer(RehearsalMethod):
     """ER with room for all."""
 
     needs_boundaries = True
-    rehearses = True
+    off_switch = "it keeps everything"
 
-    def __init__(self, net, options, setup):
+    def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
         super().__init__(net, options, setup)
-        self.buffer = UnlimitedBuffer(setup.generator("buffer"), self.device)
         self.draws = setup.generator("method")
         self.queue = torch.zeros(0, dtype=torch.long, device=self.device)  # grasp: slots yet to be replayed
 
-    def begin_task(self, task):
-        """GRASP: draw the whole task's replay."""
+    def make_buffer(self) -> UnlimitedBuffer:
+        """A memory that grows with the stream."""
+        return UnlimitedBuffer(self.setup.generator("buffer"), self.device)
+
+    def begin_task(self, task: Task) -> None:
+        """With GRASP: draw the order of the whole task's replay."""
         if self.options.order == "grasp" and self.buffer:
-            held, n = self.buffer.stored(), self.setup.n_steps(task) * replayed_per_step(self)
-            self.queue = selection.grasp(features(self, held["x"]), held["y"], n, self.draws)
+            stored, n = self.buffer.stored(), self.setup.n_steps(task) * self.n_replayed
+            self.queue = selection.grasp(self.features(stored["x"]), stored["y"], n, self.draws)
 
-    def replay(self) -> Replayed | None:
-        """The samples of a step."""
+    def replay(self, n: int | None = None) -> Examples | None:
+        """Distinct samples of all past tasks; with GRASP the next of its order."""
         if not len(self.queue):
-            return draw(self)
-        n = replayed_per_step(self)
+            return super().replay(n)
+        n = self.n_replayed if n is None else n
         slots, self.queue = self.queue[:n], self.queue[n:]
-        return augmented(self, self.buffer.at(slots))
+        return self.augmented(self.buffer.at(slots))
 
-    def loss(self, batch):
-        """ER's."""
-        return weighted_loss(self, Replayed(*joined(batch, self.replay())))
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean cross-entropy over the stream's batch and one of past tasks, as in ER."""
+        samples = self.with_replay(batch)
+        return F.cross_entropy(self.logits(samples.x, samples.task_id), samples.y)
 
-    def end_task(self, task):
-        """Keep the task."""
+    def end_task(self, task: Task) -> None:
+        """All samples of the task enter the memory."""
         x, y, task_id, index = self.setup.benchmark.train(task)
         self.buffer.add(x=x, y=y, task_id=task_id, index=index)

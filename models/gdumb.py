@@ -2,7 +2,7 @@
 
 Source: Prabhu et al. 2020, "GDumb: A Simple Approach that Questions Our Progress in Continual Learning"
 (ECCV), Algorithm 1 and section 4: a sample enters while its class has fewer than K / |classes seen|
-places, and when the memory is full a random sample of the largest class leaves. The learner: SGD,
+slots, and when the memory is full a random sample of the largest class leaves. The learner: SGD,
 momentum 0.9, weight decay 1e-6, gradients clipped at norm 10, one epoch at a tenth of the largest rate,
 then cosine annealing with warm restarts after 1, 2, 4, ... epochs; CutMix on half of the batches (not on
 MNIST: --cutmix_prob 0). Nothing is trained during the stream; a network is when a task ends, from the
@@ -13,14 +13,17 @@ stream's. Labels are read from the device at every step, which has nothing to wa
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engram.models.method import Method
-from engram.models.parts.exemplars import frozen_copy
-from engram.models.parts.replay import ReplayOptions
+from engram.backbones.backbone import Backbone
+from engram.datasets.benchmark import Batch, Task
+from engram.models.method import Setup
+from engram.models.parts.teacher import frozen_copy
+from engram.models.rehearsal import RehearsalMethod, ReplayOptions
 from engram.utils.buffers.reservoir import Buffer
 from engram.utils.config.options import option
 
@@ -57,22 +60,22 @@ class GreedyBuffer(Buffer):
         slots = [self._slot(label) for label in fields["y"].tolist()]
         row_of = {slot: row for row, slot in enumerate(slots) if slot is not None}  # the last of a slot wins
         rows = torch.tensor(list(row_of.values()), dtype=torch.long, device=self.device)
-        where = torch.tensor(list(row_of), dtype=torch.long, device=self.device)
+        written = torch.tensor(list(row_of), dtype=torch.long, device=self.device)
         self.replace(
-            where, **{name: values.detach().index_select(0, rows) for name, values in fields.items()}
+            written, **{name: values.detach().index_select(0, rows) for name, values in fields.items()}
         )
 
     def _slot(self, label: int) -> int | None:
-        """Where a sample of this class goes; None where it is dropped."""
-        mine = self.members.setdefault(label, [])
-        if len(mine) >= self.size / len(self.members):
+        """The slot that a sample of this class is written to; None where the sample is dropped."""
+        members = self.members.setdefault(label, [])
+        if len(members) >= self.size / len(self.members):
             return None
         if self.n_seen < self.size:
             slot, self.n_seen = self.n_seen, self.n_seen + 1
         else:
             largest = max(self.members.values(), key=len)
             slot = largest.pop(int(torch.randint(len(largest), (1,), generator=self.generator)))
-        mine.append(slot)
+        members.append(slot)
         return slot
 
     def state_dict(self) -> dict:
@@ -85,41 +88,43 @@ class GreedyBuffer(Buffer):
         self.members = {label: list(slots) for label, slots in state["members"].items()}
 
 
-class GDumb(Method):
+class GDumb(RehearsalMethod):
     """A sampler during the stream, a learner at the end of a task."""
 
-    rehearses = True
+    off_switch = "it trains on the memory alone"
+    quick_flags: ClassVar = {"fitting_epochs": 2}
 
-    def __init__(self, net, options, setup):
+    def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
         super().__init__(net, options, setup)
-        self.buffer = GreedyBuffer(options.buffer_size, setup.generator("buffer"), self.device)
         self.initial = frozen_copy(net)
         self.draws = setup.generator("method")
 
-    def observe(self, batch):
-        """Offer the samples to the memory, in the first epoch."""
-        if self.epoch == 0:
-            self.buffer.add(x=batch.x_raw, y=batch.y, task_id=batch.task_id, index=batch.index)
+    def make_buffer(self) -> GreedyBuffer:
+        """The greedy sampler."""
+        return GreedyBuffer(self.options.buffer_size, self.setup.generator("buffer"), self.device)
+
+    def observe(self, batch: Batch) -> dict[str, Tensor]:
+        """Offer the batch to the memory; nothing is trained."""
+        self.remember(batch)
         return {"loss": torch.zeros((), device=self.device)}
 
-    def end_task(self, task):
+    def end_task(self, task: Task) -> None:
         """The dumb learner: from the initial weights, on the memory alone."""
         stored, n = self.buffer.stored(), len(self.buffer)
         if not n:
             return
         self.net.load_state_dict(self.initial.state_dict())
         learner = torch.optim.SGD(self.net.parameters(), lr=1.0, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
-        size = self.options.minibatch_size or self.setup.train.batch_size
         for epoch in range(self.options.fitting_epochs):
             learner.param_groups[0]["lr"] = rate(epoch, self.options.maxlr, self.options.minlr)
-            for rows in torch.randperm(n, generator=self.draws).split(size):
-                part = {name: field.index_select(0, rows.to(self.device)) for name, field in stored.items()}
+            for rows in torch.randperm(n, generator=self.draws).split(self.n_replayed):
+                drawn = {name: field.index_select(0, rows.to(self.device)) for name, field in stored.items()}
                 learner.zero_grad()
-                self.mixed_loss(self.augment(part["x"]), part["y"], part["task_id"]).backward()
+                self.mixed_loss(*self.augmented(drawn)).backward()
                 torch.nn.utils.clip_grad_norm_(self.net.parameters(), CLIP)
                 learner.step()
 
-    def mixed_loss(self, x, y, task_id):
+    def mixed_loss(self, x: Tensor, y: Tensor, task_id: Tensor) -> Tensor:
         """Cross-entropy, of a mixed batch by chance; with per-task heads images of other tasks do not mix."""
         heads = self.setup.benchmark.scenario == "task-il"
         if heads or torch.rand((), generator=self.draws) >= self.options.cutmix_prob:
@@ -138,7 +143,7 @@ def rate(epoch: int, largest: float, smallest: float) -> float:
 
 
 def cutmix(x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, float]:
-    """Images with a box from a permutation of them, its labels (N,), and the share of the own pixels.
+    """Images with a box from a permutation of them, its labels (N,), and the share of pixels that stay.
 
     Yun et al. 2019 (arXiv 1905.04899) with λ uniform: a box of 1 − λ of the area around a random centre.
     """

@@ -15,9 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engram.models.parts import exemplars
-from engram.models.parts.exemplars import ExemplarReplay
-from engram.models.parts.replay import ReplayOptions
+from engram.backbones.backbone import Backbone
+from engram.datasets.benchmark import Batch, Task
+from engram.models.method import Setup
+from engram.models.parts.exemplars import ExemplarReplay, at_random
+from engram.models.rehearsal import ReplayOptions
 from engram.utils.config.options import option
 from engram.utils.errors import UserError
 
@@ -42,41 +44,41 @@ class Options(ReplayOptions):
 class Goldilocks(ExemplarReplay):
     """ER on exemplars of middle speed."""
 
-    def __init__(self, net, options, setup):
+    def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
         super().__init__(net, options, setup)
         self.draws = setup.generator("method")
         self.n_steps = 0
         self.hits = torch.zeros(0, device=self.device)
 
-    def begin_task(self, task):
+    def begin_task(self, task: Task) -> None:
         """Speeds are measured anew."""
         self.n_steps = 0
         self.hits = torch.zeros(len(self.setup.benchmark.train(task).y), device=self.device)
 
-    def after_step(self, batch):
+    def after_step(self, batch: Batch) -> None:
         """Classify all the task's samples at `--speed_probes` of its steps."""
         total, n_probes = self.setup.n_steps(self.task), self.options.speed_probes
         self.n_steps += 1
         if self.buffer.size and self.n_steps * n_probes // total > (self.n_steps - 1) * n_probes // total:
             samples = self.setup.benchmark.train(self.task)
-            logits = exemplars.evaluated(self, self.logits, samples.x_raw, samples.task_id)
+            logits = self.evaluate(self.logits, samples.x_raw, samples.task_id)
             self.hits += logits.argmax(1) == samples.y
 
-    def end_task(self, task):
+    def end_task(self, task: Task) -> None:
         """A uniform choice of the middle of each class."""
         n_old, options = len(self.buffer), self.options
 
         def choose(rows: Tensor, k: int) -> Tensor:
-            rows = exemplars.at_random(self.draws)(rows, len(rows))
+            rows = at_random(self.draws)(rows, len(rows))
             quickest = self.hits[rows - n_old].sort(descending=True, stable=True).indices
             middle = quickest[between(len(rows), k, options.goldilocks_q, options.goldilocks_s)]
-            return exemplars.at_random(self.draws)(rows[middle], k)
+            return at_random(self.draws)(rows[middle], k)
 
-        self.buffer.renew(task.id, choose, **exemplars.samples_of(self, task))
+        self.buffer.renew(task.id, choose, **self.task_samples(task))
 
 
 def between(n: int, k: int, q: float, s: float) -> slice:
-    """Of n ranked places those without the first share q and the last share s; at least min(k, n) of them."""
+    """Of n ranks those without the first share q and the last share s; at least min(k, n) of them."""
     start, end = int(q * n), n - int(s * n)
     length = max(end - start, min(k, n))
     start = min(max(start - (length - (end - start)) // 2, 0), n - length)

@@ -14,15 +14,15 @@ with several epochs a sample is offered once. The first batch has score 0.1, as 
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from engram.backbones.backbone import Backbone
 from engram.datasets.benchmark import Batch
-from engram.models.method import Method
-from engram.models.parts.inner_steps import weighted_loss
-from engram.models.parts.replay import Replayed, ReplayOptions, draw, joined, store
-from engram.models.parts.similarity import cosines
+from engram.models.method import Setup
+from engram.models.parts.similarity import GradientSimilarity
+from engram.models.rehearsal import Examples, RehearsalMethod, ReplayOptions, stored_fields
 from engram.utils.buffers import selection
-from engram.utils.buffers.reservoir import Buffer
 from engram.utils.config.options import option
 
 FIRST_SCORE = 0.1
@@ -35,47 +35,44 @@ class Options(ReplayOptions):
     gss_minibatch_size: int = option(10, "samples n of the memory that a new sample is compared with", ge=1)
 
 
-class GSS(Method):
+class GSS(RehearsalMethod):
     """ER whose memory prefers samples unlike those it holds."""
 
-    rehearses = True
-
-    def __init__(self, net, options, setup):
+    def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
         super().__init__(net, options, setup)
-        self.buffer = Buffer(options.buffer_size, setup.generator("buffer"), self.device)
         self.draws = setup.generator("method")
 
-    def loss(self, batch):
-        """ER's."""
-        return weighted_loss(self, Replayed(*joined(batch, draw(self))))
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean cross-entropy over the stream's batch and one drawn from the memory, as in ER."""
+        samples = self.with_replay(batch)
+        return F.cross_entropy(self.logits(samples.x, samples.task_id), samples.y)
 
-    def after_step(self, batch):
-        """Fill the memory; once it is full, let the batch compete for its places."""
+    def after_step(self, batch: Batch) -> None:
+        """Fill the memory; once it is full, let the batch compete for its slots."""
         if self.epoch or not self.options.buffer_size:
             return
         score = self.scores(batch)
         free = max(0, self.buffer.size - len(self.buffer))
         if free:
-            store(self, Batch(*(field[:free] for field in batch)), score=score[:free])
+            self.remember(Batch(*(field[:free] for field in batch)), score=score[:free])
         if free < len(batch.y):
             self.compete(Batch(*(field[free:] for field in batch)), score[free:])
 
-    def scores(self, batch) -> Tensor:
+    def scores(self, batch: Batch) -> Tensor:
         """(N,) of the batch's samples."""
         if not self.buffer:
             return torch.full((len(batch.y),), FIRST_SCORE, device=self.device)
         memory = self.buffer.sample(self.options.gss_minibatch_size)
         normalise = self.setup.benchmark.augment.normalise
-        own = Replayed(normalise(batch.x_raw), batch.y, batch.task_id)
-        held = Replayed(normalise(memory["x"]), memory["y"], memory["task_id"])
-        return 1 + cosines(self, own, held).amax(1).float()
+        offered = Examples(normalise(batch.x_raw), batch.y, batch.task_id)
+        stored = Examples(normalise(memory["x"]), memory["y"], memory["task_id"])
+        return 1 + GradientSimilarity(self).cosines(offered, stored).amax(1).float()
 
-    def compete(self, batch, score: Tensor) -> None:
+    def compete(self, batch: Batch, score: Tensor) -> None:
         """Algorithm 2, lines 8 to 14: the device alone knows who wins, so losers are written back."""
         slots, wins = selection.gss_greedy(self.buffer.fields["score"], score, self.draws)
-        offered = {"x": batch.x_raw, "y": batch.y, "task_id": batch.task_id, "index": batch.index}
-        winners = {}
+        offered, winners = stored_fields(batch) | {"score": score}, {}
         for name, old in self.buffer.at(slots).items():
-            new = (offered | {"score": score})[name][: len(slots)]
+            new = offered[name][: len(slots)]
             winners[name] = torch.where(wins.view(-1, *[1] * (old.dim() - 1)), new, old)
         self.buffer.replace(slots, **winners)

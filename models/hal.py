@@ -15,16 +15,18 @@ of pixels; anchors are seen in eval mode. The paper sums over outputs; with thei
 
 import copy
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
-from engram.models.method import Method
-from engram.models.parts.importance import evaluating
-from engram.models.parts.replay import ReplayOptions, augmented, draw, joined
-from engram.utils.buffers.per_task_ring import ring_for
+from engram.backbones.backbone import Backbone
+from engram.datasets.benchmark import Batch, Task
+from engram.models.method import Setup
+from engram.models.parts.inference import evaluating
+from engram.models.rehearsal import ReplayOptions, TaskRingMethod
 from engram.utils.config.options import option
 
 
@@ -39,30 +41,36 @@ class Options(ReplayOptions):
     anchor_lr: float = option(0.1, "learning rate of the anchors", gt=0)
 
 
-class HAL(Method):
+class HAL(TaskRingMethod):
     """ER with a second-order penalty on the anchors' outputs."""
 
-    needs_boundaries = True
-    rehearses = True
+    off_switch: ClassVar = {"buffer_size": 0, "hal_lambda": 0}
+    quick_flags: ClassVar = {"anchor_steps": 3}
     second_derivatives = True
 
-    def __init__(self, net, options, setup):
+    def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
         super().__init__(net, options, setup)
-        self.buffer = ring_for("HAL", options.buffer_size, setup)
         self.draws = setup.generator("method")
         self.anchors: dict[str, Tensor] = {}  # x, y, task_id
         self.mean_features = torch.zeros(setup.benchmark.n_classes, net.feature_dim, device=self.device)
 
-    def begin_task(self, task):
+    def begin_task(self, task: Task) -> None:
         """The means of features are the task's own."""
         self.mean_features.zero_()
 
-    def loss(self, batch):
-        """ER's loss, and what the step on it would change on the anchors."""
-        x, y, task_id = joined(batch, draw(self))
+    def loss(self, batch: Batch) -> Tensor:
+        """ℓ(θ) + λ mean (f_θ(e) − f_θ̃(e))², ℓ being ER's loss and θ̃ where a step on it would lead."""
+        x, y, task_id = self.with_replay(batch)
         loss = F.cross_entropy(self.logits(x, task_id), y)
         if not self.anchors:
             return loss
+        return (
+            loss
+            + self.options.hal_lambda * self.change_on_anchors(loss).square().mean()
+        )  # fmt: skip
+
+    def change_on_anchors(self, loss: Tensor) -> Tensor:
+        """(n, C) f_θ(e) − f_θ̃(e) with θ̃ = θ − lr ∇ℓ(θ), differentiable through the gradient."""
         parameters = self.trainable()
         slopes = torch.autograd.grad(loss, list(parameters.values()), create_graph=True, allow_unused=True)
         lr = self.optimizer.param_groups[0]["lr"]
@@ -72,26 +80,23 @@ class HAL(Method):
         e, _, owner = self.anchors.values()
         with evaluating(self.net):
             change = self.net(e, owner) - functional_call(self.net, moved, (e, owner))
-        if self.head_mask is not None:
-            change = change * self.head_mask[owner]
-        return loss + self.options.hal_lambda * change.square().mean()
+        return change if self.head_mask is None else change * self.head_mask[owner]
 
-    def after_step(self, batch):
-        """Renew the means of features; write the batch to the current task's ring, in the first epoch."""
+    def after_step(self, batch: Batch) -> None:
+        """Renew the means of features; write the batch to the current task's ring."""
         if self.options.hal_lambda:
             with torch.no_grad(), evaluating(self.net):
-                found = self.net.features(batch.x).flatten(1)
-            update_means(self.mean_features, found, batch.y, self.options.beta)
-        if self.epoch == 0:
-            self.buffer.add(self.task.id, x=batch.x_raw, y=batch.y, task_id=batch.task_id, index=batch.index)
+                features = self.net.features(batch.x).flatten(1)
+            update_means(self.mean_features, features, batch.y, self.options.beta)
+        self.remember(batch)
 
-    def end_task(self, task):
+    def end_task(self, task: Task) -> None:
         """Learn the anchors of the task's classes."""
         if not self.options.hal_lambda or not len(self.buffer):
             return
-        y, held = torch.tensor(task.classes, device=self.device), self.buffer.of(task.id)
-        seen = self.setup.benchmark.augment.normalise(held["x"])
-        members = (held["y"] == y.unsqueeze(1)).to(seen.dtype)
+        y, stored = torch.tensor(task.classes, device=self.device), self.buffer.of(task.id)
+        seen = self.benchmark.augment.normalise(stored["x"])
+        members = (stored["y"] == y.unsqueeze(1)).to(seen.dtype)
         means = members @ seen.flatten(1) / members.sum(1, keepdim=True).clamp_min(1)
         owner = torch.full_like(y, task.id)
         e = self.climb(self.after_replay(), means.view(-1, *seen.shape[1:]), y, owner)
@@ -99,7 +104,7 @@ class HAL(Method):
         old = self.anchors or {name: field[:0] for name, field in new.items()}
         self.anchors = {name: torch.cat((old[name], field)) for name, field in new.items()}
 
-    def after_replay(self):
+    def after_replay(self) -> nn.Module:
         """θM: a copy of the network after one epoch of SGD on the memory."""
         tuned, train = copy.deepcopy(self.net), self.setup.train
         stored = self.buffer.stored()
@@ -107,13 +112,13 @@ class HAL(Method):
         parameters = [p for p in tuned.parameters() if p.requires_grad]
         optimizer = torch.optim.SGD(parameters, lr=train.lr)
         for rows in order.split(train.batch_size):
-            x, y, task_id = augmented(self, {name: field[rows] for name, field in stored.items()})
+            x, y, task_id = self.augmented({name: field[rows] for name, field in stored.items()})
             optimizer.zero_grad()
-            F.cross_entropy(self.masked(tuned(x, task_id), task_id), y).backward()
+            F.cross_entropy(self.mask_heads(tuned(x, task_id), task_id), y).backward()
             optimizer.step()
         return tuned.eval()
 
-    def climb(self, tuned, e: Tensor, y: Tensor, owner: Tensor) -> Tensor:
+    def climb(self, tuned: nn.Module, e: Tensor, y: Tensor, owner: Tensor) -> Tensor:
         """Anchors (n, C, H, W) after the steps of gradient ascent from `e`; each has its own objective."""
         black, white = (torch.full_like(e, v, dtype=torch.uint8) for v in (0, 255))
         low, high = (self.setup.benchmark.augment.normalise(raw) for raw in (black, white))
@@ -124,18 +129,14 @@ class HAL(Method):
                 e = torch.clamp(e.detach() + self.options.anchor_lr * slope, low, high)
         return e
 
-    def hindsight(self, tuned, e: Tensor, y: Tensor, owner: Tensor) -> Tensor:
+    def hindsight(self, tuned: nn.Module, e: Tensor, y: Tensor, owner: Tensor) -> Tensor:
         """Scalar sum over anchors: what θM has forgotten of them, less γ times how far they are out."""
-        found = self.net.features(e)
-        logits = torch.cat((tuned(e, owner), self.net.head(found, owner)))
-        each = F.cross_entropy(self.masked(logits, owner.repeat(2)), y.repeat(2), reduction="none")
-        after, before = each.chunk(2)
-        far = (found.flatten(1) - self.mean_features[y]).square().sum()
+        features = self.net.features(e)
+        logits = torch.cat((tuned(e, owner), self.net.head(features, owner)))
+        losses = F.cross_entropy(self.mask_heads(logits, owner.repeat(2)), y.repeat(2), reduction="none")
+        after, before = losses.chunk(2)
+        far = (features.flatten(1) - self.mean_features[y]).square().sum()
         return after.sum() - before.sum() - self.options.gamma * far
-
-    def masked(self, logits: Tensor, task_id: Tensor) -> Tensor:
-        """With per-task heads other tasks' classes are −inf."""
-        return logits if self.head_mask is None else logits.masked_fill(~self.head_mask[task_id], -torch.inf)
 
 
 def update_means(means: Tensor, features: Tensor, y: Tensor, keep: float) -> None:

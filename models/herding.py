@@ -10,8 +10,9 @@ current task too); features are L2-normalised, as in iCaRL.
 
 from dataclasses import dataclass
 
-from engram.models.parts.exemplars import ExemplarReplay, renew_by_herding
-from engram.models.parts.replay import ReplayOptions
+from engram.datasets.benchmark import Task
+from engram.models.parts.exemplars import ExemplarReplay
+from engram.models.rehearsal import ReplayOptions
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,6 @@ class Options(ReplayOptions):
 class Herding(ExemplarReplay):
     """ER on herded exemplars."""
 
-    def end_task(self, task):
+    def end_task(self, task: Task) -> None:
         """Herd the task's exemplars by the features of the network that has just learned it."""
-        renew_by_herding(self, task)
+        self.keep_herded(task)

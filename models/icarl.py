@@ -16,11 +16,13 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from engram.models.method import Method
-from engram.models.parts import exemplars
-from engram.models.parts.exemplars import ExemplarOptions
-from engram.utils.buffers.exemplar_memory import ExemplarMemory
+from engram.backbones.backbone import Backbone
+from engram.datasets.benchmark import Batch, Task
+from engram.models.method import Setup
+from engram.models.parts.exemplars import ExemplarMethod, ExemplarOptions, nearest_mean
+from engram.models.parts.teacher import frozen_copy
 
 
 @dataclass(frozen=True)
@@ -28,26 +30,24 @@ class Options(ExemplarOptions):
     """Flags of iCaRL."""
 
 
-class ICaRL(Method):
+class ICaRL(ExemplarMethod):
     """Binary cross-entropy with distilled targets; prediction by exemplars."""
 
     scenarios = ("class-il",)
-    needs_boundaries = True
-    rehearses = True
+    off_switch = "it has another loss: binary cross-entropy"
 
-    def __init__(self, net, options, setup):
+    def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
         super().__init__(net, options, setup)
-        self.buffer = ExemplarMemory(options.buffer_size, setup)
-        self.teacher = exemplars.frozen_copy(net)
-        self.means: torch.Tensor | None = None
+        self.teacher = frozen_copy(net)
+        self.means: Tensor | None = None
 
-    def begin_task(self, task):
+    def begin_task(self, task: Task) -> None:
         """The teacher is the network as the last task left it."""
         self.teacher.load_state_dict(self.net.state_dict())
 
-    def loss(self, batch):
-        """Binary cross-entropy over the classes seen so far."""
-        samples = exemplars.union(self, batch)
+    def loss(self, batch: Batch) -> Tensor:
+        """Σ_c BCE(g_c(x), target_c): the label for new classes, the old network's output for old ones."""
+        samples = self.union(batch)
         n_old, n_seen = self.buffer.n_groups[self.task.id : self.task.id + 2]
         logits = self.net(samples.x, samples.task_id)[:, :n_seen]
         targets = F.one_hot(samples.y, n_seen).to(logits.dtype)
@@ -56,19 +56,19 @@ class ICaRL(Method):
                 targets[:, :n_old] = self.teacher(samples.x, samples.task_id)[:, :n_old].sigmoid()
         return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(1).mean()
 
-    def after_step(self, batch):
+    def after_step(self, batch: Batch) -> None:
         """The features have moved, and the means with them."""
         self.means = None
 
-    def end_task(self, task):
+    def end_task(self, task: Task) -> None:
         """Herd the task's exemplars; cut those of old classes to the new size."""
-        exemplars.renew_by_herding(self, task)
+        self.keep_herded(task)
         self.means = None
 
-    def predict(self, x, task_id):
+    def predict(self, x: Tensor, task_id: Tensor) -> Tensor:
         """Negative squared distances to the means of exemplars."""
         if not self.options.buffer_size:
             return self.net(x, task_id)
         if self.means is None:
-            self.means = exemplars.stored_means(self)
-        return exemplars.nearest_mean(self.net.features(x).flatten(1), self.means)
+            self.means = self.stored_means()
+        return nearest_mean(self.net.features(x).flatten(1), self.means)

@@ -10,7 +10,9 @@ validation) the network in training predicts.
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
+from engram.datasets.benchmark import Task
 from engram.models.parts.merging import IMM
 from engram.utils.config.options import OptionSet, option
 
@@ -25,6 +27,6 @@ class Options(OptionSet):
 class IMMMean(IMM):
     """Every weight of every task counts the same."""
 
-    def precision(self, task):
+    def precision(self, task: Task) -> dict[str, Tensor]:
         """Ones."""
         return {name: torch.ones_like(p) for name, p in self.quadratic.parameters.items()}

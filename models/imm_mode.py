@@ -11,6 +11,11 @@ validation) the network in training predicts.
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
+from engram.backbones.backbone import Backbone
+from engram.datasets.benchmark import Task
+from engram.models.method import Setup
 from engram.models.parts import fisher
 from engram.models.parts.merging import IMM
 from engram.utils.config.options import OptionSet, option
@@ -30,12 +35,15 @@ class Options(OptionSet):
 class IMMMode(IMM):
     """A weight counts by how much the task's likelihood depends on it."""
 
-    def __init__(self, net, options, setup):
+    def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
         super().__init__(net, options, setup)
         self.draws = setup.generator("method")
 
-    def precision(self, task):
+    def precision(self, task: Task) -> dict[str, Tensor]:
         """The Fisher diagonal."""
         parameters, options = self.quadratic.parameters, self.options
-        found = fisher.of_task(self, parameters, task, options.fisher_n, self.draws, options.fisher)
-        return {name: value + FLOOR for name, value in found.items()}
+        diagonal = fisher.of_task(
+            self.net, self.benchmark, parameters, task, options.fisher_n, self.draws, options.fisher,
+            self.setup.train.batch_size,
+        )  # fmt: skip
+        return {name: value + FLOOR for name, value in diagonal.items()}

@@ -10,8 +10,12 @@ the benchmark's classes, whatever the heads.
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
+from engram.backbones.backbone import Backbone
 from engram.backbones.mlp import SplitMLP, require_mlp
-from engram.models.method import Method
+from engram.datasets.benchmark import Batch, Task
+from engram.models.method import Method, Setup
 from engram.utils import seeding
 from engram.utils.config.options import OptionSet, option
 
@@ -27,20 +31,21 @@ class Independent(Method):
     """The contract's defaults on a network per task."""
 
     needs_boundaries = True
+    off_switch = "it has another network: one per task"
 
-    def __init__(self, net, options, setup):
+    def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
         require_mlp(net, "independent")
         with seeding.isolated(setup.seed, "init"):
             networks = SplitMLP(net, len(setup.benchmark.tasks), setup.benchmark.n_classes)
         super().__init__(networks.to(setup.device), options, setup)
 
-    def begin_task(self, task):
+    def begin_task(self, task: Task) -> None:
         """Copy what the last task has learned."""
         if self.options.warm_start and task.id > 0:
             networks = self.net.head.copies
             networks[task.id].load_state_dict(networks[task.id - 1].state_dict())
 
-    def loss(self, batch):
+    def loss(self, batch: Batch) -> Tensor:
         """Cross-entropy of the current task's network."""
         with self.net.head.only(self.task.id):
             return super().loss(batch)

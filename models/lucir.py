@@ -17,12 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engram.backbones.backbone import Backbone
 from engram.backbones.heads import CosineHead
-from engram.models.method import Method
-from engram.models.parts import exemplars
-from engram.models.parts.exemplars import ExemplarOptions
+from engram.datasets.benchmark import Batch, Task
+from engram.models.method import Setup
+from engram.models.parts.exemplars import ExemplarMethod, ExemplarOptions, class_means
+from engram.models.parts.teacher import frozen_copy
 from engram.utils import seeding
-from engram.utils.buffers.exemplar_memory import ExemplarMemory
 from engram.utils.config.options import option
 
 
@@ -37,58 +38,57 @@ class Options(ExemplarOptions):
     initial_scale: float = option(1.0, "factor η of the cosines at the start", gt=0)
 
 
-class LUCIR(Method):
+class LUCIR(ExemplarMethod):
     """Three losses on a cosine head."""
 
     scenarios = ("class-il",)
-    needs_boundaries = True
-    rehearses = True
+    off_switch = "it has another head: cosines"
 
-    def __init__(self, net, options, setup):
+    def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
         classes = [task.classes for task in setup.benchmark.tasks]
         with seeding.isolated(setup.seed, "init", 1):
             net.head = CosineHead(net.feature_dim, classes, options.initial_scale).to(setup.device)
         super().__init__(net, options, setup)
-        self.buffer = ExemplarMemory(options.buffer_size, setup)
-        self.teacher = exemplars.frozen_copy(net)
+        self.teacher = frozen_copy(net)
 
-    def enter(self, task):
+    def enter(self, task: Task) -> None:
         """Embeddings of other tasks' classes are fixed."""
         super().enter(task)
         self.net.head.select(task.parts)
 
-    def begin_task(self, task):
+    def begin_task(self, task: Task) -> None:
         """Keep the last network; imprint the new classes."""
         self.teacher.load_state_dict(self.net.state_dict())
         if not task.id:
             return
-        samples, head = self.setup.benchmark.train(task), self.net.head
-        found = exemplars.features(self, samples.x_raw)
-        means = exemplars.class_means(found, samples.y, self.setup.benchmark.n_classes)[list(task.classes)]
+        samples, head = self.benchmark.train(task), self.net.head
+        features = self.features(samples.x_raw)
+        means = class_means(features, samples.y, self.benchmark.n_classes)[list(task.classes)]
         old = torch.cat(list(head.embeddings[: task.id]))
         with torch.no_grad():
             head.embeddings[task.id].copy_(means * old.norm(dim=1).mean())
 
-    def loss(self, batch):
-        """Cross-entropy; in later tasks less-forget and margin ranking too."""
-        samples, options = exemplars.union(self, batch), self.options
+    def loss(self, batch: Batch) -> Tensor:
+        """CE + λ (1 − cos(f*, f)) + margin ranking; the last two from the second task on."""
+        samples, options = self.union(batch), self.options
         n_old, n_seen = self.buffer.n_groups[self.task.id : self.task.id + 2]
         features = self.net.features(samples.x).flatten(1)
         cosines = self.net.head.cosines(features)[:, :n_seen]
-        loss = F.cross_entropy(self.net.head.scale * cosines, samples.y)
+        cross_entropy = F.cross_entropy(self.net.head.scale * cosines, samples.y)
         if not n_old:
-            return loss
+            return cross_entropy
         with torch.no_grad():
             before = self.teacher.features(samples.x).flatten(1)
         strength = options.lamda_base * (n_old / (n_seen - n_old)) ** 0.5
-        loss = loss + strength * (1 - F.cosine_similarity(features, before)).mean()
-        return loss + options.lamda_mr * margin_ranking(
-            cosines, samples.y, n_old, options.k_mr, options.mr_margin
+        return (
+            cross_entropy
+            + strength * (1 - F.cosine_similarity(features, before)).mean()
+            + options.lamda_mr * margin_ranking(cosines, samples.y, n_old, options.k_mr, options.mr_margin)
         )
 
-    def end_task(self, task):
+    def end_task(self, task: Task) -> None:
         """Herd the task's exemplars."""
-        exemplars.renew_by_herding(self, task)
+        self.keep_herded(task)
 
 
 def margin_ranking(cosines: Tensor, y: Tensor, n_old: int, k: int, margin: float) -> Tensor:
@@ -97,6 +97,6 @@ def margin_ranking(cosines: Tensor, y: Tensor, n_old: int, k: int, margin: float
     cosines: (N, C), the first n_old columns old classes; 0 without a sample of an old class.
     """
     k = min(k, cosines.shape[1] - n_old)
-    own, nearest = cosines.gather(1, y.unsqueeze(1)), cosines[:, n_old:].topk(k, dim=1).values
-    each, old = (margin - own + nearest).clamp_min(0), (y < n_old).unsqueeze(1)
-    return (each * old).sum() / (k * old.sum()).clamp_min(1)
+    true, nearest = cosines.gather(1, y.unsqueeze(1)), cosines[:, n_old:].topk(k, dim=1).values
+    losses, old = (margin - true + nearest).clamp_min(0), (y < n_old).unsqueeze(1)
+    return (losses * old).sum() / (k * old.sum()).clamp_min(1)

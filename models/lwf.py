@@ -15,14 +15,17 @@ images as augmented for the step; no warm-up unless asked for, and with domains 
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engram.backbones.backbone import Backbone
 from engram.backbones.heads import SharedHead
-from engram.models.method import Method
-from engram.models.parts.importance import evaluating
+from engram.datasets.benchmark import Batch, Task
+from engram.models.method import Method, Setup
+from engram.models.parts.inference import evaluating
 from engram.models.parts.teacher import Answers, Teacher, distillation, old_outputs
 from engram.utils.config.options import OptionSet, option
 
@@ -46,8 +49,9 @@ class LwF(Method):
 
     needs_boundaries = True
     data_parallel = True
+    off_switch: ClassVar = {"lwf_lambda": 0}
 
-    def __init__(self, net, options, setup):
+    def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
         super().__init__(net, options, setup)
         by_default = "head" if setup.benchmark.scenario == "task-il" else "joint"
         self.distill = options.lwf_distill or by_default
@@ -55,17 +59,17 @@ class LwF(Method):
         self.answers = Answers(setup.benchmark, lambda x: self.asked(self.teacher.net, x))
         self.n_old = 0
 
-    def enter(self, task):
+    def enter(self, task: Task) -> None:
         """Old heads go on learning, from what is distilled."""
         super().enter(task)
         if self.options.lwf_lambda:
             self.net.head.select(tuple(range(task.id + 1)))
 
-    def begin_task(self, task):
+    def begin_task(self, task: Task) -> None:
         """Warm up the new outputs."""
         self.answers.reset()
         if self.n_old and self.options.lwf_lambda:
-            warm_up(self, task, self.options.lwf_warmup)
+            self.warm_up(task, self.options.lwf_warmup)
 
     def asked(self, net, x: Tensor) -> Tensor:
         """(N, K) logits under each softmax that is distilled, side by side."""
@@ -84,12 +88,12 @@ class LwF(Method):
         outputs = old_outputs(head, features, self.setup.benchmark, n_tasks)
         return outputs if self.distill == "head" else [torch.cat(outputs, 1)]
 
-    def loss(self, batch):
+    def loss(self, batch: Batch) -> Tensor:
         """CE + λ Σ_{old tasks} KD."""
         if not (self.n_old and self.options.lwf_lambda):
             return super().loss(batch)
         features = self.net.features(batch.x)
-        logits = self.own_logits(self.net.head(features, batch.task_id), batch.task_id)
+        logits = self.mask_heads(self.net.head(features, batch.task_id), batch.task_id)
         distilled = self.distilled(self.students(features), self.answers.of(self.task, batch))
         return F.cross_entropy(logits, batch.y) + self.options.lwf_lambda * distilled
 
@@ -102,28 +106,27 @@ class LwF(Method):
         shared = widths[0] if self.distill == "seen" else 1
         return sum(losses) * (self.n_old / len(losses) / shared)
 
-    def end_task(self, task):
+    def end_task(self, task: Task) -> None:
         """The network as it is now becomes the teacher."""
         self.n_old += 1
         self.teacher.update(self.net)
 
-
-def warm_up(method: Method, task, n_epochs: int) -> None:
-    """Plain SGD at --lr on the outputs of the task's classes alone, everything else as in eval mode."""
-    head, train = method.net.head, method.setup.train
-    new = method.setup.benchmark.class_masks[task.id]
-    shared = isinstance(head, SharedHead)
-    if shared and new.all():
-        return  # no output is new
-    parameters = list((head if shared else head.heads[task.id]).parameters())
-    with evaluating(method.net):
-        for epoch in range(n_epochs):
-            for batch in method.setup.benchmark.batches(task, epoch, train.batch_size):
-                with torch.no_grad():
-                    features = method.net.features(batch.x)
-                logits = method.own_logits(head(features, batch.task_id), batch.task_id)
-                gradients = torch.autograd.grad(F.cross_entropy(logits, batch.y), parameters)
-                if shared:  # the rows of old classes stay as they are
-                    gradients = [g * new.view(-1, *[1] * (g.dim() - 1)) for g in gradients]
-                with torch.no_grad():
-                    torch._foreach_add_(parameters, gradients, alpha=-train.lr)
+    def warm_up(self, task: Task, n_epochs: int) -> None:
+        """Plain SGD at --lr on the outputs of the task's classes alone, everything else as in eval mode."""
+        head, train = self.net.head, self.setup.train
+        new = self.setup.benchmark.class_masks[task.id]
+        shared = isinstance(head, SharedHead)
+        if shared and new.all():
+            return  # no output is new
+        parameters = list((head if shared else head.heads[task.id]).parameters())
+        with evaluating(self.net):
+            for epoch in range(n_epochs):
+                for batch in self.setup.benchmark.batches(task, epoch, train.batch_size):
+                    with torch.no_grad():
+                        features = self.net.features(batch.x)
+                    logits = self.mask_heads(head(features, batch.task_id), batch.task_id)
+                    gradients = torch.autograd.grad(F.cross_entropy(logits, batch.y), parameters)
+                    if shared:  # the rows of old classes stay as they are
+                        gradients = [g * new.view(-1, *[1] * (g.dim() - 1)) for g in gradients]
+                    with torch.no_grad():
+                        torch._foreach_add_(parameters, gradients, alpha=-train.lr)

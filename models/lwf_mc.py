@@ -11,27 +11,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engram.models.method import Method
+from engram.backbones.backbone import Backbone
+from engram.datasets.benchmark import Batch, Task
+from engram.models.method import Method, Setup
 from engram.models.parts.teacher import Answers, Teacher, columns, old_outputs
+from engram.utils.config.options import OptionSet
 
 
 class LwFMC(Method):
     """Binary cross-entropy on the task's own classes, and distillation of all old ones."""
 
     needs_boundaries = True
+    off_switch = "it has another loss: a sigmoid per class"
 
-    def __init__(self, net, options, setup):
+    def __init__(self, net: Backbone, options: OptionSet, setup: Setup) -> None:
         super().__init__(net, options, setup)
         self.teacher = Teacher(net)
         self.answers = Answers(setup.benchmark, lambda x: self.old_logits(self.teacher.net, x).sigmoid())
         self.n_old = 0
 
-    def enter(self, task):
+    def enter(self, task: Task) -> None:
         """Old heads go on learning, from what is distilled."""
         super().enter(task)
         self.net.head.select(tuple(range(task.id + 1)))
 
-    def begin_task(self, task):
+    def begin_task(self, task: Task) -> None:
         """The old network is asked about new images."""
         self.answers.reset()
 
@@ -40,7 +44,7 @@ class LwFMC(Method):
         features = net.features(x)
         return torch.cat(old_outputs(net.head, features, self.setup.benchmark, self.n_old), 1)
 
-    def loss(self, batch):
+    def loss(self, batch: Batch) -> Tensor:
         """Sum over classes, mean over samples."""
         features, head = self.net.features(batch.x), self.net.head
         own = columns(self.task)
@@ -54,7 +58,7 @@ class LwFMC(Method):
             loss = loss + F.binary_cross_entropy_with_logits(old, targets, reduction="sum")
         return loss / len(batch.y)
 
-    def end_task(self, task):
+    def end_task(self, task: Task) -> None:
         """The network as it is now becomes the teacher."""
         self.n_old += 1
         self.teacher.update(self.net)

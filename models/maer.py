@@ -2,52 +2,44 @@
 
 Source: Kozal et al. 2025, "What is the role of memorization in Continual Learning?" (arXiv
 2505.17664), Section 5 and Algorithm 1. ER with a class-balanced reservoir; when a task ends, its
-places in the memory go to the samples that `--buffer_policy` takes from the order in which samples
+slots in the memory go to the samples that `--buffer_policy` takes from the order in which samples
 were learned (early = low memorization), the same number for every class. `--mem_proxy` takes another
 guess of memorization than that order, or the scores of a file.
 Differs from the paper's code: every policy is class-balanced (there 0.1min, 0.9max and randomized are
 not); given scores follow sample positions under permuted classes (there they were misaligned); with
-several epochs a sample is offered to the memory once; no place is lost when the number chosen is odd.
+several epochs a sample is offered to the memory once; no slot is lost when the number chosen is odd.
 """
 
-import torch.nn.functional as F
+from dataclasses import dataclass
 
-from engram.models.method import Method
-from engram.models.parts.memorization import MemorizationOptions as Options
-from engram.models.parts.memorization import MemorizationSelector, replace_task_samples
-from engram.models.parts.replay import draw, joined, store
+import torch.nn.functional as F
+from torch import Tensor
+
+from engram.datasets.benchmark import Batch
+from engram.models.parts.memorization import MemorizationOptions, MemorizationReplay
 from engram.utils.buffers.weighted_reservoirs import BalancedBuffer
 
-__all__ = ["MAER", "Options"]
+
+@dataclass(frozen=True)
+class Options(MemorizationOptions):
+    """The flags of maer: those of every method that chooses by memorization."""
 
 
-class MAER(Method):
+class MAER(MemorizationReplay):
     """ER whose memory is rewritten at the end of each task."""
 
-    needs_boundaries = True
-    rehearses = True
+    def make_buffer(self) -> BalancedBuffer:
+        """A class-balanced reservoir."""
+        n_classes, draws = self.benchmark.n_classes, self.setup.generator("buffer")
+        return BalancedBuffer(self.options.buffer_size, n_classes, draws, self.device)
 
-    def __init__(self, net, options, setup):
-        super().__init__(net, options, setup)
-        n_classes, draws = setup.benchmark.n_classes, setup.generator("buffer")
-        self.buffer = BalancedBuffer(options.buffer_size, n_classes, draws, self.device)
-        self.chooser = MemorizationSelector(self, options.buffer_policy)
-
-    def begin_task(self, task):
-        """Memorization is the task's own."""
-        self.chooser.begin()
-
-    def loss(self, batch):
+    def loss(self, batch: Batch) -> Tensor:
         """ER's loss; what the network says of the stream's samples is noted on the way."""
-        x, y, task_id = joined(batch, draw(self))
-        logits = self.logits(x, task_id)
+        samples = self.with_replay(batch)
+        logits = self.logits(samples.x, samples.task_id)
         self.chooser.watch(batch, logits[: len(batch.y)])
-        return F.cross_entropy(logits, y)
+        return F.cross_entropy(logits, samples.y)
 
-    def after_step(self, batch):
-        """Class-balanced reservoir update."""
-        store(self, batch)
-
-    def end_task(self, task):
-        """Give the task's places in the memory to the samples that the policy chooses."""
-        replace_task_samples(self, task, self.chooser)
+    def after_step(self, batch: Batch) -> None:
+        """Offer the batch to the class-balanced reservoir."""
+        self.remember(batch)

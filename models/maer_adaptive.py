@@ -2,18 +2,18 @@
 
 Source: new here, after the trend in Kozal et al. 2025 (arXiv 2505.17664, figure 5: CIFAR-100): the least
 memorized samples are best in small memories, a tenth of highly memorized ones gains at a fifth of the data,
-the most memorized are as good as any at three fifths. With k places for a class of n samples, round(k ·
+the most memorized are as good as any at three fifths. With k slots for a class of n samples, round(k ·
 h · k/n) go to the most memorized, h being `--hard_share`, and the others to the least memorized.
 """
 
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from engram.models import maer
-from engram.models.method import Method
-from engram.models.parts.memorization import MemorizationSelector, ProxyOptions
-from engram.utils.buffers.weighted_reservoirs import BalancedBuffer
+from engram.models.parts.memorization import ProxyOptions
+from engram.utils.buffers.selection import Policy
 from engram.utils.config.options import option
 
 
@@ -29,14 +29,12 @@ class Options(ProxyOptions):
 class MAERAdaptive(maer.MAER):
     """maer with its own policy."""
 
-    def __init__(self, net, options, setup):
-        Method.__init__(self, net, options, setup)
-        n_classes, draws = setup.benchmark.n_classes, setup.generator("buffer")
-        self.buffer = BalancedBuffer(options.buffer_size, n_classes, draws, self.device)
-        self.chooser = MemorizationSelector(self, self.choose)
+    def policy(self) -> Policy:
+        """Its own choice of both ends in place of `--buffer_policy`."""
+        return self.choose
 
-    def choose(self, ranking, k, weights):
-        """Of a class's ranking, lowest memorization first: both ends."""
+    def choose(self, ranking: Tensor, k: int, weights: Tensor) -> Tensor:
+        """Of a class's ranking (n,), lowest memorization first, k samples from both ends."""
         n = len(ranking)
         k = min(k, n)
         hard = round(self.options.hard_share * k * k / n) if n else 0

@@ -17,13 +17,15 @@ once lr · 2λ · max ΣΩ exceeds 2: a larger λ needs a smaller --lr.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from engram.backbones.backbone import Backbone
 from engram.datasets import unlabeled
 from engram.datasets.benchmark import Task
-from engram.models.method import Method
+from engram.models.method import Method, Setup
 from engram.models.parts import hebbian, importance
 from engram.models.parts.norms import NORMS
 from engram.models.parts.quadratic import Quadratic
@@ -67,8 +69,9 @@ class MAS(Method):
 
     needs_boundaries = True
     data_parallel = True
+    off_switch: ClassVar = {"mas_lambda": 0}
 
-    def __init__(self, net, options, setup):
+    def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
         super().__init__(net, options, setup)
         self.draws = setup.generator("method")
         self.quadratic = Quadratic(importance.shared_parameters(net, options.protect_head))
@@ -81,7 +84,7 @@ class MAS(Method):
         """λ Σ Ω (θ − θ*)²; with consistent weights Σ_t α_t Σ Ω_t (θ − θ*)²."""
         return self.strength * self.quadratic.value() if self.quadratic else None
 
-    def end_task(self, task):
+    def end_task(self, task: Task) -> None:
         """Add the task's importance and move the anchor here."""
         if self.options.mas_lambda:
             self.consolidate(self.importance_of(self.images(task), task))
@@ -101,9 +104,9 @@ class MAS(Method):
         """Name → importance over any images (N, C, H, W) uint8, seen as images of `task`; no labels."""
         parameters = self.quadratic.parameters
         if self.options.mas_local:
-            return hebbian.of_images(self, parameters, images, task)
+            return hebbian.of_images(self.net, self.benchmark.augment.normalise, parameters, images, task)
         quantities = NORMS[self.options.mas_norm]
-        return importance.of_images(self, parameters, images, task, quantities, 1)
+        return importance.of_images(self.net, self.benchmark, parameters, images, task, quantities, 1)
 
     @torch.no_grad()
     def consolidate(self, omega: dict[str, Tensor]) -> None:

@@ -15,14 +15,16 @@ network without it.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from engram.backbones.backbone import Backbone
 from engram.datasets.benchmark import Batch
-from engram.models.method import Method
-from engram.models.parts.inner_steps import kernel_of, reptile_sgd
-from engram.models.parts.replay import Replayed, ReplayOptions, store, take
+from engram.models.method import Setup
+from engram.models.parts.inner_steps import InnerSteps
+from engram.models.rehearsal import Examples, RehearsalMethod, ReplayOptions
 from engram.utils.buffers.reservoir import Buffer
 from engram.utils.config.options import OptionError, option
 from engram.utils.errors import UserError
@@ -42,7 +44,7 @@ class Options(ReplayOptions):
     )
     mer_variant: str = option("alg1", "algorithm of the paper", choices=("alg1", "alg6", "alg7"))
     current_weight: float = option(1.0, "alg7: factor s of the current example's loss", gt=0)
-    current: str = option("first", "alg1: place of the current sample", choices=("first", "last"))
+    current: str = option("first", "alg1: position of the current sample", choices=("first", "last"))
     draws: str = option("replacement", "from the memory", choices=("replacement", "distinct"))
     reservoir: str = option("original", "chance to enter a full memory", choices=("original", "uniform"))
 
@@ -54,33 +56,44 @@ class Options(ReplayOptions):
             raise OptionError("--current_weight belongs to --mer_variant alg7")
 
 
-class MER(Method):
+class MER(RehearsalMethod):
     """For each example: s batches of single-sample SGD, each followed by a Reptile step."""
 
-    rehearses = True
+    off_switch: ClassVar = {
+        "buffer_size": 0,
+        "beta": 1,
+        "gamma": 1,
+        "batches_per_example": 1,
+        "batch_size": 1,
+    }
+    quick_flags: ClassVar = {"minibatch_size": 3, "batches_per_example": 2}
 
-    def __init__(self, net, options, setup):
+    def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
         super().__init__(net, options, setup)
         if setup.train.optimizer != "sgd" or setup.train.optim_mom or setup.train.optim_wd:
             raise UserError(
                 "mer takes plain SGD steps of its own: use --optimizer sgd, --optim_mom 0 and --optim_wd 0"
             )
-        self.buffer = Buffer(options.buffer_size, setup.generator("buffer"), self.device, options.reservoir)
         self.places = setup.generator("method")
         self.age = 0  # examples learned from
-        kernel_of(self)
+        self.inner = InnerSteps(self)
+
+    def make_buffer(self) -> Buffer:
+        """A reservoir; `--reservoir original` is that of the paper's code."""
+        options = self.options
+        return Buffer(options.buffer_size, self.setup.generator("buffer"), self.device, options.reservoir)
 
     def observe(self, batch: Batch) -> dict[str, Tensor]:
         """Learn from each example in turn; the loss is the mean of those when an example is first met."""
         losses = []
         for i in range(len(batch.y)):
             example = Batch(*(field[i : i + 1] for field in batch))
-            losses.append(self.learn(Replayed(example.x, example.y, example.task_id)))
-            store(self, example)
+            losses.append(self.learn(Examples(example.x, example.y, example.task_id)))
+            self.remember(example)
             self.age += 1
         return {"loss": torch.stack(losses).mean()}
 
-    def learn(self, current: Replayed) -> Tensor:
+    def learn(self, current: Examples) -> Tensor:
         """The paper's loop body for one example (each field (1, ...)); returns its first loss."""
         o = self.options
         lr = self.optimizer.param_groups[0]["lr"]
@@ -88,40 +101,46 @@ class MER(Method):
         if o.mer_variant == "alg7" and self.age == 0:
             lr = 0.0
         drawn = self.batches(current)
-        places = [self.place(len(batch.y) + 1) for batch in drawn]
-        batches = [inserted(current, batch, place) for batch, place in zip(drawn, places, strict=True)]
-        scales = [self.scale(batch, place) for batch, place in zip(drawn, places, strict=True)]
-        losses = reptile_sgd(self, batches, lr, within, across, scales)
-        return losses[places[0]]
+        positions = [self.position(len(batch.y) + 1) for batch in drawn]
+        pairs = list(zip(drawn, positions, strict=True))
+        batches = [inserted(current, batch, position) for batch, position in pairs]
+        scales = [self.scale(batch, position) for batch, position in pairs]
+        losses = self.inner.reptile_sgd(batches, lr, within, across, scales)
+        return losses[positions[0]]
 
-    def batches(self, current: Replayed) -> list[Replayed]:
+    def batches(self, current: Examples) -> list[Examples]:
         """s batches of min(k, |M|) samples, in one draw: the memory stands still meanwhile."""
         s, k = self.options.batches_per_example, min(self.options.minibatch_size, len(self.buffer))
         if not k:
-            return [Replayed(*(field[:0] for field in current))] * s
-        drawn = take(self, k, self.options.draws, times=s)
-        return [Replayed(*parts) for parts in zip(*(field.split(k) for field in drawn), strict=True)]
+            return [Examples(*(field[:0] for field in current))] * s
+        if self.options.draws == "replacement":
+            stored = self.buffer.sample_with_replacement(s * k)
+        else:
+            samples = [self.buffer.sample(k) for _ in range(s)]
+            stored = {name: torch.cat([sample[name] for sample in samples]) for name in samples[0]}
+        drawn = self.augmented(stored)
+        return [Examples(*parts) for parts in zip(*(field.split(k) for field in drawn), strict=True)]
 
-    def place(self, n: int) -> int:
-        """Where among a batch's n samples the current one goes.
+    def position(self, n: int) -> int:
+        """The position of the current sample among a batch's n samples.
 
-        In alg7, which shuffles: the drawn samples are in random order already, so a uniform place for
+        In alg7, which shuffles: the drawn samples are in random order already, so a uniform position for
         the current one is a uniform order of all.
         """
         if self.options.mer_variant == "alg7":
             return int(torch.randint(n, (), generator=self.places))
         return 0 if self.options.mer_variant == "alg1" and self.options.current == "first" else n - 1
 
-    def scale(self, drawn: Replayed, place: int) -> Tensor | None:
+    def scale(self, drawn: Examples, position: int) -> Tensor | None:
         """(n,) factors of the losses, None for ones."""
         if self.options.current_weight == 1:
             return None
         scale = torch.ones(len(drawn.y) + 1, device=self.device)
-        scale[place] = self.options.current_weight
+        scale[position] = self.options.current_weight
         return scale
 
 
-def inserted(current: Replayed, drawn: Replayed, place: int) -> Replayed:
-    """The drawn samples with the current one at a place among them."""
+def inserted(current: Examples, drawn: Examples, position: int) -> Examples:
+    """The drawn samples with the current one at a position among them."""
     pairs = zip(drawn, current, strict=True)
-    return Replayed(*(torch.cat((many[:place], one, many[place:])) for many, one in pairs))
+    return Examples(*(torch.cat((many[:position], one, many[position:])) for many, one in pairs))

@@ -15,7 +15,9 @@ from torch import Tensor
 from engram.backbones import compiled
 from engram.backbones.backbone import Backbone
 from engram.datasets.benchmark import Batch, Benchmark, Task
+from engram.models.parts.inference import evaluating, head_mask
 from engram.utils import distributed, seeding, state
+from engram.utils.batching import CHUNK
 from engram.utils.config import registry
 from engram.utils.config.config import TrainOptions
 from engram.utils.config.options import OptionSet
@@ -69,9 +71,13 @@ class Method:
     data_parallel: ClassVar[bool] = False
     # True: gradients of gradients are taken in a step, which compiled passes do not have.
     second_derivatives: ClassVar[bool] = False
+    # For the contract tests: the flags that make the method plain SGD, bit for bit, or a sentence that says
+    # why there are none; and flags under which a test of it is quick.
+    off_switch: ClassVar[dict[str, Any] | str] = ""
+    quick_flags: ClassVar[dict[str, Any]] = {}
 
-    # Attributes that the trainer provides and that are not the method's state.
-    _PROVIDED = ("kernel", "options", "setup", "device", "task", "epoch", "optimizer", "head_mask")
+    # Attributes that are not the method's state: the trainer provides them, or they hold none.
+    _PROVIDED = ("inner", "options", "setup", "device", "task", "epoch", "optimizer", "head_mask")
 
     def __init__(self, net: Backbone, options: OptionSet, setup: Setup):
         self.net, self.options, self.setup, self.device = net, options, setup, setup.device
@@ -79,10 +85,7 @@ class Method:
         self.epoch = 0
         self.optimizer: torch.optim.Optimizer | None = None
         self.replay_draws = setup.generator("replay augmentation", self.device)
-        # (T, C) bool: with per-task heads over separate classes, a sample may only use its own head
-        benchmark = setup.benchmark
-        separate = benchmark.scenario == "task-il" and not getattr(net.head, "n_shared", 0)
-        self.head_mask = benchmark.class_masks if separate else None
+        self.head_mask = head_mask(net, setup.benchmark)
 
     # --- hooks -----------------------------------------------------------------------------------
 
@@ -127,10 +130,10 @@ class Method:
 
     def logits(self, x: Tensor, task_id: Tensor) -> Tensor:
         """(N, C) training logits; with per-task heads other tasks' classes are −inf."""
-        return self.own_logits(self.net(x, task_id), task_id)
+        return self.mask_heads(self.net(x, task_id), task_id)
 
-    def own_logits(self, logits: Tensor, task_id: Tensor) -> Tensor:
-        """(N, C) logits with those of other tasks' heads −inf."""
+    def mask_heads(self, logits: Tensor, task_id: Tensor) -> Tensor:
+        """(N, C) logits with those of other tasks' heads −inf; as they are where all tasks share a head."""
         if self.head_mask is None:
             return logits
         return logits.masked_fill(~self.head_mask[task_id], -torch.inf)
@@ -138,7 +141,28 @@ class Method:
     def augment(self, x_raw: Tensor) -> Tensor:
         """Replayed uint8 images, augmented and normalised exactly as the stream's."""
         with one_thread():
-            return self.setup.benchmark.augment(x_raw, self.replay_draws)
+            return self.benchmark.augment(x_raw, self.replay_draws)
+
+    @torch.no_grad()
+    def evaluate(self, function: Callable[..., Tensor], x_raw: Tensor, *others: Tensor) -> Tensor:
+        """(N, ...) function(x, *others) of un-augmented images (N, C, H, W), the network in eval mode.
+
+        The images are normalised and taken a chunk at a time, and so are the `others` (N, ...).
+        """
+        with evaluating(self.net):
+            chunks = zip(*(field.split(CHUNK[x_raw.device.type]) for field in (x_raw, *others)), strict=True)
+            return torch.cat(
+                [function(self.benchmark.augment.normalise(raw), *rest) for raw, *rest in chunks]
+            )
+
+    def features(self, x_raw: Tensor) -> Tensor:
+        """(N, D) penultimate activations of un-augmented images, in eval mode."""
+        return self.evaluate(lambda x: self.net.features(x).flatten(1), x_raw)
+
+    @property
+    def benchmark(self) -> Benchmark:
+        """The stream that is learned."""
+        return self.setup.benchmark
 
     def trainable(self) -> dict[str, torch.nn.Parameter]:
         """Name → parameter of everything that learns in the current task."""
@@ -149,7 +173,7 @@ class Method:
     def enter(self, task: Task) -> None:
         """Make `task` the current one; `begin_task` follows unless a checkpoint is resumed."""
         self.task = task
-        everything = tuple(range(len(self.setup.benchmark.tasks)))
+        everything = tuple(range(len(self.benchmark.tasks)))
         self.net.head.select(everything if self.rehearses else task.parts)
 
     def capture(self, n_steps: int) -> str:

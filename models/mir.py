@@ -17,10 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
-from engram.models.method import Method
-from engram.models.parts.inner_steps import Logits, weighted_loss
-from engram.models.parts.replay import Replayed, ReplayOptions, augmented, replayed_per_step, store
-from engram.utils.buffers.reservoir import Buffer
+from engram.backbones.backbone import Backbone
+from engram.datasets.benchmark import Batch
+from engram.models.method import Setup
+from engram.models.parts.inner_steps import Logits
+from engram.models.rehearsal import Examples, RehearsalMethod, ReplayOptions
 from engram.utils.config.options import option
 from engram.utils.errors import UserError
 
@@ -36,15 +37,12 @@ class Options(ReplayOptions):
     )
 
 
-class MIR(Method):
+class MIR(RehearsalMethod):
     """The stream's gradient, plus that of what it interferes with."""
 
-    rehearses = True
-
-    def __init__(self, net, options, setup):
+    def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
         super().__init__(net, options, setup)
-        self.buffer = Buffer(options.buffer_size, setup.generator("buffer"), self.device)
-        k = replayed_per_step(self)
+        k = self.n_replayed
         self.n_candidates = options.subsample or CANDIDATES * k
         if self.n_candidates <= k:
             raise UserError(
@@ -52,19 +50,20 @@ class MIR(Method):
                 f"is nothing to choose; give more than {k}, or lower --minibatch_size"
             )
 
-    def edit_gradients(self, batch):
-        """Add the gradient of the replayed samples' loss."""
-        if not self.buffer:
+    def edit_gradients(self, batch: Batch) -> None:
+        """Add the gradient of CE(replay), the replayed samples being those of most interference."""
+        candidates = self.replay(self.n_candidates)
+        if candidates is None:
             return
-        candidates = augmented(self, self.buffer.sample(self.n_candidates))
-        k = min(replayed_per_step(self), len(candidates.y))
+        k = min(self.n_replayed, len(candidates.y))
         worst = self.interference(candidates).topk(k).indices
-        weighted_loss(self, Replayed(*(field[worst] for field in candidates))).backward()
+        x, y, task_id = (field[worst] for field in candidates)
+        F.cross_entropy(self.logits(x, task_id), y).backward()
 
     @torch.no_grad()
-    def interference(self, samples: Replayed) -> Tensor:
+    def interference(self, samples: Examples) -> Tensor:
         """(n,) how much each sample's loss rises in a virtual step along the gradient at hand."""
-        network, lr = Logits(self), self.optimizer.param_groups[0]["lr"]
+        network, lr = Logits(self.net, self.logits), self.optimizer.param_groups[0]["lr"]
         learning = {name: p for name, p in self.trainable().items() if p.grad is not None}
         virtual = {f"net.{name}": p - lr * p.grad for name, p in learning.items()}
         losses = []
@@ -74,6 +73,6 @@ class MIR(Method):
             losses.append(F.cross_entropy(logits, samples.y, reduction="none"))
         return losses[1] - losses[0]
 
-    def after_step(self, batch):
-        """Reservoir update."""
-        store(self, batch)
+    def after_step(self, batch: Batch) -> None:
+        """Offer the batch to the reservoir."""
+        self.remember(batch)

@@ -4,19 +4,25 @@ Source: Riemer et al. 2019 (arXiv 1810.11910), baseline `online`; Lopez-Paz & Ra
 It is `sgd` under the papers' name: --batch_size 1 makes it online (GEM's runs: 10), --n_epochs 1.
 """
 
-from engram.models.method import Method
-from engram.models.parts.inner_steps import compiled_step, kernel_of
-from engram.models.parts.replay import Replayed
+from torch import Tensor
+
+from engram.backbones.backbone import Backbone
+from engram.datasets.benchmark import Batch
+from engram.models.method import Method, Setup
+from engram.models.parts.inner_steps import InnerSteps
+from engram.models.rehearsal import Examples
+from engram.utils.config.options import OptionSet
 
 
 class Online(Method):
-    """The contract's defaults; the step in compiled form where it fits."""
+    """The contract's defaults; small networks take their steps in compiled form."""
 
-    def __init__(self, net, options, setup):
+    off_switch = "it is plain SGD"
+
+    def __init__(self, net: Backbone, options: OptionSet, setup: Setup) -> None:
         super().__init__(net, options, setup)
-        kernel_of(self)
+        self.inner = InnerSteps(self)
 
-    def observe(self, batch):
+    def observe(self, batch: Batch) -> dict[str, Tensor]:
         """One step of SGD on the batch."""
-        loss = compiled_step(self, Replayed(batch.x, batch.y, batch.task_id))
-        return super().observe(batch) if loss is None else {"loss": loss}
+        return {"loss": self.inner.step(Examples(batch.x, batch.y, batch.task_id))}

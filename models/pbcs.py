@@ -11,12 +11,13 @@ a random part of the task's data.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
 from engram.models.parts import coresets
-from engram.models.parts.exemplars import ExemplarReplay
-from engram.models.parts.replay import ReplayOptions
+from engram.models.parts.coresets import CoresetReplay
+from engram.models.rehearsal import ReplayOptions
 from engram.utils.config.options import option
 
 
@@ -30,20 +31,15 @@ class Options(ReplayOptions):
     coreset_eta: float = option(0.05, "learning rate of the probabilities", gt=0)
 
 
-class PBCS(ExemplarReplay):
+class PBCS(CoresetReplay):
     """ER on exemplars of the largest probability."""
 
-    def __init__(self, net, options, setup):
-        super().__init__(net, options, setup)
-        self.draws = setup.generator("method")
+    quick_flags: ClassVar = {"coreset_steps": 3}
+    options: Options
 
-    def end_task(self, task):
-        """Learn the probabilities of candidates of all the task's classes together."""
-        o, draws = self.options, self.draws
-
-        def weigh(x: Tensor, y: Tensor, k: int) -> Tensor:
-            return coresets.inclusion_probabilities(
-                x, y, k, o.coreset_steps, o.coreset_lr, o.coreset_eta, draws
-            )
-
-        coresets.renew_by_coreset(self, task, o.coreset_candidates, draws, weigh)
+    def weigh(self, x: Tensor, y: Tensor, k: int) -> Tensor:
+        """Each candidate's probability of being kept; they sum to k."""
+        o = self.options
+        return coresets.inclusion_probabilities(
+            x, y, k, o.coreset_steps, o.coreset_lr, o.coreset_eta, self.draws
+        )

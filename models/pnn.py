@@ -9,9 +9,14 @@ Differs from the paper: all columns exist from the start, unused; α starts at 1
 values). The class-IL view compares logits of columns that never met.
 """
 
-from engram.models.method import Method
+from torch import Tensor
+
+from engram.backbones.backbone import Backbone
+from engram.datasets.benchmark import Batch
+from engram.models.method import Method, Setup
 from engram.models.parts.progressive import ProgressiveNet
 from engram.utils import seeding
+from engram.utils.config.options import OptionSet
 
 
 class PNN(Method):
@@ -19,14 +24,15 @@ class PNN(Method):
 
     scenarios = ("task-il",)
     needs_boundaries = True
+    off_switch = "it has another network: a column per task"
 
-    def __init__(self, net, options, setup):
+    def __init__(self, net: Backbone, options: OptionSet, setup: Setup) -> None:
         classes = [task.classes for task in setup.benchmark.tasks]
         with seeding.isolated(setup.seed, "init", 1):
             columns = ProgressiveNet(net, classes)
         super().__init__(columns.to(setup.device), options, setup)
 
-    def loss(self, batch):
+    def loss(self, batch: Batch) -> Tensor:
         """Cross-entropy of the current task's column."""
         with self.net.head.only(self.task.id):
             return super().loss(batch)

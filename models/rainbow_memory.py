@@ -19,9 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engram.models.parts import exemplars
+from engram.backbones.backbone import Backbone
+from engram.datasets.benchmark import Task
+from engram.models.method import Setup
 from engram.models.parts.exemplars import ExemplarReplay
-from engram.models.parts.replay import ReplayOptions
+from engram.models.rehearsal import ReplayOptions
 
 CUTOUTS, ROTATIONS, SOLARISATIONS = (0.25, 0.5, 0.75, 1.0), (45, 90), (128, 64, 32)
 
@@ -34,15 +36,15 @@ class Options(ReplayOptions):
 class RainbowMemory(ExemplarReplay):
     """ER; every class's exemplars are chosen again at the end of each task."""
 
-    def __init__(self, net, options, setup):
+    def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
         super().__init__(net, options, setup)
         self.draws = setup.generator("method")
 
-    def end_task(self, task):
+    def end_task(self, task: Task) -> None:
         """Strides over the uncertainty of what is stored and what is new."""
         if not self.buffer.size:
             return
-        samples = exemplars.samples_of(self, task)
+        samples = self.task_samples(task)
         samples["x"] = samples["x"][:]  # views are made of all images at once: none may be left on disk
         pools = [samples] if not len(self.buffer) else [self.buffer.stored(), samples]
         doubt = torch.cat([self.uncertainty(pool["x"], pool["task_id"]) for pool in pools])
@@ -56,7 +58,7 @@ class RainbowMemory(ExemplarReplay):
             logits = self.logits(x, task_id).masked_fill(~seen, -torch.inf)
             return F.one_hot(logits.argmax(1), logits.shape[1])
 
-        views = (exemplars.evaluated(self, votes, view, task_id) for view in perturbed(raw, self.draws))
+        views = (self.evaluate(votes, view, task_id) for view in perturbed(raw, self.draws))
         total = sum(views)
         return 1 - total.amax(1) / total.sum(1)
 
@@ -64,8 +66,8 @@ class RainbowMemory(ExemplarReplay):
 def strides(doubt: Tensor, k: int) -> Tensor:
     """min(k, n) rows of (n,) at equal distances in ascending order."""
     n = len(doubt)
-    places = torch.arange(min(k, n), device=doubt.device) * n // min(k, n)
-    return doubt.sort(stable=True).indices[places]
+    ranks = torch.arange(min(k, n), device=doubt.device) * n // min(k, n)
+    return doubt.sort(stable=True).indices[ranks]
 
 
 def perturbed(raw: Tensor, generator: torch.Generator) -> Iterator[Tensor]:

@@ -11,10 +11,12 @@ backbone's last layer is of that size; the same parameters).
 
 from dataclasses import dataclass
 
+from engram.backbones.backbone import Backbone
 from engram.backbones.heads import PolytopeHead
-from engram.models.parts import exemplars
-from engram.models.parts.exemplars import ExemplarReplay
-from engram.models.parts.replay import ReplayOptions
+from engram.datasets.benchmark import Task
+from engram.models.method import Setup
+from engram.models.parts.exemplars import ExemplarReplay, at_random
+from engram.models.rehearsal import ReplayOptions
 from engram.utils import seeding
 
 
@@ -27,14 +29,14 @@ class RPC(ExemplarReplay):
     """ER on a head that does not learn."""
 
     scenarios = ("class-il",)
+    off_switch = "it has another head: a fixed one"
 
-    def __init__(self, net, options, setup):
+    def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
         with seeding.isolated(setup.seed, "init", 1):
             net.head = PolytopeHead(net.feature_dim, setup.benchmark.n_classes).to(setup.device)
         super().__init__(net, options, setup)
         self.draws = setup.generator("method")
 
-    def end_task(self, task):
+    def end_task(self, task: Task) -> None:
         """Any samples of the task, equally many of each class."""
-        samples = exemplars.samples_of(self, task)
-        self.buffer.renew(task.id, exemplars.at_random(self.draws), **samples)
+        self.buffer.renew(task.id, at_random(self.draws), **self.task_samples(task))

@@ -13,11 +13,14 @@ penalty's gradient is not part of g. Heads as `--protect_head` says; per-task he
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from engram.models.method import Method
+from engram.backbones.backbone import Backbone
+from engram.datasets.benchmark import Batch, Task
+from engram.models.method import Method, Setup
 from engram.models.parts.importance import ProtectionOptions, shared_parameters
 from engram.models.parts.path import PathIntegral
 from engram.models.parts.quadratic import Quadratic
@@ -38,8 +41,9 @@ class RWalk(Method):
     """Cross-entropy plus a quadratic penalty weighted by Fisher information and path scores."""
 
     needs_boundaries = True
+    off_switch: ClassVar = {"rwalk_lambda": 0}
 
-    def __init__(self, net, options, setup):
+    def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
         super().__init__(net, options, setup)
         self.quadratic = Quadratic(shared_parameters(net, options.protect_head))
         self.path = PathIntegral(self.quadratic.parameters)
@@ -53,7 +57,7 @@ class RWalk(Method):
     def _zeros(self) -> dict[str, Tensor]:
         return {name: torch.zeros_like(p) for name, p in self.quadratic.parameters.items()}
 
-    def begin_task(self, task):
+    def begin_task(self, task: Task) -> None:
         """The first stretch of the task begins here."""
         self.start = self._positions()
         self.scores = self._zeros()
@@ -62,7 +66,7 @@ class RWalk(Method):
         return {name: p.detach().clone() for name, p in self.quadratic.parameters.items()}
 
     @torch.no_grad()
-    def edit_gradients(self, batch):
+    def edit_gradients(self, batch: Batch) -> None:
         """Add the penalty's gradient, once the task's own has been noted."""
         if not self.options.rwalk_lambda:
             return
@@ -72,7 +76,7 @@ class RWalk(Method):
         torch._foreach_addcmul_([self.squares[n] for n in names], gradients, gradients)
         self.quadratic.add_gradients(self.options.rwalk_lambda)
 
-    def after_step(self, batch):
+    def after_step(self, batch: Batch) -> None:
         """Lengthen the path; after Δt steps update scores and Fisher."""
         if not self.options.rwalk_lambda:
             return
@@ -94,7 +98,7 @@ class RWalk(Method):
         self.path.reset()
 
     @torch.no_grad()
-    def end_task(self, task):
+    def end_task(self, task: Task) -> None:
         """Average the scores with those of the tasks before; the anchor moves here."""
         if not self.options.rwalk_lambda:
             return

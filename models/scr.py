@@ -17,11 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engram.models.method import Method
-from engram.models.parts import exemplars
-from engram.models.parts.replay import ReplayOptions, replayed_per_step, store
+from engram.backbones.backbone import Backbone
+from engram.datasets.benchmark import Batch
+from engram.models.method import Setup
+from engram.models.parts.exemplars import class_means, nearest_mean
+from engram.models.rehearsal import RehearsalMethod, ReplayOptions
 from engram.utils import seeding
-from engram.utils.buffers.reservoir import Buffer
 from engram.utils.config.options import option
 
 
@@ -34,54 +35,53 @@ class Options(ReplayOptions):
     projection_size: int = option(128, "length of z", ge=1)
 
 
-class SCR(Method):
+class SCR(RehearsalMethod):
     """Contrastive loss in place of a classifier."""
 
     scenarios = ("class-il", "domain-il")
-    rehearses = True
+    off_switch = "it has another loss: contrastive"
 
-    def __init__(self, net, options, setup):
+    def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
         super().__init__(net, options, setup)
-        self.buffer = Buffer(options.buffer_size, setup.generator("buffer"), self.device)
         size = net.feature_dim
         with seeding.isolated(setup.seed, "init", 1):
             layers = nn.Linear(size, size), nn.ReLU(), nn.Linear(size, options.projection_size)
         self.projection = nn.Sequential(*layers).to(self.device)
         self.means: Tensor | None = None
 
-    def trainable(self):
+    def trainable(self) -> dict[str, nn.Parameter]:
         """The network's parameters and the projection's."""
-        own = {f"projection.{name}": p for name, p in self.projection.named_parameters()}
-        return super().trainable() | own
+        projection = {f"projection.{name}": p for name, p in self.projection.named_parameters()}
+        return super().trainable() | projection
 
-    def loss(self, batch):
+    def loss(self, batch: Batch) -> Tensor:
         """Supervised contrastive loss over two views of stream and memory."""
         x, raw, y = batch.x, batch.x_raw, batch.y
         if len(self.buffer):
-            drawn = self.buffer.sample(replayed_per_step(self))
+            drawn = self.buffer.sample(self.n_replayed)
             x = torch.cat((x, self.augment(drawn["x"])))
             raw, y = torch.cat((raw, drawn["x"])), torch.cat((y, drawn["y"]))
         views = torch.cat((x, self.augment(raw)))
         z = self.projection(self.net.features(views).flatten(1))
         return supervised_contrastive(z, y.repeat(2), self.options.temperature)
 
-    def after_step(self, batch):
-        """Reservoir update; the features have moved, and the means with them."""
-        store(self, batch)
+    def after_step(self, batch: Batch) -> None:
+        """Offer the batch to the reservoir; the features have moved, and the means with them."""
+        self.remember(batch)
         self.means = None
 
-    def predict(self, x, task_id):
+    def predict(self, x: Tensor, task_id: Tensor) -> Tensor:
         """Negative squared distances to the class means of the memory."""
         if self.means is None:
             self.means = self.memory_means()
-        return exemplars.nearest_mean(self.net.features(x).flatten(1), self.means)
+        return nearest_mean(self.net.features(x).flatten(1), self.means)
 
     def memory_means(self) -> Tensor:
         """(C, D), NaN for a class of which nothing is stored."""
         n_classes, stored = self.setup.benchmark.n_classes, self.buffer.stored()
         if not len(self.buffer):
             return torch.full((n_classes, self.net.feature_dim), torch.nan, device=self.device)
-        return exemplars.class_means(exemplars.features(self, stored["x"]), stored["y"], n_classes)
+        return class_means(self.features(stored["x"]), stored["y"], n_classes)
 
 
 def supervised_contrastive(z: Tensor, y: Tensor, temperature: float) -> Tensor:

@@ -7,3 +7,4 @@ class SGD(Method):
     """The contract's defaults, unchanged."""
 
     data_parallel = True
+    off_switch = "it is plain SGD"

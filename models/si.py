@@ -10,11 +10,14 @@ A head that all tasks share is protected like any layer (`--protect_head 0`: not
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from engram.models.method import Method
+from engram.backbones.backbone import Backbone
+from engram.datasets.benchmark import Batch, Task
+from engram.models.method import Method, Setup
 from engram.models.parts.importance import ProtectionOptions, shared_parameters
 from engram.models.parts.path import PathIntegral
 from engram.models.parts.quadratic import Quadratic
@@ -33,31 +36,32 @@ class SI(Method):
     """Cross-entropy plus a quadratic penalty whose importances are gathered while training."""
 
     needs_boundaries = True
+    off_switch: ClassVar = {"si_c": 0}
 
-    def __init__(self, net, options, setup):
+    def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
         super().__init__(net, options, setup)
         self.quadratic = Quadratic(shared_parameters(net, options.protect_head))
         self.path = PathIntegral(self.quadratic.parameters)
         self.start: dict[str, Tensor] = {}  # parameters where the task began
 
-    def begin_task(self, task):
+    def begin_task(self, task: Task) -> None:
         """A new path begins here."""
         self.path.reset()
         self.start = {name: p.detach().clone() for name, p in self.quadratic.parameters.items()}
 
-    def edit_gradients(self, batch):
+    def edit_gradients(self, batch: Batch) -> None:
         """Add the penalty's gradient 2 c Ω (θ − θ*), once the task's own has been noted."""
         if self.options.si_c:
             self.path.note()
             self.quadratic.add_gradients(self.options.si_c)
 
-    def after_step(self, batch):
+    def after_step(self, batch: Batch) -> None:
         """Lengthen the path integral by this step."""
         if self.options.si_c:
             self.path.add()
 
     @torch.no_grad()
-    def end_task(self, task):
+    def end_task(self, task: Task) -> None:
         """Ω += ω / (Δ² + ξ); the anchor moves here."""
         if not self.options.si_c:
             return

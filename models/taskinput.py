@@ -7,28 +7,34 @@ Differs from that code: with more than two hidden layers all biases are 0 (there
 on are not).
 """
 
+from torch import Tensor
+
+from engram.backbones.backbone import Backbone
 from engram.backbones.mlp import TaskInputMLP, require_mlp
-from engram.models.method import Method
+from engram.datasets.benchmark import Batch, Task
+from engram.models.method import Method, Setup
 from engram.utils import seeding
+from engram.utils.config.options import OptionSet
 
 
 class TaskInput(Method):
     """The contract's defaults on a network with an input layer per task."""
 
     needs_boundaries = True
+    off_switch = "it has another network: a first layer per task"
 
-    def __init__(self, net, options, setup):
+    def __init__(self, net: Backbone, options: OptionSet, setup: Setup) -> None:
         require_mlp(net, "taskinput")
         with seeding.isolated(setup.seed, "init"):
             network = TaskInputMLP(net, len(setup.benchmark.tasks))
         super().__init__(network.to(setup.device), options, setup)
 
-    def enter(self, task):
+    def enter(self, task: Task) -> None:
         """Only the task's own first layer learns."""
         super().enter(task)
         self.net.inputs.select(task.parts)
 
-    def loss(self, batch):
+    def loss(self, batch: Batch) -> Tensor:
         """Cross-entropy through the current task's first layer."""
         with self.net.inputs.only(self.task.id):
             return super().loss(batch)

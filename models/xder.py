@@ -20,11 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engram.backbones.backbone import Backbone
+from engram.datasets.benchmark import Batch, Task
 from engram.models import derpp
-from engram.models.method import Method
-from engram.models.parts import exemplars
-from engram.models.parts.replay import augmented, replayed_per_step
-from engram.utils.buffers.exemplar_memory import ExemplarMemory
+from engram.models.method import Setup
+from engram.models.parts.exemplars import ExemplarMethod, at_random
 from engram.utils.config.options import option
 
 
@@ -37,43 +37,58 @@ class Options(derpp.Options):
     m: float = option(0.3, "margin of the hinges", ge=0)
 
 
-class XDER(Method):
+class XDER(ExemplarMethod):
     """DER++ on separate groups of classes, with stored logits that are kept up to date."""
 
     scenarios = ("class-il",)
-    needs_boundaries = True
-    rehearses = True
+    off_switch = "it has another loss: among the task's own classes"
 
-    def __init__(self, net, options, setup):
+    def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
         super().__init__(net, options, setup)
-        self.buffer = ExemplarMemory(options.buffer_size, setup)
         self.draws = setup.generator("method")
 
-    def loss(self, batch):
-        """The stream's terms, then the memory's; what is replayed may be rectified on the way."""
+    def loss(self, batch: Batch) -> Tensor:
+        """CE(stream) + η hinge(past) + α MSE(h(x'), z') + β CE(h(x''), y'') + η hinge(future)."""
         n_old, n_seen = self.buffer.n_groups[self.task.id : self.task.id + 2]
         logits = self.net(batch.x, batch.task_id)
-        loss = F.cross_entropy(logits[:, n_old:n_seen], batch.y - n_old)
-        if n_old:
-            p = logits[:, :n_seen].softmax(1)
-            loss = loss + self.hinge(p[:, :n_old].amax(1).detach(), p[:, n_old:].amax(1))
-        outputs, owner = logits, batch.task_id
-        if len(self.buffer):
-            slots = self.buffer.slots(2 * replayed_per_step(self))
-            sample = self.buffer.at(slots)
-            replayed = augmented(self, sample)
-            again = self.net(replayed.x, replayed.task_id)
-            half = (len(slots) + 1) // 2
-            loss = loss + self.options.alpha * F.mse_loss(again[:half], sample["logits"][:half])
-            if half < len(slots):
-                entropy = F.cross_entropy(again[half:, :n_old], replayed.y[half:])
-                loss = loss + self.options.beta * entropy
-            self.rectify_some(slots, sample, again.detach(), n_old)
-            outputs, owner = torch.cat((logits, again)), torch.cat((owner, replayed.task_id))
-        if n_seen < outputs.shape[1]:
-            own = outputs.masked_fill(~self.setup.benchmark.class_masks[owner], -torch.inf).amax(1)
-            loss = loss + self.hinge(outputs[:, n_seen:].amax(1), own)
-        return loss
+        stream = F.cross_entropy(logits[:, n_old:n_seen], batch.y - n_old)  # among the task's own classes
+        past = self.past_hinge(logits, n_old, n_seen)
+        distance, entropy, outputs, task_id = self.replay_terms(batch, logits, n_old)
+        future = self.future_hinge(outputs, task_id, n_seen)
+        return stream + past + self.options.alpha * distance + self.options.beta * entropy + future
+
+    def past_hinge(self, logits: Tensor, n_old: int, n_seen: int) -> Tensor | float:
+        """η hinge: probabilities of past classes stay below those of the task's own; 0 in the first."""
+        if not n_old:
+            return 0.0
+        p = logits[:, :n_seen].softmax(1)
+        return self.hinge(p[:, :n_old].amax(1).detach(), p[:, n_old:].amax(1))
+
+    def replay_terms(
+        self, batch: Batch, logits: Tensor, n_old: int
+    ) -> tuple[Tensor | float, Tensor | float, Tensor, Tensor]:
+        """MSE on one half of what is drawn, CE among past classes on the other; stored logits are rectified.
+
+        Both are 0 without a memory. Also the outputs (N, C) of stream and replay, and the task of each.
+        """
+        if not len(self.buffer):
+            return 0.0, 0.0, logits, batch.task_id
+        slots = self.buffer.slots(2 * self.n_replayed)
+        sample = self.buffer.at(slots)
+        x, y, task_id = self.augmented(sample)
+        replayed, half = self.net(x, task_id), (len(slots) + 1) // 2
+        distance, entropy = F.mse_loss(replayed[:half], sample["logits"][:half]), 0.0
+        if half < len(slots):
+            entropy = F.cross_entropy(replayed[half:, :n_old], y[half:])
+        self.rectify_some(slots, sample, replayed.detach(), n_old)
+        return distance, entropy, torch.cat((logits, replayed)), torch.cat((batch.task_id, task_id))
+
+    def future_hinge(self, outputs: Tensor, task_id: Tensor, n_seen: int) -> Tensor | float:
+        """η hinge: logits of classes to come stay below those of each sample's task; 0 in the last."""
+        if n_seen == outputs.shape[1]:
+            return 0.0
+        true = outputs.masked_fill(~self.benchmark.class_masks[task_id], -torch.inf).amax(1)
+        return self.hinge(outputs[:, n_seen:].amax(1), true)
 
     def hinge(self, bad: Tensor, good: Tensor) -> Tensor:
         """η times the mean of bad + m − good over the samples (n,) for which it is positive."""
@@ -88,28 +103,28 @@ class XDER(Method):
         chosen = torch.where(heads.unsqueeze(1), new, sample["logits"])
         self.buffer.replace(slots, logits=chosen, replays=times)
 
-    def end_task(self, task):
+    def end_task(self, task: Task) -> None:
         """Rectify what is stored; add the task's share, with its logits."""
         if not self.buffer.size:
             return
         first, gamma, stored = self.buffer.n_groups[task.id], self.options.gamma, self.buffer.stored()
         if len(self.buffer):
-            now = exemplars.evaluated(self, self.net, stored["x"], stored["task_id"])
+            now = self.evaluate(self.net, stored["x"], stored["task_id"])
             logits = rectified(stored["logits"], now, stored["y"], slice(first, None), gamma)
             every = torch.arange(len(self.buffer), device=self.device)
             self.buffer.replace(every, logits=logits, replays=torch.zeros_like(stored["replays"]))
-        samples = exemplars.samples_of(self, task)
-        now = exemplars.evaluated(self, self.net, samples["x"], samples["task_id"])
+        samples = self.task_samples(task)
+        now = self.evaluate(self.net, samples["x"], samples["task_id"])
         logits = rectified(now, now, samples["y"], slice(0, first), gamma) if first else now
-        own = {"logits": logits, "replays": torch.zeros_like(samples["y"])}
-        self.buffer.renew(task.id, exemplars.at_random(self.draws), **samples, **own)
+        samples |= {"logits": logits, "replays": torch.zeros_like(samples["y"])}
+        self.buffer.renew(task.id, at_random(self.draws), **samples)
 
 
 def rectified(stored: Tensor, now: Tensor, y: Tensor, columns: slice, gamma: float) -> Tensor:
     """Stored logits (N, C) with those columns as they are now, scaled to γ z_y where they exceed z_y."""
-    new, own = now[:, columns], stored.gather(1, y.unsqueeze(1))
+    new, true = now[:, columns], stored.gather(1, y.unsqueeze(1))
     largest = new.amax(1, keepdim=True)
-    scale = torch.where(largest > own, gamma * own / largest, 1.0)
+    scale = torch.where(largest > true, gamma * true / largest, 1.0)
     result = stored.clone()
     result[:, columns] = scale * new
     return result

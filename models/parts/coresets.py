@@ -5,14 +5,16 @@ sample weights w (n,): g(θ) = Σ w_i CE_i(θ) + ρ/2 ‖θ‖². All derivative
 CE_i is x_i (p_i − e_y)ᵀ, and its Hessian times V is x_i (p_i ∘ (u_i − ⟨p_i, u_i⟩))ᵀ with u_i = Vᵀ x_i.
 """
 
-from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engram.backbones.backbone import Backbone
 from engram.datasets.benchmark import Task
-from engram.models.parts import exemplars
+from engram.models.method import Setup
+from engram.models.parts.exemplars import ExemplarReplay
 
 RIDGE = 1e-3
 INNER, NEUMANN, SMOOTHING = 5, 3, 1e-3  # BCSR: steps on θ for each on w; terms of the series; of top-k
@@ -114,27 +116,42 @@ def inclusion_probabilities(
     return s
 
 
-def renew_by_coreset(
-    method, task: Task, per_class: int, draws: torch.Generator, weigh: Callable[[Tensor, Tensor, int], Tensor]
-) -> None:
-    """Give the task's places in `method.buffer` to the samples of most weight, class by class.
+class CoresetReplay(ExemplarReplay):
+    """ER on exemplars whose choice is a bilevel problem: subclasses weigh the candidates.
 
-    weigh: (x, y, k) → weights; x are L2-normalised features and a constant, y labels within the task.
-    Candidates are `per_class` random samples of each class, and at least as many as it may keep.
+    Options have `coreset_candidates`, the random samples of each class to choose from.
     """
-    memory, samples = method.buffer, exemplars.samples_of(method, task)
-    if not memory.size:
-        return
-    quotas, chosen = memory.quotas(task.id + 1)[memory.n_groups[task.id] :], []
-    for label, quota in zip(task.classes, quotas, strict=True):
-        mine = torch.nonzero(samples["y"] == label).view(-1)
-        order = torch.randperm(len(mine), generator=draws)[: max(quota, per_class)]
-        chosen.append(mine[order.to(mine.device)])
-    rows = torch.cat(chosen)
-    score = torch.full((len(samples["y"]),), -1.0, device=method.device)  # others come after candidates
-    if sum(quotas):
-        x = F.normalize(exemplars.features(method, samples["x"][rows]), dim=1)
-        x = torch.cat((x, torch.ones_like(x[:, :1])), 1)
-        y = torch.repeat_interleave(torch.tensor([len(part) for part in chosen])).to(method.device)
-        score[rows] = weigh(x, y, sum(quotas))
-    exemplars.renew_by_score(method, task, score)
+
+    def __init__(self, net: Backbone, options: Any, setup: Setup) -> None:
+        super().__init__(net, options, setup)
+        self.draws = setup.generator("method")
+
+    def weigh(self, x: Tensor, y: Tensor, k: int) -> Tensor:
+        """(n,) weight of each candidate, k of which will be kept.
+
+        x: (n, D + 1) L2-normalised features and a constant. y: (n,) labels, counted within the task.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define weigh(x, y, k)")
+
+    def end_task(self, task: Task) -> None:
+        """Weigh candidates of all the task's classes together; each class keeps those of most weight.
+
+        Candidates are random samples of each class, at least as many as it may keep.
+        """
+        memory, samples = self.buffer, self.task_samples(task)
+        if not memory.size:
+            return
+        quotas, chosen = memory.quotas(task.id + 1)[memory.n_groups[task.id] :], []
+        for label, quota in zip(task.classes, quotas, strict=True):
+            members = torch.nonzero(samples["y"] == label).view(-1)
+            n_candidates = max(quota, self.options.coreset_candidates)
+            order = torch.randperm(len(members), generator=self.draws)[:n_candidates]
+            chosen.append(members[order.to(members.device)])
+        rows = torch.cat(chosen)
+        score = torch.full((len(samples["y"]),), -1.0, device=self.device)  # others come after candidates
+        if sum(quotas):
+            x = F.normalize(self.features(samples["x"][rows]), dim=1)
+            x = torch.cat((x, torch.ones_like(x[:, :1])), 1)
+            y = torch.repeat_interleave(torch.tensor([len(members) for members in chosen])).to(self.device)
+            score[rows] = self.weigh(x, y, sum(quotas))
+        self.keep_highest(task, score)

@@ -1,23 +1,17 @@
 """Exemplars: what methods do with a memory that is renewed when a task ends (`ExemplarMemory`).
 
 Shared by the methods that choose what to keep once a task is over (iCaRL and its descendants, Rainbow
-Memory, coresets): replay, the union of a task's data and the exemplars, features, nearest-mean prediction,
-a frozen copy of the network.
+Memory, coresets): replay, the union of a task's data and the exemplars, herding, nearest-mean prediction.
 """
 
-import copy
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from engram.datasets.benchmark import Batch, Task
-from engram.models.method import Method
-from engram.models.parts.importance import evaluating
-from engram.models.parts.replay import ReplayOptions, draw, joined
-from engram.utils.batching import CHUNK
+from engram.models.rehearsal import RehearsalMethod, ReplayOptions
 from engram.utils.buffers import selection
 from engram.utils.buffers.exemplar_memory import Choice, ExemplarMemory
 from engram.utils.config.options import option
@@ -34,39 +28,6 @@ class ExemplarOptions(ReplayOptions):
     )
 
 
-def samples_of(method, task: Task) -> dict[str, Tensor]:
-    """The task's training samples as a memory's fields."""
-    samples = method.setup.benchmark.train(task)
-    return {"x": samples.x_raw, "y": samples.y, "task_id": samples.task_id, "index": samples.index}
-
-
-def union(method, batch: Batch) -> Batch:
-    """The batch, followed by exemplars of `method.buffer`, augmented as the stream's (`--minibatch_size`)."""
-    memory, size = method.buffer, method.options.minibatch_size
-    if not len(memory):
-        return batch
-    n_steps = method.setup.benchmark.n_steps(method.task, method.setup.train.batch_size)
-    drawn = memory.sample(size) if size else memory.share(n_steps)
-    if not len(drawn["y"]):
-        return batch
-    drawn |= {"x": method.augment(drawn["x"]), "x_raw": drawn["x"]}
-    return Batch(*(torch.cat((own, drawn[name])) for name, own in batch._asdict().items()))
-
-
-@torch.no_grad()
-def evaluated(method, function: Callable[..., Tensor], raw: Tensor, *others: Tensor) -> Tensor:
-    """function(x, *others) of un-augmented images (N, C, H, W), chunk by chunk, the network in eval mode."""
-    normalise, size = method.setup.benchmark.augment.normalise, CHUNK[raw.device.type]
-    with evaluating(method.net):
-        chunks = zip(*(field.split(size) for field in (raw, *others)), strict=True)
-        return torch.cat([function(normalise(part), *rest) for part, *rest in chunks])
-
-
-def features(method, raw: Tensor) -> Tensor:
-    """(N, D) features of un-augmented images."""
-    return evaluated(method, lambda x: method.net.features(x).flatten(1), raw)
-
-
 def class_means(features: Tensor, y: Tensor, n_classes: int) -> Tensor:
     """(C, D) normalised means of normalised features (N, D) by label; NaN for a class without samples."""
     unit = F.normalize(features, dim=1)
@@ -80,58 +41,74 @@ def nearest_mean(features: Tensor, means: Tensor) -> Tensor:
     return scores.nan_to_num(nan=torch.finfo(scores.dtype).min)
 
 
-def stored_means(method) -> Tensor:
-    """(C, D) `class_means` of the exemplars; inside a task, of its own classes those of its data."""
-    memory, task, benchmark = method.buffer, method.task, method.setup.benchmark
-    samples = [memory.stored()] if len(memory) else []
-    if task is not None and task.id >= memory.n_tasks:
-        samples.append(samples_of(method, task))
-    if not samples:
-        return torch.full((benchmark.n_classes, method.net.feature_dim), torch.nan, device=method.device)
-    x, y = (torch.cat([part[name] for part in samples]) for name in ("x", "y"))
-    return class_means(features(method, x), y, benchmark.n_classes)
-
-
 def at_random(generator: torch.Generator) -> Choice:
     """A choice that takes any k, uniformly; drawn on the host."""
     return lambda rows, k: rows[torch.randperm(len(rows), generator=generator)[:k].to(rows.device)]
 
 
-def renew_by_score(method, task: Task, score: Tensor) -> None:
-    """Give the task's places in `method.buffer` to the samples of the highest score (N,), class by class."""
-    n_old = len(method.buffer)
-
-    def choose(rows: Tensor, k: int) -> Tensor:
-        return rows[score[rows - n_old].sort(descending=True, stable=True).indices[:k]]
-
-    method.buffer.renew(task.id, choose, **samples_of(method, task))
-
-
-def renew_by_herding(method, task: Task) -> None:
-    """Give the task's places in `method.buffer` to its herded samples, by L2-normalised features."""
-    if not method.buffer.size:
-        return
-    samples, n_old = samples_of(method, task), len(method.buffer)
-    unit = F.normalize(features(method, samples["x"]), dim=1)
-    method.buffer.renew(task.id, lambda rows, k: rows[selection.herding(unit[rows - n_old], k)], **samples)
-
-
-def frozen_copy(net: nn.Module) -> nn.Module:
-    """A teacher: the same network in eval mode, learning nothing."""
-    return copy.deepcopy(net).eval().requires_grad_(False)
-
-
-class ExemplarReplay(Method):
-    """ER on exemplars of past tasks: plain SGD without them. Subclasses renew them in `end_task`."""
+class ExemplarMethod(RehearsalMethod):
+    """A rehearsal method whose memory is an `ExemplarMemory`, renewed by `end_task`."""
 
     needs_boundaries = True
-    rehearses = True
 
-    def __init__(self, net, options, setup):
-        super().__init__(net, options, setup)
-        self.buffer = ExemplarMemory(options.buffer_size, setup)
+    def make_buffer(self) -> ExemplarMemory:
+        """An empty memory with the same number of slots for each class of each task."""
+        return ExemplarMemory(self.options.buffer_size, self.setup)
 
-    def loss(self, batch):
-        """Cross-entropy over the stream's batch and one of exemplars, together."""
-        x, y, task_id = joined(batch, draw(self))
+    def task_samples(self, task: Task) -> dict[str, Tensor]:
+        """The task's training samples as a memory's fields."""
+        x, y, task_id, index = self.benchmark.train(task)
+        return {"x": x, "y": y, "task_id": task_id, "index": index}
+
+    def union(self, batch: Batch) -> Batch:
+        """The batch, followed by exemplars, augmented as the stream's: a step on the union of both.
+
+        `--minibatch_size` exemplars; by default the next part of a random order, so that each occurs once in
+        an epoch.
+        """
+        if not len(self.buffer):
+            return batch
+        n_steps = self.benchmark.n_steps(self.task, self.setup.train.batch_size)
+        size = self.options.minibatch_size
+        drawn = self.buffer.sample(size) if size else self.buffer.share(n_steps)
+        if not len(drawn["y"]):
+            return batch
+        drawn |= {"x": self.augment(drawn["x"]), "x_raw": drawn["x"]}
+        return Batch(*(torch.cat((field, drawn[name])) for name, field in batch._asdict().items()))
+
+    def stored_means(self) -> Tensor:
+        """(C, D) `class_means` of the exemplars; inside a task, of its own classes those of its data."""
+        pools = [self.buffer.stored()] if len(self.buffer) else []
+        if self.task is not None and self.task.id >= self.buffer.n_tasks:
+            pools.append(self.task_samples(self.task))
+        n_classes = self.benchmark.n_classes
+        if not pools:
+            return torch.full((n_classes, self.net.feature_dim), torch.nan, device=self.device)
+        x, y = (torch.cat([pool[name] for pool in pools]) for name in ("x", "y"))
+        return class_means(self.features(x), y, n_classes)
+
+    def keep_highest(self, task: Task, score: Tensor) -> None:
+        """Give the task's share of the memory to its samples of the highest score (N,), class by class."""
+        n_old = len(self.buffer)
+
+        def choose(rows: Tensor, k: int) -> Tensor:
+            return rows[score[rows - n_old].sort(descending=True, stable=True).indices[:k]]
+
+        self.buffer.renew(task.id, choose, **self.task_samples(task))
+
+    def keep_herded(self, task: Task) -> None:
+        """Give the task's share of the memory to its herded samples, by L2-normalised features."""
+        if not self.buffer.size:
+            return
+        samples, n_old = self.task_samples(task), len(self.buffer)
+        unit = F.normalize(self.features(samples["x"]), dim=1)
+        self.buffer.renew(task.id, lambda rows, k: rows[selection.herding(unit[rows - n_old], k)], **samples)
+
+
+class ExemplarReplay(ExemplarMethod):
+    """ER on exemplars of past tasks: plain SGD without them. Subclasses renew them in `end_task`."""
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean cross-entropy over the stream's batch and a batch of exemplars."""
+        x, y, task_id = self.with_replay(batch)
         return F.cross_entropy(self.logits(x, task_id), y)

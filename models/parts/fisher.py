@@ -11,28 +11,42 @@ van de Ven 2025, "On the computation of the Fisher information in continual lear
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engram.datasets.benchmark import Samples, Task
+from engram.datasets.benchmark import Benchmark, Samples, Task
 from engram.models.parts import importance
+from engram.models.parts.inference import evaluating, head_mask
 from engram.models.parts.inner_steps import gradient, split
-from engram.models.parts.replay import Replayed
 
 KINDS = ("all", "sampled", "true", "batched")
 CHUNK = 1000  # images per forward pass when labels are drawn
 
 
 def of_task(
-    method, parameters: dict[str, nn.Parameter], task: Task, n: int, draws: torch.Generator, kind: str = "all"
+    net: nn.Module,
+    benchmark: Benchmark,
+    parameters: dict[str, nn.Parameter],
+    task: Task,
+    n: int,
+    draws: torch.Generator,
+    kind: str = "all",
+    batch_size: int = 1,
 ) -> dict[str, Tensor]:
-    """Name → Fisher diagonal over `n` training samples of the task (0: all), drawn from `draws`."""
-    samples = importance.subset(method.setup.benchmark.train(task), n, draws)
+    """Name → Fisher diagonal over `n` training samples of the task (0: all), drawn from `draws`.
+
+    kind: one of KINDS; batch_size: of the mini-batches of "batched".
+    """
+    samples = importance.subset(benchmark.train(task), n, draws)
     if kind == "batched":
-        return batched(method, parameters, samples, method.setup.train.batch_size)
+        return batched(net, benchmark, parameters, samples, batch_size)
     if kind == "all":
-        return importance.of_images(method, parameters, samples.x_raw, task, log_probabilities, 2)
-    y = own_labels(method, task, samples.y) if kind == "true" else sample_labels(method, task, samples, draws)
-    return importance.of_images(method, parameters, samples.x_raw, task, log_likelihood, 2, y)
+        return importance.of_images(net, benchmark, parameters, samples.x_raw, task, log_probabilities, 2)
+    if kind == "true":
+        y = columns_of_labels(net, benchmark, task, samples.y)
+    else:
+        y = sample_labels(net, benchmark, task, samples, draws)
+    return importance.of_images(net, benchmark, parameters, samples.x_raw, task, log_likelihood, 2, y)
 
 
 def log_probabilities(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -47,37 +61,47 @@ def log_likelihood(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return log_p, torch.ones_like(log_p)
 
 
-def own_labels(method, task: Task, y: Tensor) -> Tensor:
-    """(N,) labels counted as the logits that the task's importance sees are: from its own head's first."""
-    if method.head_mask is None:
+def columns_of_labels(net: nn.Module, benchmark: Benchmark, task: Task, y: Tensor) -> Tensor:
+    """(N,) column of each label among the logits that the task's importance sees: its own head's."""
+    if head_mask(net, benchmark) is None:
         return y
-    place = torch.zeros(method.setup.benchmark.n_classes, dtype=torch.long, device=y.device)
-    place[torch.tensor(task.classes, device=y.device)] = torch.arange(len(task.classes), device=y.device)
-    return place[y]
+    column = torch.zeros(benchmark.n_classes, dtype=torch.long, device=y.device)
+    column[torch.tensor(task.classes, device=y.device)] = torch.arange(len(task.classes), device=y.device)
+    return column[y]
 
 
 @torch.no_grad()
-def sample_labels(method, task: Task, samples: Samples, draws: torch.Generator) -> Tensor:
+def sample_labels(
+    net: nn.Module, benchmark: Benchmark, task: Task, samples: Samples, draws: torch.Generator
+) -> Tensor:
     """(N,) one label per sample from the network's probabilities, drawn on the host."""
     chances = torch.rand(len(samples.y), generator=draws, dtype=torch.float64).to(samples.y.device)
-    own = importance.of_own_classes(method, task, lambda logits: logits)
-    normalise, labels = method.setup.benchmark.augment.normalise, []
-    with importance.evaluating(method.net):
+    restrict = importance.of_own_classes(net, benchmark, task, lambda logits: logits)
+    normalise, labels = benchmark.augment.normalise, []
+    with evaluating(net):
         parts = (t.split(CHUNK) for t in (samples.x_raw, samples.task_id, chances))
         for raw, task_id, chance in zip(*parts, strict=True):
-            below = own(method.net(normalise(raw), task_id)).double().softmax(1).cumsum(1)
+            below = restrict(net(normalise(raw), task_id)).double().softmax(1).cumsum(1)
             labels.append((below[:, :-1] < chance.view(-1, 1)).sum(1))
     return torch.cat(labels)
 
 
 def batched(
-    method, parameters: dict[str, nn.Parameter], samples: Samples, batch_size: int
+    net: nn.Module,
+    benchmark: Benchmark,
+    parameters: dict[str, nn.Parameter],
+    samples: Samples,
+    batch_size: int,
 ) -> dict[str, Tensor]:
     """Name → mean over mini-batches of the square of the mean loss's gradient, in eval mode."""
-    raw, y, task_id, _ = (field.split(batch_size) for field in samples)
+    mask, normalise = head_mask(net, benchmark), benchmark.augment.normalise
+    raw, labels, task_ids, _ = (field.split(batch_size) for field in samples)
     names, values = list(parameters), list(parameters.values())
-    normalise = method.setup.benchmark.augment.normalise
-    with importance.evaluating(method.net):
-        parts = zip(map(normalise, raw), y, task_id, strict=True)
-        squares = sum(gradient(method, values, Replayed(*part)).square() for part in parts)
-    return dict(zip(names, split(squares / len(y), values), strict=True))
+    squares = torch.zeros(sum(p.numel() for p in values), device=benchmark.device)
+    with evaluating(net):
+        for images, y, task_id in zip(raw, labels, task_ids, strict=True):
+            logits = net(normalise(images), task_id)
+            if mask is not None:  # as in training: other tasks' heads do not compete
+                logits = logits.masked_fill(~mask[task_id], -torch.inf)
+            squares = squares + gradient(F.cross_entropy(logits, y), values).square()
+    return dict(zip(names, split(squares / len(labels), values), strict=True))

@@ -12,20 +12,28 @@ that is ½ |∂ ‖y‖²₂ / ∂W_ij|, which is what is computed here where th
     a shared head       has no ReLU: y is its output
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from engram.backbones.row_parallel import undivided
 from engram.datasets.benchmark import Task
 from engram.models.parts import importance, layers
+from engram.models.parts.inference import evaluating
 from engram.utils import distributed
 from engram.utils.errors import UserError
 
 
 @torch.no_grad()
-def of_images(method, parameters: dict[str, nn.Parameter], images: Tensor, task: Task) -> dict[str, Tensor]:
+def of_images(
+    net: nn.Module,
+    normalise: Callable[[Tensor], Tensor],
+    parameters: dict[str, nn.Parameter],
+    images: Tensor,
+    task: Task,
+) -> dict[str, Tensor]:
     """Mean Hebbian importance of `parameters` over images (N, C, H, W) uint8, seen as images of `task`."""
-    net, normalise = method.net, method.setup.benchmark.augment.normalise
     totals = {name: torch.zeros_like(p) for name, p in parameters.items()}
     watched = layers.known_layers(net, totals)
     if watched is None:
@@ -34,7 +42,7 @@ def of_images(method, parameters: dict[str, nn.Parameter], images: Tensor, task:
             "choose another --backbone, or MAS without --mas_local"
         )
     task_ids = torch.full((len(images),), task.id, device=images.device)
-    with importance.evaluating(net), undivided(net):
+    with evaluating(net), undivided(net):
         size = importance.chunk_size(net, totals, normalise(images[:1]), task_ids[:1])
         for rows in importance.chunks(len(images), size):
             accumulate(totals, net, watched, normalise(images[rows]), task_ids[rows])

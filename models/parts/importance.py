@@ -8,7 +8,6 @@ never written.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -17,8 +16,9 @@ from torch.func import functional_call, grad, vmap
 
 from engram.backbones.heads import TaskHeads
 from engram.backbones.row_parallel import undivided
-from engram.datasets.benchmark import Samples, Task
+from engram.datasets.benchmark import Benchmark, Samples, Task
 from engram.models.parts import layers
+from engram.models.parts.inference import evaluating, head_mask
 from engram.utils import distributed
 from engram.utils.buffers.reservoir import distinct
 from engram.utils.config.options import OptionSet, option
@@ -56,7 +56,8 @@ def subset(samples: Samples, n: int, generator: torch.Generator) -> Samples:
 
 
 def of_images(
-    method,
+    net: nn.Module,
+    benchmark: Benchmark,
     parameters: dict[str, nn.Parameter],
     images: Tensor,
     task: Task,
@@ -69,15 +70,15 @@ def of_images(
     given: tensors (N, ...) that `quantities` gets beside the logits, such as labels. With per-task heads
     over separate classes the logits are those of the task's own classes, as in its training loss.
     """
-    net, normalise = method.net, method.setup.benchmark.augment.normalise
+    normalise = benchmark.augment.normalise
     totals = {name: torch.zeros_like(p) for name, p in parameters.items()}
     task_ids = torch.full((len(images),), task.id, device=images.device)
-    own = of_own_classes(method, task, quantities)
+    quantities = of_own_classes(net, benchmark, task, quantities)
     with evaluating(net), undivided(net):
         size = chunk_size(net, totals, normalise(images[:1]), task_ids[:1])
         for rows in chunks(len(images), size):
             raw, task_id, *rest = (t[rows] for t in (images, task_ids, *given))
-            accumulate(totals, net, normalise(raw), task_id, own, power, *rest)
+            accumulate(totals, net, normalise(raw), task_id, quantities, power, *rest)
     sums = distributed.all_reduce_sum(totals.values())
     return {name: total / len(images) for name, total in zip(totals, sums, strict=True)}
 
@@ -88,23 +89,12 @@ def chunks(n: int, size: int) -> Iterator[slice]:
     return (slice(i, min(i + size, mine.stop)) for i in range(mine.start, mine.stop, size))
 
 
-def of_own_classes(method, task: Task, quantities: Quantities) -> Quantities:
+def of_own_classes(net: nn.Module, benchmark: Benchmark, task: Task, quantities: Quantities) -> Quantities:
     """`quantities` of the logits of the task's own classes, where other heads give the others."""
-    if method.head_mask is None:
+    if head_mask(net, benchmark) is None:
         return quantities
-    columns = torch.tensor(task.classes, device=method.device)
+    columns = torch.tensor(task.classes, device=benchmark.device)
     return lambda logits, *given: quantities(logits[:, columns], *given)
-
-
-@contextmanager
-def evaluating(net: nn.Module):
-    """Eval mode inside, the previous mode afterwards."""
-    was_training = net.training
-    net.eval()
-    try:
-        yield
-    finally:
-        net.train(was_training)
 
 
 def accumulate(

@@ -1,24 +1,25 @@
-"""What the network makes of stored or training samples: in eval mode, un-augmented, a chunk at a time."""
+"""Inference: a network in eval mode, and the classes that a sample may be given."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from engram.models.parts.importance import evaluating
-from engram.utils.batching import CHUNK
-
-
-@torch.no_grad()
-def outputs(method, x_raw: Tensor, task_id: Tensor, function: Callable | None = None) -> Tensor:
-    """(N, ...) `function(x, task_id)` of the normalised images x; the method's training logits by default."""
-    function, size = function or method.logits, CHUNK[method.device.type]
-    normalise = method.setup.benchmark.augment.normalise
-    with evaluating(method.net):
-        chunks = zip(x_raw.split(size), task_id.split(size), strict=True)
-        return torch.cat([function(normalise(raw), task) for raw, task in chunks])
+from engram.datasets.benchmark import Benchmark
 
 
-def features(method, x_raw: Tensor) -> Tensor:
-    """(N, D) penultimate activations."""
-    return outputs(method, x_raw, x_raw.new_zeros(len(x_raw)), lambda x, _: method.net.features(x))
+@contextmanager
+def evaluating(net: nn.Module) -> Iterator[None]:
+    """Inside the network is in eval mode, afterwards in the mode it was in before."""
+    was_training = net.training
+    net.eval()
+    try:
+        yield
+    finally:
+        net.train(was_training)
+
+
+def head_mask(net: nn.Module, benchmark: Benchmark) -> Tensor | None:
+    """(T, C) bool, the classes of each task's own head; None where tasks share a head or its classes."""
+    separate = benchmark.scenario == "task-il" and not getattr(net.head, "n_shared", 0)
+    return benchmark.class_masks if separate else None

@@ -8,13 +8,18 @@ Batch-norm statistics are merged as those of the mixture of tasks: μ̄ = mean �
 σ̄² = mean (σ_k² + μ_k²) − μ̄². They describe the tasks' own networks, not the merged one.
 """
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from engram.models.method import Method
+from engram.backbones.backbone import Backbone
+from engram.datasets.benchmark import Task
+from engram.models.method import Method, Setup
 from engram.models.parts.importance import shared_parameters
 from engram.models.parts.quadratic import Quadratic
+from engram.utils.config.options import OptionSet
 
 
 class Merge:
@@ -79,18 +84,19 @@ class IMM(Method):
     """L2-transfer while training; between tasks the merged network predicts. Subclasses say the weights."""
 
     needs_boundaries = True
+    off_switch: ClassVar = {"imm_lambda": 0}
 
-    def __init__(self, net, options, setup):
+    def __init__(self, net: Backbone, options: OptionSet, setup: Setup) -> None:
         super().__init__(net, options, setup)
         self.quadratic = Quadratic(shared_parameters(net))
         self.merge = Merge(net)
         self.inside = False  # a task, where the network that is being trained predicts
 
-    def precision(self, task) -> dict[str, Tensor]:
+    def precision(self, task: Task) -> dict[str, Tensor]:
         """Name → weight of each parameter that tasks share, for the network as it is."""
         raise NotImplementedError(f"{type(self).__name__} must define precision(task)")
 
-    def begin_task(self, task):
+    def begin_task(self, task: Task) -> None:
         """From here on the unmerged network predicts."""
         self.inside = True
 
@@ -98,14 +104,14 @@ class IMM(Method):
         """λ Σ (θ − θ*)²."""
         return self.options.imm_lambda * self.quadratic.value() if self.quadratic else None
 
-    def end_task(self, task):
+    def end_task(self, task: Task) -> None:
         """Take the network into the merge."""
         self.merge.add(self.precision(task))
         self.inside = False
         if self.options.imm_lambda:
             self.quadratic.set({n: torch.ones_like(p) for n, p in self.quadratic.parameters.items()})
 
-    def predict(self, x, task_id):
+    def predict(self, x: Tensor, task_id: Tensor) -> Tensor:
         """Logits of the merged network with every task's own head; inside a task of the one in training."""
         if self.inside or not self.merge.n_tasks:
             return self.net(x, task_id)

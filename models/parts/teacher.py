@@ -13,11 +13,16 @@ from engram.datasets.benchmark import Batch, Benchmark, Task
 CHUNK = 500  # images per forward pass when answers are made in advance
 
 
+def frozen_copy(net: nn.Module) -> nn.Module:
+    """A copy of the network in eval mode that learns nothing."""
+    return copy.deepcopy(net).eval().requires_grad_(False)
+
+
 class Teacher:
     """A copy of a network in eval mode that never learns."""
 
     def __init__(self, net: nn.Module):
-        self.net = copy.deepcopy(net).requires_grad_(False).eval()
+        self.net = frozen_copy(net)
 
     def update(self, net: nn.Module) -> None:
         """Become what the network is now."""

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Files in a plugin folder that are not plugins: the contract and what plugins share.
 CONTRACTS = {
-    "models": {"method"},
+    "models": {"method", "rehearsal"},
     "datasets": {
         "augment", "benchmark", "images", "rotation", "scenarios", "shards", "sources", "storage",
         "unlabeled", "lazy_images",
