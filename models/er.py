@@ -61,6 +61,7 @@ class ER(RehearsalMethod):
 
     def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
         super().__init__(net, options, setup)
+        self.draws = options.draws or ("distinct" if options.er_variant == "batch" else "replacement")
         self.scores: dict[str, Tensor] = {}  # loss_aware: the losses of the current batch
         self.inner = InnerSteps(self) if options.er_variant != "batch" else None
 
@@ -84,8 +85,7 @@ class ER(RehearsalMethod):
 
     def replay(self, n: int | None = None) -> Examples | None:
         """A batch of the memory, drawn as `--draws` says: distinct samples, or with replacement."""
-        by_default = "distinct" if self.options.er_variant == "batch" else "replacement"
-        if not self.buffer or (self.options.draws or by_default) == "distinct":
+        if not self.buffer or self.draws == "distinct":
             return super().replay(n)
         return self.augmented(self.buffer.sample_with_replacement(min(self.n_replayed, len(self.buffer))))
 

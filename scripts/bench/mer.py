@@ -104,9 +104,9 @@ def measure(name: str, data_dir: str, rounds: int) -> list[str]:
     flags, n, original = CASES[name]
     method, batches = prepared(flags, data_dir)
     ours = [(method, batches, n)]
-    if getattr(method, "kernel", None) is not None:
+    if method.inner.kernel is not None:
         eager, its_batches = prepared(flags, data_dir)
-        eager.kernel = None
+        eager.inner.kernel = None
         ours.append((eager, its_batches, max(1, n // 20)))
     for each in ours:
         rate(*each)

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from engram.models.parts.replay import Replayed, augmented
-from engram.models.parts.similarity import cosines
+from engram.models.parts.similarity import GradientSimilarity
+from engram.models.rehearsal import Examples
 from engram.utils.buffers.reservoir import distinct
 from engram.utils.errors import UserError
 from tests.conftest import tiny_method
@@ -64,7 +64,7 @@ def test_judging_candidates_moves_no_batch_norm_statistics():
     method, config = tiny_method("mir", backbone="resnet18", width=0.05, buffer_size=20)
     train(method, config, tasks=1)
     method.net.train()
-    candidates = augmented(method, method.buffer.sample(10))
+    candidates = method.replay(10)
     before = {name: b.clone() for name, b in method.net.named_buffers()}
     assert len(before) > 10
     method.interference(candidates)
@@ -94,7 +94,8 @@ def test_cosines_of_gradients_equal_one_backward_pass_per_sample(scenario):
         loss = F.cross_entropy(method.logits(x[i : i + 1], task_id[i : i + 1]), y[i : i + 1])
         gradients.append(vector(torch.autograd.grad(loss, parameters, materialize_grads=True)))
     unit = F.normalize(torch.stack(gradients), dim=1)
-    found = cosines(method, Replayed(x[:5], y[:5], task_id[:5]), Replayed(x[5:], y[5:], task_id[5:]))
+    samples, others = Examples(x[:5], y[:5], task_id[:5]), Examples(x[5:], y[5:], task_id[5:])
+    found = GradientSimilarity(method).cosines(samples, others)
     torch.testing.assert_close(found.double(), unit[:5] @ unit[5:].T, rtol=0, atol=1e-6)
 
 

@@ -10,7 +10,6 @@ from torch.autograd.functional import hessian
 from engram.backbones.backbone import build_network
 from engram.models.bic import RIDGE, BiC, corrected, fit_bias
 from engram.models.method import Setup
-from engram.models.parts import exemplars
 from engram.utils.errors import UserError
 from tests.conftest import tiny_benchmark, tiny_config, tiny_method
 from tests.contract.test_methods import train
@@ -69,8 +68,8 @@ def test_loss_equals_the_papers_terms(monkeypatch):
     method, task = bic_in_its_second_task(minibatch_size=5, valset_split=0.3, softmax_temp=3)
     with torch.no_grad():  # away from the teacher
         method.net.head.weight.add_(0.1 * torch.randn(6, 8, generator=torch.Generator().manual_seed(1)))
-    seen, union = [], exemplars.union
-    monkeypatch.setattr(exemplars, "union", lambda *args: seen.append(union(*args)) or seen[-1])
+    seen, union = [], method.union
+    monkeypatch.setattr(method, "union", lambda batch: seen.append(union(batch)) or seen[-1])
     batches = list(method.setup.benchmark.batches(task, 0, 4))
     losses = [method.loss(batch).item() for batch in batches]
     assert any(method.held[samples.task_id, samples.index].any() for samples in seen)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from engram.models.goldilocks import between
-from engram.models.parts import coresets, exemplars
+from engram.models.parts import coresets
 from engram.utils.errors import UserError
 from engram.utils.training.optimizers import build_optimizer
 from tests.conftest import tiny_method
@@ -127,10 +127,8 @@ def test_the_samples_of_most_weight_are_kept(name, scenario, monkeypatch):
         return torch.arange(len(y), 0.0, -1.0)  # the earlier candidate is the better
 
     monkeypatch.setattr(coresets, function, weigh)
-    rows_of, features = [], exemplars.features
-    monkeypatch.setattr(
-        exemplars, "features", lambda method, raw: rows_of.append(raw) or features(method, raw)
-    )
+    rows_of, features = [], method.features
+    monkeypatch.setattr(method, "features", lambda raw: rows_of.append(raw) or features(raw))
     train(method, config, tasks=1)
     task, stored = method.setup.benchmark.tasks[0], method.buffer.stored()
     ((x, y, k, settings),) = seen
@@ -187,9 +185,9 @@ def test_speeds_are_measured_along_a_task_of_given_steps(n_iters):
     """Of 8 steps an epoch; once per probe, or after every step where there are fewer."""
     flags = {"speed_probes": 4, "n_epochs": 50, "n_iters": n_iters}
     method, config = tiny_method("goldilocks", buffer_size=8, **flags)
-    seen, evaluated = [], exemplars.evaluated
+    seen, evaluate = [], method.evaluate
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exemplars, "evaluated", lambda *args: seen.append(method.n_steps) or evaluated(*args))
+        patch.setattr(method, "evaluate", lambda *args: seen.append(method.n_steps) or evaluate(*args))
         train(method, config, tasks=1)
     assert seen == ([1, 2, 3] if n_iters == 3 else [5, 10, 15, 20])
 

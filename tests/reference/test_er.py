@@ -85,7 +85,7 @@ def test_every_memory_serves_er(memory, scenario):
     assert_equal_networks(method.net, again.net)
     stored = method.buffer.stored()
     assert len(stored["y"]) == len(method.buffer) == 12
-    assert results.memory[-1]["per_class"] == stored["y"].bincount(minlength=6).tolist()
+    assert results.memory[-1].per_class == stored["y"].bincount(minlength=6).tolist()
     restored.load_state_dict(method.state_dict())
     assert torch.equal(method.buffer.sample(5)["x"], restored.buffer.sample(5)["x"])
     if memory == "balanced":

@@ -56,7 +56,7 @@ def test_the_full_buffer_holds_all_past_tasks_and_replays_them(order):
     assert {t for task, found in later if task == 2 for t in found} == {0, 1}
     steps = 2 * 8  # epochs × steps: as many are queued as are needed
     assert queued == [0] * steps + 2 * [4 * n * (order == "grasp") for n in range(steps, 0, -1)]
-    assert train(*tiny_method("full_buffer", order=order, n_epochs=2))[1].memory[1]["per_task"] == [30, 30, 0]
+    assert train(*tiny_method("full_buffer", order=order, n_epochs=2))[1].memory[1].per_task == [30, 30, 0]
 
 
 def test_grasp_draws_for_every_step_of_a_task():

@@ -24,7 +24,10 @@ def inputs(method, samples) -> Tensor:
 
 
 def of(method, task, kind: str, n: int = 0) -> dict[str, Tensor]:
-    return fisher.of_task(method, method.quadratic.parameters, task, n, method.draws, kind)
+    return fisher.of_task(
+        method.net, method.benchmark, method.quadratic.parameters, task, n, method.draws, kind,
+        method.setup.train.batch_size,
+    )  # fmt: skip
 
 
 def test_all_labels_of_a_linear_softmax():
@@ -60,7 +63,7 @@ def test_sampled_labels_follow_the_networks_probabilities():
     """Counts of 20,000 labels of one image: χ² with 5 degrees of freedom below 25.7, false alarm 1e-4."""
     method, task, samples = linear_method()
     one = type(samples)(*(field[:1].expand(20_000, *field.shape[1:]) for field in samples))
-    y = fisher.sample_labels(method, task, one, torch.Generator().manual_seed(3))
+    y = fisher.sample_labels(method.net, method.benchmark, task, one, torch.Generator().manual_seed(3))
     p = method.net(method.setup.benchmark.augment.normalise(samples.x_raw[:1])).softmax(1)[0]
     expected = 20_000 * p
     assert ((y.bincount(minlength=6) - expected).square() / expected).sum() < 25.7
@@ -111,9 +114,9 @@ def test_methods_use_the_kind_they_are_told(model, kind, monkeypatch):
     method, _ = tiny_method(model, fisher=kind, fisher_n=5)
     task = method.setup.benchmark.tasks[0]
     asked = []
-    monkeypatch.setattr(fisher, "of_task", lambda *args: asked.append(args[3:]) or parameters(method))
+    monkeypatch.setattr(fisher, "of_task", lambda *args: asked.append(args[4:]) or parameters(method))
     method.end_task(task)
-    assert asked == [(5, method.draws, kind)]
+    assert asked == [(5, method.draws, kind, 4)]
 
 
 def parameters(method) -> dict[str, Tensor]:

@@ -81,8 +81,8 @@ def test_unknown_scores_join_no_group_and_are_no_candidates(tmp_path):
     method, config = tiny_method("maer", memorization_scores=str(path), buffer_size=12)
     chosen, choose = [], method.chooser.choose
 
-    def watched(method, task, n):
-        rows = choose(method, task, n)
+    def watched(task, n):
+        rows = choose(task, n)
         chosen.extend(method.setup.benchmark.train(task).index[rows].tolist())
         return rows
 

@@ -39,7 +39,7 @@ def test_a_step_descends_through_the_temporary_step(scenario, monkeypatch):
     method.anchors["x"] = method.anchors["x"].double()
     batch = next(method.setup.benchmark.batches(task, 0, 4))
     batch = batch._replace(x=batch.x.double())
-    monkeypatch.setattr("engram.models.hal.draw", lambda method: None)
+    monkeypatch.setattr(method, "replay", lambda: None)
     parameters = list(method.trainable().values())
     gradients = torch.autograd.grad(method.loss(batch), parameters, allow_unused=True)
     anchors = list(zip(*(method.anchors[n].split(1) for n in ("x", "y", "task_id")), strict=True))

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from engram.models.parts import exemplars
 from engram.models.parts.exemplars import class_means, nearest_mean
 from engram.utils.buffers.exemplar_memory import ExemplarMemory
 from engram.utils.buffers.selection import herding
@@ -71,7 +70,7 @@ def filled(
     method, _ = tiny_method("icarl", scenario, buffer_size=size)
     memory = method.buffer
     for task in method.setup.benchmark.tasks[:n_tasks]:
-        fields = exemplars.samples_of(method, task)
+        fields = method.task_samples(task)
         memory.renew(task.id, lambda rows, k: rows.flip(0)[:k], reselect=reselect, **fields)
     return memory, method
 
@@ -128,7 +127,7 @@ def test_a_union_replays_each_exemplar_once_or_a_fixed_number(size):
     method.enter(first)
     method.end_task(first)
     method.enter(second)
-    seen = [exemplars.union(method, batch) for batch in benchmark.batches(second, 0, 4)]
+    seen = [method.union(batch) for batch in benchmark.batches(second, 0, 4)]
     old = torch.cat([batch.index[batch.task_id == 0] for batch in seen])
     assert len(seen) == 8
     n_stored = len(method.buffer)
@@ -179,7 +178,7 @@ def test_inside_a_task_its_classes_are_known_by_their_data():
 
 
 def method_means(method) -> torch.Tensor:
-    return exemplars.stored_means(method)
+    return method.stored_means()
 
 
 def test_loss_equals_the_papers_sum():
@@ -188,17 +187,9 @@ def test_loss_equals_the_papers_sum():
     train(method, config, tasks=1)
     steps(method, config)
     batch = next(method.setup.benchmark.batches(method.task, 0, 4))
-    seen, union = [], exemplars.union
-
-    def recording(method, batch):
-        seen.append(union(method, batch))
-        return seen[-1]
-
-    exemplars.union = recording
-    try:
-        loss = method.loss(batch)
-    finally:
-        exemplars.union = union
+    seen, union = [], method.union
+    method.union = lambda batch: seen.append(union(batch)) or seen[-1]
+    loss = method.loss(batch)
     (samples,) = seen
     assert len(samples.y) == 4 + 3 and set(samples.task_id.tolist()) == {0, 1}
     total = 0.0

@@ -25,7 +25,7 @@ def learn(method: Method, config, n_tasks: int) -> list[tuple[dict, dict]]:
         for batch in batches:
             method.observe(batch)
         parameters = method.quadratic.parameters
-        found = fisher.of_task(method, parameters, task, 0, torch.Generator(), "all")
+        found = fisher.of_task(method.net, method.benchmark, parameters, task, 0, torch.Generator(), "all")
         kept.append(({n: p.detach().clone() for n, p in parameters.items()}, found))
         method.end_task(task)
     return kept

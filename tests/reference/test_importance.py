@@ -162,7 +162,7 @@ def test_of_a_task_is_the_mean_over_its_samples_in_eval_mode(kind, backbone, sce
     buffers = {n: b.clone() for n, b in method.net.named_buffers()}
     samples = benchmark.train(task)
     shared = importance.shared_parameters(method.net)
-    found = importance.of_images(method, shared, samples.x_raw, task, quantities, power)
+    found = importance.of_images(method.net, method.benchmark, shared, samples.x_raw, task, quantities, power)
     assert method.net.training
     for n, b in method.net.named_buffers():
         assert torch.equal(b, buffers[n]), n
@@ -202,7 +202,9 @@ def test_images_on_disk_are_read_a_chunk_at_a_time(first, monkeypatch):
     images = Counted(samples.x_raw)
     n, few = len(images) - first, importance.FEW
     rest = (task, log_likelihood, 2, samples.y)
-    found, expected = (importance.of_images(method, shared, x, *rest) for x in (images, samples.x_raw))
+    found, expected = (
+        importance.of_images(method.net, method.benchmark, shared, x, *rest) for x in (images, samples.x_raw)
+    )
     assert images.reads == [1, *[few] * (n // few), n % few]
     assert all(torch.equal(found[name], value) and value.any() for name, value in expected.items())
 

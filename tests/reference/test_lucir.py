@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from engram.models.lucir import margin_ranking
-from engram.models.parts import exemplars
 from engram.utils.training.optimizers import build_optimizer
 from tests.conftest import tiny_method
 from tests.contract.test_methods import train
@@ -44,8 +43,8 @@ def test_loss_is_the_sum_of_the_papers_three(monkeypatch):
     method, task = in_the_third_task(minibatch_size=6, lamda_base=2, lamda_mr=0.7, k_mr=1, mr_margin=0.4)
     for batch in method.setup.benchmark.batches(task, 0, 4):
         method.observe(batch)
-    seen, union = [], exemplars.union
-    monkeypatch.setattr(exemplars, "union", lambda *args: seen.append(union(*args)) or seen[-1])
+    seen, union = [], method.union
+    monkeypatch.setattr(method, "union", lambda batch: seen.append(union(batch)) or seen[-1])
     loss = method.loss(next(method.setup.benchmark.batches(task, 1, 4))).item()
     (samples,) = seen
     embeddings, scale = torch.cat(list(method.net.head.embeddings)), method.net.head.scale.item()

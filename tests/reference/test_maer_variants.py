@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from engram.models.maer_bic import typical_first
-from engram.models.parts.inference import outputs
 from engram.models.parts.memorization import first_outputs
 from engram.utils.buffers.weighted_reservoirs import ProtectedBuffer
 from tests.conftest import small_batch, synthetic_source, tiny_method
@@ -23,8 +22,8 @@ def watched_choice(method) -> dict:
     """Keeps what the chooser knew at the end of the last task: scores and samples."""
     kept, ask = {}, method.chooser.memorization
 
-    def asked(method, samples):
-        kept["scores"], kept["samples"] = ask(method, samples), samples
+    def asked(samples):
+        kept["scores"], kept["samples"] = ask(samples), samples
         return kept["scores"]
 
     method.chooser.memorization = asked
@@ -112,7 +111,7 @@ def test_stored_logits_are_those_of_the_samples_chosen(scores):
     method, config = tiny_method("maer_derpp", buffer_size=12, lr=0.1, memorization_scores=scores)
     train(method, config, tasks=1)
     stored = method.buffer.stored()
-    expected = outputs(method, stored["x"], stored["task_id"], method.net)
+    expected = method.evaluate(method.net, stored["x"], stored["task_id"])
     torch.testing.assert_close(stored["logits"], expected)
 
 

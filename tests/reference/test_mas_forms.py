@@ -143,7 +143,7 @@ def test_the_norm_asked_for_is_used(norm):
     task = method.setup.benchmark.tasks[0]
     raw = method.setup.benchmark.train(task).x_raw
     parameters = method.quadratic.parameters
-    expected = importance.of_images(method, parameters, raw, task, NORMS[norm], 1)
+    expected = importance.of_images(method.net, method.benchmark, parameters, raw, task, NORMS[norm], 1)
     method.end_task(task)
     for name, value in expected.items():
         assert torch.equal(method.quadratic.importance[name], value)

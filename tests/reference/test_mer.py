@@ -114,7 +114,7 @@ def test_fifty_examples_equal_a_naive_transcription(flags, scenario):
 def test_alg7_puts_the_current_sample_at_a_uniform_place():
     """Chi-square over 6 places; false alarm 1e-4."""
     method, _ = prepared(mer_variant="alg7")
-    places = [method.place(6) for _ in range(3000)]
+    places = [method.position(6) for _ in range(3000)]
     assert stats.chisquare(np.bincount(places, minlength=6)).pvalue > 1e-4
 
 

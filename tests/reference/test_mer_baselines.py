@@ -10,7 +10,6 @@ from torch import nn
 from engram.backbones.heads import PerTask
 from engram.models.agem import project
 from engram.models.er import per_task_mean_weights
-from engram.models.parts.inner_steps import gradients_by_part
 from engram.utils.buffers.reservoir import distinct
 from engram.utils.errors import UserError
 from engram.utils.training.evaluation import accuracies
@@ -293,9 +292,9 @@ def test_agem_refuses_a_memory_smaller_than_the_number_of_tasks():
 def test_gradients_by_part_are_those_of_each_part(counts, scenario):
     """Equal parts (one batched pass) and unequal ones."""
     method, _, _ = trained("gem", scenario, buffer_size=18)
-    samples, _ = method.kept([0, 1])
+    samples, _ = method.memories([0, 1])
     samples = type(samples)(*(torch.cat((f[: counts[0]], f[6 : 6 + counts[1]])) for f in samples))
-    found = gradients_by_part(method, method.trainable(), samples, counts)
+    found = method.inner.gradients_by_part(method.trainable(), samples, counts)
     for row, *part in zip(found, *(field.split(counts) for field in samples), strict=True):
         x, y, task_id = part
         loss = F.cross_entropy(method.logits(x, task_id), y)

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from engram.models import rainbow_memory
-from engram.models.parts import exemplars
 from engram.models.rainbow_memory import cutout, perturbed, rotated, strides
 from tests.conftest import tiny_method
 from tests.contract.test_methods import train
@@ -52,7 +51,7 @@ def test_a_class_keeps_its_most_certain_sample_and_covers_its_range():
     train(method, config, tasks=1)
     task, known = method.setup.benchmark.tasks[1], {}
     before = method.buffer.stored()
-    samples = exemplars.samples_of(method, task)
+    samples = method.task_samples(task)
     scores = torch.rand(len(before["y"]) + len(samples["y"]), generator=torch.Generator().manual_seed(0))
     index, y = (torch.cat((before[name], samples[name])) for name in ("index", "y"))
     known = dict(zip(index.tolist(), scores.tolist(), strict=True))

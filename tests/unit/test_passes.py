@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from engram.models.parts.replay import Replayed, passes
+from engram.models.rehearsal import Examples, RehearsalMethod
 from tests.conftest import tiny_method
 
 
-def batches(sizes: tuple[int, ...]) -> list[Replayed]:
+def batches(sizes: tuple[int, ...]) -> list[Examples]:
     draws = torch.Generator().manual_seed(0)
     x = [torch.randn(n, 1, 6, 6, generator=draws) for n in sizes]
-    return [Replayed(a, torch.zeros(len(a), dtype=torch.long), torch.arange(len(a)) % 3) for a in x]
+    return [Examples(a, torch.zeros(len(a), dtype=torch.long), torch.arange(len(a)) % 3) for a in x]
 
 
 @pytest.mark.parametrize("scenario", ["class-il", "task-il", "domain-il"])
@@ -23,7 +23,7 @@ def test_outputs_are_those_of_single_passes(scenario, n_passes, flags):
     method, seen = tiny_method("sgd", scenario, **flags)[0], []
     method.net.register_forward_hook(lambda module, given, out: seen.append(len(out)))
     given = batches((5, 2, 3))
-    outputs = passes(method, *given)
+    outputs = RehearsalMethod.separate_passes(method, *given)
     assert len(seen) == n_passes and sum(seen) == 10
     for batch, found in zip(given, outputs, strict=True):
         torch.testing.assert_close(found, net(batch.x, batch.task_id), rtol=1e-5, atol=1e-6)

@@ -195,8 +195,8 @@ def test_maer_can_choose_by_every_proxy(name, scenario):
     method, config = tiny_method("maer", scenario, mem_proxy=name, buffer_size=12, n_epochs=2, lr=0.1)
     kept, choose = {}, method.chooser.memorization
 
-    def watched(method, samples):
-        kept["scores"], kept["samples"] = choose(method, samples), samples
+    def watched(samples):
+        kept["scores"], kept["samples"] = choose(samples), samples
         return kept["scores"]
 
     method.chooser.memorization = watched
