@@ -1,4 +1,7 @@
-"""Augmentation: batched, per sample, on the device, on uint8; one call for stream and replay alike."""
+"""Augmentation: random crop, flip and normalisation of a batch of uint8 images, on their device.
+
+Every sample has its own random window; the stream's and replayed images are augmented by the same call.
+"""
 
 import threading
 from dataclasses import dataclass, replace
@@ -8,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from engram.utils.config.config import Config
 from engram.utils.errors import UserError
 
 # What torchvision's pre-trained networks expect.
@@ -36,7 +40,7 @@ class Augment:
 
     @property
     def draws(self) -> bool:
-        """Whether anything is random: without, an image is the same in every epoch."""
+        """Whether anything is random; if not, an image is the same in every epoch."""
         return bool(self.crop_padding or self.flip)
 
     def normalise(self, raw: Tensor) -> Tensor:
@@ -50,36 +54,39 @@ class Augment:
 
 
 @lru_cache(maxsize=16)
-def affine(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple:
+def affine(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[Tensor | float, Tensor | float]:
     """Scale and shift that normalise a raw pixel: (C, 1, 1) tensors, or numbers where there is one channel.
 
-    Kept, since copying them to the device for every batch would make each step wait for it.
+    Cached, since copying them to the device for every batch would make each step wait for it.
     """
     over = torch.tensor(std, dtype=torch.float32).view(-1, 1, 1)
     scale, shift = 1 / (255 * over), -torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1) / over
     return (scale.to(device), shift.to(device)) if len(mean) > 1 else (float(scale), float(shift))
 
 
-def normalised_as_asked(augment: Augment, config, n_channels: int) -> Augment:
-    """With the mean and deviation of --pixel_mean and --pixel_std, or ImageNet's for pre-trained weights."""
+def normalised_as_asked(augment: Augment, config: Config, n_channels: int) -> Augment:
+    """The augmentation with --pixel_mean and --pixel_std, or ImageNet's values for pre-trained weights."""
     pretrained = getattr(config.architecture, "pretrained", False)
-    expected = IMAGENET if pretrained else (augment.mean, augment.std)
-    asked = {"mean": config.stream.pixel_mean, "std": config.stream.pixel_std}
-    if not pretrained and not any(asked.values()):
+    stream = config.stream
+    if not (pretrained or stream.pixel_mean or stream.pixel_std):
         return augment
-    values = {name: asked[name] or own for name, own in zip(asked, expected, strict=True)}
-    for name, value in values.items():
-        if len(value) not in (1, n_channels):
-            given = ",".join(map(str, value))
-            raise UserError(
-                f"--pixel_{name} {given}: give one number, or one a channel ({n_channels} in all)"
-            )
-        values[name] = value * (n_channels // len(value))
-    return replace(augment, **values)
+    mean, std = IMAGENET if pretrained else (augment.mean, augment.std)
+    mean = _for_channels("mean", stream.pixel_mean or mean, n_channels)
+    return replace(augment, mean=mean, std=_for_channels("std", stream.pixel_std or std, n_channels))
+
+
+def _for_channels(name: str, values: tuple[float, ...], n_channels: int) -> tuple[float, ...]:
+    """The values of --pixel_NAME, one for each channel."""
+    if len(values) not in (1, n_channels):
+        given = ",".join(map(str, values))
+        raise UserError(f"--pixel_{name} {given}: give one number, or one a channel ({n_channels} in all)")
+    return values * (n_channels // len(values))
 
 
 class Windows(NamedTuple):
-    """Where each of N images is cut, from the top left of the padded image, and whether it is mirrored."""
+    """Top left corner of each of N windows in the padded image, and whether the window is mirrored; (N,)."""
 
     top: Tensor
     left: Tensor
@@ -89,7 +96,7 @@ class Windows(NamedTuple):
 def draw_windows(
     n: int, padding: int, flip: bool, generator: torch.Generator, device: torch.device
 ) -> Windows:
-    """Uniform places, mirrored with chance one half or never; three (n,) tensors."""
+    """Uniform windows of n padded images; if `flip`, each is mirrored with probability one half."""
     top, left = torch.randint(2 * padding + 1, (2, n), generator=generator, device=device)
     if flip:
         return Windows(top, left, torch.rand(n, generator=generator, device=device) < 0.5)
@@ -104,7 +111,7 @@ def random_windows(raw: Tensor, padding: int, flip: bool, generator: torch.Gener
 def cut_windows(raw: Tensor, padding: int, flip: bool, windows: Windows) -> Tensor:
     """The given window of each zero-padded image, original size kept, mirrored or not.
 
-    Rows of a window are runs of bytes at computed places, so one `index_select` over overlapping runs
+    Each row of a window is a run of bytes at a computed offset, so one `index_select` over overlapping runs
     copies them all: several times faster on a CPU than indexing a view of all windows.
     """
     n, channels, height, width = raw.shape
@@ -128,11 +135,12 @@ def cut_windows(raw: Tensor, padding: int, flip: bool, windows: Windows) -> Tens
 def first_runs(
     counts: tuple[int, ...], distances: tuple[int, ...], device: torch.device, thread: int
 ) -> Tensor:
-    """Places where the rows of every image begin: `counts` (n, channels, rows), each so far from the next.
+    """Offsets, in bytes, at which the rows of every image begin, (n, channels, rows).
 
-    Kept from batch to batch: computing it anew is a third of the time of cutting a small batch. Each thread
-    has its own, since a CUDA stream must not read what another may not have written
-    yet (utils/training/interleaved.py).
+    counts: n, channels, rows. distances: bytes from one image, channel and row to the next. Cached from
+    batch to batch: computing it anew is a third of the time of cutting a small batch. Each thread has
+    its own, since a CUDA stream must not read what another may not have written yet
+    (utils/training/interleaved.py).
     """
     images, channels, rows = (
         torch.arange(count, device=device) * distance

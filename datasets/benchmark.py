@@ -1,6 +1,9 @@
-"""Batch, Task and Benchmark: a source of images, split into a stream of tasks, living on the device."""
+"""Batch, Samples, Task and Benchmark: a data set on the training device, split into a stream of tasks.
 
-from collections.abc import Callable, Iterator
+`streams.py` builds benchmarks; here is what a run asks of one: a task's samples, batches, test images.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import NamedTuple
@@ -10,10 +13,9 @@ import torch
 from torch import Tensor
 
 from engram.datasets import scenarios
-from engram.datasets.augment import Augment, normalised_as_asked
-from engram.datasets.lazy_images import DiskImages, identity, in_turn, join, part_of
+from engram.datasets.augment import Augment
+from engram.datasets.lazy_images import DiskImages, LazyImages, Transform, identity, prefetched
 from engram.datasets.sources import Source
-from engram.datasets.storage import placed
 from engram.utils import seeding
 from engram.utils.device import one_thread
 from engram.utils.errors import UserError
@@ -37,24 +39,27 @@ class Batch(NamedTuple):
     x_raw: Tensor
     y: Tensor
     task_id: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody calls
 
 
 class Samples(NamedTuple):
-    """Un-augmented samples on the device: `Batch` without `x`."""
+    """Un-augmented samples on the device: `Batch` without `x`.
+
+    Images that stay on disk are `LazyImages`, which have the part of a tensor's interface that methods use.
+    """
 
     x_raw: Tensor
     y: Tensor
     task_id: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody calls
 
 
 @dataclass(frozen=True)
 class Task:
     """One step of the stream.
 
-    id: position in the stream. classes: labels that occur. parts: the tasks whose training data this
-    one presents (its own; a joint run presents all). train_index, test_index: positions in the
+    id: position in the stream. classes: labels that occur. parts: ids of the tasks whose training data this
+    one presents (its own; a joint run presents all). train_index, test_index: (N,) positions in the
     source. transform: raw uint8 images → the task's uint8 images (permuted, rotated). label_shift: what
     is added to the source's labels. shuffled: False where training samples come in the order of
     train_index, in every epoch.
@@ -65,7 +70,7 @@ class Task:
     parts: tuple[int, ...]
     train_index: Tensor
     test_index: Tensor
-    transform: Callable[[Tensor], Tensor] = identity
+    transform: Transform = identity
     label_shift: int = 0
     shuffled: bool = True
 
@@ -87,7 +92,7 @@ class Benchmark:
         class_order: np.ndarray,
         seed: int,
         device: torch.device | str,
-        transforms: dict[str, list] | None = None,
+        transforms: Mapping[str, Sequence[object]] | None = None,
     ):
         self.transforms = transforms or {}
         self.name, self.scenario, self.tasks = name, scenario, tasks
@@ -100,7 +105,7 @@ class Benchmark:
         self.class_order = class_order[:n_sources]  # classes that no task has come last
         self.class_names = [source.classes[c] for c in self.class_order]
         self._train_x, self._test_x = (x.to(self.device) for x in (source.train_x, source.test_x))
-        self.on_disk = getattr(source.train_x, "note", None)  # where the images are, if not in memory
+        self.on_disk: str | None = getattr(source.train_x, "note", None)  # where and why, if not in memory
         self._train_y, self._test_y = (y.to(self.device) for y in labels)
         self._current: tuple[Task, Samples] | None = None
         self._test: Samples | None = None
@@ -128,27 +133,26 @@ class Benchmark:
     def exclude(self, positions: Tensor) -> None:
         """Leave these positions of the source out of every task's training samples."""
         for i, task in enumerate(self.tasks):
-            kept = task.train_index[~torch.isin(task.train_index, positions)]
-            if not len(kept):
+            remaining = task.train_index[~torch.isin(task.train_index, positions)]
+            if not len(remaining):
                 raise UserError(f"--exclude leaves task {task.id} no training sample")
-            self.tasks[i] = replace(task, train_index=kept)
+            self.tasks[i] = replace(task, train_index=remaining)
 
     def train(self, task: Task) -> Samples:
-        """The task's training samples in the order of the source; the last task asked for is kept.
+        """The task's training samples in the order of the source; the last task's stay in memory.
 
-        `x_raw` of images on disk is `Unread`.
+        `x_raw` of images on disk is `LazyImages`.
         """
         if self._current is None or self._current[0] is not task:
             self._current = None  # free the previous task before the next is made
-            n = sum(len(self.tasks[i].train_index) for i in task.parts)
-            parts = (self._select("train", self.tasks[i], whole=True) for i in task.parts)
-            self._current = (task, join(parts, n))
+            parts = (self._select("train", self.tasks[i], lazy=True) for i in task.parts)
+            self._current = (task, concatenate(parts, self._n_samples(task)))
         return self._current[1]
 
     def test(self, n_tasks: int) -> Samples:
         """Test samples of the first `n_tasks` tasks, stacked in task order."""
         if self._test is None:
-            self._test = join(map(self.test_of, self.tasks), self.test_ends[-1])
+            self._test = concatenate(map(self.test_of, self.tasks), int(self.test_ends[-1]))
         return Samples(*(field[: self.test_ends[n_tasks - 1]] for field in self._test))
 
     def test_of(self, task: Task) -> Samples:
@@ -156,7 +160,7 @@ class Benchmark:
         return self._select("test", task)
 
     def test_chunks(self, n_tasks: int, size: int) -> Iterator[Samples]:
-        """What `test` gives, `size` samples at a time; too large a stack is never made (`STACK_BYTES`)."""
+        """The samples of `test`, `size` at a time; too large a stack is never made (`STACK_BYTES`)."""
         end, starts = int(self.test_ends[n_tasks - 1]), [0, *self.test_ends.tolist()]
         if self.test_ends[-1] * prod(self.input_shape) <= STACK_BYTES[self.device.type]:
             chunks = zip(*(field.split(size) for field in self.test(n_tasks)), strict=True)
@@ -164,12 +168,12 @@ class Benchmark:
             return
         for start in range(0, end, size):
             stop = min(start + size, end)
-            parts = (
+            overlapping = (
                 self._select("test", task, slice(max(start - first, 0), stop - first))
                 for task, first, last in zip(self.tasks, starts, starts[1:], strict=False)
                 if first < stop and start < last
             )
-            yield join(parts, stop - start)
+            yield concatenate(overlapping, stop - start)
 
     def train_chunks(self, n_tasks: int, size: int) -> Iterator[Samples]:
         """Training samples of the first `n_tasks` tasks, at most `size` of one task at a time."""
@@ -177,21 +181,26 @@ class Benchmark:
             for start in range(0, len(task.train_index), size):
                 yield self._select("train", task, slice(start, start + size))
 
-    def _select(self, split: str, task: Task, part: slice = slice(None), whole: bool = False) -> Samples:
+    def _select(self, split: str, task: Task, rows: slice = slice(None), lazy: bool = False) -> Samples:
+        """The task's own samples of a split, or those of a slice. lazy: images on disk stay there."""
         images, labels, index = {
             "train": (self._train_x, self._train_y, task.train_index),
             "test": (self._test_x, self._test_y, task.test_index),
         }[split]
-        rows = index[part].to(self.device)
-        if whole and isinstance(images, DiskImages):
-            x = images.part(index, task.transform)
+        positions = index[rows].to(self.device)
+        if lazy and isinstance(images, DiskImages):
+            x = images.subset(index[rows], task.transform)
         else:
-            x = task.transform(images.index_select(0, rows))
-        return Samples(x, labels[rows] + task.label_shift, torch.full_like(rows, task.id), rows)
+            x = task.transform(images.index_select(0, positions))
+        y = labels[positions] + task.label_shift
+        return Samples(x, y, torch.full_like(positions, task.id), positions)
+
+    def _n_samples(self, task: Task) -> int:
+        return sum(len(self.tasks[i].train_index) for i in task.parts)
 
     def n_steps(self, task: Task, batch_size: int) -> int:
-        """Steps per epoch, the last one possibly smaller."""
-        return -(-sum(len(self.tasks[i].train_index) for i in task.parts) // batch_size)
+        """Steps per epoch; the last batch may be smaller."""
+        return -(-self._n_samples(task) // batch_size)
 
     def batches(self, task: Task, epoch: int, batch_size: int, start: int = 0) -> Iterator[Batch]:
         """Shuffled, augmented batches of one epoch, from step `start` on.
@@ -201,99 +210,55 @@ class Benchmark:
         """
         samples = self.train(task)
         n = len(samples.y)
-        draws = seeding.generator(self.seed, "order", task.id, epoch)
-        order = torch.randperm(n, generator=draws) if task.shuffled else torch.arange(n)
+        generator = seeding.generator(self.seed, "order", task.id, epoch)
+        order = torch.randperm(n, generator=generator) if task.shuffled else torch.arange(n)
         image_bytes = 4 * prod(self.input_shape)
         per_block = max(1, BLOCK_BYTES[self.device.type] // image_bytes // batch_size) * batch_size
         first_block = start * batch_size // per_block
-        blocks = in_turn(samples, order[first_block * per_block :], per_block)
+        blocks = in_blocks(samples, order[first_block * per_block :], per_block)
         for block in range(first_block, -(-n // per_block)):
-            draws = seeding.generator(self.seed, "augmentation", task.id, epoch, block, device=self.device)
+            generator = seeding.generator(
+                self.seed, "augmentation", task.id, epoch, block, device=self.device
+            )
             with one_thread():
                 raw, *others = next(blocks)
-                fields = (self.augment(raw, draws), raw, *others)
+                fields = (self.augment(raw, generator), raw, *others)
             batches = zip(*(field.split(batch_size) for field in fields), strict=True)
-            first = block * per_block // batch_size
-            for step, parts in enumerate(batches, first):
+            first_step = block * per_block // batch_size
+            for step, batch in enumerate(batches, first_step):
                 if step >= start:
-                    yield Batch(*parts)
+                    yield Batch(*batch)
 
 
-def class_incremental(
-    name: str, source: Source, augment: Augment, config, device, groups: list[str] | None = None
-) -> Benchmark:
-    """Classes split over tasks: task t owns consecutive labels of the (permuted) class order.
+def concatenate(parts: Iterable[Samples], n: int) -> Samples:
+    """Samples one part after the other, `n` in all; of parts made on the way only one is held at a time."""
+    whole, start = None, 0
+    for samples in parts:
+        if len(samples.y) == n:
+            return samples
+        if isinstance(samples.x_raw, LazyImages):
+            return Samples(*map(torch.cat, zip(samples, *parts, strict=True)))
+        if whole is None:
+            whole = Samples(*(field.new_empty(n, *field.shape[1:]) for field in samples))
+        for target, field in zip(whole, samples, strict=True):
+            target[start : start + len(field)] = field
+        start += len(samples.y)
+    assert whole is not None, "a benchmark has at least one task"
+    return whole
 
-    groups: the group of each class (its alphabet); task t then owns the t-th group instead of an equal
-    share, and `--permute_classes` permutes the groups.
+
+def in_blocks(samples: Samples, order: Tensor, size: int) -> Iterator[tuple[Tensor, ...]]:
+    """The fields of samples, images first, in the order (N,) given, `size` at a time.
+
+    Images on disk are prefetched, by threads that end with the iterator.
     """
-    stream, seed = config.stream, config.run.seed
-    augment = normalised_as_asked(augment, config, source.train_x.shape[1])
-    if groups:
-        scenarios.refuse_order(stream.class_order, name, "whose tasks are groups of classes")
-        order = scenarios.group_order(groups, seed, stream.permute_classes)
-        split = scenarios.split_groups([groups[c] for c in order], stream.n_tasks)
-    else:
-        order = scenarios.class_order(len(source.classes), seed, stream.permute_classes, stream.class_order)
-        split = scenarios.split_classes(len(order), stream.n_tasks, stream.half_classes_in_first_task)
-    source, kept = with_validation(placed(source, config, device), stream.validation, seed)
-    train_y, test_y = (scenarios.relabel(y.numpy(), order) for y in source.labels)
-    tasks = []
-    for i, classes in enumerate(split):
-        train = np.intersect1d(scenarios.positions_of(train_y, classes), kept, assume_unique=True)
-        test = scenarios.positions_of(test_y, classes)
-        tasks.append(Task(i, classes, (i,), torch.from_numpy(train), torch.from_numpy(test)))
-    scenario = stream.scenario or ("task-il" if stream.multi_head else "class-il")
-    if scenario == "domain-il":
-        tasks = scenarios.with_same_outputs(tasks)
-    return Benchmark(name, scenario, source, tasks, augment, order, seed, device)
-
-
-def domain_incremental(
-    name: str,
-    source: Source,
-    augment: Augment,
-    changes: list[Callable],
-    config,
-    device,
-    drawn: dict[str, list] | None = None,
-    samples_per_task: int = 0,
-) -> Benchmark:
-    """The same classes in every task, each task's images changed by its own transform.
-
-    changes: raw uint8 images → the task's, one for each task. drawn: what they were made from, to be saved.
-    samples_per_task: at most so many training samples for each task, its own random choice (0: all).
-    """
-    stream, seed = config.stream, config.run.seed
-    augment = normalised_as_asked(augment, config, source.train_x.shape[1])
-    scenarios.refuse_order(stream.class_order, name, "whose tasks have all classes")
-    order = scenarios.class_order(len(source.classes), seed, permute=False)
-    source, kept = with_validation(placed(source, config, device), stream.validation, seed)
-    test, classes = torch.arange(len(source.test_y)), tuple(range(len(source.classes)))
-    tasks = []
-    for i, change in enumerate(changes):
-        train = torch.from_numpy(scenarios.subset(kept, samples_per_task, seed, i))
-        tasks.append(Task(i, classes, (i,), train, test, change))
-    scenario = stream.scenario or ("task-il" if stream.multi_head else "domain-il")
-    if scenario == "class-il":
-        tasks = scenarios.with_own_outputs(tasks)
-    return Benchmark(name, scenario, source, tasks, augment, order, seed, device, drawn)
-
-
-def with_validation(
-    source: Source, percent: float, seed: int, strata: Tensor | None = None
-) -> tuple[Source, np.ndarray]:
-    """The source whose test set is `percent` % of the training set, and the training positions kept.
-
-    With 0 % the real test set stays; otherwise nothing downstream can reach it. strata: (N,), what the
-    share is taken from each of; the labels by default.
-    """
-    if not percent:
-        return source, np.arange(len(source.train_y))
-    strata = source.train_y if strata is None else strata
-    try:
-        kept, held = scenarios.hold_out(strata.numpy(), percent, seed)
-    except ValueError as error:  # a share of less than one sample per class
-        raise UserError(f"--validation {percent}: cannot be taken from every class: {error}") from error
-    held = torch.from_numpy(held)
-    return replace(source, test_x=part_of(source.train_x, held), test_y=source.train_y[held]), kept
+    images, *others = samples
+    blocks = order.to(samples.y.device).split(size)
+    if isinstance(images, LazyImages):
+        read = prefetched(images, order.split(size))
+        return (
+            (raw, *(field.index_select(0, rows) for field in others))
+            for raw, rows in zip(read, blocks, strict=True)
+        )
+    # index_select copies whole images; indexing with [rows] is 30 times slower on a CPU
+    return (tuple(field.index_select(0, rows) for field in samples) for rows in blocks)

@@ -1,8 +1,8 @@
-"""Unread images: what stands for a uint8 tensor whose images lie in files, and the threads that read ahead.
+"""Lazy images: what stands for a uint8 tensor whose images lie in files, and the threads that prefetch them.
 
-`DiskImages` and `Joined` have the part of a tensor's interface that is used of `Samples.x_raw`. Whatever is
-indexed, selected or split is read there and then and is an ordinary tensor on the device, so a method that
-keeps samples keeps its own copies.
+`DiskImages` and `ConcatenatedImages` have the part of a tensor's interface that is used of `Samples.x_raw`.
+Whatever is indexed, selected or split is read at that moment and is an ordinary tensor on the device, so a
+method that stores samples stores its own copies.
 """
 
 import mmap
@@ -15,23 +15,27 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-AHEAD = 4  # blocks that are read before they are asked for
-READERS = 2  # threads: while one waits for the disk the other copies
+N_PREFETCHED = 4  # blocks that are being read while the trainer uses the one before them
+N_READERS = 2  # threads: while one waits for the disk the other copies
 
 LARGE = 32 << 10  # bytes of an image; smaller ones come with what the system reads ahead by itself
 
-Change = Callable[[Tensor], Tensor]
+Transform = Callable[[Tensor], Tensor]  # raw uint8 images (N, C, H, W) → the task's uint8 images
+# submit(function, *arguments) → the future of its result: a thread pool's, or `run_now`
+Submit = Callable[..., "Future[Any]"]
+PendingImages = Callable[[], Tensor]  # waits for images that are being read and returns them
 
 
 def identity(raw: Tensor) -> Tensor:
-    """Images as they are."""
+    """The transform of a task that shows the images unchanged."""
     return raw
 
 
 class LazyImages:
-    """(N, C, H, W) uint8 images, for the reader like a tensor on `device`."""
+    """(N, C, H, W) uint8 images that a reader uses like a tensor on `device`."""
 
     dtype = torch.uint8
 
@@ -41,10 +45,10 @@ class LazyImages:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def ask(self, rows: np.ndarray, submit: Callable[..., Future]) -> Callable[[], Tensor]:
-        """Have `rows` (n,) read by a call of `submit(function, *arguments)`; the answer gives the images.
+    def prefetch(self, rows: NDArray[np.integer], submit: Submit) -> PendingImages:
+        """Start to read `rows` (n,) by a call of `submit`; returns a function that waits for the images.
 
-        Only files are read elsewhere: memory is taken, and the device spoken to, by the caller's thread.
+        Only files are read in other threads: memory is allocated, and the device used, by the caller's.
         """
         raise NotImplementedError
 
@@ -54,43 +58,46 @@ class LazyImages:
         return self._read(rows.cpu().numpy())
 
     def __getitem__(self, key: slice | Tensor) -> Tensor:
-        """The images of a slice, at places (n,) or where a mask (N,) holds."""
+        """The images of a slice, at indices (n,), or where a mask (N,) is True."""
         if isinstance(key, slice):
             return self._read(np.arange(*key.indices(len(self))))
-        key = key.cpu().numpy()
-        return self._read(np.flatnonzero(key) if key.dtype == bool else key)
+        index = key.cpu().numpy()
+        return self._read(np.flatnonzero(index) if index.dtype == bool else index)
 
-    def _read(self, rows: np.ndarray) -> Tensor:
+    def _read(self, rows: NDArray[np.integer]) -> Tensor:
         if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
-            raise IndexError(f"places {rows.min()} to {rows.max()} of {len(self)} images")
-        return self.ask(rows, at_once)()
+            raise IndexError(f"indices {rows.min()} to {rows.max()} of {len(self)} images")
+        return self.prefetch(rows, run_now)()
 
     def split(self, size: int) -> Iterator[Tensor]:
-        """`size` images at a time, each time read when its turn comes."""
+        """`size` images at a time, each chunk read when it is asked for."""
         return (self[start : start + size] for start in range(0, len(self), size))
 
     def detach(self) -> "LazyImages":
-        """No gradients are kept of bytes."""
+        """The same images: uint8 has no gradient."""
         return self
 
     def new_zeros(self, *shape: int) -> Tensor:
-        """An ordinary tensor."""
+        """An ordinary tensor of zeros, uint8, on the images' device."""
         return torch.zeros(*shape, dtype=self.dtype, device=self.device)
 
     def __getattr__(self, name: str) -> Any:
-        """Only reached for what is not above."""
+        """Only called for a name that is not defined above."""
         raise AttributeError(
             f"images on disk have no '{name}': read some with [rows] or split(size), or all with [:]"
         )
 
     @classmethod
     def __torch_function__(cls, function: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """`torch.cat` of such images, with tensors among them or not, stays unread; nothing else is known."""
-        return joined(args[0]) if function is torch.cat and not kwargs else NotImplemented
+        """`torch.cat` of such images, also with tensors, stays unread; no other function is defined."""
+        return concatenate(args[0]) if function is torch.cat and not kwargs else NotImplemented
+
+
+Images = Tensor | LazyImages
 
 
 class DiskImages(LazyImages):
-    """Images in files, or some of them, with what a task makes of them.
+    """Images in files, or some of them, and the transform that is applied when they are read.
 
     files: arrays (n, C, H, W) over `mmap`s, all as long as the first but the last. rows: which images, and
     in which order (all). note: a line for the user on where they are and why.
@@ -98,38 +105,38 @@ class DiskImages(LazyImages):
 
     def __init__(
         self,
-        files: list[np.ndarray],
+        files: list[NDArray[np.uint8]],
         device: torch.device | str = "cpu",
-        rows: np.ndarray | None = None,
-        change: Change = identity,
+        rows: NDArray[np.integer] | None = None,
+        transform: Transform = identity,
         note: str = "",
     ):
-        self.files, self.change, self.note = files, change, note
+        self.files, self.transform, self.note = files, transform, note
         self.rows = np.arange(sum(map(len, files))) if rows is None else rows
         super().__init__((len(self.rows), *files[0].shape[1:]), device)
 
     def to(self, device: torch.device | str) -> "DiskImages":
-        """The same images, for the reader on another device."""
-        return DiskImages(self.files, device, self.rows, self.change, self.note)
+        """The same images, for a reader on another device."""
+        return DiskImages(self.files, device, self.rows, self.transform, self.note)
 
-    def part(self, rows: Tensor, change: Change = identity) -> "DiskImages":
-        """The images at `rows` (n,), still unread, to be changed when they are read."""
-        return DiskImages(self.files, self.device, self.rows[rows.numpy()], change, self.note)
+    def subset(self, rows: Tensor, transform: Transform = identity) -> "DiskImages":
+        """The images at `rows` (n,), still unread, to be transformed when they are read."""
+        return DiskImages(self.files, self.device, self.rows[rows.numpy()], transform, self.note)
 
-    def ask(self, rows: np.ndarray, submit: Callable[..., Future]) -> Callable[[], Tensor]:
-        """Have them copied into memory that a GPU can fetch from while it computes."""
+    def prefetch(self, rows: NDArray[np.integer], submit: Submit) -> PendingImages:
+        """Have the images copied into memory that a GPU can fetch from while it computes (pinned)."""
         rows, pinned = self.rows[rows], self.device.type == "cuda"
         images = torch.empty((len(rows), *self.shape[1:]), dtype=self.dtype, pin_memory=pinned)
         copied = submit(self._copy, images.numpy(), rows)
 
-        def answer() -> Tensor:
+        def wait() -> Tensor:
             copied.result()
-            return self.change(images.to(self.device, non_blocking=True))
+            return self.transform(images.to(self.device, non_blocking=True))
 
-        return answer
+        return wait
 
-    def _copy(self, images: np.ndarray, rows: np.ndarray) -> None:
-        """Outside Python's lock, almost all of it: the trainer goes on meanwhile."""
+    def _copy(self, images: NDArray[np.uint8], rows: NDArray[np.integer]) -> None:
+        """Copy rows (n,) of the files into `images`, mostly outside Python's lock: the trainer goes on."""
         file, row = np.divmod(rows, len(self.files[0]))
         n_bytes = prod(self.shape[1:])
         if n_bytes >= LARGE:  # have the disk fetch all of them at once
@@ -137,111 +144,79 @@ class DiskImages(LazyImages):
                 page = first - first % mmap.PAGESIZE
                 self.files[i].base.madvise(mmap.MADV_WILLNEED, page, first + n_bytes - page)
         for i in np.unique(file):
-            own = np.flatnonzero(file == i)
-            if len(own) == len(rows):
+            in_file = np.flatnonzero(file == i)
+            if len(in_file) == len(rows):
                 self.files[i].take(row, axis=0, out=images, mode="clip")
             else:
-                images[own] = self.files[i].take(row[own], axis=0)
+                images[in_file] = self.files[i].take(row[in_file], axis=0)
 
 
-class Joined(LazyImages):
-    """Images of several places, unread or tensors, one after the other."""
+class ConcatenatedImages(LazyImages):
+    """Several groups of images one after the other, each lazy or a tensor."""
 
-    def __init__(self, parts: Sequence[LazyImages | Tensor]):
-        self.parts, self.ends = parts, np.cumsum([len(part) for part in parts])
-        super().__init__((int(self.ends[-1]), *parts[0].shape[1:]), parts[0].device)
+    def __init__(self, groups: Sequence[Images]):
+        self.groups, self.ends = groups, np.cumsum([len(group) for group in groups])
+        super().__init__((int(self.ends[-1]), *groups[0].shape[1:]), groups[0].device)
 
-    def ask(self, rows: np.ndarray, submit: Callable[..., Future]) -> Callable[[], Tensor]:
-        """Have each part's share read."""
-        owner, asked = np.searchsorted(self.ends, rows, side="right"), []
-        for i in np.unique(owner):
-            part, places = self.parts[i], np.flatnonzero(owner == i)
-            own = rows[places] - (self.ends[i] - len(part))
-            if isinstance(part, LazyImages):
-                answer = part.ask(own, submit)
+    def prefetch(self, rows: NDArray[np.integer], submit: Submit) -> PendingImages:
+        """Start to read what each group has of the rows; tensors are indexed by the function returned."""
+        group_of_row = np.searchsorted(self.ends, rows, side="right")
+        pending: list[tuple[Tensor, PendingImages]] = []
+        for i in np.unique(group_of_row):
+            group, positions = self.groups[i], np.flatnonzero(group_of_row == i)
+            group_rows = rows[positions] - (self.ends[i] - len(group))
+            if isinstance(group, LazyImages):
+                wait = group.prefetch(group_rows, submit)
             else:
-                answer = partial(part.index_select, 0, torch.from_numpy(own).to(part.device))
-            asked.append((torch.from_numpy(places).to(self.device), answer))
+                wait = partial(group.index_select, 0, torch.from_numpy(group_rows).to(group.device))
+            pending.append((torch.from_numpy(positions).to(self.device), wait))
 
-        def together() -> Tensor:
+        def wait_for_all() -> Tensor:
             images = torch.empty((len(rows), *self.shape[1:]), dtype=self.dtype, device=self.device)
-            for places, answer in asked:
-                images.index_copy_(0, places, answer())
+            for positions, wait in pending:
+                images.index_copy_(0, positions, wait())
             return images
 
-        return together
+        return wait_for_all
 
 
-def joined(parts: Sequence[LazyImages | Tensor]) -> LazyImages:
-    """The parts one after the other; one `DiskImages` where they come from the same files, unchanged."""
-    first = parts[0]
-    if all(
-        isinstance(part, DiskImages) and part.files is first.files and part.change is first.change
-        for part in parts
-    ):
-        rows = np.concatenate([part.rows for part in parts])
-        return DiskImages(first.files, first.device, rows, first.change, first.note)
-    return Joined(parts)
+def concatenate(groups: Sequence[Images]) -> LazyImages:
+    """The groups one after the other; one `DiskImages` where files and transform are the same for all."""
+    first, on_disk = groups[0], [group for group in groups if isinstance(group, DiskImages)]
+    if isinstance(first, DiskImages) and len(on_disk) == len(groups):
+        alike = (group.files is first.files and group.transform is first.transform for group in on_disk)
+        if all(alike):
+            rows = np.concatenate([group.rows for group in on_disk])
+            return DiskImages(first.files, first.device, rows, first.transform, first.note)
+    return ConcatenatedImages(groups)
 
 
-def join(parts: Iterable[Any], n: int) -> Any:
-    """Samples one part after the other, `n` in all; of lazy parts only one is held at a time."""
-    whole, start = None, 0
-    for part in parts:
-        if len(part.y) == n:
-            return part
-        if isinstance(part.x_raw, LazyImages):
-            return type(part)(*map(torch.cat, zip(part, *parts, strict=True)))
-        if whole is None:
-            whole = type(part)(*(field.new_empty(n, *field.shape[1:]) for field in part))
-        for field, own in zip(whole, part, strict=True):
-            field[start : start + len(own)] = own
-        start += len(part.y)
-    return whole
+def select(images: Images, rows: Tensor) -> Images:
+    """The images at `rows`; those on disk stay unread."""
+    return images.subset(rows) if isinstance(images, DiskImages) else images[rows]
 
 
-def part_of(images: LazyImages | Tensor, rows: Tensor) -> LazyImages | Tensor:
-    """The images at `rows`, those on disk unread."""
-    return images.part(rows) if isinstance(images, DiskImages) else images[rows]
-
-
-def at_once(function: Callable, *arguments: Any) -> Future:
-    """What `submit` does where there is no thread to wait for."""
-    future: Future = Future()
+def run_now(function: Callable, *arguments: Any) -> "Future[Any]":
+    """Call the function at once, in this thread: `submit` where nothing can be done meanwhile."""
+    future: Future[Any] = Future()
     future.set_result(function(*arguments))
     return future
 
 
-def in_turn(samples: Sequence, order: Tensor, size: int) -> Iterator[tuple[Tensor, ...]]:
-    """The fields of samples, images first, at each `size` places of `order` (N,) in turn.
+def prefetched(images: LazyImages, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The images of each block of rows in turn, read in threads that end with the iterator.
 
-    Images on disk are read ahead, by threads that end with the iterator.
+    A thread reads one block at a time and then is idle: no read outlives the iterator, however it ends. An
+    error in a thread is raised here, at its block.
     """
-    images, *others = samples
-    blocks = order.to(others[0].device).split(size)
-    if isinstance(images, Tensor):
-        # index_select copies whole images; indexing with [rows] is 30 times slower on a CPU
-        return (tuple(field.index_select(0, rows) for field in samples) for rows in blocks)
-    read = read_ahead(images, order.split(size))
-    return (
-        (raw, *(field.index_select(0, rows) for field in others))
-        for raw, rows in zip(read, blocks, strict=True)
-    )
-
-
-def read_ahead(images: LazyImages, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
-    """The images at each block of places in turn; an error of a reader is raised here, at its block.
-
-    A reader does one block and is idle: nothing is read that is not waited for, however this ends.
-    """
-    readers = ThreadPoolExecutor(READERS, thread_name_prefix="images")
-    asked: deque[Callable[[], Tensor]] = deque()
+    readers = ThreadPoolExecutor(N_READERS, thread_name_prefix="images")
+    pending: deque[PendingImages] = deque()
     try:
         for rows in blocks:
-            asked.append(images.ask(rows.numpy(), readers.submit))
-            if len(asked) > AHEAD:
-                yield asked.popleft()()
-        while asked:
-            yield asked.popleft()()
+            pending.append(images.prefetch(rows.numpy(), readers.submit))
+            if len(pending) > N_PREFETCHED:
+                yield pending.popleft()()
+        while pending:
+            yield pending.popleft()()
     finally:
         readers.shutdown(cancel_futures=True)

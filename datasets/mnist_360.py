@@ -13,13 +13,15 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from engram.datasets import scenarios, sources
 from engram.datasets.augment import Augment, normalised_as_asked
-from engram.datasets.benchmark import Benchmark, Task, with_validation
+from engram.datasets.benchmark import Benchmark, Task
 from engram.datasets.rotation import turned
-from engram.datasets.storage import placed
+from engram.datasets.streams import stored, with_validation
 from engram.utils import seeding
+from engram.utils.config.config import Config, StreamOptions
 from engram.utils.errors import UserError
 
 DEFAULTS = {"n_tasks": 1, "n_epochs": 1, "batch_size": 16, "lr": 0.1, "backbone": "mlp"}
@@ -27,27 +29,27 @@ DIGITS, ROUNDS = 9, 3
 TURN = 60.0  # degrees that a digit turns by in one of its appearances, of which there are 2 · ROUNDS
 
 
-def build(config, device) -> Benchmark:
-    """The stream for a resolved configuration, on `device`."""
-    refuse(config.stream)
+def build(config: Config, device: torch.device) -> Benchmark:
+    """The benchmark for a resolved configuration, on `device`."""
+    refuse_task_flags(config.stream)
     seed = config.run.seed
-    source, kept = with_validation(sources.mnist(config.run.data_dir), config.stream.validation, seed)
-    index, angles = arrange(source.train_y[kept].numpy(), seed)
-    index, angles = torch.from_numpy(kept[index]), torch.from_numpy(angles)
+    source, training = with_validation(sources.mnist(config.run.data_dir), config.stream.validation, seed)
+    order, degrees = arrange(source.train_y[training].numpy(), seed)
+    train = torch.from_numpy(training[order])
     train_x = source.train_x.clone()
-    train_x[index] = turned(train_x[index], angles)
+    train_x[train] = turned(train_x[train], torch.from_numpy(degrees))
     test = torch.from_numpy(np.flatnonzero(source.test_y.numpy() < DIGITS))
     test_x = source.test_x.clone()
-    test_x[test] = turned(test_x[test], torch.from_numpy(round_the_circle(source.test_y[test].numpy())))
-    source = placed(replace(source, train_x=train_x, test_x=test_x), config, device)
+    test_x[test] = turned(test_x[test], torch.from_numpy(angles_of_test_digits(source.test_y[test].numpy())))
+    source = stored(replace(source, train_x=train_x, test_x=test_x), config, device)
     augment = normalised_as_asked(Augment(), config, source.train_x.shape[1])
-    order = scenarios.class_order(len(source.classes), seed, permute=False)
-    tasks = [Task(0, tuple(range(DIGITS)), (0,), index, test, shuffled=False)]
-    return Benchmark("mnist-360", "class-il", source, tasks, augment, order, seed, device)
+    class_order = scenarios.class_order(len(source.classes), seed, permute=False)
+    tasks = [Task(0, tuple(range(DIGITS)), (0,), train, test, shuffled=False)]
+    return Benchmark("mnist-360", "class-il", source, tasks, augment, class_order, seed, device)
 
 
-def refuse(stream) -> None:
-    """Say which flags a stream without tasks has no place for."""
+def refuse_task_flags(stream: StreamOptions) -> None:
+    """Raise `UserError` for a flag that means nothing in a stream without tasks."""
     given = {
         f"--n_tasks {stream.n_tasks}": stream.n_tasks != 1,
         "--multi_head": stream.multi_head,
@@ -62,30 +64,35 @@ def refuse(stream) -> None:
             )
 
 
-def arrange(y: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def arrange(y: NDArray[np.int64], seed: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """(positions in `y` in the order of the stream, the angle in degrees of each)."""
-    coming, angles = {}, np.zeros(len(y))
+    appearances, angles = {}, np.zeros(len(y))
     for digit in range(DIGITS):
-        own = np.flatnonzero(y == digit)
-        drawn = torch.randperm(len(own), generator=seeding.generator(seed, "samples", digit))
-        own = own[drawn.numpy()]
-        angles[own] = (TURN * (digit - 1) + 360 * np.arange(len(own)) / len(own)) % 360
-        coming[digit] = iter(np.array_split(own, 2 * ROUNDS))
+        positions = np.flatnonzero(y == digit)
+        drawn = torch.randperm(len(positions), generator=seeding.generator(seed, "samples", digit))
+        positions = positions[drawn.numpy()]
+        angles[positions] = (TURN * (digit - 1) + full_turn(len(positions))) % 360
+        appearances[digit] = iter(np.array_split(positions, 2 * ROUNDS))
     pairs = [(digit, (digit + 1) % DIGITS) for _ in range(ROUNDS) for digit in range(DIGITS)]
-    order = np.concatenate([mixed(next(coming[one]), next(coming[other])) for one, other in pairs])
+    order = np.concatenate([mixed(next(appearances[one]), next(appearances[other])) for one, other in pairs])
     return order, angles[order]
 
 
-def mixed(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Both, each in its own order, spread evenly: every stretch holds their shares."""
-    place = np.concatenate([(np.arange(len(part)) + 0.5) / len(part) for part in (one, other)])
-    return np.concatenate([one, other])[np.argsort(place, kind="stable")]
+def mixed(one: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Both arrays in one, each in its own order, spread evenly: every stretch holds their shares."""
+    time = np.concatenate([(np.arange(len(array)) + 0.5) / len(array) for array in (one, other)])
+    return np.concatenate([one, other])[np.argsort(time, kind="stable")]
 
 
-def round_the_circle(y: np.ndarray) -> np.ndarray:
+def angles_of_test_digits(y: NDArray[np.int64]) -> NDArray[np.float64]:
     """Angle in degrees of each test digit: those of one class, in their order, go once round."""
     angles = np.zeros(len(y))
     for digit in range(DIGITS):
-        own = np.flatnonzero(y == digit)
-        angles[own] = 360 * np.arange(len(own)) / len(own)
+        positions = np.flatnonzero(y == digit)
+        angles[positions] = full_turn(len(positions))
     return angles
+
+
+def full_turn(n: int) -> NDArray[np.float64]:
+    """(n,) angles in degrees, equally far apart, that go once round."""
+    return 360 * np.arange(n) / n

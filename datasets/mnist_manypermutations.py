@@ -6,8 +6,12 @@ the tasks that both have are the same.
 
 from dataclasses import dataclass
 
-from engram.datasets import mnist_permutations
+import torch
+
+from engram.datasets import sources
 from engram.datasets.benchmark import Benchmark
+from engram.datasets.perm_mnist import permuted
+from engram.utils.config.config import Config
 from engram.utils.config.options import OptionSet, option
 
 DEFAULTS = {"n_tasks": 100, "n_epochs": 1, "batch_size": 1, "lr": 0.01, "backbone": "mlp"}
@@ -15,13 +19,15 @@ DEFAULTS = {"n_tasks": 100, "n_epochs": 1, "batch_size": 1, "lr": 0.01, "backbon
 
 @dataclass(frozen=True)
 class Options(OptionSet):
-    """Flags of MNIST Many Permutations."""
+    """Flags of the MNIST Many Permutations benchmark."""
 
     samples_per_task: int = option(
         200, "at most so many training samples of each task, drawn by the seed; 0: all", ge=0
     )
 
 
-def build(config, device) -> Benchmark:
-    """The stream for a resolved configuration, on `device`."""
-    return mnist_permutations.build(config, device, "mnist-manypermutations")
+def build(config: Config, device: torch.device) -> Benchmark:
+    """The benchmark for a resolved configuration, on `device`."""
+    assert isinstance(config.benchmark, Options)
+    source, count = sources.mnist(config.run.data_dir), config.benchmark.samples_per_task
+    return permuted("mnist-manypermutations", source, config, device, count)

@@ -5,12 +5,13 @@ GEM's script. One sample at a time, one epoch, all 10,000 test digits: MER.
 """
 
 from dataclasses import dataclass
-from functools import partial
+
+import torch
 
 from engram.datasets import sources
-from engram.datasets.augment import Augment
-from engram.datasets.benchmark import Benchmark, domain_incremental
-from engram.datasets.perm_mnist import draw, permute
+from engram.datasets.benchmark import Benchmark
+from engram.datasets.perm_mnist import permuted
+from engram.utils.config.config import Config
 from engram.utils.config.options import OptionSet, option
 
 DEFAULTS = {"n_tasks": 20, "n_epochs": 1, "batch_size": 1, "lr": 0.01, "backbone": "mlp"}
@@ -18,20 +19,15 @@ DEFAULTS = {"n_tasks": 20, "n_epochs": 1, "batch_size": 1, "lr": 0.01, "backbone
 
 @dataclass(frozen=True)
 class Options(OptionSet):
-    """Flags of MNIST Permutations."""
+    """Flags of the MNIST Permutations benchmark."""
 
     samples_per_task: int = option(
         1000, "at most so many training samples of each task, drawn by the seed; 0: all", ge=0
     )
 
 
-def build(config, device, name: str = "mnist-permutations") -> Benchmark:
-    """The stream for a resolved configuration, on `device`."""
-    source = sources.mnist(config.run.data_dir)
-    n_pixels = source.train_x[0].numel()
-    orders = [draw(n_pixels, config.run.seed, task) for task in range(config.stream.n_tasks)]
-    changes = [partial(permute, order=order.to(device)) for order in orders]
-    drawn = {"permutations": [order.tolist() for order in orders]}
-    return domain_incremental(
-        name, source, Augment(), changes, config, device, drawn, config.benchmark.samples_per_task
-    )
+def build(config: Config, device: torch.device) -> Benchmark:
+    """The benchmark for a resolved configuration, on `device`."""
+    assert isinstance(config.benchmark, Options)
+    source, count = sources.mnist(config.run.data_dir), config.benchmark.samples_per_task
+    return permuted("mnist-permutations", source, config, device, count)

@@ -12,9 +12,11 @@ import torch
 
 from engram.datasets import sources
 from engram.datasets.augment import Augment
-from engram.datasets.benchmark import Benchmark, domain_incremental
+from engram.datasets.benchmark import Benchmark
 from engram.datasets.rotation import origins, rearrange
+from engram.datasets.streams import domain_incremental
 from engram.utils import seeding
+from engram.utils.config.config import Config
 from engram.utils.config.options import OptionSet, option
 
 DEFAULTS = {"n_tasks": 20, "n_epochs": 1, "batch_size": 1, "lr": 0.01, "backbone": "mlp"}
@@ -22,22 +24,22 @@ DEFAULTS = {"n_tasks": 20, "n_epochs": 1, "batch_size": 1, "lr": 0.01, "backbone
 
 @dataclass(frozen=True)
 class Options(OptionSet):
-    """Flags of MNIST Rotations."""
+    """Flags of the MNIST Rotations benchmark."""
 
     samples_per_task: int = option(
         1000, "at most so many training samples of each task, drawn by the seed; 0: all", ge=0
     )
 
 
-def build(config, device) -> Benchmark:
-    """The stream for a resolved configuration, on `device`."""
+def build(config: Config, device: torch.device) -> Benchmark:
+    """The benchmark for a resolved configuration, on `device`."""
+    assert isinstance(config.benchmark, Options)
     source, n_tasks = sources.mnist(config.run.data_dir), config.stream.n_tasks
     angles = [draw(config.run.seed, task, n_tasks) for task in range(n_tasks)]
-    size = tuple(source.train_x.shape[2:])
-    places = origins(size, torch.tensor(angles, dtype=torch.float64)).to(device)
-    changes = [partial(rearrange, origin=place) for place in places]
+    origin_of_task = origins(source.train_x.shape, torch.tensor(angles, dtype=torch.float64)).to(device)
+    transforms = [partial(rearrange, origin=origin) for origin in origin_of_task]
     return domain_incremental(
-        "mnist-rotations", source, Augment(), changes, config, device, {"angles": angles},
+        "mnist-rotations", source, Augment(), transforms, config, device, {"angles": angles},
         config.benchmark.samples_per_task,
     )  # fmt: skip
 

@@ -14,8 +14,10 @@ from torch.nn import functional as F
 
 from engram.datasets import sources
 from engram.datasets.augment import Augment
-from engram.datasets.benchmark import Benchmark, domain_incremental
+from engram.datasets.benchmark import Benchmark
+from engram.datasets.streams import domain_incremental
 from engram.utils import seeding
+from engram.utils.config.config import Config
 from engram.utils.config.options import OptionSet, option
 
 DEFAULTS = {"n_tasks": 20, "n_epochs": 1, "batch_size": 128, "lr": 0.1, "backbone": "mlp"}
@@ -23,21 +25,29 @@ DEFAULTS = {"n_tasks": 20, "n_epochs": 1, "batch_size": 128, "lr": 0.1, "backbon
 
 @dataclass(frozen=True)
 class Options(OptionSet):
-    """Flags of permuted MNIST."""
+    """Flags of the permuted MNIST benchmark."""
 
     padding: int = option(
-        0, "black pixels added on every side before pixels change places, e.g. 2 for 32x32", ge=0, le=100
+        0, "black pixels added on every side before pixels are permuted, e.g. 2 for 32x32", ge=0, le=100
     )
 
 
-def build(config, device) -> Benchmark:
-    """The stream for a resolved configuration, on `device`."""
+def build(config: Config, device: torch.device) -> Benchmark:
+    """The benchmark for a resolved configuration, on `device`."""
+    assert isinstance(config.benchmark, Options)
     source = padded(sources.mnist(config.run.data_dir), config.benchmark.padding)
+    return permuted("perm-mnist", source, config, device)
+
+
+def permuted(
+    name: str, source: sources.Source, config: Config, device: torch.device, samples_per_task: int = 0
+) -> Benchmark:
+    """The domains of a source that differ in the order of the pixels; see `domain_incremental`."""
     n_pixels = source.train_x[0].numel()
     orders = [draw(n_pixels, config.run.seed, task) for task in range(config.stream.n_tasks)]
-    changes = [partial(permute, order=order.to(device)) for order in orders]
+    transforms = [partial(permute, order=order.to(device)) for order in orders]
     drawn = {"permutations": [order.tolist() for order in orders]}
-    return domain_incremental("perm-mnist", source, Augment(), changes, config, device, drawn)
+    return domain_incremental(name, source, Augment(), transforms, config, device, drawn, samples_per_task)
 
 
 def padded(source: sources.Source, n: int) -> sources.Source:
@@ -47,7 +57,7 @@ def padded(source: sources.Source, n: int) -> sources.Source:
 
 
 def draw(n_pixels: int, seed: int, task: int) -> Tensor:
-    """The task's permutation, (n_pixels,): which pixel comes to each place."""
+    """The task's permutation, (n_pixels,): the old position of each pixel."""
     return torch.randperm(n_pixels, generator=seeding.generator(seed, "transforms", task))
 
 

@@ -1,20 +1,21 @@
-"""Rotation: images turned about their centre, each by its own angle, pixel for pixel as Pillow turns them."""
+"""Rotation: turns images about their centre, each by its own angle, pixel for pixel as Pillow does."""
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 CHUNK = 2048  # images turned at a time
 
 
-def origins(size: tuple[int, int], degrees: Tensor) -> Tensor:
-    """Where each pixel of (H, W) images turned by `degrees` (N,) comes from: (N, H·W), 0 is outside.
+def origins(shape: torch.Size, degrees: Tensor) -> Tensor:
+    """The pixel from which each pixel of (N, C, H, W) images turned by `degrees` (N,) comes: (N, H·W).
 
-    Pixels count from 1. Counter-clockwise, nearest neighbour, in the 16.16 fixed point numbers of
-    `PIL.Image.rotate` (Pillow's Image.py and Geometry.c), of which this is the batched form.
+    Pixels count from 1; 0 is outside the image. Counter-clockwise, nearest neighbour, in the 16.16 fixed
+    point numbers of `PIL.Image.rotate` (Pillow's Image.py and Geometry.c), of which this is the batched form.
     """
-    tall, wide = size
+    tall, wide = shape[2:]
     angle = -np.radians(degrees.double().numpy() % 360)[:, None, None]
     cos, sin = np.round(np.cos(angle), 15), np.round(np.sin(angle), 15)
     row, column = np.arange(tall)[:, None], np.arange(wide)
@@ -26,16 +27,17 @@ def origins(size: tuple[int, int], degrees: Tensor) -> Tensor:
     return torch.from_numpy(np.where(inside, y * wide + x + 1, 0)).flatten(1)
 
 
-def _fixed(value: np.ndarray) -> np.ndarray:
+def _fixed(value: NDArray[np.float64]) -> NDArray[np.int64]:
+    """A number as a 16.16 fixed point integer."""
     return np.floor(value * 65536 + 0.5).astype(np.int64)
 
 
 def rearrange(raw: Tensor, origin: Tensor) -> Tensor:
-    """(N, 1, H, W) uint8 → the same images, every pixel taken from where `origin` (H·W,) or (N, H·W) says."""
+    """(N, 1, H, W) uint8 → the images whose pixels are those at `origin`, (H·W,) or (N, H·W) of `origins`."""
     return F.pad(raw.flatten(1), (1, 0)).gather(1, origin.expand(len(raw), -1)).view_as(raw)
 
 
 def turned(raw: Tensor, degrees: Tensor) -> Tensor:
     """(N, 1, H, W) uint8 images, each turned by its own angle of (N,)."""
-    size, parts = tuple(raw.shape[2:]), zip(raw.split(CHUNK), degrees.split(CHUNK), strict=True)
-    return torch.cat([rearrange(images, origins(size, angles)) for images, angles in parts])
+    chunks = zip(raw.split(CHUNK), degrees.split(CHUNK), strict=True)
+    return torch.cat([rearrange(images, origins(raw.shape, angles)) for images, angles in chunks])

@@ -1,15 +1,17 @@
-"""Scenarios: pure index splitting. Arrays in, arrays out; no images, no devices, no global state."""
+"""Scenarios: which classes and samples belong to which task, as pure functions from arrays to arrays.
 
-from dataclasses import replace
+No images, no devices, no global state: `streams.py` makes benchmarks of what these functions return.
+"""
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from engram.utils import seeding
 from engram.utils.errors import UserError
 
 
-def class_order(n_classes: int, seed: int, permute: bool, chosen: tuple[int, ...] = ()) -> np.ndarray:
+def class_order(n_classes: int, seed: int, permute: bool, chosen: tuple[int, ...] = ()) -> NDArray[np.int64]:
     """Original class at each position of the stream, shape (n_classes,).
 
     Permuted exactly as in the memorization paper's code and mammoth, where class c becomes label
@@ -28,12 +30,12 @@ def class_order(n_classes: int, seed: int, permute: bool, chosen: tuple[int, ...
 
 
 def refuse_order(order: tuple[int, ...], name: str, reason: str) -> None:
-    """Say that a benchmark's classes cannot be put into an order of one's own."""
+    """Raise `UserError` if the user gave a class order (--class_order) to a benchmark that has none."""
     if order:
         raise UserError(f"--class_order: not for {name}, {reason}; leave the flag out")
 
 
-def relabel(y: np.ndarray, order: np.ndarray) -> np.ndarray:
+def relabel(y: NDArray[np.int64], order: NDArray[np.int64]) -> NDArray[np.int64]:
     """Labels as positions in the class order, (N,): task t then owns consecutive labels."""
     position = np.empty(len(order), dtype=np.int64)
     position[order] = np.arange(len(order))
@@ -52,38 +54,19 @@ def split_classes(n_classes: int, n_tasks: int, half_first: bool = False) -> lis
             f"--n_tasks {n_tasks}: {n_classes} classes can be split into {1 + half_first} to {limit} tasks"
             + (" with --half_classes_in_first_task" if half_first else "")
         )
-    parts = [np.arange(first), *np.array_split(np.arange(first, n_classes), n_tasks - half_first)]
-    return [tuple(int(c) for c in part) for part in parts if len(part)]
+    split = [np.arange(first), *np.array_split(np.arange(first, n_classes), n_tasks - half_first)]
+    return [tuple(int(c) for c in classes) for classes in split if len(classes)]
 
 
-def with_same_outputs(tasks: list) -> list:
-    """Tasks of different classes as domains of one problem: each one's first class is output 0, and so on."""
-    sizes = {len(task.classes) for task in tasks}
-    if len(sizes) > 1:
-        raise UserError(
-            f"--scenario domain-il: all tasks need equally many classes; with --n_tasks {len(tasks)} "
-            f"they have {min(sizes)} to {max(sizes)}"
-        )
-    same = tuple(range(sizes.pop()))
-    return [replace(task, classes=same, label_shift=-task.classes[0]) for task in tasks]
-
-
-def with_own_outputs(tasks: list) -> list:
-    """Tasks that share their classes with outputs of their own: task t's class c is output t · C + c."""
-    n = len(tasks[0].classes)
-    shifted = (tuple(task.id * n + c for c in task.classes) for task in tasks)
-    return [replace(task, classes=own, label_shift=own[0]) for task, own in zip(tasks, shifted, strict=True)]
-
-
-def group_order(groups: list[str], seed: int, permute: bool) -> np.ndarray:
+def group_order(groups: list[str], seed: int, permute: bool) -> NDArray[np.int64]:
     """Class order that keeps groups of classes (alphabets) together, shape (n_classes,).
 
     groups: the group of each class. Groups stand in the order of their first class, or permuted by the
     seed as classes are; the classes of a group stay in their own order.
     """
     names = list(dict.fromkeys(groups))
-    place = np.argsort(class_order(len(names), seed, permute))  # of each group
-    return np.argsort([place[names.index(group)] for group in groups], kind="stable")
+    rank = np.argsort(class_order(len(names), seed, permute))  # of each group in the new order
+    return np.argsort([rank[names.index(group)] for group in groups], kind="stable")
 
 
 def split_groups(groups: list[str], n_tasks: int) -> list[tuple[int, ...]]:
@@ -97,7 +80,7 @@ def split_groups(groups: list[str], n_tasks: int) -> list[tuple[int, ...]]:
     return [tuple(c for c, group in enumerate(groups) if group == name) for name in names[:n_tasks]]
 
 
-def subset(positions: np.ndarray, count: int, seed: int, task: int) -> np.ndarray:
+def subset(positions: NDArray[np.int64], count: int, seed: int, task: int) -> NDArray[np.int64]:
     """At most `count` of the positions, ascending, drawn by seed and task alone; 0 takes all."""
     if not 0 < count < len(positions):
         return positions
@@ -105,16 +88,16 @@ def subset(positions: np.ndarray, count: int, seed: int, task: int) -> np.ndarra
     return positions[drawn.sort().values.numpy()]
 
 
-def positions_of(y: np.ndarray, classes: tuple[int, ...]) -> np.ndarray:
+def positions_of(y: NDArray[np.int64], classes: tuple[int, ...]) -> NDArray[np.int64]:
     """Positions in `y` whose label is one of `classes`, ascending."""
     return np.flatnonzero(np.isin(y, classes))
 
 
-def hold_out(y: np.ndarray, percent: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions (kept, held out) of a split that takes `percent` % of every class, each ascending."""
+def hold_out(y: NDArray[np.int64], percent: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Positions (for training, held out) of a split that takes `percent` % of every class, each ascending."""
     from sklearn.model_selection import train_test_split  # seconds, which few runs need
 
-    kept, held = train_test_split(
+    training, held_out = train_test_split(
         np.arange(len(y)), test_size=percent / 100, stratify=y, random_state=seed, shuffle=True
     )
-    return np.sort(kept), np.sort(held)
+    return np.sort(training), np.sort(held_out)

@@ -8,10 +8,14 @@ deviation 0.5), whatever the images.
 
 from dataclasses import dataclass
 
+import torch
+
 from engram.datasets import sources
 from engram.datasets.augment import Augment
-from engram.datasets.benchmark import Benchmark, class_incremental
+from engram.datasets.benchmark import Benchmark
 from engram.datasets.storage import Storage
+from engram.datasets.streams import class_incremental
+from engram.utils.config.config import Config
 from engram.utils.config.options import OptionSet, option
 
 DEFAULTS = {
@@ -22,7 +26,7 @@ DEFAULTS = {
 
 @dataclass(frozen=True)
 class Options(OptionSet):
-    """Flags of the image folder."""
+    """Flags of the image folder benchmark."""
 
     image_dir: str | None = option(
         None, "folder with train/<class>/ and test/<class>/, or train.csv and test.csv (default: --data_dir)"
@@ -33,10 +37,11 @@ class Options(OptionSet):
     )  # fmt: skip
 
 
-def build(config, device) -> Benchmark:
-    """The stream for a resolved configuration, on `device`."""
+def build(config: Config, device: torch.device) -> Benchmark:
+    """The benchmark for a resolved configuration, on `device`."""
+    assert isinstance(config.benchmark, Options)
     options, data_dir = config.benchmark, config.run.data_dir
-    storage = Storage.asked(config, device)
+    storage = Storage.configured(config, device)
     source = sources.imagefolder(options.image_dir or data_dir, options.img_size, data_dir, storage)
     return class_incremental("seq-imagefolder", source, augmentation(source), config, device)
 

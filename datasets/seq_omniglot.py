@@ -6,15 +6,19 @@ alone; `--permute_classes`: alphabets in an order drawn by the seed). Of a chara
 first 15 are for training, the other 5 for testing. The stream is seen once, one drawing at a time: MER.
 """
 
+import torch
+
 from engram.datasets import sources
 from engram.datasets.augment import Augment
-from engram.datasets.benchmark import Benchmark, class_incremental
+from engram.datasets.benchmark import Benchmark
+from engram.datasets.streams import class_incremental
+from engram.utils.config.config import Config
 
 DEFAULTS = {"n_tasks": 50, "n_epochs": 1, "batch_size": 1, "lr": 0.01, "backbone": "mlp"}
 
 
-def build(config, device) -> Benchmark:
-    """The stream for a resolved configuration, on `device`."""
+def build(config: Config, device: torch.device) -> Benchmark:
+    """The benchmark for a resolved configuration, on `device`."""
     source = sources.omniglot(config.run.data_dir)
     alphabets = [name.split("/")[0] for name in source.classes]
     return class_incremental("seq-omniglot", source, Augment(), config, device, groups=alphabets)

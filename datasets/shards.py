@@ -1,13 +1,13 @@
-"""Shards: a decoded data set in files of bounded size, mapped into memory rather than loaded.
+"""Shards: the files of a decoded data set that stays on disk: written once, checked, mapped into memory.
 
     NAME-KEY.shards/
-        header.json      version, key, shape of an image, classes, and of each file its bytes and check
+        header.json      version, key, shape of an image, classes; size in bytes and hash of each file
         train-0000.u8    SHARD_BYTES of images at most, (n, C, H, W) uint8; train-0001.u8, test-0000.u8, ...
         train_y.npy      labels; test_y.npy
 
-The folder gets its name when all of it is on the disk: one that was begun and not ended is never taken for
-whole. `check` hashes samples of a file's bytes: it finds a file that was zeroed or exchanged, at once and
-whatever its size, but not a single byte that changed.
+The folder is renamed to its final name when all files are complete on the disk: an interrupted write is never
+mistaken for a data set. `check` hashes samples of a file's bytes: it detects a file that was zeroed or
+exchanged, at once and whatever its size, but not a single byte that changed.
 """
 
 import fcntl
@@ -20,20 +20,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from engram.datasets.images import DataError
+from engram.datasets.images import Decoded, Put
 from engram.datasets.lazy_images import DiskImages
+from engram.utils.errors import DataError
 
 VERSION = 1
 SHARD_BYTES = 1 << 30
 CHECKED = 16, 4096  # pieces of a file, evenly spread, and their bytes
 
-Put = Callable[[int, np.ndarray], None]  # put(start, images): images (n, C, H, W) from place `start` on
+# fill(split, put): calls `put` with all images of the split, in any order and from any thread
+Fill = Callable[[str, Put], None]
 
 
 def write(
@@ -42,18 +45,17 @@ def write(
     shape: tuple[int, int, int],
     classes: tuple[str, ...],
     labels: dict[str, Tensor],
-    fill: Callable[[str, Put], None],
+    fill: Fill,
 ) -> None:
-    """Make the folder, unless it is there; a second process that wants it waits for the first.
+    """Write the folder, unless it exists; a second process that needs it waits for the first.
 
-    shape: of an image, (C, H, W). labels: (N,) of each split. fill: calls `put` with all images of the split
-    called so, in any order and from any thread.
+    shape: of an image, (C, H, W). labels: split → (N,). Raises `DataError` when the disk is full.
     """
     partial = folder.with_name(folder.name + ".partial")
-    with _alone(folder):
+    with _locked(folder):
         if folder.is_dir():
             return
-        shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+        shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
         try:
             partial.mkdir()
             files: dict[str, dict[str, Any]] = {}
@@ -78,36 +80,34 @@ def write(
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """No other process writes this folder meanwhile; the system ends the claim with the process."""
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a lock on the folder; the system releases it when the process ends, however it ends."""
     with open(folder.with_name(folder.name + ".lock"), "a") as file:
         with suppress(OSError):  # a file system without locks
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def _write_images(
-    folder: Path, split: str, shape: tuple[int, int, int], n: int, fill: Callable[[str, Put], None]
-) -> None:
+def _write_images(folder: Path, split: str, shape: tuple[int, int, int], n: int, fill: Fill) -> None:
     per_file = max(1, SHARD_BYTES // prod(shape))
     paths = [folder / f"{split}-{i:04d}.u8" for i in range(-(-n // per_file))]
     for path in paths:
         path.touch()
 
-    def put(start: int, images: np.ndarray) -> None:
+    def put(start: int, images: NDArray[np.uint8]) -> None:
         while len(images):
             file, row = divmod(start, per_file)
-            part = np.ascontiguousarray(images[: per_file - row])
+            in_file = np.ascontiguousarray(images[: per_file - row])
             with open(paths[file], "r+b") as out:
                 out.seek(row * prod(shape))
-                out.write(part.data)
-            start, images = start + len(part), images[len(part) :]
+                out.write(in_file.data)
+            start, images = start + len(in_file), images[len(in_file) :]
 
     fill(split, put)
 
 
 def _sync(path: Path) -> None:
-    """On the disk, not just on its way there."""
+    """Wait until the file's bytes are on the disk and not only in the system's cache."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
 
@@ -124,32 +124,36 @@ def check(path: Path) -> str:
     return digest.hexdigest()
 
 
-def read(folder: Path, key: str, note: str = "") -> dict[str, Any]:
-    """What `write` was given: of each split `SPLIT_x` (`DiskImages`) and `SPLIT_y`, and `classes`."""
-    again = f"delete {folder} and run again to have it made anew"
+def read(folder: Path, key: str, note: str = "") -> Decoded:
+    """The data set that `write` wrote: of each split `SPLIT_x` (`DiskImages`) and `SPLIT_y`, and `classes`.
+
+    note: for the user, see `DiskImages`. Raises `DataError` for files that are damaged or of other images.
+    """
+    remedy = f"delete {folder} and run again to have it made anew"
     try:
         header = json.loads((folder / "header.json").read_text(encoding="utf-8"))
         files, shape, stored = header["files"], tuple(header["shape"]), (header["version"], header["key"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{folder / 'header.json'}: missing or damaged ({error}); {again}") from error
+        raise DataError(f"{folder / 'header.json'}: missing or damaged ({error}); {remedy}") from error
     if stored != (VERSION, key):
-        raise DataError(f"{folder}: of version {stored[0]} and other images; {again}")
+        raise DataError(f"{folder}: of version {stored[0]} and other images; {remedy}")
     for name, expected in files.items():
         path = folder / name
         size = path.stat().st_size if path.is_file() else 0
         if size != expected["bytes"]:
-            raise DataError(f"{path}: {size:,} bytes where {expected['bytes']:,} are expected; {again}")
+            raise DataError(f"{path}: {size:,} bytes where {expected['bytes']:,} are expected; {remedy}")
         if check(path) != expected["check"]:
-            raise DataError(f"{path}: damaged, its bytes are not those that were written; {again}")
-    found: dict[str, Any] = {"classes": tuple(header["classes"])}
+            raise DataError(f"{path}: damaged, its bytes are not those that were written; {remedy}")
+    data: dict[str, Any] = {"classes": tuple(header["classes"])}
     for split in (name.removesuffix("_y.npy") for name in files if name.endswith("_y.npy")):
         paths = [folder / name for name in sorted(files) if name.startswith(f"{split}-")]
-        found[f"{split}_x"] = DiskImages([_mapped(path, shape) for path in paths], note=note)
-        found[f"{split}_y"] = torch.from_numpy(np.load(folder / f"{split}_y.npy", allow_pickle=False))
-    return found
+        data[f"{split}_x"] = DiskImages([_mapped(path, shape) for path in paths], note=note)
+        data[f"{split}_y"] = torch.from_numpy(np.load(folder / f"{split}_y.npy", allow_pickle=False))
+    return cast(Decoded, data)
 
 
-def _mapped(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
+def _mapped(path: Path, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """The images of a file, (n, C, H, W), read from the disk only where they are indexed."""
     with open(path, "rb") as file:
         pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     return np.ndarray((len(pages) // prod(shape), *shape), np.uint8, buffer=pages)

@@ -1,4 +1,4 @@
-"""Sources: get, verify and decode a data set once, into uint8 tensors."""
+"""Sources: the data sets by name; each is downloaded, verified and decoded once, into uint8 tensors."""
 
 import http.client
 import sys
@@ -17,22 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engram.datasets import images
-from engram.datasets.images import DataError
+from engram.datasets import image_files, images
+from engram.datasets.images import Decoded
 from engram.datasets.storage import Storage, read_folder
-
-__all__ = [
-    "DataError",
-    "Source",
-    "cifar10",
-    "cifar100",
-    "digits",
-    "fmnist",
-    "imagefolder",
-    "mnist",
-    "omniglot",
-    "tinyimagenet",
-]
+from engram.utils.errors import DataError
 
 TINY_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 TINY_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
@@ -46,7 +34,7 @@ FASHION_NAMES = (
 
 @dataclass(frozen=True)
 class Source:
-    """A decoded data set.
+    """A decoded data set with its name.
 
     train_x, test_x: (N, C, H, W) uint8, or `DiskImages` that stand for such a tensor. train_y, test_y: (N,)
     int64. classes: a name for each label.
@@ -61,22 +49,22 @@ class Source:
 
     @property
     def labels(self) -> tuple[Tensor, Tensor]:
-        """Training and test labels."""
+        """The labels (N,) of the training and of the test set."""
         return self.train_y, self.test_y
 
 
 def digits() -> Source:
     """scikit-learn's 1,797 real 8x8 digits, split 80/20 by class with a fixed seed; no download.
 
-    Kept in the user's cache: importing scikit-learn takes seconds, longer than many a run on these images.
+    Cached in the user's folder: importing scikit-learn takes seconds, longer than many a run on these images.
     """
     key = f"scikit-learn {metadata.version('scikit-learn')}"
     cache = images.cache_folder(Path(images.USER_CACHE).expanduser())
     return _source("digits", images.cached(cache and cache / "digits.pt", key, _split_digits))
 
 
-def _split_digits() -> dict[str, Any]:
-    from sklearn.datasets import load_digits
+def _split_digits() -> Decoded:
+    from sklearn.datasets import load_digits  # takes seconds, and the result is cached
     from sklearn.model_selection import train_test_split
 
     bunch = load_digits()
@@ -121,10 +109,10 @@ def tinyimagenet(data_dir: str | Path, storage: Storage | None = None) -> Source
             return _known_folder("tinyimagenet", root, 200, 64)
         _download_tiny_imagenet(root)
     folder = root / "tiny-imagenet-200"
-    splits = images.list_tiny_imagenet(folder)
+    splits = image_files.list_tiny_imagenet(folder)
     storage = storage or Storage(data_dir=data_dir)
-    data = read_folder(folder, splits, storage, side=64)
-    return _known("tinyimagenet", _renumbered(data, dict.fromkeys(splits[0].labels)), 200)
+    decoded = read_folder(folder, splits, storage, side=64)
+    return _known("tinyimagenet", _renumbered(decoded, dict.fromkeys(splits[0].labels)), 200)
 
 
 def omniglot(data_dir: str | Path) -> Source:
@@ -134,23 +122,25 @@ def omniglot(data_dir: str | Path) -> Source:
     `ALPHABET.CHARACTER`, dark ink on white; the classes of the result are called `ALPHABET/CHARACTER`.
     """
     root = Path(data_dir).expanduser()
-    folder, own = root / "omniglot-py", root / "omniglot"
-    official = all((folder / part).is_dir() for part in images.OMNIGLOT)
-    if not official and not own.is_dir():
+    folder, users_folder = root / "omniglot-py", root / "omniglot"
+    official = all((folder / background).is_dir() for background in image_files.OMNIGLOT)
+    if not official and not users_folder.is_dir():
         with _downloading("omniglot", root, "omniglot-py/ (or its zip files, or an image folder omniglot/)"):
             for background in (True, False):
-                _reader("Omniglot")(str(root), background, download=True)
+                _torchvision_reader("Omniglot")(str(root), background, download=True)
         official = True
-    folder, list_files = (folder, images.list_omniglot) if official else (own, images.list_folder)
-    data = images.read_folder(folder, list_files(folder), images.cache_folder(root), resize=28)
-    data |= {split: 255 - data[split][:, :1] for split in ("train_x", "test_x")}
+    folder, list_files = (
+        (folder, image_files.list_omniglot) if official else (users_folder, image_files.list_folder)
+    )
+    decoded = images.read_folder(folder, list_files(folder), images.cache_folder(root), resize=28)
+    decoded["train_x"], decoded["test_x"] = (255 - x[:, :1] for x in (decoded["train_x"], decoded["test_x"]))
     if official:
-        data["classes"] = [name.partition("/")[2] for name in data["classes"]]
-        return _known("omniglot", data, OMNIGLOT_CLASSES)
-    if alien := [name for name in data["classes"] if "." not in name]:
-        raise DataError(f"{own}: class '{alien[0]}' is not called ALPHABET.CHARACTER; rename it")
-    data["classes"] = [name.replace(".", "/", 1) for name in data["classes"]]
-    return _source("omniglot", data)
+        decoded["classes"] = tuple(name.partition("/")[2] for name in decoded["classes"])
+        return _known("omniglot", decoded, OMNIGLOT_CLASSES)
+    if wrong := [name for name in decoded["classes"] if "." not in name]:
+        raise DataError(f"{users_folder}: class '{wrong[0]}' is not called ALPHABET.CHARACTER; rename it")
+    decoded["classes"] = tuple(name.replace(".", "/", 1) for name in decoded["classes"])
+    return _source("omniglot", decoded)
 
 
 def imagefolder(
@@ -160,33 +150,37 @@ def imagefolder(
     root = Path(folder).expanduser()
     if not root.is_dir():
         raise DataError(f"--image_dir {folder}: no such folder; give one that holds train/ and test/")
-    splits, storage = images.list_folder(root), storage or Storage(data_dir=data_dir)
+    splits, storage = image_files.list_folder(root), storage or Storage(data_dir=data_dir)
     return _source("imagefolder", read_folder(root, splits, storage, img_size))
 
 
-def _source(name: str, data: dict[str, Any]) -> Source:
-    return Source(name, *(data[field] for field in images.FIELDS), tuple(data["classes"]))
+def _source(name: str, decoded: Decoded) -> Source:
+    return Source(name, **decoded | {"classes": tuple(decoded["classes"])})
 
 
-def _known(name: str, data: dict[str, Any], n_classes: int) -> Source:
-    if len(data["classes"]) != n_classes:
+def _known(name: str, decoded: Decoded, n_classes: int) -> Source:
+    """The source, after a check that no class is missing from its folder."""
+    if len(decoded["classes"]) != n_classes:
         raise DataError(
-            f"{name}: {n_classes} classes expected, {len(data['classes'])} found; the folder is incomplete"
+            f"{name}: {n_classes} classes expected, {len(decoded['classes'])} found; the folder is incomplete"
         )
-    return _source(name, data)
+    return _source(name, decoded)
 
 
-def _renumbered(data: dict[str, Any], classes: Iterable[str]) -> dict[str, Any]:
-    """The data with classes numbered in this order; what is cached is numbered as its own `classes` say."""
+def _renumbered(decoded: Decoded, classes: Iterable[str]) -> Decoded:
+    """The data with its classes numbered in this order; the cache numbers them as its own `classes` say."""
     number = {name: i for i, name in enumerate(classes)}
-    table = torch.tensor([number[name] for name in data["classes"]])
-    return data | {"classes": tuple(number)} | {y: table[data[y]] for y in ("train_y", "test_y")}
+    table = torch.tensor([number[name] for name in decoded["classes"]])
+    train_y, test_y = table[decoded["train_y"]], table[decoded["test_y"]]
+    return {**decoded, "train_y": train_y, "test_y": test_y, "classes": tuple(number)}
 
 
 def _known_folder(name: str, root: Path, n_classes: int, side: int) -> Source:
     folder = root / name
-    data = images.read_folder(folder, images.list_folder(folder), images.cache_folder(root), side=side)
-    return _known(name, data, n_classes)
+    decoded = images.read_folder(
+        folder, image_files.list_folder(folder), images.cache_folder(root), side=side
+    )
+    return _known(name, decoded, n_classes)
 
 
 @contextmanager
@@ -206,14 +200,14 @@ def _downloading(name: str, root: Path, files: str) -> Iterator[None]:
 
 
 def _download_tiny_imagenet(root: Path) -> None:
-    """Unpack next to the final place, then move: an interrupted run leaves no half data set."""
-    from torchvision.datasets.utils import download_and_extract_archive
+    """Unpack into a temporary folder, then move: an interrupted run leaves no incomplete data set."""
+    from torchvision.datasets.utils import download_and_extract_archive  # as in `_torchvision_reader`
 
     with _downloading("tinyimagenet", root, "tiny-imagenet-200/ (or tiny-imagenet-200.zip)"):
         root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=root, prefix="unpacking-") as place:
-            download_and_extract_archive(TINY_URL, str(root), place, md5=TINY_MD5, remove_finished=True)
-            (Path(place) / "tiny-imagenet-200").rename(root / "tiny-imagenet-200")
+        with tempfile.TemporaryDirectory(dir=root, prefix="unpacking-") as unpacked:
+            download_and_extract_archive(TINY_URL, str(root), unpacked, md5=TINY_MD5, remove_finished=True)
+            (Path(unpacked) / "tiny-imagenet-200").rename(root / "tiny-imagenet-200")
 
 
 def _idx_source(name: str, folder: str, classes: tuple[str, ...], data_dir: str | Path) -> Source:
@@ -226,16 +220,17 @@ def _idx_source(name: str, folder: str, classes: tuple[str, ...], data_dir: str 
     ]
     if not all(file.is_file() for file in files):
         with _downloading(name, root, f"{folder}/raw/ with {', '.join(file.name for file in files)}"):
-            _reader(folder)(str(root), download=True)
-    parts = []
+            _torchvision_reader(folder)(str(root), download=True)
+    splits = []
     for image_file, label_file in (files[:2], files[2:]):
         pixels, labels = read_idx(image_file, 3), read_idx(label_file, 1)
         if len(pixels) != len(labels) or int(labels.max()) >= len(classes):
             raise DataError(
                 f"{label_file}: does not fit {image_file.name}; delete both to have them downloaded again"
             )
-        parts += [pixels.unsqueeze(1), labels.long()]
-    return Source(name, *parts, classes)
+        splits.append((pixels.unsqueeze(1), labels.long()))
+    (train_x, train_y), (test_x, test_y) = splits
+    return Source(name, train_x, train_y, test_x, test_y, classes)
 
 
 def read_idx(file: Path, n_dims: int) -> Tensor:
@@ -248,13 +243,13 @@ def read_idx(file: Path, n_dims: int) -> Tensor:
         content = np.fromfile(file, dtype=np.uint8)
     except OSError as error:
         raise DataError(f"{file}: unreadable ({error}); check its permissions") from error
-    again = f"delete {file} and run again to have it downloaded"
+    remedy = f"delete {file} and run again to have it downloaded"
     start = 4 + 4 * n_dims
     if len(content) < start or content[:4].tolist() != [0, 0, 8, n_dims]:
-        raise DataError(f"{file}: not an idx file of {n_dims}-dimensional bytes; {again}")
+        raise DataError(f"{file}: not an idx file of {n_dims}-dimensional bytes; {remedy}")
     shape = content[4:start].view(">u4").tolist()
     if len(content) - start != prod(shape) or not prod(shape):
-        raise DataError(f"{file}: {len(content) - start} bytes of data, {prod(shape)} expected; {again}")
+        raise DataError(f"{file}: {len(content) - start} bytes of data, {prod(shape)} expected; {remedy}")
     return torch.from_numpy(content[start:]).view(shape)
 
 
@@ -266,25 +261,28 @@ def _cifar(name: str, n_classes: int, reader_name: str, data_dir: str | Path) ->
         if (root / name).is_dir():
             return _known_folder(name, root, n_classes, 32)
         with _downloading(name, root, f"{batches.name}/ (or its .tar.gz, or an image folder {name}/)"):
-            _reader(reader_name)(str(root), download=True)
+            _torchvision_reader(reader_name)(str(root), download=True)
     files = sorted(file.name for file in batches.iterdir())
-    key = images.fingerprint(batches, [images.Listing(files, [name] * len(files))])
+    key = image_files.fingerprint(batches, [image_files.Listing(files, [name] * len(files))])
     cache = images.cache_folder(root)
     path = cache and cache / f"{name}-{key[:16]}.pt"
     return _known(
-        name, images.cached(path, key, lambda: _read_batches(_reader(reader_name), root)), n_classes
+        name,
+        images.cached(path, key, lambda: _read_batches(_torchvision_reader(reader_name), root)),
+        n_classes,
     )
 
 
-def _reader(name: str) -> Any:
+def _torchvision_reader(name: str) -> Any:
+    """The class of that name in torchvision.datasets, which downloads and reads a data set."""
     import torchvision  # takes a second, and is not needed for what is cached
 
     return getattr(torchvision.datasets, name)
 
 
-def _read_batches(reader: Any, root: Path) -> dict[str, Any]:
+def _read_batches(reader: Any, root: Path) -> Decoded:
     """Read CIFAR's pickles with torchvision, which does so only right after checking their MD5 sums."""
-    from torchvision.datasets.utils import check_integrity
+    from torchvision.datasets.utils import check_integrity  # as in `_torchvision_reader`
 
     folder, meta = root / reader.base_folder, (reader.meta["filename"], reader.meta["md5"])
     for file, md5 in (*reader.train_list, *reader.test_list, meta):
@@ -292,9 +290,9 @@ def _read_batches(reader: Any, root: Path) -> dict[str, Any]:
             raise DataError(
                 f"{folder / file}: missing or damaged (MD5); delete {folder} to have it downloaded again"
             )
-    data: dict[str, Any] = {}
-    for split in ("train", "test"):
-        read = reader(str(root), train=split == "train")
-        data[f"{split}_x"] = torch.from_numpy(read.data).permute(0, 3, 1, 2).contiguous()
-        data[f"{split}_y"] = torch.tensor(read.targets)
-    return data | {"classes": tuple(read.classes)}
+    train, test = (reader(str(root), train=is_train) for is_train in (True, False))
+    train_x, test_x = (torch.from_numpy(s.data).permute(0, 3, 1, 2).contiguous() for s in (train, test))
+    train_y, test_y = torch.tensor(train.targets), torch.tensor(test.targets)
+    return Decoded(
+        train_x=train_x, train_y=train_y, test_x=test_x, test_y=test_y, classes=tuple(test.classes)
+    )

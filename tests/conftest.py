@@ -11,8 +11,8 @@ import torch
 
 from engram.backbones.backbone import build_network
 from engram.datasets.augment import Augment
-from engram.datasets.benchmark import class_incremental, domain_incremental
 from engram.datasets.sources import Source
+from engram.datasets.streams import class_incremental, domain_incremental
 from engram.main import setup
 from engram.models.method import Method
 from engram.utils.config import registry

@@ -3,3 +3,7 @@
 
 class UserError(ValueError):
     """Says what was given, what is valid and what to do."""
+
+
+class DataError(UserError):
+    """A data set is missing, incomplete or damaged; the message names the file and what to do."""

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 import torch
 
 from engram.datasets.augment import Augment
-from engram.datasets.benchmark import class_incremental
 from engram.datasets.sources import Source
+from engram.datasets.streams import class_incremental
 from engram.scripts.bench.buffer import CIFAR, pil_transform
 from engram.scripts.bench.timing import Figure, alternate, random_source
 from engram.utils.config.config import resolve

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from engram.backbones.backbone import build_network
 from engram.datasets.augment import Augment
-from engram.datasets.benchmark import class_incremental
+from engram.datasets.streams import class_incremental
 from engram.main import setup
 from engram.models.method import Method
 from engram.scripts.bench.buffer import CIFAR

@@ -28,8 +28,10 @@ import torch
 
 from engram.datasets import shards
 from engram.datasets.augment import Augment
-from engram.datasets.benchmark import Batch, Benchmark, class_incremental
+from engram.datasets.benchmark import Batch, Benchmark
+from engram.datasets.images import Put
 from engram.datasets.sources import Source
+from engram.datasets.streams import class_incremental
 from engram.utils.config.config import resolve
 
 SHAPE, N_CLASSES, N_TEST, CHUNK = (3, 224, 224), 100, 200, 64
@@ -54,7 +56,7 @@ def make(folder: Path, n: int) -> Source:
     """A source of `n` training images in shards; an image's class is its number modulo `N_CLASSES`."""
     labels = {"train": torch.arange(n) % N_CLASSES, "test": torch.arange(N_TEST) % N_CLASSES}
 
-    def fill(split: str, put: shards.Put) -> None:
+    def fill(split: str, put: Put) -> None:
         for start in range(0, len(labels[split]), CHUNK):
             put(start, numbered(start, min(CHUNK, len(labels[split]) - start)))
 

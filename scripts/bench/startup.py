@@ -17,7 +17,7 @@ from pathlib import Path
 
 from engram import main as program
 from engram.backbones.backbone import build_network
-from engram.datasets.benchmark import class_incremental
+from engram.datasets.streams import class_incremental
 from engram.models.er import ER
 from engram.models.method import Method, Setup
 from engram.scripts.bench.buffer import CIFAR

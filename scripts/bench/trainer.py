@@ -13,8 +13,9 @@ import torch.nn.functional as F
 
 from engram.backbones.backbone import build_network
 from engram.datasets.augment import Augment
-from engram.datasets.benchmark import Benchmark, class_incremental
+from engram.datasets.benchmark import Benchmark
 from engram.datasets.sources import Source
+from engram.datasets.streams import class_incremental
 from engram.models.method import Setup
 from engram.models.sgd import SGD
 from engram.scripts.bench.buffer import CIFAR

@@ -186,7 +186,7 @@ class Counted(LazyImages):
         super().__init__(images.shape, images.device)
         self.images, self.reads = images, []
 
-    def ask(self, rows, submit):
+    def prefetch(self, rows, submit):
         self.reads.append(len(rows))
         return lambda: self.images[torch.from_numpy(rows)]
 

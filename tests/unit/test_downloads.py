@@ -13,7 +13,7 @@ import torch
 import torchvision
 
 from engram.datasets import sources
-from engram.datasets.sources import DataError
+from engram.utils.errors import DataError
 from tests.unit.test_sources import KINDS, check_cifar, cifar_batches, idx, md5, mnist_arrays, tiny_layout
 
 NO_SERVER = "http://127.0.0.1:1/"

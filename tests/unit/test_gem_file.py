@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from engram.datasets.sources import DataError
-from engram.utils.errors import UserError
+from engram.utils.errors import DataError, UserError
 from tests.conftest import ROOT
 from tests.unit.test_sources import MNIST_DIR, mnist_folder
 from tests.unit.test_streams import build

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from engram.datasets import images, sources
-from engram.datasets.images import DataError
+from engram.datasets import image_files, images, sources
+from engram.utils.errors import DataError
 
 
 def colour(seed: int, side: int = 8, mode: str = "RGB") -> Image.Image:
@@ -69,8 +69,8 @@ def test_more_images_than_a_chunk_keep_their_order(folder):
 
 
 def test_classes_that_are_numbers_are_sorted_as_numbers(tmp_path):
-    listing = images.Listing(["a", "b", "c"], ["10", "9", "0"])
-    assert images.class_names(tmp_path, listing, listing) == ("0", "9", "10")
+    listing = image_files.Listing(["a", "b", "c"], ["10", "9", "0"])
+    assert image_files.class_names(tmp_path, listing, listing) == ("0", "9", "10")
 
 
 def test_grey_and_jpeg_images_become_rgb(folder):
@@ -152,7 +152,7 @@ def test_a_cache_that_cannot_be_written_costs_nothing_but_a_line(folder, monkeyp
 
     monkeypatch.setattr(images.os, "replace", full)
     assert len(read(folder).train_x) == 6
-    assert "not kept" in capsys.readouterr().err
+    assert "not cached" in capsys.readouterr().err
     assert list((folder.parent / "decoded").iterdir()) == []
 
 

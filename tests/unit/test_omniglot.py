@@ -10,8 +10,7 @@ import torchvision
 from PIL import Image
 
 from engram.datasets import scenarios, sources
-from engram.datasets.sources import DataError
-from engram.utils.errors import UserError
+from engram.utils.errors import DataError, UserError
 from tests.unit.test_streams import alphabet_folder, build
 
 ALPHABETS = {"images_background": {"Latin": 3, "Greek": 2}, "images_evaluation": {"Angelic": 1}}

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from engram.datasets.augment import Augment
-from engram.datasets.benchmark import class_incremental, domain_incremental
+from engram.datasets.streams import class_incremental, domain_incremental
 from engram.utils.errors import UserError
 from engram.utils.training.evaluation import accuracies
 from tests.conftest import synthetic_source, tiny_config, tiny_method

@@ -17,10 +17,10 @@ from PIL import Image
 
 from engram.datasets import benchmark as module
 from engram.datasets import images, lazy_images, shards, storage
-from engram.datasets.images import DataError
-from engram.datasets.lazy_images import DiskImages, Joined
+from engram.datasets.lazy_images import ConcatenatedImages, DiskImages
 from engram.main import build, main
 from engram.utils.config.config import resolve
+from engram.utils.errors import DataError
 from engram.utils.training.trainer import Trainer
 from tests.conftest import ROOT, synthetic_source, tiny_benchmark, tiny_config, tiny_method
 
@@ -98,9 +98,9 @@ def test_indexing_is_a_tensors(tmp_path):
         assert torch.equal(on_disk[key], raw[key])
     for part, expected in zip(on_disk.split(6), raw.split(6), strict=True):
         assert torch.equal(part, expected)
-    part = on_disk.part(rows, lambda x: 255 - x)
+    part = on_disk.subset(rows, lambda x: 255 - x)
     assert torch.equal(part[torch.tensor([0, 5])], 255 - raw[[19, 13]]) and len(part) == 6
-    with pytest.raises(IndexError, match="places 0 to 20 of 20"):
+    with pytest.raises(IndexError, match="indices 0 to 20 of 20"):
         on_disk[torch.tensor([0, 20])]
     with pytest.raises(AttributeError, match=r"no 'flatten': read some with \[rows\]"):
         on_disk.flatten(1)
@@ -118,11 +118,11 @@ def test_large_images_are_fetched_all_at_once(tmp_path, monkeypatch):
 def test_joined_images_stay_unread_until_they_are_taken(tmp_path):
     raw, on_disk = written(tmp_path)
     both, rows = torch.cat((raw[:5], on_disk)), torch.tensor([24, 0, 5, 4, 11])
-    assert isinstance(both, Joined) and both.shape == (25, 1, 6, 6)
+    assert isinstance(both, ConcatenatedImages) and both.shape == (25, 1, 6, 6)
     assert torch.equal(both.index_select(0, rows), torch.cat((raw[:5], raw))[rows])
-    alike = torch.cat([on_disk.part(torch.tensor([3, 1])), on_disk.part(torch.tensor([19]))])
+    alike = torch.cat([on_disk.subset(torch.tensor([3, 1])), on_disk.subset(torch.tensor([19]))])
     assert isinstance(alike, DiskImages) and torch.equal(alike[:], raw[[3, 1, 19]])
-    changed = torch.cat([on_disk.part(rows[1:2], change) for change in (torch.neg, torch.bitwise_not)])
+    changed = torch.cat([on_disk.subset(rows[1:2], change) for change in (torch.neg, torch.bitwise_not)])
     assert torch.equal(changed[:], torch.cat([raw[:1].neg(), raw[:1].bitwise_not()]))
 
 
@@ -326,16 +326,18 @@ def test_of_two_that_decode_at_once_one_waits(tmp_path):
 
 def test_reading_runs_ahead_by_so_many_blocks_and_no_further(tmp_path, monkeypatch, no_threads_left):
     _, on_disk = pair(tmp_path)
-    asked, ask = [], DiskImages.ask
-    monkeypatch.setattr(DiskImages, "ask", lambda self, *args: asked.append(1) or ask(self, *args))
-    monkeypatch.setattr(lazy_images, "AHEAD", 2)
+    started, prefetch = [], DiskImages.prefetch
+    monkeypatch.setattr(
+        DiskImages, "prefetch", lambda self, *args: started.append(1) or prefetch(self, *args)
+    )
+    monkeypatch.setattr(lazy_images, "N_PREFETCHED", 2)
     batches = on_disk.batches(on_disk.tasks[0], 0, 4)  # blocks of two batches: 30 samples are four blocks
     next(batches)
-    assert len(asked) == 3 and readers()
+    assert len(started) == 3 and readers()
     next(batches)
-    assert len(asked) == 3
+    assert len(started) == 3
     next(batches)
-    assert len(asked) == 4
+    assert len(started) == 4
     batches.close()
 
 
@@ -350,7 +352,7 @@ def test_an_error_of_a_reader_is_raised_at_its_batch(tmp_path, monkeypatch, no_t
         copy(self, images, rows)
 
     monkeypatch.setattr(DiskImages, "_copy", broken)
-    monkeypatch.setattr(lazy_images, "READERS", 1)
+    monkeypatch.setattr(lazy_images, "N_READERS", 1)
     seen = 0
     with pytest.raises(OSError, match="the disk is gone"):
         for _ in on_disk.batches(on_disk.tasks[0], 0, 4):

@@ -12,10 +12,10 @@ import torchvision
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from engram.datasets import images, sources
+from engram.datasets import image_files, images, sources
 from engram.datasets import storage as storages
-from engram.datasets.sources import DataError
 from engram.datasets.storage import Storage
+from engram.utils.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[2]
 USER_DATA = Path("~/.cache/engram").expanduser()
@@ -245,7 +245,7 @@ def test_tiny_imagenets_classes_are_numbered_as_wnids_txt_lists_them(home, where
     names = [f"n{c:08}" for c in np.random.RandomState(0).permutation(range(9800, 10000))]
     (root / "wnids.txt").write_text("\n".join(names))
     storage = Storage(where, data_dir=str(home))
-    alphabetical = storages.read_folder(root, images.list_tiny_imagenet(root), storage, side=64)
+    alphabetical = storages.read_folder(root, image_files.list_tiny_imagenet(root), storage, side=64)
     assert list(alphabetical["classes"]) == sorted(names)
     source = sources.tinyimagenet(home, storage)
     assert source.classes == tuple(names)

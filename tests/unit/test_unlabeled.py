@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from engram.datasets import unlabeled
-from engram.datasets.images import DataError
+from engram.utils.errors import DataError
 
 
 def save(path, pixels: np.ndarray) -> None:

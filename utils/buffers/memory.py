@@ -53,7 +53,7 @@ class GroupedStream(Protocol):
 
     @property
     def tasks(self) -> Sequence[Any]:
-        """The tasks, in order."""
+        """The tasks of the stream, in the order in which they are learned."""
 
 
 class MemorySetup(Protocol):

@@ -62,8 +62,9 @@ class Buffer:
     def _write(self, rows: list[int], slots: list[int], fields: dict[str, Tensor]) -> None:
         """Copy rows of the fields into slots of the buffer; a full reservoir often takes none."""
         if rows:
-            on_device = (torch.tensor(numbers, device=self.device) for numbers in (rows, slots))
-            self._copy(*on_device, fields)
+            self._copy(
+                torch.tensor(rows, device=self.device), torch.tensor(slots, device=self.device), fields
+            )
 
     def _copy(self, rows: Tensor, slots: Tensor, fields: dict[str, Tensor]) -> None:
         """Copy rows (k,) of the fields into slots (k,), both index tensors on the device."""

@@ -54,7 +54,7 @@ class BalancedBuffer(EvictingBuffer):
     below `n_classes`; the lowest label wins ties.
     """
 
-    DECIDING = ("y",)
+    DECIDING: tuple[str, ...] = ("y",)
 
     def __init__(self, size: int, n_classes: int, generator: torch.Generator, device: torch.device | str):
         super().__init__(size, generator, device)

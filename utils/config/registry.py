@@ -21,8 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 CONTRACTS = {
     "models": {"method", "rehearsal"},
     "datasets": {
-        "augment", "benchmark", "images", "rotation", "scenarios", "shards", "sources", "storage",
-        "unlabeled", "lazy_images",
+        "augment", "benchmark", "image_files", "images", "lazy_images", "rotation", "scenarios", "shards",
+        "sources", "storage", "streams", "unlabeled",
     },
     "backbones": {"backbone", "compiled", "heads", "row_parallel"},
 }  # fmt: skip
