@@ -12,6 +12,8 @@ MEASURES = {
     "kendall": lambda a, b: stats.kendalltau(a, b).statistic,
 }
 LEVEL = 0.95
+MIN_CLASS_SIZE = 3
+Vector = NDArray[np.float64]
 
 
 class Correlation(NamedTuple):
@@ -22,36 +24,35 @@ class Correlation(NamedTuple):
     high: float
 
 
-def correlations(
-    a: NDArray, b: NDArray, n_bootstrap: int, rng: np.random.Generator
-) -> dict[str, Correlation]:
+def correlations(a: Vector, b: Vector, n_bootstrap: int, rng: np.random.Generator) -> dict[str, Correlation]:
     """Pearson's, Spearman's and Kendall's (tau-b), each with a 95 % percentile interval.
 
     Examples are resampled in pairs, with replacement; the interval is about which examples there are,
     not about the noise of the scores (for that: standard errors, and the noise ceiling).
     """
-    draws = rng.integers(len(a), size=(n_bootstrap, len(a)))
-    found = {}
+    resamples = rng.integers(len(a), size=(n_bootstrap, len(a)))
+    tails = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
+    results = {}
     for name, measure in MEASURES.items():
-        again = [measure(a[rows], b[rows]) for rows in draws if varies(a[rows]) and varies(b[rows])]
-        tails = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
-        low, high = np.quantile(again, tails) if again else (np.nan, np.nan)
+        values = [measure(a[rows], b[rows]) for rows in resamples if varies(a[rows]) and varies(b[rows])]
+        low, high = np.quantile(values, tails) if values else (np.nan, np.nan)
         value = measure(a, b) if varies(a) and varies(b) else np.nan
-        found[name] = Correlation(float(value), float(low), float(high))
-    return found
+        results[name] = Correlation(float(value), float(low), float(high))
+    return results
 
 
-def by_class(a: NDArray, b: NDArray, labels: NDArray) -> dict[int, float]:
+def by_class(a: Vector, b: Vector, labels: NDArray[np.int64]) -> dict[int, float]:
     """Spearman's correlation inside each class of at least three examples; NaN for a constant vector."""
-    found = {}
+    results = {}
     for label in np.unique(labels):
-        mine = labels == label
-        if mine.sum() >= 3:
-            known = varies(a[mine]) and varies(b[mine])
-            found[int(label)] = float(MEASURES["spearman"](a[mine], b[mine])) if known else float("nan")
-    return found
+        in_class = labels == label
+        if in_class.sum() >= MIN_CLASS_SIZE:
+            x, y = a[in_class], b[in_class]
+            defined = varies(x) and varies(y)
+            results[int(label)] = float(MEASURES["spearman"](x, y)) if defined else float("nan")
+    return results
 
 
-def varies(values: NDArray) -> bool:
+def varies(values: Vector) -> bool:
     """Whether a vector holds more than one value: only then has it a correlation."""
     return bool((values != values[0]).any())

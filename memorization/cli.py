@@ -1,76 +1,76 @@
-"""Program: the command line of a program of this room: flags in, checked option sets out."""
+"""Command line of the memorization programs: flags in, checked options out.
+
+A program declares its option sets and a dataclass that holds them, and calls `parse` before it imports
+anything heavy, so that `--help` is quick.
+"""
 
 import argparse
 import dataclasses
+import importlib
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
-from engram.memorization import settings
-from engram.memorization.settings import DATASETS, OPERATIONAL
+from engram.memorization.settings import DATASETS, OPERATIONAL, DataOptions, StudyConfig
 from engram.utils.config import registry
 from engram.utils.config.flags import (
     Parser,
     build_sets,
     convert_layer,
     fields_of,
-    flatten,
     read_config_file,
 )
 from engram.utils.config.options import OptionError, OptionSet
 from engram.utils.errors import UserError
 
-# The groups that say which networks are trained on what; "architecture" is added by `parse`.
-STUDY = {
-    "data": settings.DataOptions,
-    "network": settings.NetworkOptions,
-    "recipe": settings.RecipeOptions,
-}
-MACHINE = {"machine": settings.MachineOptions}
 SETTINGS = "settings.json"
+Sets = dict[str, type[OptionSet]]
+ConfigT = TypeVar("ConfigT", bound=StudyConfig)
+OptionsT = TypeVar("OptionsT", bound=OptionSet)
 
 
-class Options(SimpleNamespace):
-    """The option sets of a program by group name: `options.recipe.lr`."""
+def parse(program: str, text: str, kind: type[ConfigT], argv: list[str]) -> ConfigT:
+    """The options of the study program `python -m memorization.PROGRAM`; prints and exits for --help.
 
-    def flat(self) -> dict[str, Any]:
-        """Flag → value, tuples as lists: what is saved and compared."""
-        return flatten(vars(self).values())
-
-
-def parse(module: str, text: str, groups: dict[str, type[OptionSet]], argv: list[str]) -> Options:
-    """The options of the program `python -m memorization.MODULE`; prints and exits for --help.
-
-    text: what the program does, for the help. The last of these to give a value decides: the defaults of
-    the data set, the settings saved in --weights_dir, the file given as --config, the command line. The
-    saved settings must not be contradicted, since networks have been trained with them.
+    text: what the program does, for the help. kind: the dataclass to fill; each of its fields is an option
+    set. The last of these to give a value decides: the defaults of the data set, the settings saved in
+    --weights_dir, the file given as --config, the command line. The saved settings must not be
+    contradicted, since networks have been trained with them.
     """
+    inherited = {field.name for field in dataclasses.fields(StudyConfig)}
+    fields = sorted(dataclasses.fields(kind), key=lambda field: field.name in inherited)
+    return kind(**_parse(program, text, {field.name: field.type for field in fields}, argv))
+
+
+def parse_options(program: str, text: str, kind: type[OptionsT], argv: list[str]) -> OptionsT:
+    """The options of a program that trains nothing and has a single option set, as `parse`."""
+    return _parse(program, text, {program: kind}, argv)[program]
+
+
+def _parse(program: str, text: str, sets: Sets, argv: list[str]) -> dict[str, Any]:
     chosen = _first_reading(argv)
     wants_help = chosen.pop("help", False)
     file = read_config_file(chosen["config"]) if "config" in chosen else {}
     given = file | chosen
     saved = saved_settings(given["weights_dir"]) if "weights_dir" in given and not wants_help else {}
     given = saved | given
-    defaults = dict(DATASETS.get(given.get("dataset_name", settings.DataOptions.dataset_name), {}))
-    if "network" in groups and ("model_name" in given or not wants_help):
-        model = given.get("model_name", defaults.get("model_name", "mlp"))
-        defaults["model_name"] = name = registry.canonical("backbones", model)
-        groups = {**groups, "architecture": getattr(registry.load("backbones", name), "Options", OptionSet)}
-    parser = _parser(module, text, groups, defaults)
+    defaults = dict(DATASETS.get(given.get("dataset_name", DataOptions.dataset_name), {}))
+    if "architecture" in sets:
+        backbone = given.get("model_name", None if wants_help else defaults.get("model_name", "mlp"))
+        sets = _with_backbone(sets, defaults, backbone)
+    parser = _parser(program, text, sets, defaults)
     if wants_help:
         print(parser.format_help())
         sys.exit(0)
     flags = parser.read(argv)
     flags.pop("config", None)
     layers = {f"--config {chosen.get('config')}": file, "command line": flags}
-    return Options(**build_sets(groups, _values(groups, defaults, saved, layers)))
+    return build_sets(sets, _values(sets, defaults, saved, layers))
 
 
 def saved_settings(folder: str) -> dict[str, Any]:
-    """What the networks in a folder were made with; empty for a new one."""
+    """What the networks in a folder were made with; empty for a new folder."""
     file = Path(folder).expanduser() / SETTINGS
     try:
         return json.loads(file.read_text(encoding="utf-8"))
@@ -81,7 +81,7 @@ def saved_settings(folder: str) -> dict[str, Any]:
 
 
 def _first_reading(argv: list[str]) -> dict[str, Any]:
-    """What decides which other flags exist or where settings lie, and whether help is wanted, if given."""
+    """Those flags that decide which other flags exist or where settings lie, as far as they are given."""
     chooser = Parser(argument_default=argparse.SUPPRESS)
     for flag in ("dataset_name", "model_name", "weights_dir", "config"):
         chooser.add_argument(f"--{flag}")
@@ -89,23 +89,34 @@ def _first_reading(argv: list[str]) -> dict[str, Any]:
     return vars(chooser.parse_known_args(argv)[0])
 
 
-def _parser(module: str, text: str, groups: dict[str, type[OptionSet]], defaults: dict[str, Any]) -> Parser:
+def _with_backbone(sets: Sets, defaults: dict[str, Any], backbone: str | None) -> Sets:
+    """The sets with the backbone's own options as "architecture"; without them if no backbone is chosen."""
+    if backbone is None:
+        return {name: options for name, options in sets.items() if name != "architecture"}
+    defaults["model_name"] = registry.canonical("backbones", backbone)
+    module = registry.load("backbones", defaults["model_name"])
+    return sets | {"architecture": getattr(module, "Options", OptionSet)}
+
+
+def _parser(program: str, text: str, sets: Sets, defaults: dict[str, Any]) -> Parser:
     parser = Parser(
-        prog=f"python -m memorization.{module}", description=text, argument_default=argparse.SUPPRESS
+        prog=f"python -m memorization.{program}", description=text, argument_default=argparse.SUPPRESS
     )
     parser.add_argument("-h", "--help", action="store_true", help="this text")
     parser.add_argument("--config", metavar="FILE", help="YAML file of flags; the command line wins over it")
-    for name, options in groups.items():
+    for name, options in sets.items():
         title = name if name != "architecture" else f"backbone {defaults['model_name']}"
         parser.add_section(title, dataclasses.fields(options), defaults)
     return parser
 
 
-def _values(groups, defaults: dict, saved: dict, layers: dict[str, dict]) -> dict[str, Any]:
+def _values(
+    sets: Sets, defaults: dict[str, Any], saved: dict[str, Any], layers: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
     """Flag → typed value in force; `OptionError` where a layer contradicts the saved settings."""
-    fields = fields_of(groups)
-    base = {name: value for name, value in {**defaults, **saved}.items() if name in fields}
-    values = convert_layer("saved settings", base, fields)
+    fields = fields_of(sets)
+    start = {name: value for name, value in {**defaults, **saved}.items() if name in fields}
+    values = convert_layer(SETTINGS, start, fields)
     for source, raw in layers.items():
         layer = convert_layer(source, raw, fields)
         for name, value in layer.items():
@@ -127,10 +138,14 @@ def require(options: OptionSet, *names: str) -> None:
             raise OptionError(f"--{name} is missing (see --help)")
 
 
-def main(run: Callable[[list[str]], None]) -> int:
-    """Run a program; errors that are the user's to mend are one line and exit code 2."""
+def main(program: str) -> int:
+    """Run a program; an error that the user can mend is printed as one line and gives exit code 2.
+
+    The program is run under its import name rather than as `__main__`, so that its classes can be sent to
+    worker processes.
+    """
     try:
-        run(sys.argv[1:])
+        importlib.import_module(f"engram.memorization.{program}").run(sys.argv[1:])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

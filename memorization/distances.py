@@ -1,4 +1,4 @@
-"""Distances: proxies from penultimate features: how far a sample lies from the middle of its class.
+"""Distances: proxies from penultimate features: how far a sample is from the mean of its class.
 
 Adversarial distances (Carlini-Wagner) are left out: libraries of attacks are heavy, and on all 50,000
 CIFAR-100 images the memorization paper's own vector correlates by .01 with the scores.
@@ -16,10 +16,10 @@ SHRINKAGE = 1e-3  # of the covariance towards a multiple of the identity, which 
 def centred(view: View) -> tuple[Tensor, Tensor]:
     """Features minus the mean of their class, and that mean for each sample; (n, D) float64."""
     features = view.features.double()
-    classes, place = view.y.unique(return_inverse=True)
-    counts = torch.bincount(place, minlength=len(classes)).view(-1, 1)
-    sums = features.new_zeros(len(classes), features.shape[1]).index_add_(0, place, features)
-    means = (sums / counts)[place]
+    classes, class_of = view.y.unique(return_inverse=True)
+    counts = torch.bincount(class_of, minlength=len(classes)).view(-1, 1)
+    sums = features.new_zeros(len(classes), features.shape[1]).index_add_(0, class_of, features)
+    means = (sums / counts)[class_of]
     return features - means, means
 
 
@@ -29,7 +29,7 @@ class L2Distance(Proxy):
     summary = "Euclidean distance to the class mean"
 
     def rate(self, view: View) -> Tensor:
-        """(n,) distances."""
+        """(n,) distances of the samples."""
         return centred(view)[0].norm(dim=1)
 
 
@@ -50,7 +50,7 @@ class MahalanobisDistance(Proxy):
     summary = "Mahalanobis distance to the class mean"
 
     def rate(self, view: View) -> Tensor:
-        """(n,) distances."""
+        """(n,) distances of the samples."""
         away, _ = centred(view)
         covariance = away.T @ away / len(away)
         covariance.diagonal().add_(SHRINKAGE * covariance.trace() / len(covariance) + 1e-12)
@@ -63,12 +63,12 @@ class NormalisedMahalanobis(MahalanobisDistance):
     summary = "Mahalanobis distance over its class's mean"
 
     def rate(self, view: View) -> Tensor:
-        """(n,) ratios."""
+        """(n,) ratios, 1 on average in each class."""
         distance = super().rate(view)
-        classes, place = view.y.unique(return_inverse=True)
-        sums = distance.new_zeros(len(classes)).index_add_(0, place, distance)
-        means = sums / torch.bincount(place, minlength=len(classes))
-        return distance / means[place].clamp_min(1e-12)
+        classes, class_of = view.y.unique(return_inverse=True)
+        sums = distance.new_zeros(len(classes)).index_add_(0, class_of, distance)
+        means = sums / torch.bincount(class_of, minlength=len(classes))
+        return distance / means[class_of].clamp_min(1e-12)
 
 
 class HerdingRank(Proxy):
@@ -85,7 +85,8 @@ class HerdingRank(Proxy):
         features = torch.nn.functional.normalize(view.features.double(), dim=1)
         ranks = features.new_empty(len(features))
         for label in view.y.unique():
-            mine = torch.nonzero(view.y == label).view(-1)
-            order = selection.herding(features[mine], len(mine))
-            ranks[mine[order]] = torch.arange(len(mine), device=ranks.device).double() / len(mine)
+            members = torch.nonzero(view.y == label).view(-1)
+            order = selection.herding(features[members], len(members))
+            rank = torch.arange(len(members), device=ranks.device).double()
+            ranks[members[order]] = rank / len(members)
         return ranks

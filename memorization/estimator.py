@@ -10,6 +10,7 @@ label (the memorization paper, Kozal et al. 2025) or whether the prediction is r
 these functions take either. Pure arrays in, arrays out.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -43,9 +44,9 @@ def memorization(values: ArrayLike, member: ArrayLike) -> Estimate:
     centre = values.mean(0)
     shifted = values - centre
     sides = []
-    for own in (member, ~member):
-        mine = np.where(own, shifted, 0.0)
-        sides.append(_moments(mine.sum(0), (mine**2).sum(0), own.sum(0)))
+    for side in (member, ~member):
+        selected = np.where(side, shifted, 0.0)
+        sides.append(_moments(selected.sum(0), (selected**2).sum(0), side.sum(0)))
     return _difference(*sides, centre)
 
 
@@ -59,9 +60,9 @@ def influence(values: ArrayLike, member: ArrayLike) -> Estimate:
     centre = values.mean(0)
     shifted = values - centre
     sides = []
-    for own in (member, 1 - member):
-        n = np.broadcast_to(own.sum(0)[:, None], (member.shape[1], values.shape[1]))
-        sides.append(_moments(own.T @ shifted, own.T @ shifted**2, n))
+    for side in (member, 1 - member):
+        n = np.broadcast_to(side.sum(0)[:, None], (member.shape[1], values.shape[1]))
+        sides.append(_moments(side.T @ shifted, side.T @ shifted**2, n))
     return _difference(*sides, centre)
 
 
@@ -80,7 +81,10 @@ def _difference(inside: tuple, outside: tuple, centre: NDArray) -> Estimate:
     return Estimate(mean_in - mean_out, stderr, mean_in + centre, mean_out + centre, n_in, n_out)
 
 
-def split_half_reliability(values: ArrayLike, member: ArrayLike, correlation, rng, n_splits: int = 20):
+def split_half_reliability(
+    values: ArrayLike, member: ArrayLike, correlation: Callable[[NDArray, NDArray], float],
+    rng: np.random.Generator, n_splits: int = 20,
+) -> float:  # fmt: skip
     """Correlation to expect between two independent estimates with all R networks each.
 
     The networks are halved at random, each half gives its own scores, and the halves' `correlation`
@@ -89,12 +93,12 @@ def split_half_reliability(values: ArrayLike, member: ArrayLike, correlation, rn
     estimated scores by more than the square root of it.
     """
     values, member = np.asarray(values), np.asarray(member, dtype=bool)
-    found = []
+    reliabilities = []
     for _ in range(n_splits):
         order = rng.permutation(len(values))
         halves = np.array_split(order[: len(order) // 2 * 2], 2)
         a, b = (memorization(values[half], member[half]).scores for half in halves)
-        known = np.isfinite(a) & np.isfinite(b)
-        r = correlation(a[known], b[known])
-        found.append(2 * r / (1 + r))
-    return float(np.mean(found))
+        defined = np.isfinite(a) & np.isfinite(b)
+        r = correlation(a[defined], b[defined])
+        reliabilities.append(2 * r / (1 + r))
+    return float(np.mean(reliabilities))

@@ -1,4 +1,4 @@
-"""Outputs: what trained networks say about the examples: the loss at the label, and whether they are right.
+"""Outputs of trained networks for examples: the loss at the label, and whether the prediction is right.
 
 The loss is kept rather than the probability exp(−loss): near 1 a float32 probability has lost what tells
 confident networks apart. So has a loss computed in float32 (of logits 18 and 0 it is 0, not 1.5e-8): it is
@@ -10,13 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engram.datasets.augment import Augment
-from engram.memorization.stacked_networks import Stack
+from engram.memorization.stacked_networks import StackedNetworks
 
 CHUNK = {"cpu": 250, "cuda": 2000}  # images per forward pass of a stack
 
 
 @torch.no_grad()
-def outputs(stack: Stack, images: Tensor, labels: Tensor, augment: Augment) -> tuple[Tensor, Tensor]:
+def outputs(
+    stack: StackedNetworks, images: Tensor, labels: Tensor, augment: Augment
+) -> tuple[Tensor, Tensor]:
     """Loss (K, N) float32 and correctness (K, N) bool, on the CPU; clean images, evaluation mode."""
     stack.train(False)
     losses, hits = [], []

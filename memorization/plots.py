@@ -10,11 +10,8 @@ a test image. Runs: accuracy against buffer size with standard deviations over s
 memorization over tasks (runs with --memorization_scores).
 """
 
-import json
 import sys
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from engram.memorization import cli
 from engram.utils.config.options import OptionSet, option
@@ -34,56 +31,16 @@ class PlotOptions(OptionSet):
 
 
 def run(argv: list[str]) -> None:
-    """Draw what there is."""
-    options = cli.parse("plots", __doc__.split("\n")[0], {"plots": PlotOptions}, argv).plots
+    """Draw the figures that the given files allow and print their paths."""
+    options = cli.parse_options("plots", __doc__.split("\n")[0], PlotOptions, argv)
     cli.require(options, "out_dir")
     if not (options.scores or options.stream or options.runs):
         raise UserError("nothing to draw: give --scores, --stream or --runs (see --help)")
-    from engram.memorization import run_plots, score_plots, stream_plots
-    from engram.utils import scores
+    from engram.memorization import figures  # imports torch and matplotlib, which --help does without
 
-    out = Path(options.out_dir).expanduser()
-    out.mkdir(parents=True, exist_ok=True)
-    written: list[Path] = []
-    if options.scores:
-        contents = {Path(path).stem: scores.load(path, "scores") for path in options.scores}
-        proxies = scores.load(options.proxies, "names", "proxies", "index") if options.proxies else None
-        written += score_plots.write_all(contents, proxies, out)
-        written += draw_galleries(next(iter(contents.values())), options.data_dir, out)
-    if options.stream:
-        written.append(out / "decay.png")
-        stream_plots.decay(scores.load(options.stream, "in_stream", "task"), written[-1])
-    if options.runs:
-        written += run_plots.write_all(Path(options.runs).expanduser(), out)
-    for path in written:
+    for path in figures.draw(options):
         print(path)
 
 
-def draw_galleries(content: dict[str, Any], data_dir: str, out: Path) -> list[Path]:
-    """Images at both ends; the data are those that the score file's settings name."""
-    if "settings" not in content:
-        print("no galleries: a bare vector does not say which images it is about", file=sys.stderr)
-        return []
-    import dataclasses
-
-    import torch
-
-    from engram.memorization import galleries, study_data
-    from engram.memorization.settings import DataOptions
-
-    settings = json.loads(str(content["settings"])) | {"data_dir": data_dir}
-    own = {f.name: settings[f.name] for f in dataclasses.fields(DataOptions) if f.name in settings}
-    options = cli.Options(data=DataOptions(**own), architecture=OptionSet())
-    examples = study_data.load(options, torch.device("cpu"))
-    if examples.order_hash != str(content["order_hash"]):
-        raise UserError("--scores: the images found are not those that were scored (another sample order)")
-    written = [out / "gallery.png"]
-    galleries.extremes(examples.at(content["index"]), content["scores"], written[0])
-    if "influence" in content:
-        written.append(out / "pairs.png")
-        galleries.pairs(examples, content, written[-1])
-    return written
-
-
 if __name__ == "__main__":
-    sys.exit(cli.main(run))
+    sys.exit(cli.main("plots"))

@@ -31,7 +31,7 @@ NAMES = {
 
 
 class View:
-    """Samples as a network sees them now: clean images, evaluation mode; computed when asked for, once.
+    """Outputs of a network for samples: clean images, evaluation mode; computed once, when they are read.
 
     samples: x_raw (n, C, H, W) uint8, y (n,), task_id (n,), index (n,) positions in the training set.
     allowed: (n, classes) bool where each sample's logits are masked to its own task's classes.
@@ -44,43 +44,43 @@ class View:
     def __len__(self) -> int:
         return len(self.y)
 
-    def chunks(self, size: int = 0):
-        """Slices over the samples."""
+    def chunks(self, size: int = 0) -> list[slice]:
+        """Slices that cut the samples into chunks of `size`, by default as many as fit one forward pass."""
         size = size or CHUNK[self.raw.device.type]
         return [slice(start, start + size) for start in range(0, len(self), size)]
 
-    def images(self, part: slice) -> Tensor:
-        """Normalised images of a part."""
-        return self.augment.normalise(self.raw[part])
+    def images(self, chunk: slice) -> Tensor:
+        """The normalised images of a chunk."""
+        return self.augment.normalise(self.raw[chunk])
 
-    def masked(self, logits: Tensor, part: slice) -> Tensor:
-        """Logits of a part, other tasks' classes at −inf where heads are separate."""
-        return logits if self.allowed is None else logits.masked_fill(~self.allowed[part], -torch.inf)
+    def masked(self, logits: Tensor, chunk: slice) -> Tensor:
+        """The logits of a chunk with other tasks' classes at −inf, where heads are separate."""
+        return logits if self.allowed is None else logits.masked_fill(~self.allowed[chunk], -torch.inf)
 
     @cached_property
     def features(self) -> Tensor:
-        """(n, D) penultimate activations."""
+        """(n, D) activations of the penultimate layer."""
         with torch.no_grad(), evaluating(self.net):
-            return torch.cat([self.net.features(self.images(part)) for part in self.chunks()])
+            return torch.cat([self.net.features(self.images(chunk)) for chunk in self.chunks()])
 
     @cached_property
     def logits(self) -> Tensor:
-        """(n, classes)."""
+        """(n, C) logits of all classes."""
         with torch.no_grad(), evaluating(self.net):
-            return torch.cat([self.forward(self.images(part), part) for part in self.chunks()])
+            return torch.cat([self.forward(self.images(chunk), chunk) for chunk in self.chunks()])
 
-    def forward(self, x: Tensor, part: slice) -> Tensor:
-        """Logits for images x of the part's samples, which may have been moved."""
-        return self.masked(self.net(x, self.task_id[part]), part)
+    def forward(self, x: Tensor, chunk: slice) -> Tensor:
+        """Logits for images x of the chunk's samples, which may differ from those of `images`."""
+        return self.masked(self.net(x, self.task_id[chunk]), chunk)
 
     @property
     def losses(self) -> Tensor:
-        """(n,) cross-entropy."""
+        """(n,) cross-entropy of each sample at its label."""
         return F.cross_entropy(self.logits, self.y, reduction="none")
 
 
 class evaluating:  # noqa: N801  (reads as a verb: with evaluating(net))
-    """Evaluation mode inside a block."""
+    """Sets evaluation mode inside a block and restores the mode after it."""
 
     def __init__(self, net: nn.Module):
         self.net = net
@@ -94,7 +94,7 @@ class evaluating:  # noqa: N801  (reads as a verb: with evaluating(net))
 
 
 class Proxy:
-    """Base of all: a proxy that keeps nothing along training defines `rate` alone."""
+    """The base of all proxies; one that keeps nothing along training defines `rate` alone."""
 
     summary = ""
 
@@ -115,7 +115,7 @@ class Proxy:
         return self.rate(View(net, augment, samples, allowed))
 
     def rate(self, view: View) -> Tensor:
-        """(n,) float64: what a proxy defines."""
+        """(n,) float64 scores of the samples in the view; every proxy defines this."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
@@ -123,7 +123,7 @@ class Proxy:
         return {k: v for k, v in vars(self).items() if k not in ("n_train", "device")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state`."""
+        """Restore the state that `state_dict` returned."""
         for name, value in state.items():
             setattr(self, name, value.to(self.device) if isinstance(value, Tensor) else value)
 
@@ -134,5 +134,5 @@ def create(name: str, n_train: int, device: torch.device) -> Proxy:
         hint = registry.suggest(name, list(NAMES))
         raise UserError(f"--mem_proxy {name}: unknown{hint} (valid: {', '.join(NAMES)})")
     module = import_module(f"engram.memorization.{NAMES[name]}")
-    kind = "".join(part.capitalize() for part in name.split("_"))
-    return getattr(module, kind)(n_train, device)
+    class_name = "".join(word.capitalize() for word in name.split("_"))
+    return getattr(module, class_name)(n_train, device)

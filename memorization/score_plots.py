@@ -47,7 +47,7 @@ def standard_errors(
     """
     values, rng = np.exp(-loss.astype(np.float64)), np.random.default_rng(seed)
     sizes = [size for size in (8, 16, 32, 64, 128, 256, 512) if 2 * size <= len(values)]
-    found = {}
+    errors = {}
     for size in sizes:
         claimed, made = [], []
         for _ in range(5):
@@ -55,10 +55,10 @@ def standard_errors(
             one, two = (memorization(values[half], member[half]) for half in np.split(order, 2))
             claimed.append(np.sqrt(np.nanmean(one.stderr**2)))
             made.append(np.sqrt(np.nanmean((one.scores - two.scores) ** 2) / 2))
-        found[size] = (float(np.mean(claimed)), float(np.mean(made)))
+        errors[size] = (float(np.mean(claimed)), float(np.mean(made)))
     figure = canvas(6.4, 4.4)
     axes = figure.add_subplot()
-    claimed, made = np.array(list(found.values())).T
+    claimed, made = np.array(list(errors.values())).T
     axes.plot(sizes, claimed, marker="o", label="standard error (root mean square)")
     axes.plot(sizes, made, marker="s", linestyle="none", color="C1", label="difference of two studies / √2")
     axes.plot(
@@ -76,7 +76,7 @@ def standard_errors(
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     save(figure, path)
-    return found
+    return errors
 
 
 def scatter(scores: NDArray, proxies: dict[str, NDArray], path: Path) -> None:
@@ -113,9 +113,9 @@ def write_all(
         written.append(folder / "standard_errors.png")
         standard_errors(main["loss"], main["member"], written[-1])
     if proxies:
-        own = main.get("index", np.arange(len(main["scores"])))
-        _, mine, theirs = np.intersect1d(own, proxies["index"], return_indices=True)
+        index = main.get("index", np.arange(len(main["scores"])))
+        _, rows, proxy_rows = np.intersect1d(index, proxies["index"], return_indices=True)
         named = zip(map(str, proxies["names"]), proxies["proxies"], strict=True)
         written.append(folder / "proxies.png")
-        scatter(main["scores"][mine], {name: values[theirs] for name, values in named}, written[-1])
+        scatter(main["scores"][rows], {name: values[proxy_rows] for name, values in named}, written[-1])
     return written

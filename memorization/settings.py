@@ -1,4 +1,4 @@
-"""Settings: the flags that the programs of this room share, and the defaults of each data set.
+"""Settings: the flags that the programs of this folder share, and the defaults of each data set.
 
 Nothing here imports torch, so `--help` is quick.
 """
@@ -7,6 +7,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from engram.utils.config.flags import flatten
 from engram.utils.config.options import OptionError, OptionSet, option
 
 IMAGES = {"model_name": "resnet18", "n_epochs": 50, "lr": 0.1}
@@ -22,7 +23,7 @@ MILESTONES = (0.7, 0.9)
 
 @dataclass(frozen=True)
 class DataOptions(OptionSet):
-    """Which examples."""
+    """Which examples are studied, and where they come from."""
 
     dataset_name: str = option("digits", "source of the images", choices=tuple(DATASETS))
     class_range: str | None = option(
@@ -36,7 +37,7 @@ class DataOptions(OptionSet):
 
 @dataclass(frozen=True)
 class NetworkOptions(OptionSet):
-    """Which architecture."""
+    """Which architecture the networks have."""
 
     model_name: str = option("mlp", "backbone (--model_name NAME --help: its own flags)")
     model_width: float = option(1.0, "multiplies the channels or units of every layer", gt=0)
@@ -58,7 +59,7 @@ class RecipeOptions(OptionSet):
 
 @dataclass(frozen=True)
 class MachineOptions(OptionSet):
-    """Where and how; the scores do not depend on it but for rounding."""
+    """On which machine and how; the scores depend on it by rounding alone."""
 
     device: str = option("auto", "auto (CUDA when there is one), cpu, cuda or cuda:N")
     use_multiprocessing: bool | None = option(
@@ -73,6 +74,26 @@ class MachineOptions(OptionSet):
 
 # What may differ between the program that trains networks and those that read them.
 OPERATIONAL = {"data_dir", "weights_dir", *(f.name for f in dataclasses.fields(MachineOptions))}
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """The options of every program that trains networks or reads them; a program adds its own set."""
+
+    data: DataOptions
+    network: NetworkOptions
+    recipe: RecipeOptions
+    machine: MachineOptions
+    architecture: OptionSet  # the flags of the backbone called `network.model_name`
+
+    def flat(self) -> dict[str, Any]:
+        """Flag → value, tuples as lists: what is saved and compared."""
+        return flatten(getattr(self, field.name) for field in dataclasses.fields(self))
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether the networks start from pre-trained weights."""
+        return getattr(self.architecture, "pretrained", False)
 
 
 def scaled(architecture: OptionSet, width: float) -> OptionSet:

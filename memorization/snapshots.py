@@ -12,12 +12,12 @@ GRADIENTS_AT_ONCE = 32  # samples whose gradients of all weights are held togeth
 
 
 class FinalLoss(Proxy):
-    """Cross-entropy at the label."""
+    """Cross-entropy of a sample at its label."""
 
     summary = "cross-entropy"
 
     def rate(self, view: View) -> Tensor:
-        """(n,) losses."""
+        """(n,) losses of the samples."""
         return view.losses.double()
 
 
@@ -27,10 +27,10 @@ class Margin(Proxy):
     summary = "largest other logit minus the label's"
 
     def rate(self, view: View) -> Tensor:
-        """(n,) negated margins."""
-        own = view.y.view(-1, 1)
-        others = view.logits.scatter(1, own, -torch.inf).amax(1)
-        return (others - view.logits.gather(1, own).squeeze(1)).double()
+        """(n,) margins of the samples, negated."""
+        label = view.y.view(-1, 1)
+        others = view.logits.scatter(1, label, -torch.inf).amax(1)
+        return (others - view.logits.gather(1, label).squeeze(1)).double()
 
 
 class El2n(Proxy):
@@ -43,7 +43,7 @@ class El2n(Proxy):
     summary = "norm of the error vector (EL2N)"
 
     def rate(self, view: View) -> Tensor:
-        """(n,) norms."""
+        """(n,) norms of the error vectors."""
         return (view.logits.softmax(1) - F.one_hot(view.y, view.logits.shape[1])).norm(dim=1).double()
 
 
@@ -59,19 +59,23 @@ class Grand(Proxy):
         """(n,) norms, exact, a few samples at a time."""
         weights = {name: p.detach() for name, p in view.net.named_parameters() if p.requires_grad}
 
-        def loss(weights, x, y, task_id, allowed):
+        def loss(
+            weights: dict[str, Tensor], x: Tensor, y: Tensor, task_id: Tensor, allowed: Tensor | None
+        ) -> Tensor:
             logits = functional_call(view.net, weights, (x.unsqueeze(0), task_id.unsqueeze(0)))
-            if view.allowed is not None:
+            if allowed is not None:
                 logits = logits.masked_fill(~allowed.unsqueeze(0), -torch.inf)
             return F.cross_entropy(logits, y.unsqueeze(0))
 
-        each = vmap(grad(loss), in_dims=(None, 0, 0, 0, None if view.allowed is None else 0))
+        gradients_of = vmap(grad(loss), in_dims=(None, 0, 0, 0, None if view.allowed is None else 0))
         norms = []
         with evaluating(view.net):
-            for part in view.chunks(GRADIENTS_AT_ONCE):
-                allowed = None if view.allowed is None else view.allowed[part]
-                found = each(weights, view.images(part), view.y[part], view.task_id[part], allowed)
-                norms.append(sum(g.flatten(1).square().sum(1) for g in found.values()).sqrt())
+            for chunk in view.chunks(GRADIENTS_AT_ONCE):
+                allowed = None if view.allowed is None else view.allowed[chunk]
+                gradients = gradients_of(
+                    weights, view.images(chunk), view.y[chunk], view.task_id[chunk], allowed
+                )
+                norms.append(sum(g.flatten(1).square().sum(1) for g in gradients.values()).sqrt())
         return torch.cat(norms).double()
 
 
@@ -89,24 +93,23 @@ class Curvature(Proxy):
     n_directions = 10
 
     def rate(self, view: View) -> Tensor:
-        """(n,) curvatures."""
+        """(n,) curvatures around the samples' images."""
         generator = seeding.generator(0, "curvature", device=view.raw.device)
-        found = []
+        curvatures = []
         with evaluating(view.net):
-            for part in view.chunks():
-                x = view.images(part)
-                here, total = self._slope(view, part, x), 0
+            for chunk in view.chunks():
+                x = view.images(chunk)
+                here, total = self._slope(view, chunk, x), 0
                 for _ in range(self.n_directions):
                     coin = torch.rand(x.shape, generator=generator, device=x.device) < 0.5
-                    there = self._slope(view, part, x + self.h * torch.where(coin, 1.0, -1.0))
+                    there = self._slope(view, chunk, x + self.h * torch.where(coin, 1.0, -1.0))
                     total = total + (there - here).flatten(1).double().square().sum(1)
-                found.append(total / (self.n_directions * self.h**2))
-        return torch.cat(found)
+                curvatures.append(total / (self.n_directions * self.h**2))
+        return torch.cat(curvatures)
 
     @staticmethod
-    def _slope(view: View, part: slice, x: Tensor) -> Tensor:
-        """∇ₓ of every sample's own loss; in evaluation mode samples do not meet."""
+    def _slope(view: View, chunk: slice, x: Tensor) -> Tensor:
+        """∇ₓ of every sample's own loss; in evaluation mode samples do not interact."""
         x = x.detach().requires_grad_()
-        return torch.autograd.grad(F.cross_entropy(view.forward(x, part), view.y[part], reduction="sum"), x)[
-            0
-        ]
+        loss = F.cross_entropy(view.forward(x, chunk), view.y[chunk], reduction="sum")
+        return torch.autograd.grad(loss, x)[0]

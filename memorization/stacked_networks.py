@@ -1,4 +1,4 @@
-"""Stack: K networks of one architecture as one, their parameters stacked along a new first dimension.
+"""Stacked networks: K networks of one architecture as one, parameters stacked along a new first dimension.
 
 Small networks are bound by the cost of each operation, not by its arithmetic: one operation for K
 networks costs little more than for one. Measured, µs per training step and network at batch 32 on a
@@ -8,7 +8,6 @@ makes them grouped convolutions; those run one by one, in channels-last order (2
 """
 
 import copy
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +19,11 @@ from engram.backbones.heads import SharedHead
 from engram.backbones.mlp import MLP
 from engram.utils.errors import UserError
 
+State = dict[str, Tensor]
 
-class Stack:
-    """K networks in turn of `parameters` and `buffers`, name → (K, ...)."""
+
+class StackedNetworks:
+    """K networks of one architecture; `parameters` and `buffers`: name → (K, ...)."""
 
     def __init__(self, networks: list[nn.Module]):
         self.size = len(networks)
@@ -32,18 +33,19 @@ class Stack:
     def logits(self, x: Tensor, shared: bool = False) -> Tensor:
         """(K, n, C, H, W) → (K, n, classes); `shared`: the same x (n, C, H, W) for all networks."""
 
-        def one(parameters, buffers, x):
+        def one_network(parameters: State, buffers: State, x: Tensor) -> Tensor:
             return functional_call(self.skeleton, (parameters, buffers), (x,))
 
-        each = torch.vmap(one, in_dims=(0, 0, None if shared else 0), randomness="different")
-        return each(self.parameters, self.buffers, x)
+        in_dims = (0, 0, None if shared else 0)
+        all_networks = torch.vmap(one_network, in_dims=in_dims, randomness="different")
+        return all_networks(self.parameters, self.buffers, x)
 
-    def train(self, mode: bool = True) -> "Stack":
-        """Training or evaluation mode of all networks."""
+    def train(self, mode: bool = True) -> "StackedNetworks":
+        """Set training or evaluation mode of all networks."""
         self.skeleton.train(mode)
         return self
 
-    def networks(self) -> list[dict[str, Tensor]]:
+    def state_dicts(self) -> list[State]:
         """The state of each network, as its own `state_dict` would give it."""
         both = {**self.parameters, **self.buffers}
         shared = self.skeleton.state_dict()  # has the count of masks drawn, 0 where networks are stacked
@@ -52,22 +54,22 @@ class Stack:
             for k in range(self.size)
         ]
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything stacked, for a checkpoint."""
+    def state_dict(self) -> State:
+        """All stacked parameters and buffers, for a checkpoint."""
         return {k: v.detach() for k, v in {**self.parameters, **self.buffers}.items()}
 
     @torch.no_grad()
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue from `state`."""
+    def load_state_dict(self, state: State) -> None:
+        """Restore the state that `state_dict` returned."""
         for name, value in {**self.parameters, **self.buffers}.items():
             value.copy_(state[name])
 
 
-class Perceptrons(Stack):
+class StackedPerceptrons(StackedNetworks):
     """K multi-layer perceptrons: a batched matrix product per layer, a quarter faster than vmap."""
 
     def logits(self, x: Tensor, shared: bool = False) -> Tensor:
-        """As `Stack.logits`."""
+        """Logits (K, n, classes) for x (K, n, C, H, W), or for (n, C, H, W) where it is `shared`."""
         x = x.flatten(1).expand(self.size, -1, -1) if shared else x.flatten(2)
         weights = [name for name in self.parameters if name.endswith("weight")]
         weights.sort(key=lambda name: name.startswith("head"))  # the head comes last
@@ -78,8 +80,8 @@ class Perceptrons(Stack):
         return x
 
 
-class Alone(Stack):
-    """One network, run as it is: what large networks on a CPU do best with."""
+class SingleNetwork(StackedNetworks):
+    """A stack of one network, which is run as it is: the fastest form for large networks on a CPU."""
 
     def __init__(self, network: nn.Module):
         self.size = 1
@@ -88,53 +90,53 @@ class Alone(Stack):
         network.to(memory_format=self.layout)
 
     @property
-    def parameters(self) -> dict[str, Tensor]:
-        """Name → parameter, not stacked."""
+    def parameters(self) -> State:
+        """Name → parameter of the network, without a dimension K."""
         return dict(self.skeleton.named_parameters())
 
     @property
-    def buffers(self) -> dict[str, Tensor]:
-        """Name → buffer, not stacked."""
+    def buffers(self) -> State:
+        """Name → buffer of the network, without a dimension K."""
         return dict(self.skeleton.named_buffers())
 
     def logits(self, x: Tensor, shared: bool = False) -> Tensor:
-        """As `Stack.logits`."""
+        """Logits (1, n, classes) for x (1, n, C, H, W), or for (n, C, H, W) where it is `shared`."""
         x = x if shared else x.squeeze(0)
         return self.skeleton(x.contiguous(memory_format=self.layout)).unsqueeze(0)
 
-    def networks(self) -> list[dict[str, Tensor]]:
-        """The state of the one network."""
+    def state_dicts(self) -> list[State]:
+        """The state of the one network, in a list."""
         return [{k: v.detach().clone().contiguous() for k, v in self.skeleton.state_dict().items()}]
 
-    def state_dict(self) -> dict[str, Any]:
-        """The network's own, with the count of its dropout masks."""
+    def state_dict(self) -> State:
+        """The state of the network, with the count of its dropout masks."""
         return dict(self.skeleton.state_dict())
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue from `state`."""
+    def load_state_dict(self, state: State) -> None:
+        """Restore the state that `state_dict` returned."""
         self.skeleton.load_state_dict(state)
 
 
-def draws_masks(network: nn.Module) -> bool:
+def uses_dropout(network: nn.Module) -> bool:
     """Whether the network drops units: by masks of its own seed and count, which a stack cannot follow."""
     return any(isinstance(layer, Dropout) and layer.p for layer in network.modules())
 
 
-def refuse_masks(network: nn.Module, n_networks: int) -> None:
+def refuse_stacked_dropout(network: nn.Module, n_networks: int) -> None:
     """Raise `UserError` for networks that cannot be trained as one."""
-    if n_networks > 1 and draws_masks(network):
+    if n_networks > 1 and uses_dropout(network):
         raise UserError(
             f"--stack {n_networks}: networks with dropout are trained one by one, since each draws its "
             "own masks; leave --stack out, or add --dropout 0"
         )
 
 
-def stack(networks: list[nn.Module]) -> Stack:
+def stack_networks(networks: list[nn.Module]) -> StackedNetworks:
     """The fastest form for these networks, which are on their device."""
     first = networks[0]
     if len(networks) == 1:
-        return Alone(first)
-    refuse_masks(first, len(networks))
+        return SingleNetwork(first)
+    refuse_stacked_dropout(first, len(networks))
     if isinstance(first, MLP) and isinstance(first.head, SharedHead):
-        return Perceptrons(networks)
-    return Stack(networks)
+        return StackedPerceptrons(networks)
+    return StackedNetworks(networks)

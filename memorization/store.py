@@ -2,7 +2,7 @@
 
 settings.json           what the networks are and how they were trained
 networks/0007.pt        the network of repeat 7: {"repeat": 7, "net": weights by name}
-checkpoints/0003.pt     the cohort that job 3 is training
+checkpoints/0003.pt     the networks that job 3 is training
 """
 
 import json
@@ -11,60 +11,63 @@ from typing import Any
 
 from torch import Tensor
 
-from engram.memorization import cli
-from engram.memorization.cli import Options
-from engram.memorization.settings import OPERATIONAL
+from engram.memorization.cli import SETTINGS, saved_settings
+from engram.memorization.settings import OPERATIONAL, StudyConfig
 from engram.utils import checkpoint, files
 from engram.utils.errors import UserError
 
 
-class Store:
-    """Paths, and reading and writing what lies there."""
+class NetworkStore:
+    """The paths of a study's files, and reading and writing of settings and networks."""
 
-    def __init__(self, folder: str):
+    def __init__(self, folder: str | None):
+        assert folder is not None, "the program has required --weights_dir"
         self.folder = Path(folder).expanduser()
 
     def settings(self) -> dict[str, Any]:
-        """What the folder was made with; empty for a new one."""
-        return cli.saved_settings(str(self.folder))
+        """What the networks were made with; empty for a new folder."""
+        return saved_settings(str(self.folder))
 
-    def claim(self, options: Options, *also_operational: str, **measured: Any) -> dict[str, Any]:
-        """Write the settings into a new folder; of an old one, what was `measured` then stays in force."""
-        known = self.settings()
-        if not known:
-            flat = options.flat().items()
-            known = {k: v for k, v in flat if k not in OPERATIONAL | set(also_operational)} | measured
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                files.write_text(json.dumps(known, indent=1) + "\n", self.folder / cli.SETTINGS)
-            except OSError as error:
-                raise UserError(f"--weights_dir {self.folder}: cannot be written: {error}") from None
-        return known
+    def claim(self, config: StudyConfig, *also_operational: str, stack: int) -> dict[str, Any]:
+        """Write the settings of a new study and return them.
+
+        also_operational: flags of this program that may differ when it is called again. stack: networks
+        trained as one, which stays as it was first measured, since rounding depends on it.
+        """
+        operational = OPERATIONAL | set(also_operational)
+        settings = {name: value for name, value in config.flat().items() if name not in operational}
+        settings |= {"stack": stack}
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            files.write_text(json.dumps(settings, indent=1) + "\n", self.folder / SETTINGS)
+        except OSError as error:
+            raise UserError(f"--weights_dir {self.folder}: cannot be written: {error}") from None
+        return settings
 
     def result(self, kind: str, number: int) -> Path:
-        """Of the numbered file of a kind."""
+        """The path of a numbered file in the subfolder `kind`."""
         return self.folder / kind / f"{number:04d}.pt"
 
     def path(self, repeat: int) -> Path:
-        """Of a network."""
+        """The path of a repeat's network."""
         return self.result("networks", repeat)
 
+    def checkpoint(self, job: int) -> Path:
+        """The path at which a job saves the networks that it is training."""
+        return self.result("checkpoints", job)
+
     def missing(self, n: int) -> list[int]:
-        """Which of the first `n` repeats have no network yet."""
+        """Those of the first `n` repeats that have no network yet."""
         return [repeat for repeat in range(n) if not self.path(repeat).exists()]
 
     def present(self) -> list[int]:
-        """Which repeats have a network."""
+        """The repeats that have a network, ascending."""
         return sorted(int(path.stem) for path in self.folder.glob("networks/*.pt"))
 
     def save(self, repeat: int, weights: dict[str, Tensor]) -> None:
-        """Put a trained network there."""
+        """Write the weights of a trained network."""
         checkpoint.write({"repeat": repeat, "net": weights}, self.path(repeat))
 
     def load(self, repeat: int) -> dict[str, Tensor]:
-        """A network's weights, on the CPU."""
+        """The weights of a trained network by name, on the CPU."""
         return checkpoint.read(self.path(repeat))["net"]
-
-    def checkpoint(self, job: int) -> Path:
-        """Of the cohort that a job trains."""
-        return self.result("checkpoints", job)

@@ -1,4 +1,4 @@
-"""Pool: the examples of a study, on the device: those whose memorization is measured, and the test set."""
+"""Study data: the examples whose memorization is measured, and the test set, on the device."""
 
 from dataclasses import dataclass, replace
 
@@ -9,13 +9,12 @@ from torch import Tensor
 from engram.datasets import sources
 from engram.datasets.augment import IMAGENET, Augment, Windows, cut_windows, draw_windows
 from engram.memorization import subsets
-from engram.memorization.cli import Options
 from engram.memorization.settings import DataOptions
 from engram.utils import seeding
 from engram.utils.config import registry
 from engram.utils.scores import order_hash
 
-BENCHMARKS = {"tinyimagenet": "seq-tinyimg"}  # where the augmentation is defined; else seq-NAME
+BENCHMARKS = {"tinyimagenet": "seq-tinyimg"}  # the benchmark that defines the augmentation; else seq-NAME
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class StudyData:
 
     @property
     def device(self) -> torch.device:
-        """Where the examples are."""
+        """The device that holds the examples."""
         return self.images.device
 
     def __len__(self) -> int:
@@ -69,30 +68,39 @@ class StudyData:
 
     def at(self, positions: np.ndarray) -> "StudyData":
         """The training examples at these positions in the source, in their order."""
-        place = {position: row for row, position in enumerate(self.index.tolist())}
-        rows = torch.tensor([place[position] for position in positions.tolist()], device=self.device)
+        row_of = {position: row for row, position in enumerate(self.index.tolist())}
+        rows = torch.tensor([row_of[position] for position in positions.tolist()], device=self.device)
         return replace(self, images=self.images[rows], labels=self.labels[rows], index=positions)
 
+    def identity(self) -> dict[str, str | int | np.ndarray]:
+        """The arrays of a score file that tie it to its data set."""
+        return {
+            "dataset": self.name, "order_hash": self.order_hash, "n_train": self.n_source,
+            "index": self.index, "labels": self.labels.cpu().numpy(),
+        }  # fmt: skip
 
-def load(options: Options, device: torch.device) -> StudyData:
-    """The examples that the flags ask for, normalised as pre-trained weights expect where there are any."""
-    data = options.data
-    source, augment = _source(data)
-    if getattr(options.architecture, "pretrained", False):
+
+def load(options: DataOptions, device: torch.device, pretrained: bool = False) -> StudyData:
+    """The examples that the options ask for, on the device.
+
+    pretrained: whether images are normalised as pre-trained weights expect.
+    """
+    source, augment = _source(options)
+    if pretrained:
         augment = replace(augment, mean=IMAGENET[0], std=IMAGENET[1])
     labels = source.train_y.numpy()
-    first, last = subsets.parse_range(data.class_range, len(source.classes))
+    first, last = subsets.parse_range(options.class_range, len(source.classes))
     index = subsets.in_class_range(labels, first, last)
-    index = index[subsets.fraction(labels[index], data.dataset_size)]
-    tested = torch.from_numpy(subsets.in_class_range(source.test_y.numpy(), first, last))
+    index = index[subsets.fraction(labels[index], options.dataset_size)]
+    test_rows = torch.from_numpy(subsets.in_class_range(source.test_y.numpy(), first, last))
     rows = torch.from_numpy(index)
     return StudyData(
-        name=data.dataset_name,
+        name=options.dataset_name,
         images=source.train_x[rows].to(device),
         labels=source.train_y[rows].to(device),
         index=index,
-        test_images=source.test_x[tested].to(device),
-        test_labels=source.test_y[tested].to(device),
+        test_images=source.test_x[test_rows].to(device),
+        test_labels=source.test_y[test_rows].to(device),
         n_classes=last,
         class_names=source.classes,
         augment=augment,
@@ -101,14 +109,14 @@ def load(options: Options, device: torch.device) -> StudyData:
     )
 
 
-def _source(data: DataOptions) -> tuple[sources.Source, Augment]:
-    name = data.dataset_name
+def _source(options: DataOptions) -> tuple[sources.Source, Augment]:
+    name = options.dataset_name
     if name == "digits":
         return sources.digits(), Augment()
     if name == "imagefolder":
-        folder = data.image_dir or data.data_dir
-        source = sources.imagefolder(folder, data.img_size, data.data_dir)
+        folder = options.image_dir or options.data_dir
+        source = sources.imagefolder(folder, options.img_size, options.data_dir)
         return source, registry.load("datasets", "seq-imagefolder").augmentation(source)
-    source = getattr(sources, name)(data.data_dir)
+    source = getattr(sources, name)(options.data_dir)
     benchmark = registry.load("datasets", BENCHMARKS.get(name, f"seq-{name}"))
     return source, getattr(benchmark, "AUGMENT", Augment())

@@ -17,7 +17,7 @@ def parse_range(text: str | None, n_classes: int) -> tuple[int, int]:
     if text is None:
         return 0, n_classes
     try:
-        first, last = (int(part) for part in text.split(","))
+        first, last = (int(number) for number in text.split(","))
     except ValueError:
         raise UserError(f"--class_range {text}: expected two whole numbers, e.g. 0,10") from None
     if not 0 <= first < last <= n_classes:

@@ -21,7 +21,7 @@ class LearningOrder(Proxy):
     summary = "training iteration since which the sample is right (the memorization paper's)"
 
     def reset(self) -> None:
-        """Nothing learned."""
+        """Forget all times: no sample has been learned."""
         self.when = torch.full((self.n_train,), torch.inf, dtype=torch.float64, device=self.device)
         self.n_samples = 0
 
@@ -38,7 +38,7 @@ class LearningOrder(Proxy):
         self.n_samples += len(index)
 
     def rate(self, view: View) -> Tensor:
-        """(n,) times."""
+        """(n,) times since which the samples are right."""
         return self.when[view.index]
 
 
@@ -48,7 +48,7 @@ class FirstLearnt(Proxy):
     summary = "epoch at which the sample is first right"
 
     def reset(self) -> None:
-        """Nothing seen."""
+        """Forget all appearances: no sample has been seen."""
         self.seen = torch.zeros(self.n_train, dtype=torch.float64, device=self.device)
         self.first = torch.full_like(self.seen, torch.inf)
 
@@ -59,7 +59,7 @@ class FirstLearnt(Proxy):
         self.seen[index] += 1
 
     def rate(self, view: View) -> Tensor:
-        """(n,) epochs."""
+        """(n,) epochs at which the samples were first right."""
         return self.first[view.index]
 
 
@@ -72,7 +72,7 @@ class ForgettingEvents(Proxy):
     summary = "times the sample goes from right to wrong (Toneva)"
 
     def reset(self) -> None:
-        """Nothing seen."""
+        """Forget all appearances: no sample has been seen."""
         self.events = torch.zeros(self.n_train, dtype=torch.float64, device=self.device)
         self.right = torch.zeros(self.n_train, dtype=torch.bool, device=self.device)
         self.ever = self.right.clone()
@@ -85,7 +85,7 @@ class ForgettingEvents(Proxy):
         self.ever[index] |= right
 
     def rate(self, view: View) -> Tensor:
-        """(n,) counts."""
+        """(n,) numbers of times that samples were forgotten."""
         return torch.where(self.ever[view.index], self.events[view.index], torch.inf)
 
 
@@ -99,16 +99,16 @@ class CumulativeCorrectness(Proxy):
     summary = "share of appearances at which the sample is wrong (C-score's learning speed)"
 
     def reset(self) -> None:
-        """Nothing seen."""
+        """Forget all appearances: no sample has been seen."""
         self.seen = torch.zeros(self.n_train, dtype=torch.float64, device=self.device)
         self.wrong = torch.zeros_like(self.seen)
 
     def update(self, index: Tensor, logits: Tensor, y: Tensor) -> None:
-        """Count."""
+        """Count the appearances of the samples and how many of them were wrong."""
         self.seen[index] += 1
         self.wrong[index] += (logits.argmax(1) != y).double()
 
     def rate(self, view: View) -> Tensor:
-        """(n,) shares; 1 for samples that never appeared."""
+        """(n,) shares of wrong appearances; 1 for samples that never appeared."""
         seen = self.seen[view.index]
         return torch.where(seen > 0, self.wrong[view.index] / seen.clamp_min(1), 1.0)

@@ -6,8 +6,8 @@ networks beside it nor an interruption changes what it sees.
 
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,34 +16,41 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engram.backbones.heads import SharedHead
-from engram.memorization.cli import Options
-from engram.memorization.settings import MILESTONES, RecipeOptions, scaled
-from engram.memorization.stacked_networks import Stack, draws_masks, refuse_masks, stack
+from engram.datasets.augment import Windows
+from engram.memorization import study_data
+from engram.memorization.settings import MILESTONES, RecipeOptions, StudyConfig, scaled
+from engram.memorization.stacked_networks import (
+    StackedNetworks,
+    refuse_stacked_dropout,
+    stack_networks,
+    uses_dropout,
+)
 from engram.memorization.study_data import StudyData
 from engram.utils import checkpoint, seeding
+from engram.utils import device as devices
 from engram.utils.config import registry
 from engram.utils.errors import UserError
 
-# Networks trained as one that are tried; on a CPU more than these no longer fit its caches.
+# Numbers of networks trained as one that are tried; on a CPU more than these no longer fit its caches.
 CANDIDATES = {"cpu": (1, 4, 16), "cuda": (1, 8, 32, 128)}
 SLOW_STEP = 0.2  # seconds: a single network's step this long is all arithmetic, stacking cannot help
-Watch = Callable[[Tensor, Tensor, Tensor], None]
+Observer = Callable[[Tensor, Tensor, Tensor], None]
 
 
-def network(options: Options, pool: StudyData, repeat: int) -> nn.Module:
-    """The untrained network of a repeat, on the pool's device."""
-    name, seed = options.network.model_name, options.recipe.seed
-    architecture = scaled(options.architecture, options.network.model_width)
+def build_network(config: StudyConfig, data: StudyData, repeat: int) -> nn.Module:
+    """The untrained network of a repeat, on the device of the data."""
+    name, seed = config.network.model_name, config.recipe.seed
+    architecture = scaled(config.architecture, config.network.model_width)
     with seeding.isolated(seed, "init", repeat):
-        backbone = registry.load("backbones", name).build(architecture, tuple(pool.images.shape[1:]), name)
-        built = backbone.attach(SharedHead(backbone.feature_dim, pool.n_classes))
-    return built.to(pool.device)
+        backbone = registry.load("backbones", name).build(architecture, tuple(data.images.shape[1:]), name)
+        network = backbone.attach(SharedHead(backbone.feature_dim, data.n_classes))
+    return network.to(data.device)
 
 
-def rate(recipe: RecipeOptions, epoch: int) -> float:
-    """The learning rate of an epoch."""
-    passed = sum(epoch >= round(part * recipe.n_epochs) for part in MILESTONES)
-    return recipe.lr * 0.1**passed
+def learning_rate(recipe: RecipeOptions, epoch: int) -> float:
+    """The learning rate of an epoch, counted from 0."""
+    n_decays = sum(epoch >= round(milestone * recipe.n_epochs) for milestone in MILESTONES)
+    return recipe.lr * 0.1**n_decays
 
 
 def epoch_order(rows: Tensor, seed: int, repeat: int, *keys: int) -> Tensor:
@@ -51,90 +58,93 @@ def epoch_order(rows: Tensor, seed: int, repeat: int, *keys: int) -> Tensor:
     return rows[torch.randperm(len(rows), generator=seeding.generator(seed, "order", repeat, *keys))]
 
 
-@dataclass(frozen=True)
-class Cohort:
-    """Networks trained together: the repeat each stands for, and its examples, (K, n) rows of the pool."""
+class StackedTraining(ABC):
+    """Networks trained as one, epoch by epoch; can be saved and restored between two epochs."""
 
-    repeats: list[int]
-    rows: Tensor
+    n_epochs: int
 
-
-class Training:
-    """A cohort on its way through the epochs; can be saved between two of them."""
-
-    def __init__(self, options: Options, pool: StudyData, cohort: Cohort):
-        self.pool, self.cohort, self.recipe = pool, cohort, options.recipe
-        networks = [network(options, pool, repeat) for repeat in cohort.repeats]
-        self.stack: Stack = stack(networks).train()
-        self.optimizer = sgd(self.stack, options.recipe)
+    def __init__(self, config: StudyConfig, data: StudyData, repeats: list[int]):
+        self.data, self.repeats, self.recipe = data, repeats, config.recipe
+        networks = [build_network(config, data, repeat) for repeat in repeats]
+        self.stack: StackedNetworks = stack_networks(networks).train()
+        self.optimizer = sgd(self.stack, self.recipe)
         self.epoch = 0
-
-    @property
-    def n_epochs(self) -> int:
-        """Epochs of the whole training."""
-        return self.recipe.n_epochs
 
     @property
     def finished(self) -> bool:
         """Whether all epochs have been run."""
         return self.epoch == self.n_epochs
 
-    def run_epoch(self, watch: Watch | None = None) -> None:
-        """One pass; `watch(rows, logits, y)`, each (K, n, ...), is called with every step's outputs."""
-        seed, size, repeats = self.recipe.seed, self.recipe.batch_size, self.cohort.repeats
-        orders = [
-            epoch_order(rows, seed, r, self.epoch) for r, rows in zip(repeats, self.cohort.rows, strict=True)
-        ]
-        rows = torch.stack(orders).to(self.pool.device)
-        windows = stacked_windows(self.pool, rows.shape[1], seed, repeats, self.epoch)
-        self.optimizer.param_groups[0]["lr"] = rate(self.recipe, self.epoch)
-        total = torch.zeros(len(repeats), device=self.pool.device)
-        for start in range(0, rows.shape[1], size):
-            part = slice(start, start + size)
-            own = rows[:, part]
-            x = self.pool.batch(own, windows and type(windows)(*(w[:, part] for w in windows)))
-            y = self.pool.labels[own]
-            logits = self.stack.logits(x)
-            total += step(self.optimizer, logits, y)
-            if watch:
-                watch(own, logits.detach(), y)
-        check_finite(total, repeats, f"epoch {self.epoch + 1}")
-        self.epoch += 1
+    @abstractmethod
+    def run_epoch(self) -> None:
+        """Train all networks for one epoch."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Fit for a checkpoint."""
+        """All that later epochs depend on, for a checkpoint."""
         return {
-            "repeats": self.cohort.repeats,
-            "epoch": self.epoch,
-            "stack": self.stack.state_dict(),
+            "repeats": self.repeats, "epoch": self.epoch, "stack": self.stack.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-        }
+        }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state`."""
+        """Restore the state that `state_dict` returned."""
         self.epoch = state["epoch"]
         self.stack.load_state_dict(state["stack"])
         self.optimizer.load_state_dict(state["optimizer"])
 
 
-def complete(training: Training, path: Path, minutes: float, report: Callable[[float], None]) -> None:
-    """Run what is left of a training, from and to the checkpoint at `path`; reports shares of the whole."""
-    epochs = training.n_epochs
+class CohortTraining(StackedTraining):
+    """Networks that are trained on fixed examples; `rows`: (K, n) rows of the data, those of each network."""
+
+    def __init__(self, config: StudyConfig, data: StudyData, repeats: list[int], rows: Tensor):
+        super().__init__(config, data, repeats)
+        self.rows = rows
+        self.n_epochs = self.recipe.n_epochs
+
+    def run_epoch(self, observe: Observer | None = None) -> None:
+        """Train for one epoch; `observe(rows, logits, y)`, each (K, n, ...), is called at every step."""
+        seed, size, data = self.recipe.seed, self.recipe.batch_size, self.data
+        pairs = zip(self.repeats, self.rows, strict=True)
+        orders = [epoch_order(rows, seed, repeat, self.epoch) for repeat, rows in pairs]
+        epoch_rows = torch.stack(orders).to(data.device)
+        windows = stacked_windows(data, epoch_rows.shape[1], seed, self.repeats, self.epoch)
+        self.optimizer.param_groups[0]["lr"] = learning_rate(self.recipe, self.epoch)
+        total = torch.zeros(len(self.repeats), device=data.device)
+        for start in range(0, epoch_rows.shape[1], size):
+            step = slice(start, start + size)
+            rows = epoch_rows[:, step]
+            y = data.labels[rows]
+            logits = self.stack.logits(data.batch(rows, windows_at(windows, step)))
+            total += train_step(self.optimizer, logits, y)
+            if observe:
+                observe(rows, logits.detach(), y)
+        check_finite(total, self.repeats, f"epoch {self.epoch + 1}")
+        self.epoch += 1
+
+
+def train_to_end(
+    training: StackedTraining, path: Path, minutes: float, report: Callable[[float], None]
+) -> None:
+    """Run the epochs that are left, from and to the checkpoint at `path`.
+
+    minutes: of training between two checkpoints. report: is called with each share of the whole training
+    that is done, 1 in all. A checkpoint of other repeats is ignored.
+    """
     if path.exists():
         saved = checkpoint.read(path)
-        if saved["repeats"] == training.cohort.repeats:
+        if saved["repeats"] == training.repeats:
             training.load_state_dict(saved)
-            report(training.epoch / epochs)
+            report(training.epoch / training.n_epochs)
     saved_at = time.monotonic()
     while not training.finished:
         training.run_epoch()
-        report(1 / epochs)
+        report(1 / training.n_epochs)
         if time.monotonic() - saved_at >= 60 * minutes:
             checkpoint.write(training.state_dict(), path)
             saved_at = time.monotonic()
 
 
-def sgd(stacked: Stack, recipe: RecipeOptions) -> torch.optim.Optimizer:
+def sgd(stacked: StackedNetworks, recipe: RecipeOptions) -> torch.optim.SGD:
     """The optimizer of a stack: stacked parameters follow the very rule of single ones."""
     return torch.optim.SGD(
         list(stacked.parameters.values()), lr=recipe.lr, momentum=recipe.momentum,
@@ -142,15 +152,20 @@ def sgd(stacked: Stack, recipe: RecipeOptions) -> torch.optim.Optimizer:
     )  # fmt: skip
 
 
-def stacked_windows(pool: StudyData, n: int, seed: int, repeats: list[int], *keys: int):
+def stacked_windows(data: StudyData, n: int, seed: int, repeats: list[int], *keys: int) -> Windows | None:
     """Augmentations of n examples for each network, fields (K, n); None where images are not changed."""
-    if not pool.augments:
+    if not data.augments:
         return None
-    each = [pool.draws(n, seed, repeat, *keys) for repeat in repeats]
-    return type(each[0])(*(torch.stack(fields) for fields in zip(*each, strict=True)))
+    draws = [data.draws(n, seed, repeat, *keys) for repeat in repeats]
+    return Windows(*(torch.stack(fields) for fields in zip(*draws, strict=True)))
 
 
-def step(optimizer: torch.optim.Optimizer, logits: Tensor, y: Tensor) -> Tensor:
+def windows_at(windows: Windows | None, columns: slice) -> Windows | None:
+    """The augmentations (K, n) of some columns."""
+    return windows and Windows(*(field[:, columns] for field in windows))
+
+
+def train_step(optimizer: torch.optim.Optimizer, logits: Tensor, y: Tensor) -> Tensor:
     """One step of all networks on logits (K, n, C): their mean losses, (K,), detached.
 
     The losses are summed over networks, so that each gets the gradient of its own.
@@ -162,56 +177,69 @@ def step(optimizer: torch.optim.Optimizer, logits: Tensor, y: Tensor) -> Tensor:
     return losses.detach()
 
 
-def check_finite(losses: Tensor, repeats: list[int], where: str) -> None:
-    """Refuse to go on with networks whose loss is not a number."""
+def check_finite(losses: Tensor, repeats: list[int], when: str) -> None:
+    """Raise `UserError` for the first network whose loss is not a finite number."""
     for repeat, value in zip(repeats, losses.tolist(), strict=True):
         if not math.isfinite(value):
-            raise UserError(f"network {repeat}: the loss became {value} in {where}; try a smaller --lr")
+            raise UserError(f"network {repeat}: the loss became {value} in {when}; try a smaller --lr")
 
 
-def stack_size(options: Options, pool: StudyData, n: int, at_most: int) -> int:
-    """How many networks to train as one: --stack if it is given and can be, else `best_stack`."""
-    first = network(options, pool, 0)
-    refuse_masks(first, options.machine.stack)
-    return options.machine.stack or (1 if draws_masks(first) else best_stack(options, pool, n, at_most))
+def study_stack_size(config: StudyConfig, n_workers: int, n_networks: int, share: float) -> int:
+    """`stack_size` for a new study of `n_networks`, by measurement on the first device.
+
+    share: of the examples, what a network is trained on at a time.
+    """
+    device = devices.choose(config.machine.device)
+    data = study_data.load(config.data, device, config.pretrained)
+    return stack_size(config, data, int(len(data) * share), max(1, -(-n_networks // n_workers)))
 
 
-def best_stack(options: Options, pool: StudyData, n: int, at_most: int) -> int:
+def stack_size(config: StudyConfig, data: StudyData, n: int, at_most: int) -> int:
+    """How many networks to train as one: --stack if it is given and can be, else `fastest_stack_size`."""
+    first = build_network(config, data, 0)
+    refuse_stacked_dropout(first, config.machine.stack)
+    return config.machine.stack or (
+        1 if uses_dropout(first) else fastest_stack_size(config, data, n, at_most)
+    )
+
+
+def fastest_stack_size(config: StudyConfig, data: StudyData, n: int, at_most: int) -> int:
     """How many networks to train as one: the least measured time per network and step.
 
     n: examples of a network. Processor time on a CPU, so that other programs do not decide.
     """
-    chosen, least = 1, math.inf
-    for size in (c for c in CANDIDATES[pool.device.type] if c <= at_most):
+    fastest, least = 1, math.inf
+    for size in (c for c in CANDIDATES[data.device.type] if c <= at_most):
         try:
-            seconds = _seconds_per_step(options, pool, n, size) / size
+            seconds = seconds_per_step(config, data, n, size) / size
         except torch.OutOfMemoryError:  # of the device; a CPU's candidates are few
             break
         if seconds >= least:
             break
-        chosen, least = size, seconds
+        fastest, least = size, seconds
         if size == 1 and seconds > SLOW_STEP:
             break
-    return chosen
+    return fastest
 
 
-def _seconds_per_step(options: Options, pool: StudyData, n: int, size: int) -> float:
-    rows = torch.arange(min(n, options.recipe.batch_size)).expand(size, -1).to(pool.device)
-    stacked = stack([network(options, pool, k) for k in range(size)]).train()
-    optimizer = sgd(stacked, options.recipe)
+def seconds_per_step(config: StudyConfig, data: StudyData, n: int, size: int) -> float:
+    """The least of three measured times of a training step of `size` networks."""
+    rows = torch.arange(min(n, config.recipe.batch_size)).expand(size, -1).to(data.device)
+    stacked = stack_networks([build_network(config, data, k) for k in range(size)]).train()
+    optimizer = sgd(stacked, config.recipe)
 
-    def one() -> None:
-        windows = stacked_windows(pool, rows.shape[1], 0, list(range(size)))
-        step(optimizer, stacked.logits(pool.batch(rows, windows)), pool.labels[rows])
+    def one_step() -> None:
+        windows = stacked_windows(data, rows.shape[1], 0, list(range(size)))
+        train_step(optimizer, stacked.logits(data.batch(rows, windows)), data.labels[rows])
 
-    cpu = pool.device.type == "cpu"
+    cpu = data.device.type == "cpu"
     clock, wait = (time.process_time, int) if cpu else (time.perf_counter, torch.cuda.synchronize)
-    one()
+    one_step()
     least = math.inf
     for _ in range(3):
         wait()
         started = clock()
-        one()
+        one_step()
         wait()
         least = min(least, clock() - started)
         if least > size * SLOW_STEP:

@@ -1,13 +1,16 @@
-"""Fleet: the jobs of a study, done in this process or by one process for each GPU or CPU core; one bar."""
+"""Worker pool: the jobs of a study, done in this process or by one process for each GPU or CPU core.
 
-import multiprocessing
+Worker processes are jobs of `utils/sweeps/process_pool.py`. Each loads the study's examples once and then
+takes job after job from a queue; the parent shows the progress of all. Results are files, which jobs write.
+"""
+
 import os
 import queue
 import sys
-import threading
 import time
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable
+from multiprocessing.queues import Queue
+from typing import NamedTuple, Protocol
 
 import torch
 from tqdm import tqdm
@@ -15,151 +18,165 @@ from tqdm import tqdm
 from engram.memorization.settings import MachineOptions
 from engram.utils import device as devices
 from engram.utils.errors import UserError
+from engram.utils.sweeps import process_pool
+from engram.utils.sweeps.job_pool import Job
+from engram.utils.sweeps.process_pool import ProcessPool
 
 LINES_EVERY = 10.0  # seconds between lines where there is no terminal
-LOOK_EVERY = 1.0  # seconds between looks at whether a silent process is still there
-Report = Callable[[float], None]
+LOOK_EVERY = 1.0  # seconds between looks at whether a silent process is still alive
+Report = Callable[[float], None]  # tells how many more networks have been trained, or parts of one
+JobFunction = Callable[[int, Report], None]
+Message = float | str | None  # of a worker: networks trained, an error of the user's, or the worker's end
 
 
 class Plan(Protocol):
-    """A study divided into jobs; plans travel to other processes, so they hold plain values."""
+    """A study divided into numbered jobs; plans are sent to other processes, so they hold plain values."""
 
-    def prepare(self, device: torch.device) -> Callable[[int, Report], None]:
-        """Load what all jobs need; returns the function that does one job, telling networks finished."""
+    def prepare(self, device: torch.device) -> JobFunction:
+        """Load what all jobs need; returns the function that does one job and reports its progress."""
 
 
-def places(machine: MachineOptions, backbone: str) -> list[tuple[str, int]]:
-    """(device, CPU threads) for each process; a single one means this process."""
+class WorkerDevice(NamedTuple):
+    """What one worker process computes on."""
+
+    device: str
+    n_threads: int
+
+
+def worker_devices(machine: MachineOptions, backbone: str) -> list[WorkerDevice]:
+    """The device and CPU threads of each worker process; a single one means this process."""
     first = devices.choose(machine.device)
-    cores = len(os.sched_getaffinity(0))
+    n_cores = len(os.sched_getaffinity(0))
     if first.type == "cuda":
         several = machine.device in ("auto", "cuda") and torch.cuda.device_count() > 1
         names = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if several else [str(first)]
     else:
-        names = ["cpu"] * cores
+        names = ["cpu"] * n_cores
     wanted = len(names) > 1 if machine.use_multiprocessing is None else machine.use_multiprocessing
     if not wanted:
-        return [(str(first), 1 if backbone == "mlp" else cores)]
+        return [WorkerDevice(str(first), 1 if backbone == "mlp" else n_cores)]
     n = machine.num_workers or len(names)
-    return [(names[i % len(names)], max(1, cores // n)) for i in range(n)]
+    return [WorkerDevice(names[i % len(names)], max(1, n_cores // n)) for i in range(n)]
 
 
-def run(plan: Plan, jobs: list[int], where: list[tuple[str, int]], bar: "Bar") -> None:
-    """Do all jobs; raises what a job raised. Results are the jobs' own business (files)."""
-    where = where[: max(1, len(jobs))]
-    with bar:
-        if len(where) == 1:
-            _work_here(plan, jobs, *where[0], bar)
-        else:
-            _work_beside(plan, jobs, where, bar)
+def job_members(job: int, size: int, n: int) -> list[int]:
+    """The items of a job where `n` items are cut into jobs of `size` neighbours."""
+    return list(range(job * size, min((job + 1) * size, n)))
 
 
-def _work_here(plan: Plan, jobs: list[int], device: str, threads: int, bar: "Bar") -> None:
-    torch.set_num_threads(threads)
-    work = plan.prepare(torch.device(device))
-    for job in jobs:
-        work(job, bar.advance)
+def jobs_of(items: Iterable[int], size: int) -> list[int]:
+    """The jobs of `size` neighbours that any of the items belongs to, ascending."""
+    return sorted({item // size for item in items})
 
 
-def _work_beside(plan: Plan, jobs: list[int], where: list[tuple[str, int]], bar: "Bar") -> None:
-    context = multiprocessing.get_context("spawn")
-    waiting, reports = context.Queue(), context.Queue()
-    for job in [*jobs, *([None] * len(where))]:
+def run_jobs(plan: Plan, jobs: list[int], workers: list[WorkerDevice], progress: "NetworkProgress") -> None:
+    """Do all jobs; raises `UserError` when one of them fails."""
+    workers = workers[: max(1, len(jobs))]
+    with progress:
+        if len(workers) > 1:
+            _run_in_processes(plan, jobs, workers, progress)
+            return
+        torch.set_num_threads(workers[0].n_threads)
+        run_job = plan.prepare(torch.device(workers[0].device))
+        for job in jobs:
+            run_job(job, progress.advance)
+
+
+def _run_in_processes(
+    plan: Plan, jobs: list[int], workers: list[WorkerDevice], progress: "NetworkProgress"
+) -> None:
+    waiting: Queue[int | None] = process_pool.CONTEXT.Queue()
+    messages: Queue[Message] = process_pool.CONTEXT.Queue()
+    for job in [*jobs, *([None] * len(workers))]:  # each worker ends at a None
         waiting.put(job)
-    workers = [
-        context.Process(target=_worker, args=(plan, *place, waiting, reports), daemon=True) for place in where
-    ]
-    for worker in workers:
-        worker.start()
+    process_pool.start_server([__name__])
+    pool = ProcessPool([None] * len(workers))
     try:
-        left = len(workers)
-        while left:
-            try:
-                kind, content = reports.get(timeout=LOOK_EVERY)
-            except queue.Empty:
-                _check_alive(workers)
-                continue
-            if kind == "error":
-                raise UserError(content)
-            if kind == "networks":
-                bar.advance(content)
-            left -= kind == "end"
+        for i, worker in enumerate(workers):
+            arguments = (plan, worker, waiting, messages)
+            pool.submit(Job(f"worker {i}", f"{__name__}:run_worker", arguments))
+        _follow(pool, messages, progress)
     finally:
-        for worker in workers:
-            worker.terminate()
-        for worker in workers:
-            worker.join()
+        pool.kill()
+        while pool.n_running():  # none is left writing files when this function returns
+            pool.finished(timeout=LOOK_EVERY)
 
 
-def _check_alive(workers: list[Any]) -> None:
-    codes = [worker.exitcode for worker in workers if worker.exitcode]
-    if codes:
-        raise UserError(
-            f"a worker process ended with code {codes[0]}; what it had finished is kept: run again"
-        )
+def _follow(pool: ProcessPool, messages: "Queue[Message]", progress: "NetworkProgress") -> None:
+    """Show the progress of all workers until the last has ended; raises `UserError` when one fails."""
+    n_open = pool.n_running()
+    while n_open:
+        try:
+            message = messages.get(timeout=LOOK_EVERY)
+        except queue.Empty:
+            for job_exit in pool.finished(timeout=0):
+                if job_exit.code:
+                    raise UserError(
+                        f"a worker process ended with code {job_exit.code}; what it had finished is kept: "
+                        "run again"
+                    ) from None
+            continue
+        if isinstance(message, str):
+            raise UserError(message)
+        if message is None:
+            n_open -= 1
+        else:
+            progress.advance(message)
 
 
-def _worker(plan: Plan, device: str, threads: int, waiting: Any, reports: Any) -> None:
-    """The life of one process: jobs until there are none, or until the parent has gone."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    torch.set_num_threads(threads)
-
-    def report(networks: float) -> None:
-        reports.put(("networks", networks))
-
+def run_worker(
+    plan: Plan, worker: WorkerDevice, waiting: "Queue[int | None]", messages: "Queue[Message]"
+) -> int:
+    """A worker process: jobs from the queue until there are none; returns its exit code."""
+    torch.set_num_threads(worker.n_threads)
     try:
-        work = plan.prepare(torch.device(device))
+        run_job = plan.prepare(torch.device(worker.device))
         while (job := waiting.get()) is not None:
-            work(job, report)
+            run_job(job, messages.put)
     except UserError as error:
-        reports.put(("error", str(error)))
-        return
-    reports.put(("end", None))
+        messages.put(str(error))
+        return 2
+    messages.put(None)
+    return 0
 
 
-def _end_with_parent() -> None:
-    """A parent that was killed could not stop its processes; what they write is atomic, so they just go."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-
-class Bar:
+class NetworkProgress:
     """Networks finished of all, networks per hour, time left: a bar on a terminal, plain lines elsewhere."""
 
-    def __init__(self, what: str, total: int, done: int = 0):
-        self.what, self.total, self.done = what, total, float(done)
+    def __init__(self, title: str, total: int, done: int = 0):
+        self.title, self.total, self.done = title, total, float(done)
         self._bar = tqdm(
-            total=total, initial=done, desc=what, unit="network", dynamic_ncols=True, smoothing=0,
+            total=total, initial=done, desc=title, unit="network", dynamic_ncols=True, smoothing=0,
             disable=not sys.stderr.isatty(),
             bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total}{postfix}, {remaining} left",
         )  # fmt: skip
-        self._started = self._told = time.monotonic()
-        self._fresh = 0.0
+        self._started = self._last_line = time.monotonic()
+        self._done_here = 0.0
 
     @property
     def per_hour(self) -> float:
-        """Networks per hour in this process's lifetime, finished or not."""
-        return 3600 * self._fresh / max(time.monotonic() - self._started, 1e-9)
+        """Networks per hour since this object was made, parts of networks included."""
+        return 3600 * self._done_here / max(time.monotonic() - self._started, 1e-9)
 
     def advance(self, networks: float) -> None:
-        """So many networks (or parts of one) have been trained."""
+        """Count networks (or parts of one) that have been trained."""
         self.done += networks
-        self._fresh += networks
+        self._done_here += networks
         self._bar.set_postfix_str(f"{self.per_hour:,.0f}/h", refresh=False)
         self._bar.update(networks)
         now = time.monotonic()
-        if self._bar.disable and now - self._told > LINES_EVERY:
-            self._told = now
+        if self._bar.disable and now - self._last_line > LINES_EVERY:
+            self._last_line = now
             left = (self.total - self.done) / max(self.per_hour, 1e-9) * 3600
-            self._say(f"{self.done:.1f}/{self.total} networks, {self.per_hour:,.0f}/h, {left:.0f} s left")
+            self._print(f"{self.done:.1f}/{self.total} networks, {self.per_hour:,.0f}/h, {left:.0f} s left")
 
-    def _say(self, text: str) -> None:
-        print(f"{self.what}: {text}", file=sys.stderr, flush=True)
+    def _print(self, text: str) -> None:
+        print(f"{self.title}: {text}", file=sys.stderr, flush=True)
 
-    def __enter__(self) -> "Bar":
+    def __enter__(self) -> "NetworkProgress":
         return self
 
     def __exit__(self, kind: object, *rest: object) -> None:
         self._bar.close()
         if self._bar.disable and kind is None:
-            self._say(f"{self.done:.0f}/{self.total} networks, {self.per_hour:,.0f}/h")
+            self._print(f"{self.done:.0f}/{self.total} networks, {self.per_hour:,.0f}/h")

@@ -12,6 +12,7 @@ other work hardly touches.
 """
 
 import argparse
+import functools
 import os
 import platform
 import resource
@@ -25,8 +26,9 @@ import torch.nn.functional as F
 
 from engram.datasets.augment import Augment
 from engram.memorization import cli, training, worker_pool
-from engram.memorization.cli import MACHINE, STUDY, Options
+from engram.memorization.settings import StudyConfig
 from engram.memorization.study_data import StudyData
+from engram.memorization.worker_pool import JobFunction, NetworkProgress, Report
 from engram.scripts.bench.buffer import CIFAR, pil_transform
 from engram.scripts.bench.timing import cpu_name, random_source
 from engram.utils import device as devices
@@ -51,7 +53,7 @@ PARTS = {
 }
 
 
-def pool_of(part: Part, device: torch.device) -> StudyData:
+def data_of(part: Part, device: torch.device) -> StudyData:
     """Random images in ten classes."""
     source = random_source(N, 10, part.shape)
     return StudyData(
@@ -71,38 +73,38 @@ class Bench:
     """A plan like that of train_splits, without files."""
 
     name: str
-    options: Options
+    config: StudyConfig
     stack: int
 
-    def prepare(self, device: torch.device):
-        """Random images once for all jobs."""
-        pool = pool_of(PARTS[self.name], device)
+    def prepare(self, device: torch.device) -> JobFunction:
+        """Make the random images once for all jobs of a process."""
+        return functools.partial(self.run_job, data_of(PARTS[self.name], device))
 
-        def work(job: int, report) -> None:
-            repeats = list(range(job * self.stack, min((job + 1) * self.stack, R)))
-            learner = training.Training(self.options, pool, training.Cohort(repeats, halves(repeats)))
-            while not learner.finished:
-                learner.run_epoch()
-                report(len(repeats) / learner.n_epochs)
+    def run_job(self, data: StudyData, job: int, report: Report) -> None:
+        """Train the networks of a job."""
+        repeats = worker_pool.job_members(job, self.stack, R)
+        learner = training.CohortTraining(self.config, data, repeats, halves(repeats))
+        while not learner.finished:
+            learner.run_epoch()
+            report(len(repeats) / learner.n_epochs)
 
-        return work
 
-
-def options_of(name: str, device: str) -> Options:
+def options_of(name: str, device: str) -> StudyConfig:
     """The flags that train_splits would have."""
     flags = ["--model_name", name, "--device", device, "--lr", "0.01", "--n_epochs", str(PARTS[name].epochs)]
-    return cli.parse("bench", "", {**STUDY, **MACHINE}, flags)
+    return cli.parse("bench", "", StudyConfig, flags)
 
 
-def ours(name: str, options: Options, stack: int) -> tuple[float, float]:
+def ours(name: str, options: StudyConfig, stack: int) -> tuple[float, float]:
     """Seconds and processor seconds for R networks."""
-    where = worker_pool.places(options.machine, name)
+    workers = worker_pool.worker_devices(options.machine, name)
+    plan, jobs = Bench(name, options, stack), worker_pool.jobs_of(range(R), stack)
     started, cpu = time.perf_counter(), processor_seconds()
-    worker_pool.run(Bench(name, options, stack), list(range(-(-R // stack))), where, worker_pool.Bar(name, R))
+    worker_pool.run_jobs(plan, jobs, workers, NetworkProgress(name, R))
     return time.perf_counter() - started, processor_seconds() - cpu
 
 
-def theirs(name: str, options: Options, workers: int) -> tuple[float, float]:
+def theirs(name: str, options: StudyConfig, workers: int) -> tuple[float, float]:
     """The same for one network, scaled to R networks and our number of epochs."""
     torch.set_num_threads(os.cpu_count())
     part, device = PARTS[name], devices.choose(options.machine.device)
@@ -118,7 +120,7 @@ def theirs(name: str, options: Options, workers: int) -> tuple[float, float]:
 
     subset = torch.utils.data.Subset(Images(), halves([0])[0].tolist())
     loader = torch.utils.data.DataLoader(subset, batch_size=32, shuffle=True, num_workers=workers)
-    net = training.network(options, pool_of(part, device), 0)
+    net = training.build_network(options, data_of(part, device), 0)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-6)
     started, cpu = time.perf_counter(), processor_seconds()
     for _ in range(part.their_epochs):
@@ -139,9 +141,9 @@ def processor_seconds() -> float:
 def compare(name: str, device: str, rounds: int) -> str:
     """The line for one part."""
     options = options_of(name, device)
-    where = worker_pool.places(options.machine, name)
-    pool = pool_of(PARTS[name], devices.choose(device))
-    stack = training.best_stack(options, pool, N // 2, -(-R // len(where)))
+    workers = worker_pool.worker_devices(options.machine, name)
+    data = data_of(PARTS[name], devices.choose(device))
+    stack = training.fastest_stack_size(options, data, N // 2, -(-R // len(workers)))
     sides = {"ours": lambda: ours(name, options, stack)}
     sides |= {f"{workers} workers": lambda w=workers: theirs(name, options, w) for workers in (0, 4)}
     found: dict[str, list[tuple[float, float]]] = {side: [] for side in sides}
@@ -153,7 +155,7 @@ def compare(name: str, device: str, rounds: int) -> str:
     hourly = {side: 3600 * R / seconds for side, seconds in wall.items()}
     what = f"{name}, {N // 2} images, {PARTS[name].epochs} epochs, R = {R}, {stack} as one"
     load = os.getloadavg()[0]
-    lines = [f"{what}, {len(where)} processes: {hourly['ours']:,.0f} networks/h (load {load:.0f})"]
+    lines = [f"{what}, {len(workers)} processes: {hourly['ours']:,.0f} networks/h (load {load:.0f})"]
     for side in [side for side in sides if side != "ours"]:
         ratios = [times[side] / times["ours"] for times in (wall, cpu)]
         lines.append(
@@ -182,4 +184,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    # under its import name: worker processes are sent a plan of a class that they can import
+    from engram.scripts.bench import memorization
+
+    memorization.main()

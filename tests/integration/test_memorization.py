@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from engram.memorization import cli, eval_splits, train_splits
-from engram.memorization.store import Store
+from engram.memorization.store import NetworkStore
 from tests.conftest import ROOT
 
 SMALL = "--dataset_size 0.2 --n_epochs 6 --hidden_sizes 10 --n_repeats 24 --stack 6".split()
@@ -66,7 +66,7 @@ def test_killed_at_any_moment_the_scores_are_the_same_bit_for_bit(tmp_path):
         process.wait()
     train_splits.run(["--weights_dir", str(folder), *SMALL, "--use_multiprocessing", "0"])
     for repeat in range(24):
-        one, other = (Store(str(f)).load(repeat) for f in (folder, tmp_path / "whole"))
+        one, other = (NetworkStore(str(f)).load(repeat) for f in (folder, tmp_path / "whole"))
         assert all(torch.equal(one[name], other[name]) for name in one)
     whole, killed = scores_of(tmp_path / "whole"), scores_of(folder)
     for name in ("loss", "scores", "stderr", "scores_01", "member"):
@@ -131,7 +131,7 @@ def test_all_trained_networks_are_evaluated_unless_fewer_are_asked_for(tmp_path,
 def test_misuse_is_one_clear_line(flags, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["train_splits", *flags])
-    assert cli.main(train_splits.run) == 2
+    assert cli.main("train_splits") == 2
     error = capsys.readouterr().err
     assert message in error and error.startswith("error: ")
 
@@ -142,7 +142,7 @@ def test_flags_come_from_a_file_too(tmp_path, capsys):
     file.write_text(f"weights_dir: {tmp_path / 'study'}\ndataset_size: 0.1\nhidden_sizes: [6]\nn_epochs: 2\n")
     flags = ["--config", str(file), "--use_multiprocessing", "0", "--stack", "4"]
     train_splits.run([*flags, "--n_repeats", "4", "--n_epochs", "1"])
-    settings = Store(str(tmp_path / "study")).settings()
+    settings = NetworkStore(str(tmp_path / "study")).settings()
     assert settings["hidden_sizes"] == [6] and settings["dataset_size"] == 0.1
     assert settings["n_epochs"] == 1 and "config" not in settings
     with pytest.raises(ValueError, match="--n_epochs 2: the networks in --weights_dir were trained with 1"):

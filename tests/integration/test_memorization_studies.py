@@ -9,8 +9,11 @@ import torch
 
 from engram.memorization import (
     cli,
+    figures,
     galleries,
+    leave_one_out,
     plots,
+    proxy_scores,
     study_data,
     train_proxies,
     train_splits,
@@ -18,9 +21,10 @@ from engram.memorization import (
     train_whole,
     training,
 )
-from engram.memorization.cli import MACHINE, STUDY
 from engram.memorization.outputs import outputs
 from engram.memorization.proxies import NAMES
+from engram.memorization.settings import StudyConfig
+from engram.memorization.train_proxies import ProxiesConfig
 from engram.utils import scores
 
 TINY = ["--dataset_size", "0.05", "--hidden_sizes", "8", "--n_epochs", "3", "--use_multiprocessing", "0"]
@@ -37,21 +41,21 @@ def test_leave_one_out_by_its_definition(tmp_path):
     found = scores.load(out)
     assert found["index"][:3].tolist() == first["index"].tolist()
     assert found["scores"][:3].tolist() == first["scores"].tolist()
-    options = cli.parse("test", "", {**STUDY, **MACHINE}, TINY)
-    examples = study_data.load(options, torch.device("cpu"))
+    options = cli.parse("test", "", StudyConfig, TINY)
+    examples = study_data.load(options.data, torch.device("cpu"))
     everything = torch.arange(len(examples))
 
     def probabilities(numbers, rows, i):
         said = []
         for number in numbers:
-            learner = training.Training(options, examples, training.Cohort([number], rows.unsqueeze(0)))
+            learner = training.CohortTraining(options, examples, [number], rows.unsqueeze(0))
             while not learner.finished:
                 learner.run_epoch()
             loss, _ = outputs(learner.stack, examples.images, examples.labels, examples.augment)
             said.append(np.exp(-loss[0, i].item()))
         return np.array(said)
 
-    rows = train_whole.example_order(len(examples))
+    rows = leave_one_out.example_order(len(examples))
     for place in (0, 4):
         i = int(rows[place])
         assert found["index"][place] == examples.index[i]
@@ -77,18 +81,16 @@ def test_networks_with_dropout_are_trained_one_by_one(tmp_path):
     """The proxies of two networks are those of each alone; --stack is refused and leaves no settings."""
     small = ["--dataset_size", "0.02", "--n_epochs", "1", "--use_multiprocessing", "0", "--lr", "0.01"]
     small += ["--model_name", "alexnet", "--width", "0.03", "--dropout", "0.5"]
-    groups = {"proxies": train_proxies.ProxyOptions, **STUDY, **MACHINE}
-    options = cli.parse("test", "", groups, [*small, "--n_networks", "2"])
-    examples = study_data.load(options, torch.device("cpu"))
-    found = train_proxies.observe(options, examples)
+    options = cli.parse("test", "", ProxiesConfig, [*small, "--n_networks", "2"])
+    examples = study_data.load(options.data, torch.device("cpu"))
+    found = proxy_scores.evaluate_proxies(options, examples)
     for k in range(2):
-        learner = training.Training(
-            options, examples, training.Cohort([k], torch.arange(len(examples)).unsqueeze(0))
-        )
+        everything = torch.arange(len(examples)).unsqueeze(0)
+        learner = training.CohortTraining(options, examples, [k], everything)
         learner.run_epoch()
         loss, _ = outputs(learner.stack, examples.images, examples.labels, examples.augment)
-        np.testing.assert_allclose(found["final_loss"]["scores"][k], loss[0], rtol=1e-4)
-    assert {len(values[key]) for values in found.values() for key in values} == {2}
+        np.testing.assert_allclose(found["final_loss"].scores[k], loss[0], rtol=1e-4)
+    assert {len(values) for r in found.values() for values in (r.scores, r.seconds)} == {2}
     out = ["--out_filename", str(tmp_path / "out.npz")]
     with pytest.raises(ValueError, match="--stack 4: networks with dropout"):
         train_proxies.run([*small, *out, "--stack", "4"])
@@ -119,9 +121,9 @@ def test_a_stream_with_replay_and_its_figure(tmp_path, capsys):
 
 def test_a_gallery_of_examples_in_any_order(tmp_path, monkeypatch):
     """Each picture has the score of its own image, though the file lists examples in an order of its own."""
-    options = cli.parse("test", "", {**STUDY, **MACHINE}, TINY)
-    examples = study_data.load(options, torch.device("cpu"))
-    rows = train_whole.example_order(len(examples))[:40]
+    options = cli.parse("test", "", StudyConfig, TINY)
+    examples = study_data.load(options.data, torch.device("cpu"))
+    rows = leave_one_out.example_order(len(examples))[:40]
     values = np.arange(40) / 100
     content = {
         "settings": json.dumps(dataclasses.asdict(options.data)), "order_hash": examples.order_hash,
@@ -130,7 +132,7 @@ def test_a_gallery_of_examples_in_any_order(tmp_path, monkeypatch):
     shown = []
     monkeypatch.setattr(galleries, "show", lambda axes, image, title: shown.append((image, title)))
     monkeypatch.setattr(galleries, "save", lambda figure, path: None)
-    plots.draw_galleries(content, options.data.data_dir, tmp_path)
+    figures.draw_galleries(content, options.data.data_dir, tmp_path)
     own = {f"{value:.2f}": examples.images[row].numpy() for value, row in zip(values, rows, strict=True)}
     assert {title for _, title in shown} == own.keys()
     assert all(np.array_equal(image, own[title]) for image, title in shown)
@@ -138,8 +140,8 @@ def test_a_gallery_of_examples_in_any_order(tmp_path, monkeypatch):
 
 def test_figures_of_scores_and_proxies(tmp_path):
     rng = np.random.default_rng(0)
-    options = cli.parse("test", "", {**STUDY, **MACHINE}, TINY)
-    examples = study_data.load(options, torch.device("cpu"))
+    options = cli.parse("test", "", StudyConfig, TINY)
+    examples = study_data.load(options.data, torch.device("cpu"))
     n, settings = len(examples), dataclasses.asdict(options.data)
     member = np.array([rng.permutation(40) < 20 for _ in range(n)]).T
     identity = {"order_hash": examples.order_hash, "index": examples.index}

@@ -1,13 +1,12 @@
 """Correlations and their intervals, the table of proxies, interventions: on data made for the answer."""
 
-import json
-
 import numpy as np
 import pytest
 
 from engram.memorization import correlate, intervention
 from engram.memorization.agreement import by_class, correlations, varies
 from engram.utils import scores
+from engram.utils.runs.run_record import RunRecord, ViewResult
 
 
 def test_three_measures_on_five_points():
@@ -102,15 +101,11 @@ def test_the_table_of_interventions(tmp_path, capsys):
         for i, (exclude, accuracy) in enumerate(runs):
             config = {"dataset": "seq-digits", "model": "er", "buffer_size": 9, "exclude": exclude or None}
             own = accuracy + 0.01 * seed - (0.02 if i == 1 and seed == 2 else 0)
-            document = {
-                "config": config,
-                "seed": seed,
-                "status": "finished",
-                "class_il": {"average_accuracy": own},
-            }
+            view = ViewResult(np.ones((1, 1)), {"average_accuracy": own})
+            record = RunRecord(config, "finished", {"class_il": view, "task_il": view}, seed=seed)
             path = tmp_path / f"{seed}{i}" / "results.json"
             path.parent.mkdir()
-            path.write_text(json.dumps(document))
+            record.write(path)
     intervention.run(["--results", str(tmp_path)])
     row = capsys.readouterr().out.splitlines()[2]
     assert (

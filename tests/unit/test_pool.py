@@ -8,24 +8,19 @@ from PIL import Image
 
 from engram.datasets import sources
 from engram.datasets.augment import IMAGENET, Augment
-from engram.memorization import study_data
-from engram.memorization.cli import Options
-from engram.memorization.settings import DATASETS, DataOptions, scaled
+from engram.memorization import cli, study_data
+from engram.memorization.settings import DATASETS, DataOptions, StudyConfig, scaled
 from engram.memorization.subsets import fraction, in_class_range
 from engram.utils.config import registry
-from engram.utils.config.options import OptionError, OptionSet
+from engram.utils.config.options import OptionError
 from engram.utils.scores import order_hash
 
 CPU = torch.device("cpu")
 
 
-def options(architecture: OptionSet | None = None, **data) -> Options:
-    return Options(data=DataOptions(**data), architecture=architecture or OptionSet())
-
-
 def test_a_part_of_the_digits_keeps_positions_and_labels():
     source = sources.digits()
-    found = study_data.load(options(class_range="2,7", dataset_size=0.3), CPU)
+    found = study_data.load(DataOptions(class_range="2,7", dataset_size=0.3), CPU)
     labels = source.train_y.numpy()
     expected = in_class_range(labels, 2, 7)
     expected = expected[fraction(labels[expected], 0.3)]
@@ -46,7 +41,7 @@ def test_an_image_folder_of_ones_own(tmp_path):
             for i in range(n):
                 Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(folder / f"{i}.png")
     folders = {"image_dir": str(tmp_path), "data_dir": str(tmp_path)}
-    found = study_data.load(options(dataset_name="imagefolder", **folders), CPU)
+    found = study_data.load(DataOptions(dataset_name="imagefolder", **folders), CPU)
     assert found.images.shape == (12, 3, 16, 16) and found.test_images.shape == (4, 3, 16, 16)
     assert found.class_names == ("cats", "dogs") and found.augment.crop_padding == 2 and found.augments
 
@@ -55,7 +50,7 @@ def test_an_image_folder_of_ones_own(tmp_path):
 def test_augmentations_are_those_of_the_benchmarks(name, monkeypatch):
     tiny = sources.digits()
     monkeypatch.setattr(sources, name, lambda data_dir: tiny)
-    found = study_data.load(options(dataset_name=name), CPU)
+    found = study_data.load(DataOptions(dataset_name=name), CPU)
     benchmark = registry.load("datasets", study_data.BENCHMARKS.get(name, f"seq-{name}"))
     assert found.augment == getattr(benchmark, "AUGMENT", Augment())
     assert found.augments == (name in ("cifar10", "cifar100", "tinyimagenet"))
@@ -67,8 +62,7 @@ def test_pretrained_weights_see_images_normalised_as_imagenets(pretrained, monke
     labels = torch.tensor([0, 0, 1, 1])
     tiny = sources.Source("cifar10", raw, labels, raw, labels, ("a", "b"))
     monkeypatch.setattr(sources, "cifar10", lambda data_dir: tiny)
-    architecture = registry.load("backbones", "alexnet").Options(pretrained=pretrained)
-    found = study_data.load(options(architecture, dataset_name="cifar10"), CPU)
+    found = study_data.load(DataOptions(dataset_name="cifar10"), CPU, pretrained)
     own = registry.load("datasets", "seq-cifar10").AUGMENT
     mean, std = IMAGENET if pretrained else (own.mean, own.std)
     expected = torchvision.transforms.functional.normalize(raw / 255, mean, std)
@@ -76,8 +70,14 @@ def test_pretrained_weights_see_images_normalised_as_imagenets(pretrained, monke
     assert (found.augment.crop_padding, found.augment.flip) == (own.crop_padding, own.flip)
 
 
+@pytest.mark.parametrize("flags", [["alexnet", "--pretrained"], ["alexnet"], ["mlp"]])
+def test_a_backbone_says_whether_its_weights_are_pretrained(flags):
+    config = cli.parse("test", "", StudyConfig, ["--model_name", *flags])
+    assert config.pretrained == ("--pretrained" in flags)
+
+
 def test_examples_at_given_positions():
-    found = study_data.load(options(dataset_size=0.05), CPU)
+    found = study_data.load(DataOptions(dataset_size=0.05), CPU)
     rows = np.random.default_rng(0).permutation(len(found))[:9]
     part = found.at(found.index[rows])
     assert torch.equal(part.images, found.images[rows]) and torch.equal(part.labels, found.labels[rows])

@@ -7,19 +7,23 @@ import torch.nn.functional as F
 
 from engram.datasets.augment import Augment
 from engram.memorization import cli
-from engram.memorization.cli import MACHINE, STUDY
 from engram.memorization.outputs import outputs
-from engram.memorization.stacked_networks import Alone, Perceptrons, Stack, stack
+from engram.memorization.settings import StudyConfig
+from engram.memorization.stacked_networks import (
+    SingleNetwork,
+    StackedNetworks,
+    StackedPerceptrons,
+    stack_networks,
+)
 from engram.memorization.study_data import StudyData
 from engram.memorization.training import (
-    Cohort,
-    Training,
-    best_stack,
-    complete,
+    CohortTraining,
+    build_network,
     epoch_order,
-    network,
-    rate,
+    fastest_stack_size,
+    learning_rate,
     stack_size,
+    train_to_end,
 )
 from engram.utils import checkpoint
 from engram.utils.errors import UserError
@@ -33,7 +37,7 @@ NETS = {
 }
 
 
-def tiny_pool(augment: Augment | None = None) -> StudyData:
+def tiny_data(augment: Augment | None = None) -> StudyData:
     source = synthetic_source()
     return StudyData(
         "tiny", source.train_x, source.train_y, np.arange(90), source.test_x, source.test_y, 6,
@@ -41,53 +45,54 @@ def tiny_pool(augment: Augment | None = None) -> StudyData:
     )  # fmt: skip
 
 
-def options(*flags: str) -> cli.Options:
-    return cli.parse("test", "", {**STUDY, **MACHINE}, list(flags))
+def options(*flags: str) -> StudyConfig:
+    return cli.parse("test", "", StudyConfig, list(flags))
 
 
-def cohort(repeats: list[int], n: int = 21) -> Cohort:
+def examples_of(repeats: list[int], n: int = 21) -> tuple[list[int], torch.Tensor]:
+    """The repeats, and the rows of their examples."""
     rows = [torch.randperm(90, generator=torch.Generator().manual_seed(r))[:n] for r in repeats]
-    return Cohort(repeats, torch.stack(rows))
+    return repeats, torch.stack(rows)
 
 
 @pytest.mark.parametrize("name", NETS)
 @pytest.mark.parametrize("shared", [False, True])
 def test_a_stack_gives_what_its_networks_give(name, shared):
-    settings, pool = options(*NETS[name]), tiny_pool()
-    nets = [network(settings, pool, r).eval() for r in range(3)]
+    settings, data = options(*NETS[name]), tiny_data()
+    nets = [build_network(settings, data, r).eval() for r in range(3)]
     x = torch.rand(3, 5, 1, 6, 6) if not shared else torch.rand(5, 1, 6, 6)
     expected = torch.stack([net(x if shared else x[k]) for k, net in enumerate(nets)])
-    stacked = stack(nets).train(False)
-    assert type(stacked) is (Perceptrons if name == "mlp" else Stack)
+    stacked = stack_networks(nets).train(False)
+    assert type(stacked) is (StackedPerceptrons if name == "mlp" else StackedNetworks)
     torch.testing.assert_close(stacked.logits(x, shared), expected, rtol=1e-4, atol=1e-5)
-    alone = stack(nets[:1]).train(False)
-    assert type(alone) is Alone
+    alone = stack_networks(nets[:1]).train(False)
+    assert type(alone) is SingleNetwork
     torch.testing.assert_close(
         alone.logits(x if shared else x[:1], shared), expected[:1], rtol=1e-4, atol=1e-5
     )
 
 
-def plain_training(settings, pool: StudyData, repeat: int, rows: torch.Tensor) -> dict[str, torch.Tensor]:
+def plain_training(settings, data: StudyData, repeat: int, rows: torch.Tensor) -> dict[str, torch.Tensor]:
     """One network, one image at a time into the batch, torch's own schedule; of ours the draws."""
-    net, recipe = network(settings, pool, repeat), settings.recipe
+    net, recipe = build_network(settings, data, repeat), settings.recipe
     optimizer = torch.optim.SGD(
         net.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
     )
     schedule = torch.optim.lr_scheduler.MultiStepLR(
         optimizer, [round(0.7 * recipe.n_epochs), round(0.9 * recipe.n_epochs)], gamma=0.1
     )
-    padding = pool.augment.crop_padding
+    padding = data.augment.crop_padding
     for epoch in range(recipe.n_epochs):
         order = epoch_order(rows, recipe.seed, repeat, epoch).tolist()
-        draws = pool.draws(len(order), recipe.seed, repeat, epoch)
+        draws = data.draws(len(order), recipe.seed, repeat, epoch)
         for start in range(0, len(order), recipe.batch_size):
             images = []
             for place in range(start, min(start + recipe.batch_size, len(order))):
-                image = F.pad(pool.images[order[place]], (padding,) * 4)
+                image = F.pad(data.images[order[place]], (padding,) * 4)
                 top, left = draws.top[place], draws.left[place]
                 image = image[:, top : top + 6, left : left + 6]
                 images.append((image.flip(2) if draws.mirrored[place] else image) / 255)
-            y = pool.labels[order[start : start + recipe.batch_size]]
+            y = data.labels[order[start : start + recipe.batch_size]]
             optimizer.zero_grad()
             F.cross_entropy(net(torch.stack(images)), y).backward()
             optimizer.step()
@@ -104,12 +109,12 @@ def test_a_cohort_ends_where_its_networks_end_alone(name, repeats):
     """
     pace = ["--n_epochs", "2", "--lr", "0.001"] if name == "resnet" else ["--n_epochs", "10", "--lr", "0.02"]
     flags = [*pace, "--batch_size", "8", "--weight_decay", "0.01"]
-    settings, pool, group = options(*NETS[name], *flags), tiny_pool(), cohort(repeats)
-    training = Training(settings, pool, group)
+    settings, data, group = options(*NETS[name], *flags), tiny_data(), examples_of(repeats)
+    training = CohortTraining(settings, data, *group)
     while not training.finished:
         training.run_epoch()
-    for k, (repeat, found) in enumerate(zip(repeats, training.stack.networks(), strict=True)):
-        expected = plain_training(settings, pool, repeat, group.rows[k])
+    for k, (repeat, found) in enumerate(zip(repeats, training.stack.state_dicts(), strict=True)):
+        expected = plain_training(settings, data, repeat, group[1][k])
         assert found.keys() == expected.keys()
         for key, value in expected.items():
             torch.testing.assert_close(found[key], value, rtol=1e-3, atol=2e-4)
@@ -117,9 +122,9 @@ def test_a_cohort_ends_where_its_networks_end_alone(name, repeats):
 
 @pytest.mark.parametrize("name", NETS)
 def test_a_training_continues_bit_for_bit(name, tmp_path):
-    settings, pool, group = options(*NETS[name], "--n_epochs", "4"), tiny_pool(), cohort([0, 1])
-    whole = Training(settings, pool, group)
-    complete(whole, tmp_path / "none.pt", 99, lambda share: None)
+    settings, data, group = options(*NETS[name], "--n_epochs", "4"), tiny_data(), examples_of([0, 1])
+    whole = CohortTraining(settings, data, *group)
+    train_to_end(whole, tmp_path / "none.pt", 99, lambda share: None)
 
     class KilledError(Exception):
         pass
@@ -131,30 +136,30 @@ def test_a_training_continues_bit_for_bit(name, tmp_path):
 
     stop.left = 3
     with pytest.raises(KilledError):
-        complete(Training(settings, pool, group), tmp_path / "part.pt", 0, stop)
-    again, shares = Training(settings, pool, group), []
-    complete(again, tmp_path / "part.pt", 0, shares.append)
+        train_to_end(CohortTraining(settings, data, *group), tmp_path / "part.pt", 0, stop)
+    again, shares = CohortTraining(settings, data, *group), []
+    train_to_end(again, tmp_path / "part.pt", 0, shares.append)
     assert shares == [0.5, 0.25, 0.25], "two epochs were in the checkpoint"
-    for a, b in zip(whole.stack.networks(), again.stack.networks(), strict=True):
+    for a, b in zip(whole.stack.state_dicts(), again.stack.state_dicts(), strict=True):
         for key in a:
             assert torch.equal(a[key], b[key])
 
 
 def test_the_papers_schedule():
     recipe = options("--n_epochs", "50", "--lr", "0.1").recipe
-    assert [rate(recipe, e) for e in (0, 34, 35, 44, 45, 49)] == pytest.approx(
+    assert [learning_rate(recipe, e) for e in (0, 34, 35, 44, 45, 49)] == pytest.approx(
         [0.1, 0.1, 0.01, 0.01, 1e-3, 1e-3]
     )
 
 
 def test_outputs_are_losses_and_hits_of_clean_images():
-    settings, pool = options(*NETS["mlp"]), tiny_pool()
-    nets = [network(settings, pool, r) for r in range(2)]
-    loss, hits = outputs(stack(nets), pool.images, pool.labels, pool.augment)
+    settings, data = options(*NETS["mlp"]), tiny_data()
+    nets = [build_network(settings, data, r) for r in range(2)]
+    loss, hits = outputs(stack_networks(nets), data.images, data.labels, data.augment)
     for k, net in enumerate(nets):
-        logits = net.eval()(pool.images / 255)
-        torch.testing.assert_close(loss[k], F.cross_entropy(logits, pool.labels, reduction="none"))
-        assert torch.equal(hits[k], logits.argmax(1) == pool.labels)
+        logits = net.eval()(data.images / 255)
+        torch.testing.assert_close(loss[k], F.cross_entropy(logits, data.labels, reduction="none"))
+        assert torch.equal(hits[k], logits.argmax(1) == data.labels)
 
 
 @pytest.mark.parametrize("margin", [5.0, 18.0, 25.0])
@@ -166,7 +171,7 @@ def test_losses_of_confident_networks_are_told_apart(margin):
             return torch.tensor([margin, 0.0]).expand(len(x), 2)
 
     raw = torch.zeros(3, 1, 2, 2, dtype=torch.uint8)
-    loss, _ = outputs(stack([Sure()]), raw, torch.zeros(3, dtype=torch.long), Augment())
+    loss, _ = outputs(stack_networks([Sure()]), raw, torch.zeros(3, dtype=torch.long), Augment())
     assert loss.dtype == torch.float32
     assert loss.tolist() == [[pytest.approx(np.log1p(np.exp(-margin)), rel=1e-4, abs=0)] * 3]
 
@@ -174,66 +179,66 @@ def test_losses_of_confident_networks_are_told_apart(margin):
 # --- dropout ----------------------------------------------------------------------------------------
 
 
-def alexnet(dropout: float, *flags: str) -> cli.Options:
+def alexnet(dropout: float, *flags: str) -> StudyConfig:
     small = ["--model_name", "alexnet", "--width", "0.03", "--lr", "0.01", "--batch_size", "8"]
     return options(*small, "--dropout", str(dropout), *flags)
 
 
 def test_alexnets_without_dropout_are_stacked_and_taken_apart():
-    settings, pool, group = alexnet(0, "--n_epochs", "1"), tiny_pool(), cohort([3, 0], 16)
-    training = Training(settings, pool, group)
+    settings, data, group = alexnet(0, "--n_epochs", "1"), tiny_data(), examples_of([3, 0], 16)
+    training = CohortTraining(settings, data, *group)
     training.run_epoch()
-    for k, weights in enumerate(training.stack.networks()):
-        net = network(settings, pool, group.repeats[k])
+    for k, weights in enumerate(training.stack.state_dicts()):
+        net = build_network(settings, data, group[0][k])
         net.load_state_dict(weights)
-        expected = plain_training(settings, pool, group.repeats[k], group.rows[k])
+        expected = plain_training(settings, data, group[0][k], group[1][k])
         for name, value in expected.items():
             torch.testing.assert_close(net.state_dict()[name], value, rtol=1e-3, atol=2e-4)
 
 
 def test_dropout_continues_with_the_mask_that_comes_next(tmp_path):
-    settings, pool, group = alexnet(0.5, "--n_epochs", "2"), tiny_pool(), cohort([0], 16)
-    whole, half = Training(settings, pool, group), Training(settings, pool, group)
-    complete(whole, tmp_path / "none.pt", 99, lambda share: None)
+    settings, data, group = alexnet(0.5, "--n_epochs", "2"), tiny_data(), examples_of([0], 16)
+    whole, half = CohortTraining(settings, data, *group), CohortTraining(settings, data, *group)
+    train_to_end(whole, tmp_path / "none.pt", 99, lambda share: None)
     half.run_epoch()
     checkpoint.write(half.state_dict(), tmp_path / "half.pt")
-    again = Training(settings, pool, group)
-    complete(again, tmp_path / "half.pt", 99, lambda share: None)
-    (expected,), (found,) = whole.stack.networks(), again.stack.networks()
+    again = CohortTraining(settings, data, *group)
+    train_to_end(again, tmp_path / "half.pt", 99, lambda share: None)
+    (expected,), (found,) = whole.stack.state_dicts(), again.stack.state_dicts()
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
 def test_networks_with_dropout_are_not_trained_as_one():
-    pool = tiny_pool()
-    assert stack_size(alexnet(0.5), pool, 20, 16) == 1
-    assert stack_size(alexnet(0.5, "--stack", "1"), pool, 20, 16) == 1
-    assert stack_size(alexnet(0, "--stack", "3"), pool, 20, 16) == 3
+    data = tiny_data()
+    assert stack_size(alexnet(0.5), data, 20, 16) == 1
+    assert stack_size(alexnet(0.5, "--stack", "1"), data, 20, 16) == 1
+    assert stack_size(alexnet(0, "--stack", "3"), data, 20, 16) == 3
     message = "--stack 3: networks with dropout are trained one by one.* add --dropout 0"
     with pytest.raises(UserError, match=message):
-        stack_size(alexnet(0.5, "--stack", "3"), pool, 20, 16)
+        stack_size(alexnet(0.5, "--stack", "3"), data, 20, 16)
     with pytest.raises(UserError, match=message):
-        stack([network(alexnet(0.5), pool, repeat) for repeat in range(3)])
+        stack_networks([build_network(alexnet(0.5), data, repeat) for repeat in range(3)])
 
 
 def test_the_number_to_stack_is_measured(monkeypatch):
-    settings, pool = options(*NETS["mlp"]), tiny_pool()
+    settings, data = options(*NETS["mlp"]), tiny_data()
     costs = {1: 1.0, 4: 2.0, 16: 20.0}
     monkeypatch.setattr("engram.memorization.training.SLOW_STEP", 5.0)
-    monkeypatch.setattr("engram.memorization.training._seconds_per_step", lambda o, p, n, size: costs[size])
-    assert best_stack(settings, pool, 20, 16) == 4
-    assert best_stack(settings, pool, 20, 3) == 1
+    monkeypatch.setattr("engram.memorization.training.seconds_per_step", lambda o, p, n, size: costs[size])
+    assert fastest_stack_size(settings, data, 20, 16) == 4
+    assert fastest_stack_size(settings, data, 20, 3) == 1
     costs[1] = 0.4
-    assert best_stack(settings, pool, 20, 16) == 1
+    assert fastest_stack_size(settings, data, 20, 16) == 1
 
 
 def test_the_measurement_itself_runs():
-    assert best_stack(options(*NETS["mlp"]), tiny_pool(), 20, 4) in (1, 4)
+    assert fastest_stack_size(options(*NETS["mlp"]), tiny_data(), 20, 4) in (1, 4)
 
 
 def test_a_diverging_network_is_named():
     settings = options(*NETS["mlp"], "--lr", "1e9", "--n_epochs", "9")
-    training = Training(settings, tiny_pool(), cohort([5, 6]))
+    training = CohortTraining(settings, tiny_data(), *examples_of([5, 6]))
     with pytest.raises(ValueError, match=r"network 5: the loss became nan in epoch \d; try a smaller --lr"):
         while not training.finished:
             training.run_epoch()

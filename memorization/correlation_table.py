@@ -1,0 +1,135 @@
+"""Table of correlations between vectors of scores: the work of correlate."""
+
+import csv
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engram.memorization.agreement import MEASURES, Correlation, by_class, correlations
+from engram.memorization.correlate import CorrelateOptions
+from engram.memorization.estimator import split_half_reliability
+from engram.utils import scores
+from engram.utils.errors import UserError
+
+MIN_COMMON = 10  # examples that two files must have in common
+HEADS = (
+    "proxy", "Pearson", "Spearman", "Kendall", "Spearman per class: mean (min to max)", "ms per 1,000",
+    "examples",
+)  # fmt: skip
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """How one vector correlates with the scores, over `n` examples."""
+
+    name: str
+    n: int
+    correlations: dict[str, Correlation]
+    per_class: list[float]  # Spearman's, of the classes in which it is defined
+    ms_per_1000: float  # cost of the proxy, NaN where it is unknown
+
+    def cells(self) -> list[str]:
+        """The row of the Markdown table."""
+        values = [f"{c.value:.3f} [{c.low:.3f}, {c.high:.3f}]" for c in self.correlations.values()]
+        classes, cost = "–", "–"
+        if self.per_class:
+            mean = sum(self.per_class) / len(self.per_class)
+            classes = f"{mean:.3f} ({min(self.per_class):.3f} to {max(self.per_class):.3f})"
+        if not math.isnan(self.ms_per_1000):
+            cost = f"{self.ms_per_1000:.1f}"
+        return [self.name, *values, classes, cost, str(self.n)]
+
+    def csv(self) -> dict[str, object]:
+        """The row of the .csv file; classes are separated by spaces."""
+        columns: dict[str, object] = {"name": self.name, "n": self.n}
+        for measure, (value, low, high) in self.correlations.items():
+            columns |= {measure: value, f"{measure}_low": low, f"{measure}_high": high}
+        per_class = " ".join(f"{value:.4f}" for value in self.per_class)
+        return columns | {"per_class": per_class, "ms_per_1000": self.ms_per_1000}
+
+
+def write(options: CorrelateOptions) -> None:
+    """Print the table, best correlation first, and the noise ceiling; write the .csv if asked."""
+    assert options.scores is not None, "the program has required --scores"
+    rng = np.random.default_rng(options.seed)
+    content = scores.load(options.scores, "scores")
+    rows = [row for path in options.against for row in compare(content, path, options.n_bootstrap, rng)]
+    rows.sort(key=lambda row: -abs(row.correlations["spearman"].value))
+    print(markdown(rows))
+    print(noise_ceiling(content, rng))
+    if options.out_filename:
+        write_csv(rows, Path(options.out_filename).expanduser())
+
+
+def vectors(content: Arrays, path: str) -> Arrays:
+    """Name → (n,) vector of a file: all its proxies, or its scores under the file's name."""
+    if "proxies" in content:
+        return dict(zip(map(str, content["names"]), content["proxies"], strict=True))
+    if "scores" not in content:
+        raise UserError(f"--against {path}: holds neither 'scores' nor 'proxies'")
+    return {Path(path).stem: content["scores"]}
+
+
+def compare(content: Arrays, path: str, n_bootstrap: int, rng: np.random.Generator) -> list[Row]:
+    """A row for each vector in the file at `path`, on the examples that both files have."""
+    other = scores.load(path)
+    rows, other_rows = common_rows(content, other, path)
+    labels = content["labels"][rows] if "labels" in content else None
+    costs = dict(zip(map(str, other.get("names", ())), other.get("cost", ()), strict=True))
+    table = []
+    for name, vector in vectors(other, path).items():
+        a, b = content["scores"][rows], vector[other_rows]
+        results = correlations(a, b, n_bootstrap, rng)
+        per_class = by_class(a, b, labels).values() if labels is not None else ()
+        cost = 1000 * float(costs.get(name, math.nan))
+        table.append(Row(name, len(rows), results, [v for v in per_class if not math.isnan(v)], cost))
+    return table
+
+
+def common_rows(content: Arrays, other: Arrays, path: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The rows of both files that belong to the same examples; `UserError` where there are too few."""
+    hashes = [str(c["order_hash"]) for c in (content, other) if "order_hash" in c]
+    if len(set(hashes)) > 1:
+        raise UserError(f"--against {path}: belongs to another data set or sample order")
+    n_all = max(len(content["scores"]), max(len(v) for v in vectors(other, path).values()))
+    index, other_index = (c.get("index", np.arange(n_all)) for c in (content, other))
+    common, rows, other_rows = np.intersect1d(index, other_index, return_indices=True)
+    if len(common) < MIN_COMMON:
+        raise UserError(
+            f"--against {path}: {len(common)} examples in common; both files must cover the same data"
+        )
+    return rows, other_rows
+
+
+def markdown(rows: list[Row]) -> str:
+    """The rows as a Markdown table, in their order."""
+    lines = [list(HEADS), *(row.cells() for row in rows)]
+    text = ["| " + " | ".join(line) + " |" for line in lines]
+    return "\n".join([text[0], "| --- " * len(HEADS) + "|", *text[1:]])
+
+
+def noise_ceiling(content: Arrays, rng: np.random.Generator) -> str:
+    """A line that says by how much two estimates of the same scores would correlate."""
+    if not {"loss", "member"} <= content.keys():
+        return "noise ceiling: unknown; write the scores with eval_splits --store_probs"
+    values = np.exp(-content["loss"].astype(np.float64))
+    parts = []
+    for name in ("pearson", "spearman"):
+        r = split_half_reliability(values, content["member"], MEASURES[name], rng)
+        parts.append(f"{name.title()} {r:.3f} (proxies at most {np.sqrt(max(r, 0)):.3f})")
+    n = len(values)
+    return f"noise ceiling: two independent estimates by {n} networks would correlate by {', '.join(parts)}"
+
+
+def write_csv(rows: list[Row], path: Path) -> None:
+    """Write one line for each row."""
+    lines = [row.csv() for row in rows]
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)

@@ -1,0 +1,135 @@
+"""Leave-one-out scores: the work of train_whole.
+
+Networks are numbered through: `--n_whole` on everything, then the repeats of the first example chosen,
+then those of the second, and so on; a job trains `stack` neighbours of one kind as one.
+"""
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from engram.memorization import study_data, training, worker_pool
+from engram.memorization.outputs import outputs
+from engram.memorization.store import NetworkStore
+from engram.memorization.study_data import StudyData
+from engram.memorization.train_whole import WholeConfig
+from engram.memorization.worker_pool import JobFunction, NetworkProgress, Report
+from engram.utils import checkpoint, device, scores
+
+WHOLE, LEFT_OUT = "whole", "left_out"  # folders of results
+CHOICE_SEED = 42  # of the order in which examples are taken
+
+
+@dataclass(frozen=True)
+class LeaveOneOutPlan:
+    """Which networks each job trains: first those on everything, then those with one example left out."""
+
+    config: WholeConfig
+    stack: int
+
+    def jobs(self, n_examples: int) -> dict[int, list[int]]:
+        """Job → numbers of its networks, where `n_examples` are left out in turn."""
+        n_whole = self.config.whole.n_whole
+        n_networks = n_whole + n_examples * self.config.whole.n_repeats
+        numbers = [range(i, min(i + self.stack, n_whole)) for i in range(0, n_whole, self.stack)]
+        numbers += [range(i, min(i + self.stack, n_networks)) for i in range(n_whole, n_networks, self.stack)]
+        return {job: list(members) for job, members in enumerate(numbers)}
+
+    def result(self, number: int) -> Path:
+        """The file of a network's outputs."""
+        whole = self.config.whole
+        kind = WHOLE if number < whole.n_whole else LEFT_OUT
+        return NetworkStore(whole.weights_dir).result(kind, number)
+
+    def prepare(self, device: torch.device) -> JobFunction:
+        """Load the examples once for all jobs of a process."""
+        data = study_data.load(self.config.data, device, self.config.pretrained)
+        return functools.partial(self.run_job, data, self.jobs(len(data)))
+
+    def run_job(self, data: StudyData, jobs: dict[int, list[int]], job: int, report: Report) -> None:
+        """Train a job's networks and write their outputs: on all examples, or on the one left out."""
+        numbers, path = jobs[job], NetworkStore(self.config.whole.weights_dir).checkpoint(job)
+        left_out = self.left_out(numbers, len(data))
+        learner = training.CohortTraining(self.config, data, numbers, remaining(left_out, numbers, len(data)))
+        training.train_to_end(
+            learner, path, self.config.machine.checkpoint_every, lambda share: report(share * len(numbers))
+        )
+        loss, correct = outputs(learner.stack, data.images, data.labels, data.augment)
+        if left_out:
+            columns = torch.tensor(left_out).view(-1, 1)
+            loss, correct = loss.gather(1, columns), correct.gather(1, columns)
+        for k, number in enumerate(numbers):
+            result = {"loss": loss[k].clone(), "correct": correct[k].clone()}
+            checkpoint.write(result, self.result(number))
+        path.unlink(missing_ok=True)
+
+    def left_out(self, numbers: list[int], n: int) -> list[int]:
+        """The row that each of these networks leaves out of `n`; empty for networks on everything."""
+        whole, order = self.config.whole, example_order(n)
+        return [int(order[(i - whole.n_whole) // whole.n_repeats]) for i in numbers if i >= whole.n_whole]
+
+
+def remaining(left_out: list[int], numbers: list[int], n: int) -> Tensor:
+    """The rows (K, n) or (K, n − 1) of the data that each network is trained on."""
+    rows = torch.arange(n)
+    if not left_out:
+        return rows.expand(len(numbers), -1)
+    return torch.stack([torch.cat((rows[:i], rows[i + 1 :])) for i in left_out])
+
+
+def example_order(n: int) -> NDArray[np.int64]:
+    """The order in which examples are left out, (n,) rows of the data."""
+    return np.random.RandomState(CHOICE_SEED).permutation(n)
+
+
+def train_and_write(config: WholeConfig) -> None:
+    """Train the networks that are missing, then estimate the scores and write them."""
+    whole, store = config.whole, NetworkStore(config.whole.weights_dir)
+    data = study_data.load(config.data, device.choose(config.machine.device), config.pretrained)
+    n_examples = min(whole.n_examples or len(data), len(data))
+    workers = worker_pool.worker_devices(config.machine, config.network.model_name)
+    settings = store.settings()
+    if not settings:
+        at_most = max(1, n_examples * whole.n_repeats // len(workers))
+        stack = training.stack_size(config, data, len(data), at_most)
+        settings = store.claim(config, "n_examples", "out_filename", stack=stack)
+    plan = LeaveOneOutPlan(config, settings["stack"])
+    jobs = plan.jobs(n_examples)
+    open_jobs = [job for job, numbers in jobs.items() if not all(plan.result(i).exists() for i in numbers)]
+    total = whole.n_whole + n_examples * whole.n_repeats
+    n_missing = sum(len(jobs[job]) for job in open_jobs)
+    progress = NetworkProgress("train_whole", total, total - n_missing)
+    worker_pool.run_jobs(plan, open_jobs, workers, progress)
+    torch.set_num_threads(1)
+    write(plan, data, n_examples, {**settings, "n_whole": whole.n_whole})
+
+
+def write(plan: LeaveOneOutPlan, data: StudyData, n_examples: int, settings: dict[str, Any]) -> None:
+    """Estimate scores and standard errors of the examples left out and write the file."""
+    whole, rows = plan.config.whole, example_order(len(data))[:n_examples]
+    on_everything = [checkpoint.read(plan.result(i)) for i in range(whole.n_whole)]
+    numbers = range(whole.n_whole, whole.n_whole + n_examples * whole.n_repeats)
+    left_out = [checkpoint.read(plan.result(i)) for i in numbers]
+    arrays: dict[str, NDArray[np.float64]] = {}
+    for suffix, name in (("", "loss"), ("_01", "correct")):
+        inside = np.stack([np.asarray(r[name].double())[rows] for r in on_everything])
+        outside = np.stack([np.asarray(r[name].double()) for r in left_out]).reshape(n_examples, -1).T
+        if name == "loss":
+            inside, outside = np.exp(-inside), np.exp(-outside)
+        variance = inside.var(0, ddof=1) / len(inside) + outside.var(0, ddof=1) / len(outside)
+        arrays |= {
+            f"scores{suffix}": inside.mean(0) - outside.mean(0), f"stderr{suffix}": np.sqrt(variance),
+            f"mean_in{suffix}": inside.mean(0), f"mean_out{suffix}": outside.mean(0),
+        }  # fmt: skip
+    identity = data.identity() | {"index": data.index[rows], "labels": data.labels.cpu().numpy()[rows]}
+    path = scores.write(whole.out_filename, settings, **identity, **arrays)
+    print(
+        f"{n_examples} examples left out: mean memorization {arrays['scores'].mean():.4f}, "
+        f"mean standard error {arrays['stderr'].mean():.4f}\nscores: {path}"
+    )

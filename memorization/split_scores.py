@@ -1,0 +1,127 @@
+"""Scores from networks trained on random halves: the work of eval_splits."""
+
+import sys
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engram.memorization import study_data, subsets, training
+from engram.memorization.estimator import influence, memorization
+from engram.memorization.eval_splits import EvalConfig
+from engram.memorization.outputs import outputs
+from engram.memorization.stacked_networks import stack_networks
+from engram.memorization.store import NetworkStore
+from engram.memorization.study_data import StudyData
+from engram.memorization.worker_pool import NetworkProgress
+from engram.utils import device, scores
+from engram.utils.errors import UserError
+
+PAIRS_AT_ONCE = 2_000_000  # influences held in memory at a time, for each of a few arrays
+Arrays = dict[str, NDArray[Any]]
+
+
+class NetworkOutputs(NamedTuple):
+    """What R networks give for n training examples and, where influences are wanted, m test examples."""
+
+    loss: NDArray[np.float32]  # (R, n)
+    correct: NDArray[np.bool_]  # (R, n)
+    test_loss: NDArray[np.float32] | None  # (R, m)
+
+
+def write(config: EvalConfig) -> None:
+    """Evaluate the networks in --weights_dir, write the score file and print what it says on the whole."""
+    store = NetworkStore(config.splits.weights_dir)
+    settings = store.settings()
+    repeats = repeats_to_evaluate(store, config.splits.n_repeats)
+    chosen_device = device.choose(config.machine.device)
+    device.set_threads(0, config.network.model_name)
+    data = study_data.load(config.data, chosen_device, config.pretrained)
+    arrays = estimates(config, data, store, repeats, settings["stack"])
+    settings |= {"n_networks": len(repeats)}
+    path = scores.write(config.evaluation.out_filename, settings, **data.identity(), **arrays)
+    print(summary(arrays, len(repeats)))
+    print(f"scores: {path}")
+
+
+def repeats_to_evaluate(store: NetworkStore, n_repeats: int | None) -> list[int]:
+    """All trained networks, or those of the first `n_repeats` that have been trained."""
+    repeats = [repeat for repeat in store.present() if n_repeats is None or repeat < n_repeats]
+    if len(repeats) < 4:
+        raise UserError(
+            f"--weights_dir {store.folder}: {len(repeats)} trained networks there; run "
+            "python -m memorization.train_splits first (scores need at least 4, better 100)"
+        )
+    if n_repeats and len(repeats) < n_repeats:
+        print(f"of {n_repeats} networks {len(repeats)} have been trained; using those", file=sys.stderr)
+    return repeats
+
+
+def estimates(
+    config: EvalConfig, data: StudyData, store: NetworkStore, repeats: list[int], stack_size: int
+) -> Arrays:
+    """The arrays of the score file."""
+    labels, wanted = data.labels.cpu().numpy(), config.evaluation
+    member = subsets.memberships(labels, max(repeats) + 1, config.splits.subset_ratio)[repeats]
+    loss, correct, test_loss = evaluate(config, data, store, repeats, stack_size)
+    soft, hard = memorization(np.exp(-loss.astype(np.float64)), member), memorization(correct, member)
+    arrays: Arrays = {
+        "scores": soft.scores, "stderr": soft.stderr, "mean_in": soft.mean_in, "mean_out": soft.mean_out,
+        "scores_01": hard.scores, "stderr_01": hard.stderr, "accuracy_in": hard.mean_in,
+        "accuracy_out": hard.mean_out, "n_in": soft.n_in, "n_out": soft.n_out, "repeats": np.array(repeats),
+    }  # fmt: skip
+    if n_unknown := int((~np.isfinite(soft.stderr)).sum()):
+        raise UserError(f"{n_unknown} examples were in (nearly) all subsets or in none; train more networks")
+    if wanted.store_probs:
+        arrays |= {"loss": loss, "correct": correct, "member": member}
+    if test_loss is not None:
+        strongest = strongest_influences(np.exp(-test_loss.astype(np.float64)), member, wanted.influence)
+        arrays |= strongest | {"influence_from": data.index[strongest["influence_from"]]}
+    return arrays
+
+
+def evaluate(
+    config: EvalConfig, data: StudyData, store: NetworkStore, repeats: list[int], stack_size: int
+) -> NetworkOutputs:
+    """Outputs of the networks on clean images, `stack_size` networks at a time."""
+    losses, hits, test_losses = [], [], []
+    with NetworkProgress("eval_splits", len(repeats)) as progress:
+        for start in range(0, len(repeats), stack_size):
+            group = repeats[start : start + stack_size]
+            networks = [training.build_network(config, data, repeat) for repeat in group]
+            for network, repeat in zip(networks, group, strict=True):
+                network.load_state_dict(store.load(repeat))
+            stacked = stack_networks(networks)
+            loss, correct = outputs(stacked, data.images, data.labels, data.augment)
+            losses.append(loss.numpy())
+            hits.append(correct.numpy())
+            if config.evaluation.influence:
+                test_loss, _ = outputs(stacked, data.test_images, data.test_labels, data.augment)
+                test_losses.append(test_loss.numpy())
+            progress.advance(len(group))
+    test = np.concatenate(test_losses) if test_losses else None
+    return NetworkOutputs(np.concatenate(losses), np.concatenate(hits), test)
+
+
+def strongest_influences(values: NDArray[np.float64], member: NDArray[np.bool_], k: int) -> Arrays:
+    """For each test example the k largest influences: values, standard errors, training rows, (m, k)."""
+    k = min(k, member.shape[1])
+    pieces = []
+    for columns in np.array_split(values, 1 + values.shape[1] * member.shape[1] // PAIRS_AT_ONCE, axis=1):
+        estimate = influence(columns, member)
+        best = np.argsort(-estimate.scores, axis=0, kind="stable")[:k]
+        picked = [np.take_along_axis(field, best, axis=0).T for field in (estimate.scores, estimate.stderr)]
+        pieces.append((*picked, best.T))
+    names = ("influence", "influence_stderr", "influence_from")
+    return {n: np.concatenate(column) for n, column in zip(names, zip(*pieces, strict=True), strict=True)}
+
+
+def summary(arrays: Arrays, n_networks: int) -> str:
+    """Accuracy with and without an example, mean score, shares above three thresholds, mean error."""
+    values = arrays["scores"]
+    shares = ", ".join(f"{100 * (values > t).mean():.1f} % > {t}" for t in (0.1, 0.25, 0.5))
+    return (
+        f"{len(values)} examples, {n_networks} networks: accuracy with {arrays['accuracy_in'].mean():.4f}, "
+        f"without {arrays['accuracy_out'].mean():.4f}\n"
+        f"memorization: mean {values.mean():.4f}, {shares}; mean standard error {arrays['stderr'].mean():.4f}"
+    )

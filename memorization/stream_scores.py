@@ -1,0 +1,133 @@
+"""Scores of examples over a stream of tasks: the work of train_stream."""
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from engram.datasets import scenarios
+from engram.memorization import study_data, subsets, training, worker_pool
+from engram.memorization.estimator import memorization
+from engram.memorization.store import NetworkStore
+from engram.memorization.stream import StreamTraining, TaskClasses, TaskRows, halves, task_of
+from engram.memorization.study_data import StudyData
+from engram.memorization.train_stream import StreamConfig
+from engram.memorization.worker_pool import JobFunction, NetworkProgress, Report
+from engram.utils import checkpoint, scores
+from engram.utils.errors import UserError
+
+RESULTS = "stream"  # the folder of what each network gives, below --weights_dir
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class StreamPlan:
+    """Which networks each job trains: job j has the repeats from j · stack on, trained as one."""
+
+    config: StreamConfig
+    stack: int
+
+    def prepare(self, device: torch.device) -> JobFunction:
+        """Load the examples once for all jobs of a process."""
+        data = study_data.load(self.config.data, device, self.config.pretrained)
+        return functools.partial(self.run_job, data)
+
+    def run_job(self, data: StudyData, job: int, report: Report) -> None:
+        """Let a job's networks follow the stream and write what each gives after each task."""
+        repeats = worker_pool.job_members(job, self.stack, self.config.stream.n_repeats)
+        store, classes = NetworkStore(self.config.stream.weights_dir), task_classes(self.config, data)
+        rows = task_halves(self.config, data, repeats, classes)
+        learner = StreamTraining(self.config, data, repeats, rows, classes)
+        training.train_to_end(
+            learner, store.checkpoint(job), self.config.machine.checkpoint_every,
+            lambda share: report(share * len(repeats)),
+        )  # fmt: skip
+        for k, repeat in enumerate(repeats):
+            outputs = {name: values[:, k].clone() for name, values in learner.outputs.items()}
+            checkpoint.write(outputs, store.result(RESULTS, repeat))
+        store.checkpoint(job).unlink(missing_ok=True)
+
+
+def task_classes(config: StreamConfig, data: StudyData) -> TaskClasses:
+    """The classes of each task, by their original labels."""
+    first, last = subsets.parse_range(config.data.class_range, len(data.class_names))
+    stream, n = config.stream, last - first
+    order = first + scenarios.class_order(n, config.recipe.seed, stream.permute_classes)
+    return [tuple(int(order[c]) for c in task) for task in scenarios.split_classes(n, stream.n_tasks)]
+
+
+def task_halves(config: StreamConfig, data: StudyData, repeats: list[int], classes: TaskClasses) -> TaskRows:
+    """For each task the rows (K, n) of the data that the networks see."""
+    ratio = config.stream.subset_ratio
+    return halves(data, repeats, classes, lambda labels, seed: subsets.half(labels, seed, ratio))
+
+
+def train_and_write(config: StreamConfig) -> None:
+    """Train the networks that are missing, then estimate the scores and write them."""
+    stream = config.stream
+    store, n = NetworkStore(stream.weights_dir), stream.n_repeats
+    workers = worker_pool.worker_devices(config.machine, config.network.model_name)
+    settings = store.settings()
+    if not settings:
+        stack = training.study_stack_size(config, len(workers), n, stream.subset_ratio / stream.n_tasks)
+        settings = store.claim(config, "n_repeats", "out_filename", "store_probs", stack=stack)
+    plan = StreamPlan(config, settings["stack"])
+    missing = [repeat for repeat in range(n) if not store.result(RESULTS, repeat).exists()]
+    progress = NetworkProgress("train_stream", n, n - len(missing))
+    worker_pool.run_jobs(plan, worker_pool.jobs_of(missing, plan.stack), workers, progress)
+    write(config, store, {**settings, "n_networks": n})
+
+
+def write(config: StreamConfig, store: NetworkStore, settings: dict[str, Any]) -> None:
+    """Estimate the scores after each task, write the file and print a summary."""
+    repeats = list(range(config.stream.n_repeats))
+    data = study_data.load(config.data, torch.device("cpu"))
+    classes = task_classes(config, data)
+    member = np.zeros((len(repeats), len(data)), dtype=bool)
+    for rows in task_halves(config, data, repeats, classes):
+        np.put_along_axis(member, rows.numpy(), True, axis=1)
+    results = [checkpoint.read(store.result(RESULTS, repeat)) for repeat in repeats]
+    outputs = {name: np.stack([np.asarray(r[name]) for r in results], axis=1) for name in results[0]}
+    task = task_of(data.labels, classes).numpy()
+    arrays = scores_over_time(outputs, member)
+    examples = np.arange(len(data))
+    arrays["scores"] = arrays["in_stream"][task, examples]
+    arrays["stderr"] = arrays["in_stream_stderr"][task, examples]
+    if not np.isfinite(arrays["stderr"]).all():
+        raise UserError("some examples were in (nearly) all subsets or in none; let more networks follow")
+    if config.stream.store_probs:
+        arrays |= {"loss_over_time": outputs["loss"], "member": member}
+    path = scores.write(config.stream.out_filename, settings, task=task, **arrays, **data.identity())
+    print(summary(arrays, task))
+    print(f"scores: {path}")
+
+
+def scores_over_time(outputs: Arrays, member: NDArray[np.bool_]) -> Arrays:
+    """Estimates after each task, (T, n), from outputs (T, R, n)."""
+    views = {
+        "": np.exp(-outputs["loss"].astype(np.float64)),
+        "task_il_": np.exp(-outputs["task_loss"].astype(np.float64)),
+        "hit_": outputs["correct"].astype(np.float64),
+    }
+    arrays: Arrays = {}
+    for prefix, values in views.items():
+        estimates = [memorization(after_task, member) for after_task in values]
+        arrays |= {
+            f"{prefix}in_stream": np.stack([e.scores for e in estimates]),
+            f"{prefix}in_stream_stderr": np.stack([e.stderr for e in estimates]),
+            f"{prefix}mean_in": np.stack([e.mean_in for e in estimates]),
+            f"{prefix}mean_out": np.stack([e.mean_out for e in estimates]),
+        }
+    return arrays
+
+
+def summary(arrays: Arrays, task: NDArray[np.int64]) -> str:
+    """Mean memorization of each task's examples after it and after each later task, in %."""
+    lines = ["mean memorization in %, row: task just learned, column: task of the examples"]
+    for t, values in enumerate(arrays["in_stream"]):
+        means = [f"{100 * values[task == s].mean():7.1f}" for s in range(t + 1)]
+        lines.append(f"{t:>4}" + "".join(means))
+    return "\n".join(lines)
