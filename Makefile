@@ -5,11 +5,12 @@ PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint bench ui clean
+.PHONY: help install run test test-quick lint bench ui clean
 
 help:
 	@echo "make run    train maer on seq-digits (real 8x8 digits, no download) and print the result"
 	@echo "make test   lint and the whole test suite"
+	@echo "make test-quick  the tests that take seconds, without those marked slow"
 	@echo "make lint   ruff only"
 	@echo "make bench  speed of the trainer and of the data path, as ratios"
 	@echo "make ui     browse the logged runs (mlflow ui)"
@@ -33,6 +34,9 @@ run: $(STAMP)
 test: $(STAMP)
 	$(PY) -m ruff check .
 	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test-quick: $(STAMP)
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 lint: $(STAMP)
 	$(PY) -m ruff check .

@@ -1,6 +1,7 @@
 """Shared pieces of the tests: a tiny benchmark, methods built on it, runs of the program."""
 
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from engram.main import setup
 from engram.models.method import Method
 from engram.utils.config import registry
 from engram.utils.config.config import Config, resolve
+from tests.waiting import LIMIT
 
 ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(1)
@@ -65,9 +67,23 @@ def run_main(*flags: str, cwd: Path, check: bool = True, **env: str) -> subproce
     """Run main.py as a user would, with its output captured."""
     command = [sys.executable, str(ROOT / "main.py"), *flags]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **env}
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=LIMIT)
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done
+
+
+def random_draws(purpose: str) -> random.Random:
+    """Draws for one purpose: the same at every run of the tests, and others with TEST_SEED=number."""
+    return random.Random(f"{purpose} {os.environ.get('TEST_SEED', 0)}")
+
+
+@pytest.fixture(autouse=True)
+def global_generators() -> None:
+    """What a test draws without a generator of its own is the same alone and after other tests."""
+    seed = int(os.environ.get("TEST_SEED", 0))
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,8 @@
 """Processes that tests start, as Linux tells of them."""
 
-import time
 from pathlib import Path
+
+from tests.waiting import wait_until
 
 
 def descendants(pid: int) -> list[int]:
@@ -31,7 +32,4 @@ def command_line(pid: int) -> str:
 
 def wait_for_end(pids: list[int]) -> None:
     """Until all of them have ended; fails when they do not."""
-    deadline = time.monotonic() + 100
-    while left := [pid for pid in pids if alive(pid)]:
-        assert time.monotonic() < deadline, f"processes {left} live on"
-        time.sleep(0.02)
+    wait_until(lambda: not any(map(alive, pids)), what=f"some of the processes {pids} live on")

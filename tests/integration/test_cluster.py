@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from engram.utils.errors import UserError
 from tests import fake_slurm
 from tests.conftest import ROOT
 from tests.integration.test_resume import measured
-from tests.unit.test_job_pools import wait_for
+from tests.waiting import exit_code, wait_until
 
 GRID = ["--model", "er", "--seed", "0", "1", "2", "3"]
 FIXED = ["--", "--dataset", "seq-digits", "--n_epochs", "6", "--batch_size", "10", "--disable_log"]
@@ -64,7 +63,7 @@ def test_a_node_is_lost_another_joins_and_the_results_are_those_of_one_machine(n
     command = [sys.executable, str(ROOT / "scripts" / "sweep.py")]
     sweep = subprocess.Popen([*command, *flags], cwd=ROOT)  # Ray starts nodes in a main thread only: here
     lose_a_node(cluster, added, tmp_path / "ray")
-    assert sweep.wait(600) == 0
+    assert exit_code(sweep) == 0
     local = [*GRID, "--jobs", "2", "--output_dir", str(tmp_path / "local"), *FIXED, *SAVING]
     subprocess.run([*command, *local], check=True, cwd=ROOT)
     assert results(tmp_path / "ray") == results(tmp_path / "local")
@@ -76,9 +75,7 @@ def test_a_node_is_lost_another_joins_and_the_results_are_those_of_one_machine(n
 
 def lose_a_node(cluster, added: list, folder: Path) -> None:
     """When both nodes have saved something, kill one and let another join."""
-    deadline = time.monotonic() + 600
-    while len(list(folder.glob("*/*/*/checkpoint.pt"))) < 2 and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until(lambda: len(list(folder.glob("*/*/*/checkpoint.pt"))) == 2)
     cluster.remove_node(added[0], allow_graceful=False)
     cluster.add_node(num_cpus=1)
 
@@ -99,9 +96,9 @@ def test_under_slurm_the_results_are_those_of_one_machine(tmp_path, monkeypatch)
         *SAVING,
     ]
     sweep = subprocess.Popen([sys.executable, str(ROOT / "scripts" / "sweep.py"), *flags], cwd=ROOT)
-    wait_for(lambda: list((tmp_path / "slurm").glob("*/*/*/checkpoint.pt")))
+    wait_until(lambda: list((tmp_path / "slurm").glob("*/*/*/checkpoint.pt")))
     os.kill(int((jobs / "1.task").read_text()), signal.SIGUSR2)
-    assert sweep.wait(600) == 0
+    assert exit_code(sweep) == 0
     local = [*grid, "--output_dir", str(tmp_path / "local"), "--jobs", "2", *FIXED, *SAVING]
     subprocess.run([sys.executable, str(ROOT / "scripts" / "sweep.py"), *local], check=True, cwd=ROOT)
     assert set(results(tmp_path / "slurm")) == {0, 1}

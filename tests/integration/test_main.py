@@ -1,8 +1,8 @@
 """The program as a user runs it: one golden run, every flag that changes what happens, every bad input."""
 
 import csv
+import fcntl
 import json
-import threading
 import time
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from engram.utils import checkpoint
 from engram.utils.config.cli import parse
 from engram.utils.runs.run_dir import RunDir
 from tests.conftest import ROOT
+from tests.waiting import TickingClock
 
 FAST = ["--dataset", "seq-digits", "--disable_log", "--n_epochs", "1", "--batch_size", "20"]
 
@@ -69,17 +70,24 @@ def test_results_document(run):
     assert f"{100 * R[-1].mean():.1f}" in out
 
 
-def test_waiting_for_who_runs_it_now_is_no_part_of_the_total(folder, capsys):
-    seconds, path = 1.5, folder / "run"
+def test_waiting_for_who_runs_it_now_is_no_part_of_the_total(folder, monkeypatch):
+    path, clock, flock = folder / "run", TickingClock(), fcntl.flock
+    monkeypatch.setattr(time, "monotonic", clock)
     flags = parse(["--model", "sgd", *FAST]).config.flat() | {"output_dir": str(folder)}
     claim = RunDir.at(path, flags).claimed()
     claim.__enter__()
-    threading.Timer(seconds, claim.__exit__, (None, None, None)).start()
-    started = time.monotonic()
+
+    def ends_after_1000_seconds(file, operation):
+        if operation == fcntl.LOCK_EX:  # the call that waits
+            clock.spend(1000)
+            claim.__exit__(None, None, None)
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", ends_after_1000_seconds)
+    started = clock()
     assert program.work(str(path), flags) == 0
-    spent = time.monotonic() - started
-    document = json.loads((path / "results.json").read_text())
-    assert spent > seconds and document["seconds"]["total"] <= spent - seconds
+    total = json.loads((path / "results.json").read_text())["seconds"]["total"]
+    assert clock() - started > 1000 > total > 0
 
 
 def test_time_that_went_into_the_data_is_part_of_the_total(run, monkeypatch):

@@ -17,6 +17,7 @@ from engram.scripts.runs import open_run
 from engram.scripts.studies import mas_adaptation
 from tests.conftest import ROOT
 from tests.unit.test_sources import mnist_folder
+from tests.waiting import LIMIT
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def test_tinyimagenet_through_the_script(tiny_imagenet, folder):
     }  # fmt: skip
     done = subprocess.run(
         [ROOT / "scripts" / "reproduce" / "mas_tinyimagenet.sh", tiny_imagenet],
-        env=environment, capture_output=True, text=True, timeout=600,
+        env=environment, capture_output=True, text=True, timeout=LIMIT,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     (path,) = folder.glob("seq-tinyimg/mas/*")

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ import torch
 from engram.memorization import cli, eval_splits, train_splits
 from engram.memorization.store import NetworkStore
 from tests.conftest import ROOT
+from tests.waiting import wait_until
 
 SMALL = "--dataset_size 0.2 --n_epochs 6 --hidden_sizes 10 --n_repeats 24 --stack 6".split()
 
@@ -59,9 +59,12 @@ def test_killed_at_any_moment_the_scores_are_the_same_bit_for_bit(tmp_path):
             command("train_splits", *flags, "--checkpoint_every", "0"), cwd=ROOT, env=environment,
             stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
         )  # fmt: skip
-        while process.poll() is None and len(seen) <= n_changes:
-            time.sleep(0.01)
+
+        def changed_enough(seen=seen, process=process, n_changes=n_changes) -> bool:
             seen += [now for now in [written(folder)] if now != seen[-1]]
+            return len(seen) > n_changes or process.poll() is not None
+
+        wait_until(changed_enough)
         process.send_signal(signal.SIGKILL)
         process.wait()
     train_splits.run(["--weights_dir", str(folder), *SMALL, "--use_multiprocessing", "0"])

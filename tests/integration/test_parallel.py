@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from engram.utils.config import registry
 from engram.utils.training.distributed_trainer import FollowerTrainer
 from engram.utils.training.trainer import Trainer
 from tests.conftest import tiny_method
+from tests.waiting import LIMIT
 
 N = 2
 ABLE = [
@@ -82,10 +82,12 @@ def leaves(value, at: str = "") -> Iterator[tuple[str, torch.Tensor]]:
 
 def in_processes(work: Callable[[], int], *alone: Callable[[int], None]) -> list[int]:
     """Exit codes of `work`, done in N forked processes at once, in the environment that torchrun gives."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {"WORLD_SIZE": N, "LOCAL_WORLD_SIZE": N, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    # as torchrun does: the parent holds the store on a port that the system chose, the workers connect to it
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    environment = {
+        "WORLD_SIZE": N, "LOCAL_WORLD_SIZE": N, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port,
+        "TORCHELASTIC_USE_AGENT_STORE": True, "TORCHELASTIC_RESTART_COUNT": 0,
+    }  # fmt: skip
 
     def child(rank: int) -> None:
         code = 99
@@ -104,7 +106,7 @@ def in_processes(work: Callable[[], int], *alone: Callable[[int], None]) -> list
     for process in processes:
         process.start()
     for process in processes:
-        process.join(300)
+        process.join(LIMIT)
     return [process.exitcode for process in processes]
 
 

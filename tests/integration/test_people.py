@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from engram.utils.config import plugin_docs, registry
 from engram.utils.errors import UserError
 from engram.utils.runs.run_result import RunResult
 from tests.conftest import ROOT, run_main
+from tests.waiting import LIMIT
 
 NOTEBOOK = ROOT / "scripts" / "example.ipynb"
 
@@ -103,7 +103,7 @@ def test_a_new_method_passes_its_tests(tmp_path):
     assert "class MyIdea(Method):" in made and "CLASS" not in made
     flags = ["-p", "no:cacheprovider", "-p", "no:xdist", "-k", "my_idea or states_how"]
     command = [sys.executable, "-m", "pytest", *flags, "tests/contract", "tests/reference/test_my_idea.py"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=LIMIT)
     assert done.returncode == 0, done.stdout[-3000:]
     assert int(re.search(r"(\d+) passed", done.stdout)[1]) >= 12
 
@@ -117,9 +117,7 @@ def test_names_that_no_method_can_have(name, message, capsys):
 
 
 def test_every_plugin_has_a_page(tmp_path, capsys):
-    started = time.process_time()
     assert docs.main(["--out", str(tmp_path)]) == 0
-    assert time.process_time() - started < 60
     text = (tmp_path / "ewc.html").read_text()
     for wanted in ("Kirkpatrick et al.", "--e_lambda", "Differs from the paper", "&gt;= 0", "Checked by"):
         assert wanted in text, wanted

@@ -3,12 +3,10 @@
 import json
 import multiprocessing
 import os
-import random
 import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +15,8 @@ from engram import main as program
 from engram.models.method import Method
 from engram.utils.config import registry
 from engram.utils.training.trainer import Trainer
-from tests.conftest import ROOT
+from tests.conftest import ROOT, random_draws
+from tests.waiting import LIMIT
 
 MODELS = list(registry.names("models"))
 FLAGS = ["--dataset", "seq-digits", "--disable_log", "--n_epochs", "2", "--batch_size", "40"]
@@ -54,7 +53,7 @@ def in_child(flags: list[str], die_at: int | None = None) -> int:
 
     process = multiprocessing.get_context("fork").Process(target=child)
     process.start()
-    process.join(300)
+    process.join(LIMIT)
     return process.exitcode
 
 
@@ -76,7 +75,7 @@ def test_sigkill_at_a_random_step_changes_nothing(model, folder):
     n_tasks = 1 if registry.plugin_class(registry.load("models", model), Method).stream == "joint" else 5
     epochs = 1 if "--n_epochs" in EXTRA.get(model, []) else 2
     steps = epochs * 38 if n_tasks > 1 else epochs * 36
-    die_at = random.Random(f"{model}{time.time()}").randrange(2, steps)
+    die_at = random_draws(f"kill {model}").randrange(2, steps)
     whole, killed = folder / "whole", folder / "killed"
     assert in_child([*flags_of(model), "--output_dir", str(whole)]) == 0
     saving = ["--checkpoint_every", "0.0003"]  # about every 18 ms: the kill falls between two checkpoints
@@ -109,28 +108,34 @@ def test_resume_by_id_and_of_a_finished_run(folder, capsys):
     assert capsys.readouterr().out.splitlines()[-1] == f"results: {run}/results.json"
 
 
+# Runs main.py, which gets signal argv[1] after training step argv[2].
+SIGNALLED = """
+import os, sys
+from engram import main
+from engram.utils.training.trainer import Trainer
+number, step, after_step = int(sys.argv[1]), int(sys.argv[2]), Trainer._between_steps
+def signalled(self, *args):
+    if self.position.total == step:
+        os.kill(os.getpid(), number)
+    after_step(self, *args)
+Trainer._between_steps = signalled
+sys.exit(main.main(sys.argv[3:]))
+"""
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_says_how_to_continue(number, code, folder):
-    flags = [*flags_of("er"), "--n_epochs", "100", "--checkpoint_every", "60", "--output_dir", str(folder)]
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "main.py"), *flags],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    log = None
-    for _ in range(600):  # until a task is done
-        time.sleep(0.1)
-        log = next(folder.glob("*/*/*/results.json"), None)
-        if log:
-            break
-    assert log, process.stderr.read() if process.poll() is not None else "no result after a minute"
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == code, err
+    """In the second task."""
+    flags = [*flags_of("er"), "--checkpoint_every", "60", "--output_dir", str(folder)]
+    command = [sys.executable, "-c", SIGNALLED, str(int(number)), "20", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=LIMIT)
+    out, err = done.stdout, done.stderr
+    assert done.returncode == code, err
+    log = only_run(folder) / "results.json"
     assert re.search(r"continue with\n  python main.py --resume \S+", err)
     document = json.loads(log.read_text())
     assert document["status"] == "interrupted" and document["class_il"]["R"][0][0] is not None
+    assert document["class_il"]["R"][1][0] is None
     assert out.splitlines()[-1] == f"results: {log}"
     assert (log.parent / "checkpoint.pt").exists()
 

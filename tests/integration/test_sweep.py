@@ -2,11 +2,9 @@
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
-import time
 from multiprocessing import forkserver
 from pathlib import Path
 
@@ -15,9 +13,10 @@ import pytest
 
 from engram.scripts import sweep as program
 from engram.utils.metrics.statistics import mean_std_ci
-from tests.conftest import ROOT
+from tests.conftest import ROOT, random_draws
 from tests.integration.test_resume import measured
 from tests.processes import descendants, wait_for_end
+from tests.waiting import exit_code, wait_until
 
 GRID = ["--model", "er", "sgd", "--seed", "0", "1"]
 # Runs of a few seconds, with checkpoints so often that a kill falls between two of them.
@@ -111,38 +110,42 @@ def start(flags: list[str], log) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=ROOT)
 
 
-def wait_for_checkpoint(process: subprocess.Popen, folder: Path, since: float) -> None:
-    """Until a run has saved after `since`."""
-    deadline = time.monotonic() + 400
-    while process.poll() is None:
-        saved = [path.stat().st_mtime for path in folder.glob("*/*/*/checkpoint.pt")]
-        if max(saved, default=0) > since:
-            return
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+def wait_for_checkpoints(process: subprocess.Popen, folder: Path, n: int) -> None:
+    """Until runs have been seen to save `n` times, or the process has ended."""
+
+    def saved_at() -> set[tuple[Path, int]]:
+        return {(path, path.stat().st_mtime_ns) for path in folder.glob("*/*/*/checkpoint.pt")}
+
+    seen = before = saved_at()
+
+    def saved_enough() -> bool:
+        nonlocal seen
+        seen = seen | saved_at()
+        return len(seen) >= len(before) + n or process.poll() is not None
+
+    wait_until(saved_enough)
 
 
 def test_killed_and_interrupted_at_random_moments_nothing_is_lost_or_repeated(whole, tmp_path):
     """SIGKILL to the sweep, then SIGINT to the next one, then a third finishes: as if nothing had been."""
-    draws = random.Random(time.time())
-    waits = draws.uniform(0, 2), draws.uniform(0, 1)
+    draws = random_draws("signals to a sweep")
+    moments = draws.randint(1, 12), draws.randint(1, 6)
     folder, flags = tmp_path / "runs", sweep_flags(tmp_path / "runs", tmp_path, "--name", "four")
     codes = []
     with open(tmp_path / "log", "w") as log:
-        for number, seconds in zip((signal.SIGKILL, signal.SIGINT), waits, strict=True):
-            started, process = time.time(), start(flags, log)
-            wait_for_checkpoint(process, folder, started)
-            time.sleep(seconds)
+        for number, n in zip((signal.SIGKILL, signal.SIGINT), moments, strict=True):
+            process = start(flags, log)
+            wait_for_checkpoints(process, folder, n)
             below = descendants(process.pid)
             process.send_signal(number)
-            codes.append(process.wait(timeout=200))
+            codes.append(exit_code(process))
             # a run that outlives a killed sweep saves at its end, which is not the next sweep's checkpoint
             wait_for_end(below)
     told = (tmp_path / "log").read_text()
     assert codes[0] in (-signal.SIGKILL, 0), told
     assert codes[1] == 0 or (codes[1] == 130 and "to go on:\n  python scripts/sweep.py --mod" in told), told
     assert program.main(flags) == 0
-    assert results(folder) == results(whole / "runs"), f"signals after {waits} s"
+    assert results(folder) == results(whole / "runs"), f"signals after {moments} checkpoints"
     assert_same_stores(whole, tmp_path)
 
 

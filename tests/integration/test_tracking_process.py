@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ import pytest
 from engram import main as program
 from tests.conftest import ROOT, run_main
 from tests.processes import command_line, descendants, wait_for_end
+from tests.waiting import exit_code, wait_until
 
 FLAGS = ["--model", "er", "--dataset", "seq-digits", "--n_epochs", "2", "--batch_size", "20"]
 LONG = ["--model", "er", "--dataset", "seq-digits", "--n_epochs", "15", "--checkpoint_every", "0.002"]
@@ -54,13 +54,6 @@ def start(folder: Path, *flags: str) -> subprocess.Popen:
         )
 
 
-def wait_for(condition, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 200
-    while not condition():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def servers(pid: int) -> list[int]:
     """MLflow's process among those below this one."""
     return [child for child in descendants(pid) if "spawn_main" in command_line(child)]
@@ -83,8 +76,13 @@ def test_killed_and_resumed_the_store_is_whole(tmp_path):
     killed.mkdir()
     run_main(*LONG, *places(whole), cwd=ROOT)
     process = start(killed, *LONG)
-    wait_for(lambda: any(killed.glob("runs/*/*/*/checkpoint.pt")), process)
-    time.sleep(0.5)
+    saved: set[int] = set()
+
+    def saved_three_times() -> bool:
+        saved.update(path.stat().st_mtime_ns for path in killed.glob("runs/*/*/*/checkpoint.pt"))
+        return len(saved) >= 3
+
+    wait_until(saved_three_times, process)
     below = descendants(process.pid)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
@@ -96,10 +94,10 @@ def test_killed_and_resumed_the_store_is_whole(tmp_path):
 
 def test_a_signal_to_all_processes_ends_the_run_in_the_store_too(tmp_path):
     process = start(tmp_path, *LONG)
-    wait_for(lambda: any(tmp_path.glob("runs/*/*/*/checkpoint.pt")), process)
+    wait_until(lambda: any(tmp_path.glob("runs/*/*/*/checkpoint.pt")), process)
     below = descendants(process.pid)
     os.killpg(process.pid, signal.SIGTERM)
-    assert process.wait(timeout=100) == 128 + signal.SIGTERM
+    assert exit_code(process) == 128 + signal.SIGTERM
     wait_for_end(below)
     assert content(tmp_path)["status"] == "KILLED"
     assert (run_folder(tmp_path) / "mlflow_run").read_text().endswith("pending\n")
@@ -107,9 +105,9 @@ def test_a_signal_to_all_processes_ends_the_run_in_the_store_too(tmp_path):
 
 def test_a_signal_while_it_starts_does_not_end_it(tmp_path):
     process = start(tmp_path, *FLAGS)
-    wait_for(lambda: servers(process.pid), process)
+    wait_until(lambda: servers(process.pid), process)
     os.kill(servers(process.pid)[0], signal.SIGTERM)
-    assert process.wait(timeout=200) == 0
+    assert exit_code(process) == 0
     assert content(tmp_path)["status"] == "FINISHED"
 
 
@@ -124,9 +122,9 @@ def test_a_store_that_cannot_be_opened_is_told_once_and_harms_nothing(tmp_path):
 
 def test_its_death_is_told_and_harms_nothing(tmp_path):
     process = start(tmp_path, *LONG)
-    wait_for(lambda: servers(process.pid) and any(tmp_path.glob("runs/*/*/*/checkpoint.pt")), process)
+    wait_until(lambda: servers(process.pid) and any(tmp_path.glob("runs/*/*/*/checkpoint.pt")), process)
     os.kill(servers(process.pid)[0], signal.SIGKILL)
-    assert process.wait(timeout=200) == 0
+    assert exit_code(process) == 0
     told = (tmp_path / "out.txt").read_text()
     assert told.count("MLflow: its process has ended") == 1 and "mlflow ui" not in told
     assert json.loads((run_folder(tmp_path) / "results.json").read_text())["status"] == "finished"
@@ -135,9 +133,12 @@ def test_its_death_is_told_and_harms_nothing(tmp_path):
 def test_nothing_is_left_when_the_run_cannot_be_built(tmp_path):
     process = start(tmp_path, "--model", "pnn", "--dataset", "seq-digits")
     seen: set[int] = set()
-    while process.poll() is None:
-        seen |= set(descendants(process.pid))
-        time.sleep(0.02)
+
+    def ended() -> bool:
+        seen.update(descendants(process.pid))
+        return process.poll() is not None
+
+    wait_until(ended)
     assert process.returncode == 2 and seen
     wait_for_end(list(seen))
     told = (tmp_path / "out.txt").read_text()

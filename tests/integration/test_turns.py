@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from engram.utils.training.interleaved import InterleavedJob
 from engram.utils.training.trainer import Trainer
 from tests.conftest import ROOT
 from tests.integration.test_resume import EXTRA, measured
+from tests.waiting import exit_code, wait_until
 
 FLAGS = ["--dataset", "seq-digits", "--disable_log", "--n_epochs", "2", "--batch_size", "40"]
 # With a buffer, scores, a teacher, importances, a compiled kernel, exemplars.
@@ -160,15 +160,13 @@ def test_a_sweep_of_seeds_together_is_interrupted_and_goes_on(tmp_path):
     """SIGTERM once runs have saved; started again, all end as runs alone do."""
     folder, log = tmp_path / "runs", tmp_path / "log"
     with open(log, "w") as file:
-        process, deadline = start(folder, file), time.monotonic() + 200
-        while not list(folder.glob("*/*/*/checkpoint.pt")):
-            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
-            time.sleep(0.02)
+        process = start(folder, file)
+        wait_until(lambda: any(folder.glob("*/*/*/checkpoint.pt")), process, f"see {log}")
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=200) == 128 + signal.SIGTERM, log.read_text()
+        assert exit_code(process) == 128 + signal.SIGTERM, log.read_text()
         documents = [json.loads(path.read_text()) for path in folder.glob("*/*/*/results.json")]
         assert {d["status"] for d in documents} <= {"interrupted", "finished"}
-        assert start(folder, file).wait(timeout=200) == 0, log.read_text()
+        assert exit_code(start(folder, file)) == 0, log.read_text()
     assert "3 runs: " in log.read_text() and " 0 failed" in log.read_text()
     for path in folder.glob("*/*/*/results.json"):
         document = json.loads(path.read_text())

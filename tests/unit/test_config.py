@@ -3,7 +3,6 @@
 import dataclasses
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -191,7 +190,7 @@ def test_every_flag_has_a_test():
 
 
 @pytest.mark.parametrize("flag", ["--help", "--version"])
-def test_help_and_version_are_quick_and_import_no_torch(flag):
+def test_help_and_version_import_no_torch(flag):
     code = (
         "import sys, main\n"
         "try: main.main(sys.argv[1:])\n"
@@ -199,12 +198,10 @@ def test_help_and_version_are_quick_and_import_no_torch(flag):
         "heavy = {'torch', 'mlflow', 'numpy', 'matplotlib'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
-    started = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", code, flag], capture_output=True, text=True, cwd=ROOT, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert time.monotonic() - started < 3, "0.2 s on an idle machine; 3 s says that torch came in"
     if flag == "--help":
         for kind in ("models", "datasets", "backbones"):
             for name, line in registry.summaries(kind).items():

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -12,17 +11,11 @@ from engram.utils.sweeps import process_pool
 from engram.utils.sweeps.job_pool import Job, run_jobs
 from engram.utils.sweeps.process_pool import ProcessPool
 from tests.conftest import ROOT
+from tests.waiting import wait_until
 
 
 def job(tmp_path, name: str, function: str, *arguments: str, **more) -> Job:
     return Job(name, f"tests.unit.jobs:{function}", arguments, str(tmp_path / f"{name}.txt"), **more)
-
-
-def wait_for(condition, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def text_of(path: Path) -> str:
@@ -65,7 +58,7 @@ def test_stop_asks_once_and_waits(tmp_path):
     pool = ProcessPool([None])
     for name in ("first", "second"):
         pool.submit(job(tmp_path, name, "long", str(tmp_path / f"{name}.mark")))
-    wait_for(lambda: "begun" in text_of(tmp_path / "first.mark"))
+    wait_until(lambda: "begun" in text_of(tmp_path / "first.mark"))
     exits = pool.stop()
     assert text_of(tmp_path / "first.mark").startswith("asked")
     assert [(o.job.name, o.code) for o in exits] == [("first", 143)]
@@ -74,20 +67,20 @@ def test_stop_asks_once_and_waits(tmp_path):
 
 def test_jobs_end_with_their_parent_even_if_it_is_killed(tmp_path):
     code = (
-        "import time\n"
+        "import signal\n"
         "from engram.utils.sweeps.job_pool import Job\n"
         "from engram.utils.sweeps.process_pool import ProcessPool\n"
         f"mark, output = {str(tmp_path / 'mark')!r}, {str(tmp_path / 'output')!r}\n"
         "job = Job('orphan', 'tests.unit.jobs:long', (mark,), output)\n"
-        "ProcessPool([None]).submit(job); time.sleep(600)"
+        "ProcessPool([None]).submit(job); signal.pause()"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
-    wait_for(lambda: "begun" in text_of(tmp_path / "mark"))
+    wait_until(lambda: "begun" in text_of(tmp_path / "mark"))
     parent.kill()
     parent.wait()
-    wait_for(lambda: "asked" in text_of(tmp_path / "mark"))
+    wait_until(lambda: "asked" in text_of(tmp_path / "mark"))
     pid = int(text_of(tmp_path / "mark").split()[1])
-    wait_for(lambda: not Path(f"/proc/{pid}").exists())
+    wait_until(lambda: not Path(f"/proc/{pid}").exists())
 
 
 def test_a_job_without_an_output_file_prints_where_its_caller_does():

@@ -1,5 +1,6 @@
 """Images on disk: the same runs as from memory, read ahead by threads that end; damaged files are refused."""
 
+import fcntl
 import json
 import mmap
 import os
@@ -7,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from engram.utils.config.config import resolve
 from engram.utils.errors import DataError
 from engram.utils.training.trainer import Trainer
 from tests.conftest import ROOT, synthetic_source, tiny_benchmark, tiny_config, tiny_method
+from tests.waiting import LIMIT
 
 
 @pytest.fixture(autouse=True)
@@ -298,18 +299,20 @@ shards.write(Path(sys.argv[1]), "key", (1, 6, 6), ("a",), labels, fill)
 
 def test_a_killed_decode_is_not_taken_for_whole_and_is_made_anew(tmp_path):
     folder = tmp_path / "a.shards"
-    done = subprocess.run([sys.executable, "-c", KILLED, str(folder)], cwd=ROOT, timeout=60)
+    done = subprocess.run([sys.executable, "-c", KILLED, str(folder)], cwd=ROOT, timeout=LIMIT)
     assert done.returncode == -9 and not folder.exists() and (tmp_path / "a.shards.partial").is_dir()
     raw, on_disk = written(tmp_path)
     assert torch.equal(on_disk[:], raw) and not (tmp_path / "a.shards.partial").exists()
 
 
-def test_of_two_that_decode_at_once_one_waits(tmp_path):
-    calls = []
+def test_of_several_that_decode_at_once_all_but_one_wait(tmp_path, monkeypatch):
+    calls, asked, flock = [], threading.Semaphore(0), fcntl.flock
+    monkeypatch.setattr(fcntl, "flock", lambda *args: asked.release() or flock(*args))
 
     def fill(split, put):
         calls.append(split)
-        time.sleep(0.05)
+        if len(calls) == 1:  # until all three want to write
+            assert all([asked.acquire(timeout=LIMIT) for _ in range(3)])
         put(0, np.ones((4, 1, 6, 6), dtype=np.uint8))
 
     labels = {"train": torch.arange(4), "test": torch.arange(4)}

@@ -12,7 +12,8 @@ from engram.utils.sweeps import slurm_pool
 from engram.utils.sweeps.job_pool import run_jobs
 from engram.utils.sweeps.slurm_pool import SlurmPool, minutes, parse_options
 from tests import fake_slurm
-from tests.unit.test_job_pools import job, text_of, wait_for
+from tests.unit.test_job_pools import job, text_of
+from tests.waiting import wait_until
 
 OPTIONS = {"time": "60", "partition": "gpu", "gpus": "1"}
 
@@ -41,14 +42,14 @@ def test_no_more_jobs_than_asked_for_are_in_the_queue(slurm, tmp_path):
         pool.submit(job(tmp_path, name, "ending", "0"))
     assert pool.n_running() == 1 and len(pool.waiting) == 1
     exits = []
-    wait_for(lambda: exits.extend(pool.finished(1)) or len(exits) == 2)
+    wait_until(lambda: exits.extend(pool.finished(1)) or len(exits) == 2)
     assert [e.code for e in exits] == [0, 0]
 
 
 def test_stop_lets_jobs_save(slurm, tmp_path):
     pool = SlurmPool(tmp_path / "slurm", OPTIONS, 1)
     pool.submit(job(tmp_path, "a", "long", str(tmp_path / "mark")))
-    wait_for(lambda: "begun" in text_of(tmp_path / "mark"))
+    wait_until(lambda: "begun" in text_of(tmp_path / "mark"))
     assert [job_exit.code for job_exit in pool.stop()] == [143]
     assert text_of(tmp_path / "mark").startswith("asked")
 
@@ -57,10 +58,10 @@ def test_a_job_at_its_time_limit_saves_and_is_queued_again(slurm, tmp_path):
     """Slurm sends SIGUSR2 ahead of the limit; the second time the job comes to its own end."""
     pool = SlurmPool(tmp_path / "slurm", OPTIONS, 1)
     pool.submit(job(tmp_path, "a", "long_then_short", str(tmp_path / "mark")))
-    wait_for(lambda: "begun" in text_of(tmp_path / "mark"))
+    wait_until(lambda: "begun" in text_of(tmp_path / "mark"))
     os.kill(int((slurm / "1.task").read_text()), signal.SIGUSR2)
     exits = []
-    wait_for(lambda: exits.extend(pool.finished(1)) or exits)
+    wait_until(lambda: exits.extend(pool.finished(1)) or exits)
     assert [job_exit.code for job_exit in exits] == [0] and (slurm / "1.requeued").exists()
 
 
@@ -68,10 +69,10 @@ def test_a_job_at_its_time_limit_saves_and_is_queued_again(slurm, tmp_path):
 def test_a_job_that_slurm_ends_without_a_result_counts_as_killed(slurm, tmp_path):
     pool = SlurmPool(tmp_path / "slurm", OPTIONS, 1)
     pool.submit(job(tmp_path, "a", "long", str(tmp_path / "mark")))
-    wait_for(lambda: "begun" in text_of(tmp_path / "mark"))
+    wait_until(lambda: "begun" in text_of(tmp_path / "mark"))
     os.kill(int((slurm / "1.task").read_text()), signal.SIGKILL)
     exits = []
-    wait_for(lambda: exits.extend(pool.finished(1)) or exits)
+    wait_until(lambda: exits.extend(pool.finished(1)) or exits)
     assert [job_exit.code for job_exit in exits] == [-signal.SIGKILL]
 
 

@@ -19,8 +19,22 @@ from engram.utils.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[2]
 USER_DATA = Path("~/.cache/engram").expanduser()
-MNIST_DIR = next((d for d in (ROOT.parent / "shared/data", USER_DATA) if (d / "MNIST/raw").is_dir()), None)
 KINDS = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
+MNIST_BYTES = dict(zip(KINDS, (47040016, 60008, 7840016, 10008), strict=True))
+
+
+def holds_mnist(data_dir: Path) -> bool:
+    """Whether all files are there and whole; a download that failed leaves folders or parts behind."""
+    files = {data_dir / "MNIST/raw" / f"{kind}-ubyte": size for kind, size in MNIST_BYTES.items()}
+    return all(file.is_file() and file.stat().st_size == size for file, size in files.items())
+
+
+def holds_cifar10(data_dir: Path) -> bool:
+    """Whether the image folder has all of its 60,000 images."""
+    return sum(1 for _ in (data_dir / "cifar10").glob("*/*/*")) == 60_000
+
+
+MNIST_DIR = next(filter(holds_mnist, (ROOT.parent / "shared/data", USER_DATA)), None)
 
 
 def md5(path: Path) -> str:
@@ -115,6 +129,18 @@ def test_the_real_mnist():
     assert abs(source.train_x.double().mean().item() / 255 - 0.1307) < 1e-4
 
 
+def test_a_download_that_failed_is_no_mnist(tmp_path):
+    raw = tmp_path / "MNIST/raw"
+    raw.mkdir(parents=True)
+    assert not holds_mnist(tmp_path)
+    for kind, size in MNIST_BYTES.items():
+        with open(raw / f"{kind}-ubyte", "wb") as file:
+            file.truncate(size)  # without using the disk
+    assert holds_mnist(tmp_path)
+    (raw / "t10k-labels-idx1-ubyte").write_bytes(b"half")
+    assert not holds_mnist(tmp_path)
+
+
 # CIFAR
 
 
@@ -191,7 +217,7 @@ def test_an_image_folder_that_is_no_cifar(home, n_classes, side, message):
         sources.cifar10(home)
 
 
-@pytest.mark.skipif(not (USER_DATA / "cifar10").is_dir(), reason="the real CIFAR-10 is not here")
+@pytest.mark.skipif(not holds_cifar10(USER_DATA), reason="the real CIFAR-10 is not here")
 def test_the_real_cifar10():
     source = sources.cifar10(USER_DATA)
     assert source.train_x.shape == (50000, 3, 32, 32) and source.test_x.shape == (10000, 3, 32, 32)
