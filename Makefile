@@ -4,6 +4,9 @@ VENV   ?= .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 
+# What mypy judges under --strict: the seams between the trainer, the methods and the benchmarks.
+TYPED  := -p engram.utils.training -p engram.utils.runs -m engram.models.method -m engram.main
+
 .DEFAULT_GOAL := help
 .PHONY: help install run test test-quick lint bench ui clean
 
@@ -11,7 +14,7 @@ help:
 	@echo "make run    train maer on seq-digits (real 8x8 digits, no download) and print the result"
 	@echo "make test   lint and the whole test suite"
 	@echo "make test-quick  the tests that take seconds, without those marked slow"
-	@echo "make lint   ruff only"
+	@echo "make lint   ruff, and mypy --strict on the typed seams"
 	@echo "make bench  speed of the trainer and of the data path, as ratios"
 	@echo "make ui     browse the logged runs (mlflow ui)"
 	@echo "make clean  remove the environment"
@@ -31,8 +34,7 @@ install: $(STAMP)
 run: $(STAMP)
 	$(PY) main.py --model=maer --dataset=seq-digits
 
-test: $(STAMP)
-	$(PY) -m ruff check .
+test: lint
 	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-quick: $(STAMP)
@@ -41,6 +43,9 @@ test-quick: $(STAMP)
 lint: $(STAMP)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	mkdir -p $(VENV)/typing && ln -sfn "$(CURDIR)" $(VENV)/typing/engram  # mypy knows no __path__
+	MYPYPATH=$(VENV)/typing $(PY) -m mypy --strict $(TYPED)
+	MYPYPATH=$(VENV)/typing $(PY) -m mypy --strict tests/unit/test_ports.py
 
 bench: $(STAMP)
 	$(PY) -m scripts.bench

@@ -20,7 +20,7 @@ class Backbone(nn.Module):
     """
 
     feature_dim: int
-    head: nn.Module
+    head: SharedHead | TaskHeads
 
     def features(self, x: Tensor) -> Tensor:
         """(N, C, H, W) images → (N, D) penultimate activations."""

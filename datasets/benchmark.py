@@ -94,6 +94,7 @@ class Benchmark:
         device: torch.device | str,
         transforms: Mapping[str, Sequence[object]] | None = None,
     ):
+        self.build_seconds = 0.0  # that reading the data took; models/build.py sets it
         self.transforms = transforms or {}
         self.name, self.scenario, self.tasks = name, scenario, tasks
         self.augment, self.seed = augment, seed

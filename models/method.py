@@ -4,7 +4,7 @@ Seven hooks with working defaults and one step, `observe`, that fixes their orde
 one to three of them; only methods with an inner loop (MER) override `observe`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -23,6 +23,7 @@ from engram.utils.config.config import TrainOptions
 from engram.utils.config.options import OptionSet
 from engram.utils.device import one_thread
 from engram.utils.errors import UserError
+from engram.utils.training.ports import State
 
 
 @dataclass(frozen=True)
@@ -111,12 +112,14 @@ class Method:
 
     def predict(self, x: Tensor, task_id: Tensor) -> Tensor:
         """(N, C) unmasked logits for evaluation; `x` is normalised, the network in eval mode."""
-        return self.net(x, task_id)
+        logits: Tensor = self.net(x, task_id)
+        return logits
 
     # --- the step --------------------------------------------------------------------------------
 
     def observe(self, batch: Batch) -> dict[str, Tensor]:
         """One training step; returns detached scalars on the device."""
+        assert self.optimizer is not None, "the trainer builds one for each task"
         self.optimizer.zero_grad()
         loss = self.loss(batch)
         penalty = self.penalty()
@@ -186,12 +189,17 @@ class Method:
         """Called before each `observe` of a run with `--compile`."""
         compiled.begin_step(self.net)
 
-    def state_dict(self) -> dict:
-        """Network and every attribute set by the method, fit for `weights_only` loading."""
-        own = {k: v for k, v in vars(self).items() if k not in self._PROVIDED}
-        return {name: state.pack(value, f"{type(self).__name__}.{name}") for name, value in own.items()}
+    def stored_samples(self) -> Mapping[str, Tensor]:
+        """Field → (N, ...) tensor of what the method's memory, `self.buffer`, holds; empty without one."""
+        buffer = getattr(self, "buffer", None)
+        return {} if buffer is None else buffer.stored()
 
-    def load_state_dict(self, saved: dict) -> None:
+    def state_dict(self) -> State:
+        """Network and every attribute set by the method, fit for `weights_only` loading."""
+        attributes = {k: v for k, v in vars(self).items() if k not in self._PROVIDED}
+        return {k: state.pack(v, f"{type(self).__name__}.{k}") for k, v in attributes.items()}
+
+    def load_state_dict(self, saved: State) -> None:
         """Continue exactly where `saved` was taken."""
         for name, value in saved.items():
             current = getattr(self, name, None)

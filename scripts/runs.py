@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
-from engram import main as program
+from engram.memorization import proxies
+from engram.models.build import build_method
 from engram.models.method import Method
 from engram.utils import checkpoint
+from engram.utils import device as devices
 from engram.utils.config.config import resolve
 from engram.utils.errors import UserError
 from engram.utils.runs.run_dir import RunDir
@@ -57,7 +59,8 @@ def open_run(run: str, output_dir: str, device: str) -> Run:
     path = folder.path / "checkpoint.pt"
     if not path.exists():
         raise UserError(f"{folder.path}: no checkpoint.pt; no task of this run has been learned")
-    trainer = Trainer(config, program.build(config), folder.path, quiet=True)
+    method = build_method(config, devices.choose(config.run.device), proxies.create)
+    trainer = Trainer(config, method, folder.path, quiet=True)
     trainer.load()
     if trainer.position.epoch or trainer.position.step:
         next_stop = trainer.position.task + 1

@@ -14,8 +14,10 @@ from engram.backbones.backbone import build_network
 from engram.datasets.augment import Augment
 from engram.datasets.sources import Source
 from engram.datasets.streams import class_incremental, domain_incremental
-from engram.main import setup
+from engram.memorization import proxies
+from engram.models.build import build_method, build_setup
 from engram.models.method import Method
+from engram.utils import device
 from engram.utils.config import registry
 from engram.utils.config.config import Config, resolve
 from tests.waiting import LIMIT
@@ -60,7 +62,12 @@ def tiny_method(model: str, scenario: str = "class-il", **flags) -> tuple[Method
     benchmark = tiny_benchmark(config, scenario)
     net = build_network(config.run.backbone, config.architecture, benchmark, config.run.seed)
     method_class = registry.plugin_class(registry.load("models", model), Method)
-    return method_class(net, config.method, setup(config, benchmark)), config
+    return method_class(net, config.method, build_setup(config, benchmark, proxies.create)), config
+
+
+def built(config: Config) -> Method:
+    """The method that main.py would build for this configuration."""
+    return build_method(config, device.choose(config.run.device), proxies.create)
 
 
 def run_main(*flags: str, cwd: Path, check: bool = True, **env: str) -> subprocess.CompletedProcess:

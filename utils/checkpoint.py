@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from engram.utils.config.config import OPERATIONAL, Config, up_to_date
 from engram.utils.errors import UserError
 from engram.utils.files import put_in_place
 
@@ -51,3 +52,17 @@ def read_weights(path: str) -> dict[str, torch.Tensor]:
     if not isinstance(weights, dict):
         raise CheckpointError(f"{path}: holds no network weights; give a file made by --savecheck")
     return weights
+
+
+def check_same_run(saved: dict[str, Any], config: Config, classes: list[str], path: Path) -> None:
+    """Refuse a checkpoint of another configuration, or of other classes or another order of them."""
+    flags, stored = config.flat(), up_to_date(saved.get("config", {}))
+    names = [k for k in flags if k not in OPERATIONAL and flags[k] != stored.get(k)]
+    if names:
+        differ = ", ".join(f"--{k} is {flags[k]}, there {stored.get(k)}" for k in names[:3])
+        raise CheckpointError(f"{path} belongs to another run: {differ}")
+    if saved.get("classes") != classes:
+        raise CheckpointError(
+            f"{path}: the classes of the data, or their order, were others when it was written (images "
+            "changed, or another version of this program); bring those back, or start the run again"
+        )

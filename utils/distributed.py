@@ -33,6 +33,11 @@ def rank() -> int:
     return dist.get_rank() if world_size() > 1 else 0
 
 
+def is_main_process() -> bool:
+    """Whether this process writes and prints for the run."""
+    return rank() == 0
+
+
 def local_rank() -> int:
     """Which of those on this machine it is; known before it has joined the others."""
     return int(os.environ.get("LOCAL_RANK", 0))
@@ -54,18 +59,21 @@ def local_device(name: str) -> str:
 
 
 @contextmanager
-def process_group(name: str) -> Iterator[None]:
-    """Inside, the processes that torchrun has started are one run, on the device called `name`."""
+def process_group(name: str) -> Iterator[torch.device]:
+    """Inside, the processes that torchrun has started are one run; gives the device of this process.
+
+    name: the value of `--device`.
+    """
     if not {"RANK", "WORLD_SIZE"} <= os.environ.keys():
-        yield
+        yield device.choose(name)
         return
     on_cpu = name == "cpu" or not torch.cuda.is_available()
     dist.init_process_group("gloo" if on_cpu else "nccl")
     try:
-        where = device.choose(local_device(name))
-        if where.type == "cuda":
-            torch.cuda.set_device(where)
-        yield
+        chosen = device.choose(local_device(name))
+        if chosen.type == "cuda":
+            torch.cuda.set_device(chosen)
+        yield chosen
     finally:
         dist.destroy_process_group()
 

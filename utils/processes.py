@@ -1,4 +1,4 @@
-"""Processes: what the environment of a process that we start needs."""
+"""What the environment of a process that we start needs."""
 
 import os
 import signal
@@ -8,18 +8,22 @@ import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import engram
 from engram.utils.config.registry import ROOT
 
 
 @contextmanager
 def child_process_environment() -> Iterator[None]:
-    """For what is started inside: it must find our modules; the script that calls us is not for it to run
-    again; and Ctrl-C, which reaches every process of a terminal, is for that script alone.
+    """Processes started inside find `engram`, leave the calling script alone, and ignore Ctrl-C.
+
+    They must import this copy of engram, which PYTHONPATH tells them; engram.py then moves our folder behind
+    everybody else's packages. The script that calls us is not for them to run again. Ctrl-C reaches every
+    process of a terminal and is for that script alone.
     """
-    path = os.environ.get("PYTHONPATH")
+    before = os.environ.get("PYTHONPATH")
     on_main_thread = threading.current_thread() is threading.main_thread()
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if on_main_thread else None
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *([path] if path else [])])
+    os.environ["PYTHONPATH"] = python_path()
     script, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
     try:
         yield
@@ -27,7 +31,13 @@ def child_process_environment() -> Iterator[None]:
         sys.modules["__main__"] = script
         if on_main_thread:
             signal.signal(signal.SIGINT, handler)
-        if path is None:
+        if before is None:
             del os.environ["PYTHONPATH"]
         else:
-            os.environ["PYTHONPATH"] = path
+            os.environ["PYTHONPATH"] = before
+
+
+def python_path() -> str:
+    """The PYTHONPATH of a process that is to find this copy of engram; an installed copy needs nothing."""
+    ours = [] if engram.is_installed else [str(ROOT)]
+    return os.pathsep.join([*ours, *filter(None, [os.environ.get("PYTHONPATH")])])

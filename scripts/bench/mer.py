@@ -16,10 +16,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from engram import main as program
+from engram.memorization import proxies
+from engram.models.build import build_method
 from engram.models.method import Method
 from engram.scripts.bench.timing import cpu_name
 from engram.scripts.report import update
+from engram.utils import device as devices
 from engram.utils.config.config import resolve
 from engram.utils.training.environment import versions
 from engram.utils.training.optimizers import build_optimizer
@@ -65,7 +67,7 @@ def prepared(flags: str, data_dir: str) -> tuple[Method, Iterator]:
     values = dict(zip(words[::2], words[1::2], strict=True))
     fixed = {"dataset": "mnist-rotations", "data_dir": data_dir, "device": "cpu", "num_threads": 1}
     config = resolve([("bench", {**fixed, **values})])
-    method = program.build(config)
+    method = build_method(config, devices.choose("cpu"), proxies.create)
     benchmark = method.setup.benchmark
     for task in benchmark.tasks[: TASK + 1]:
         method.enter(task)
@@ -108,9 +110,9 @@ def measure(name: str, data_dir: str, rounds: int) -> list[str]:
         eager, its_batches = prepared(flags, data_dir)
         eager.inner.kernel = None
         ours.append((eager, its_batches, max(1, n // 20)))
-    for side in ours:
-        rate(*side)
-    figures = [[rate(*side) for side in ours] for _ in range(rounds)]
+    for each in ours:
+        rate(*each)
+    figures = [[rate(*each) for each in ours] for _ in range(rounds)]
     fast = statistics.median(f[0] for f in figures)
     cells = [name, f"{fast:,.0f}"]
     if len(ours) == 1:
@@ -119,18 +121,18 @@ def measure(name: str, data_dir: str, rounds: int) -> list[str]:
     return [*cells, f"{slow:,.1f}", f"{ratio:.1f}", original]
 
 
-def main(argv: list[str] | None = None) -> None:
+def main() -> None:
     """Measure, print, and put the table into a file."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "methods", nargs="*", choices=CASES, metavar="METHOD", help=f"of {', '.join(CASES)} (default: all)"
-    )
+    parser.add_argument("methods", nargs="*", help=f"of {', '.join(CASES)} (default: all)")
     parser.add_argument("--data_dir", default="~/.cache/engram", help="where MNIST lies")
     parser.add_argument("--rounds", type=int, default=5, help="alternating rounds for each method")
     parser.add_argument("--update", type=Path, metavar="FILE", help="file whose marked part is replaced")
-    args = parser.parse_args(argv)
+    args = parser.parse_args()
+    if unknown := set(args.methods) - set(CASES):
+        parser.error(f"unknown method {', '.join(unknown)}; choose from {', '.join(CASES)}")
     head = ["method", "examples/s", "eager", "ratio", "original, elsewhere"]
     rows = [head, ["---"] * len(head)]
     for name in args.methods or CASES:

@@ -1,11 +1,10 @@
 """Where a run's time goes that is not training: from the command to the first step, and beside the steps.
 
-Parts of `python -m scripts.bench`: `startup` starts main.py as a user does, on real digits, and splits the
-time to its first step; `overhead` takes a short run of ResNet-18 on random CIFAR-sized images with
-everything on (checkpoints, progress, figures, MLflow) and tells what it costs beside training.
+Parts of scripts/bench: `startup` starts main.py as a user does, on real digits, and splits the time to
+its first step; `overhead` takes a short run of ResNet-18 on random CIFAR-sized images with everything on
+(checkpoints, progress, figures, MLflow) and tells what it costs beside training.
 """
 
-import json
 import os
 import statistics
 import subprocess
@@ -13,16 +12,19 @@ import sys
 import tempfile
 import time
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import asdict
 from pathlib import Path
 
 from engram import main as program
 from engram.backbones.backbone import build_network
 from engram.datasets.streams import class_incremental
+from engram.models import build as building
 from engram.models.er import ER
 from engram.models.method import Method, Setup
 from engram.scripts.bench.buffer import CIFAR
 from engram.scripts.bench.timing import Figure, random_source
 from engram.utils.config.config import Config, resolve
+from engram.utils.runs.run_record import RunRecord
 from engram.utils.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,16 +37,18 @@ mark = lambda: marks.append(time.time() - started)
 import torch
 mark()
 from engram import main
+from engram.models import build as building
 from engram.utils.config import cli
 request = cli.parse(sys.argv[2:])
 mark()
+from engram.utils.runs.run_record import RunRecord
 from engram.utils.training.trainer import Trainer
-build = main.build
-def timed_build(config):
-    method = build(config)
+build = building.build_method
+def timed_build(*args):
+    method = build(*args)
     mark()
     return method
-main.build = timed_build
+building.build_method = timed_build
 run = Trainer.run
 def timed_run(self):
     mark()
@@ -108,9 +112,8 @@ def measured_run(config: Config) -> tuple[dict[str, float], list[float]]:
     """A short run on random images, MLflow included: its seconds by purpose, and those of its checkpoints."""
     source, saves = random_source(5 * 64, 100, (3, 32, 32)), []
 
-    def build(config: Config) -> Method:
-        benchmark = class_incremental("bench", source, CIFAR, config, "cpu")
-        benchmark.build_seconds = 0.0
+    def build(config: Config, device: object, create_proxy: object) -> Method:
+        benchmark = class_incremental("bench", source, CIFAR, config, device)
         net = build_network(config.run.backbone, config.architecture, benchmark, seed=0)
         return ER(net, config.method, Setup(benchmark, config.train, 0))
 
@@ -119,13 +122,13 @@ def measured_run(config: Config) -> tuple[dict[str, float], list[float]]:
         own_save(trainer)
         saves.append(time.perf_counter() - started)
 
-    own_build, own_save = program.build, Trainer.save
-    program.build, Trainer.save = build, save
+    own_build, own_save = building.build_method, Trainer.save
+    building.build_method, Trainer.save = build, save
     started = time.perf_counter()
     try:
         with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
             _, folder = program.run(config)
     finally:
-        program.build, Trainer.save = own_build, own_save
-    seconds = json.loads(folder.results.read_text())["seconds"]
+        building.build_method, Trainer.save = own_build, own_save
+    seconds = asdict(RunRecord.read(folder.path).seconds)
     return seconds | {"total": time.perf_counter() - started - sum(saves)}, saves

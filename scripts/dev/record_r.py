@@ -18,7 +18,8 @@ from pathlib import Path
 
 import torch
 
-from engram.main import build
+from engram.memorization import proxies
+from engram.models.build import build_method
 from engram.models.method import Method
 from engram.utils.config import cli, registry
 from engram.utils.errors import UserError
@@ -88,7 +89,8 @@ def run(flags: list[str]) -> dict[str, object]:
     """R of both views and the weights' hash after a run; or the refusal's first words."""
     try:
         config = cli.parse(flags).config
-        trainer = Trainer(config, build(config), folder=None, quiet=True)
+        method = build_method(config, torch.device(config.run.device), proxies.create)
+        trainer = Trainer(config, method, folder=None, quiet=True)
         trainer.save = lambda: None
         trainer.run()
     except (UserError, DivergedError) as error:

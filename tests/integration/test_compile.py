@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from engram import main as program
+import engram
 from engram.backbones import compiled
 from engram.models.method import Method
 from engram.utils.config import registry
@@ -69,8 +69,8 @@ def test_cuda_graphs(model, tmp_path):
     """A short run of main.py on the GPU, with and without: the same R to one test image in twenty."""
     flags = {"dataset": "seq-digits", "backbone": "cnn", "device": "cuda", "disable_log": True}
     compiled.PAYS_FROM["cuda"] = 0
-    plain = program.train(model=model, output_dir=str(tmp_path / "plain"), **flags)
-    fast = program.train(model=model, output_dir=str(tmp_path / "fast"), compile=True, **flags)
+    plain = engram.train(model=model, output_dir=str(tmp_path / "plain"), **flags)
+    fast = engram.train(model=model, output_dir=str(tmp_path / "fast"), compile=True, **flags)
     assert fast.metrics["class-il"]["acc"] == pytest.approx(plain.metrics["class-il"]["acc"], abs=0.05)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from engram import main as program
+from engram.scripts import worker
 from engram.utils.runs.run_dir import RunDir
 from engram.utils.tracking.mlflow_tracker import MlflowTracker
 
@@ -98,7 +99,7 @@ def test_what_a_store_failed_to_take_the_next_start_sends(tmp_path, monkeypatch,
     ids = [client.get_experiment_by_name("seq-digits").experiment_id]
     (run,) = client.search_runs(ids)
     assert list(history(client, run, "mean_acc_class_il")) == [0] and not RunDir(path).finished
-    assert program.work(str(path), before["config"]) == 0
+    assert worker.execute_run(str(path), before["config"]) == 0
     (run,) = client.search_runs(ids)
     assert list(history(client, run, "mean_acc_class_il")) == [0, 1, 2, 3, 4]
     assert run.info.status == "FINISHED" and RunDir(path).finished

@@ -13,6 +13,8 @@ import yaml
 
 from engram import main as program
 from engram.datasets import scenarios
+from engram.models import build
+from engram.scripts import worker
 from engram.utils import checkpoint
 from engram.utils.config.cli import parse
 from engram.utils.runs.run_dir import RunDir
@@ -85,19 +87,19 @@ def test_waiting_for_who_runs_it_now_is_no_part_of_the_total(folder, monkeypatch
 
     monkeypatch.setattr(fcntl, "flock", ends_after_1000_seconds)
     started = clock()
-    assert program.work(str(path), flags) == 0
+    assert worker.execute_run(str(path), flags) == 0
     total = json.loads((path / "results.json").read_text())["seconds"]["total"]
     assert clock() - started > 1000 > total > 0
 
 
 def test_time_that_went_into_the_data_is_part_of_the_total(run, monkeypatch):
-    def slow(config):
-        method = build(config)
+    def slow(*args):
+        method = build_method(*args)
         method.setup.benchmark.build_seconds = 1000.0
         return method
 
-    build = program.build
-    monkeypatch.setattr(program, "build", slow)
+    build_method = build.build_method
+    monkeypatch.setattr(build, "build_method", slow)
     seconds = run("--model", "er")[3]["seconds"]
     assert seconds["data"] == pytest.approx(1000, abs=60)  # and what training waited for data
     assert seconds["total"] >= seconds["train"] + seconds["eval"] + 1000

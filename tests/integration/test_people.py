@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+import engram
 from engram.scripts import docs, new_method
 from engram.utils.config import plugin_docs, registry
 from engram.utils.errors import UserError
@@ -81,10 +82,8 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
 
 
 def test_flags_are_checked_as_on_the_command_line():
-    from engram.main import train
-
     with pytest.raises(UserError, match="did you mean --buffer_size"):
-        train(model="er", bufer_size=5)
+        engram.train(model="er", bufer_size=5)
     with pytest.raises(UserError, match="holds no results"):
         RunResult("/nowhere")
 

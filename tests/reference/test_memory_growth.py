@@ -6,7 +6,8 @@ import pytest
 from torch import Tensor
 
 from engram.backbones.backbone import build_network
-from engram.main import setup
+from engram.memorization import proxies
+from engram.models.build import build_setup
 from engram.models.method import Method
 from engram.utils.config import registry
 from tests.conftest import tiny_benchmark, tiny_config
@@ -29,7 +30,7 @@ def carried(model: str, **flags) -> tuple[list[int], Method]:
     method_class = registry.plugin_class(registry.load("models", model), Method)
     found = []
     for n in range(1, 7):
-        method = method_class(net, config.method, setup(config, benchmark))
+        method = method_class(net, config.method, build_setup(config, benchmark, proxies.create))
         train(method, config, tasks=n)
         state = method.state_dict()
         found.append(n_bytes({k: v for k, v in state.items() if k != "net"}))

@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
+import engram
 from engram.datasets import mnist_360
 from engram.datasets.rotation import turned
-from engram.main import train
 from engram.models.method import Method, check_scenario
 from engram.utils.config import registry
 from engram.utils.errors import UserError
@@ -165,7 +165,7 @@ def test_methods_that_need_boundaries_are_refused(data, name):
 
 def test_a_run_ends_with_one_accuracy(data, tmp_path):
     flags = {"model": "er", "dataset": "mnist-360", "buffer_size": 60, "n_epochs": 2, "minibatch_size": 8}
-    result = train(**flags, data_dir=str(data), output_dir=str(tmp_path), disable_log=True)
+    result = engram.train(**flags, data_dir=str(data), output_dir=str(tmp_path), disable_log=True)
     (accuracy,) = result.R[0]
     assert 0 <= accuracy == result.metrics["class_il"]["average_accuracy"] <= 1
 

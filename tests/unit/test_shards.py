@@ -18,11 +18,11 @@ from PIL import Image
 from engram.datasets import benchmark as module
 from engram.datasets import images, lazy_images, shards, storage
 from engram.datasets.lazy_images import ConcatenatedImages, DiskImages
-from engram.main import build, main
+from engram.main import main
 from engram.utils.config.config import resolve
 from engram.utils.errors import DataError
 from engram.utils.training.trainer import Trainer
-from tests.conftest import ROOT, synthetic_source, tiny_benchmark, tiny_config, tiny_method
+from tests.conftest import ROOT, built, synthetic_source, tiny_benchmark, tiny_config, tiny_method
 from tests.waiting import LIMIT
 
 
@@ -182,7 +182,7 @@ def test_an_image_folder_is_decoded_to_disk_and_gives_the_same_matrix(tmp_path, 
     for where in ("memory", "disk", "disk"):
         if where == "disk":
             monkeypatch.setattr(images, "decode", lambda *_, **__: pytest.fail("all images in memory"))
-        method = build(folder_config(tmp_path, where))
+        method = built(folder_config(tmp_path, where))
         trainer = Trainer(folder_config(tmp_path, where), method, folder=None, quiet=True)
         trainer.save = lambda: None
         found.append(trainer.run().R)
@@ -196,9 +196,9 @@ def test_auto_takes_the_disk_where_memory_is_short(tmp_path, monkeypatch):
     image_folder(tmp_path)
     n_bytes = (4 * 9 + 4 * 3) * 8 * 8 * 3
     monkeypatch.setattr(storage, "free_bytes", lambda device: 2 * n_bytes)
-    assert build(folder_config(tmp_path, "auto")).setup.benchmark.on_disk is None
+    assert built(folder_config(tmp_path, "auto")).setup.benchmark.on_disk is None
     monkeypatch.setattr(storage, "free_bytes", lambda device: 2 * n_bytes - 1)
-    told = build(folder_config(tmp_path, "auto")).setup.benchmark.on_disk
+    told = built(folder_config(tmp_path, "auto")).setup.benchmark.on_disk
     assert "more than half of the 0.0184 MB that are free on cpu" in told
 
 
@@ -270,7 +270,7 @@ def test_a_failed_decode_leaves_nothing(tmp_path):
     image_folder(tmp_path)
     (tmp_path / "own/train/dog/8.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"8\.png: not a readable image"):
-        build(folder_config(tmp_path, "disk"))
+        built(folder_config(tmp_path, "disk"))
     assert [p.suffix for p in (tmp_path / "decoded").iterdir()] == [".lock"]
 
 

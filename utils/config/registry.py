@@ -12,14 +12,17 @@ import inspect
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import TypeVar
 
 from engram.utils.errors import UserError
+
+Plugin = TypeVar("Plugin")
 
 ROOT = Path(__file__).resolve().parents[2]
 
 # Files in a plugin folder that are not plugins: the contract and what plugins share.
 CONTRACTS = {
-    "models": {"method", "rehearsal"},
+    "models": {"build", "method", "rehearsal"},
     "datasets": {
         "augment", "benchmark", "image_files", "images", "lazy_images", "rotation", "scenarios", "shards",
         "sources", "storage", "streams", "unlabeled",
@@ -95,7 +98,7 @@ def load(kind: str, name: str) -> ModuleType:
         ) from error
 
 
-def plugin_class(module: ModuleType, base: type) -> type:
+def plugin_class(module: ModuleType, base: type[Plugin]) -> type[Plugin]:
     """The one subclass of `base` that a plugin module defines."""
     found = [
         c

@@ -28,7 +28,7 @@ MAX_ANNOTATED = 20  # tasks
 MAX_NAMED = 10  # tasks that get a legend entry each
 COLOURS = {"class_il": "tab:blue", "task_il": "tab:orange"}
 MARKERS = {"class_il": "o", "task_il": "s"}
-MISSING = {"facecolor": "0.94", "edgecolor": "0.75", "hatch": "///", "linewidth": 0}
+MISSING: dict[str, Any] = {"facecolor": "0.94", "edgecolor": "0.75", "hatch": "///", "linewidth": 0}
 
 
 def write_all(record: RunRecord, folder: Path) -> list[Path]:
@@ -128,7 +128,7 @@ def stability(
     tasks = range(max(point.task for point in curve) + 1)
     many = len(tasks) > MAX_NAMED
     scale = ScalarMappable(Normalize(0, max(len(tasks) - 1, 1)), "viridis")
-    colours = [scale.to_rgba(j) if many else colormaps["tab10"](j) for j in tasks]
+    colours = [colormaps["viridis"](j / (len(tasks) - 1)) if many else colormaps["tab10"](j) for j in tasks]
     for axes, (view, name) in zip(panels, names.items(), strict=True):
         _draw_tasks(axes, curve, view, colours)
         axes.set(ylim=(-2, 102), ylabel="accuracy (%)", title=f"{name} accuracy of each task while training")
@@ -168,7 +168,7 @@ def _annotate_counts(axes: Axes, counts: np.ndarray) -> None:
 
 
 def _draw_tasks(axes: Axes, curve: list[CurvePoint], view: str, colours: list[Any]) -> None:
-    style = {"linewidth": 1.2, "marker": ".", "markersize": 3}
+    style: dict[str, Any] = {"linewidth": 1.2, "marker": ".", "markersize": 3}
     for j, colour in enumerate(colours):
         points = [(p.step, 100 * p.accuracies[view][j]) for p in curve if len(p.accuracies[view]) > j]
         axes.plot(*zip(*points, strict=True), color=colour, label=f"task {j}", **style)

@@ -28,13 +28,14 @@ def record_of(run: OldRun) -> RunRecord | None:
     if not measured:
         return None
     T = len(measured[0])
-    matrices = {view: np.full((T, T), np.nan) if R is None else R for view, R in matrices.items()}
+    empty = np.full((T, T), np.nan)
+    complete = {view: empty if R is None else R for view, R in matrices.items()}
     config = _config_of(run)
     ended = config.get("n_tasks", T) in (T, None) and not np.isnan(measured[0][-1]).all()
     return RunRecord(
         config=config,
         status="finished" if ended else "failed" if run.status == "FAILED" else "interrupted",
-        views={view: ViewResult(R, accuracy_matrix.summary(R)) for view, R in matrices.items()},
+        views={view: ViewResult(R, accuracy_matrix.summary(R)) for view, R in complete.items()},
         seed=config["seed"],
         scenario="domain-il" if config["dataset"] in DOMAIN_IL else "class-il",
         b=[float("nan")] * T,

@@ -1,8 +1,8 @@
-"""Recording: everything a run leaves behind, on the terminal, in its folder and in MLflow."""
+"""Everything a run leaves behind: on the terminal, in its folder and in MLflow."""
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 from engram.utils import checkpoint, files
 from engram.utils.config.config import Config
@@ -17,64 +17,73 @@ from engram.utils.tracking.mlflow_tracker import open_tracker, wanted
 from engram.utils.training import environment
 from engram.utils.training.accuracy_log import AccuracyLog
 from engram.utils.training.environment import device_name
+from engram.utils.training.ports import BatchT, Stream, TaskT
 from engram.utils.training.signals import InterruptedRunError
 from engram.utils.training.trainer import Trainer
 
 
-class Recorder:
+class Recorder(Generic[TaskT, BatchT]):
     """Writes results after every task; a context manager that ends the MLflow run whatever happens."""
 
     def __init__(
         self,
         config: Config,
-        folder: RunDir,
-        trainer: Trainer,
+        run_dir: RunDir,
+        trainer: Trainer[TaskT, BatchT],
         resumed: bool = False,
         process: TrackerProcess | None = None,
     ):
-        self.config, self.folder, self.trainer = config, folder, trainer
-        self.resumed, self.usage, self.process = resumed, SystemMetrics(trainer.benchmark.device), process
+        self.config, self.run_dir, self.trainer = config, run_dir, trainer
+        self.resumed, self.process = resumed, process
+        self.system_metrics = SystemMetrics(trainer.benchmark.device)
         self.status = "failed"
 
-    def __enter__(self) -> "Recorder":
+    def __enter__(self) -> "Recorder[TaskT, BatchT]":
+        self._introduce()
+        self.tracker = open_tracker(
+            self.config, self.run_dir.path, self.run_dir.tracking_id, self.resumed, self.process
+        )
+        self.tracker.set_tags({"device": device_name(self.trainer.benchmark.device)})
+        self._note_tracking(pending=True)
+        self._log_missed_tasks()
+        return self
+
+    def _introduce(self) -> None:
+        """Print where the run lies and what it computes on what."""
         config, benchmark = self.config, self.trainer.benchmark
         auto = " (chosen by --device auto)" if config.run.device == "auto" else ""
-        self.folder.say(f"run:     {self.folder.path}")
-        self.folder.say(f"device:  {device_name(benchmark.device)}{auto}")
-        self.folder.say(
+        self.run_dir.say(f"run:     {self.run_dir.path}")
+        self.run_dir.say(f"device:  {device_name(benchmark.device)}{auto}")
+        self.run_dir.say(
             f"stream:  {config.run.dataset}, {benchmark.scenario}, {len(benchmark.tasks)} tasks, "
             f"{config.run.model} on {config.run.backbone}, seed {config.run.seed}"
         )
         if benchmark.on_disk:
-            self.folder.say(f"images:  {benchmark.on_disk}")
+            self.run_dir.say(f"images:  {benchmark.on_disk}")
         if config.run.debug_mode:
-            self.folder.say("debug:   at most 5 steps per epoch, nothing is sent to MLflow")
-        known = self.folder.tracking_id
-        self.tracker = open_tracker(config, self.folder.path, known, self.resumed, self.process)
-        self.tracker.set_tags({"device": device_name(benchmark.device)})
-        self._note(pending=True)
-        self._catch_up()
-        return self
+            self.run_dir.say("debug:   at most 5 steps per epoch, nothing is sent to MLflow")
 
     def __exit__(self, *exception: object) -> None:
         if self.status == "failed":
             self._write("failed")
         self.tracker.finish(self.status)
-        self._note(pending=self.status != "finished" or self._cut_off())
+        self._note_tracking(pending=self.status != "finished" or self._store_failed())
 
-    def _cut_off(self) -> bool:
+    # --- MLflow ----------------------------------------------------------------------------------
+
+    def _store_failed(self) -> bool:
         """Whether the store has the run but stopped taking what it was sent; another start sends the rest."""
         return wanted(self.config) and bool(self._tracking_id()) and not self.tracker.active
 
     def _tracking_id(self) -> str | None:
-        return self.tracker.run_id or self.folder.tracking_id
+        return self.tracker.run_id or self.run_dir.tracking_id
 
-    def _note(self, pending: bool) -> None:
-        """Which MLflow run is this folder's, and whether something has yet to be sent to it."""
+    def _note_tracking(self, pending: bool) -> None:
+        """Keep in the folder which MLflow run is its own, and whether something has yet to be sent to it."""
         if self.tracker.active or self._tracking_id() or not pending:
-            self.folder.track(self._tracking_id(), pending)
+            self.run_dir.track(self._tracking_id(), pending)
 
-    def _catch_up(self) -> None:
+    def _log_missed_tasks(self) -> None:
         """After a resume: log the tasks that were finished but not logged when the run was killed."""
         if not self.resumed:
             return
@@ -82,6 +91,13 @@ class Recorder:
         for task in self.trainer.tasks[: self.trainer.position.task]:
             if task.id not in logged:
                 self._log(task.id)
+
+    def _log(self, row: int, system_metrics: dict[str, float] | None = None) -> None:
+        results = self.trainer.results  # sent together: a kill in between must not lose one of the two
+        after_task = results.task_metrics(row) | (system_metrics or {})
+        self.tracker.log_history([*results.curve_metrics(row), (row, after_task)])
+
+    # --- while training --------------------------------------------------------------------------
 
     def after_task(self, row: int) -> None:
         """Results so far to disk, a line to the terminal, metrics to MLflow."""
@@ -94,24 +110,21 @@ class Recorder:
             else "class-IL {0:.1f} %, task-IL {1:.1f} %"
         )
         self.trainer.progress.say(f"after task {row}: mean over tasks seen: {views.format(*means)}")
-        self._log(row, self.usage.measure())
-        self._note(pending=True)
+        self._log(row, self.system_metrics.measure())
+        self._note_tracking(pending=True)
         if self.config.log.savecheck == "task":
             self._save_weights(f"task_{row}.pt")
 
-    def _log(self, row: int, usage: dict[str, float] | None = None) -> None:
-        results = self.trainer.results  # sent together: a kill in between must not lose one of the two
-        named = results.task_metrics(row) | (usage or {})
-        self.tracker.log_history([*results.curve_metrics(row), (row, named)])
-
     def _save_weights(self, name: str) -> None:
         content = {"config": self.config.flat(), "net": self.trainer.method.net.state_dict()}
-        checkpoint.write(content, self.folder.path / "weights" / name)
+        checkpoint.write(content, self.run_dir.path / "weights" / name)
 
     def _write(self, status: str) -> RunRecord:
         record = record_of(self.trainer.results, status, self.config.flat(), self.trainer.benchmark)
-        record.write(self.folder.results)
+        record.write(self.run_dir.results)
         return record
+
+    # --- at the end ------------------------------------------------------------------------------
 
     def finished(self) -> None:
         """Tables, figures, artifacts, the last lines."""
@@ -122,36 +135,38 @@ class Recorder:
         self.tracker.log_artifacts(self._artifacts(record))
         self.tracker.describe(text_summary.headline(record))
         self.tracker.flush()
-        self.folder.say(text_summary.full(record, logged=self.tracker.active))
-        self.folder.say(f"results: {self.folder.results}")
+        self.run_dir.say(text_summary.full(record, logged=self.tracker.active))
+        self.run_dir.say(f"results: {self.run_dir.results}")
 
     def _artifacts(self, record: RunRecord) -> list[Path]:
         from engram.utils.runs import figures  # matplotlib takes a second to import
 
-        order = self.folder.path / "class_order.json"
+        order = self.run_dir.path / "class_order.json"
         benchmark = self.trainer.benchmark
         named = {"class_order": benchmark.class_order.tolist(), "class_names": benchmark.class_names}
         files.write_text(json.dumps(named) + "\n", order)
-        drawn = figures.write_all(record, self.folder.path)
-        return [self.folder.results, self.folder.config, order, *drawn]
+        drawn = figures.write_all(record, self.run_dir.path)
+        return [self.run_dir.results, self.run_dir.config, order, *drawn]
 
     def interrupted(self, stop: InterruptedRunError) -> None:
         """Say how to go on."""
         self.status = stop.status
         self._write(stop.status)
-        self.folder.say(
-            f"{stop}: checkpoint saved; continue with\n  python main.py --resume {self.folder.path}", True
+        self.run_dir.say(
+            f"{stop}: checkpoint saved; continue with\n  python main.py --resume {self.run_dir.path}", True
         )
-        self.folder.say(f"results: {self.folder.results}")
+        self.run_dir.say(f"results: {self.run_dir.results}")
 
     def failed(self, reason: str) -> None:
         """Keep what was measured; say why it ended."""
         self._write("failed")
-        self.folder.say(f"error: {reason}", True)
-        self.folder.say(f"results: {self.folder.results}")
+        self.run_dir.say(f"error: {reason}", True)
+        self.run_dir.say(f"results: {self.run_dir.results}")
 
 
-def record_of(results: AccuracyLog, status: str, config: dict[str, Any], benchmark: Any) -> RunRecord:
+def record_of(
+    results: AccuracyLog, status: str, config: dict[str, Any], benchmark: Stream[TaskT, BatchT]
+) -> RunRecord:
     """The record of a run as far as it has come."""
     results.update()
     joined = environment.join(results.environments)
@@ -180,5 +195,5 @@ def record_of(results: AccuracyLog, status: str, config: dict[str, Any], benchma
         versions=joined.versions,
         git_commit=joined.git_commit,
         class_order=benchmark.class_order.tolist(),
-        transforms=benchmark.transforms,
+        transforms={name: list(drawn) for name, drawn in benchmark.transforms.items()},
     )

@@ -97,7 +97,7 @@ class RunDir:
 
     def track(self, run_id: str | None, pending: bool) -> None:
         """Remember the MLflow run, if it is known yet, and whether something has yet to be sent to it."""
-        words = [run_id] * bool(run_id) + [PENDING] * pending
+        words = ([run_id] if run_id else []) + ([PENDING] if pending else [])
         if words:
             files.write_text(" ".join(words) + "\n", self.path / "mlflow_run")
         else:

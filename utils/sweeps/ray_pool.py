@@ -9,8 +9,8 @@ fork of a warm process, as on one machine.
 import os
 from types import ModuleType
 
-from engram.utils.config.registry import ROOT
 from engram.utils.errors import UserError
+from engram.utils.processes import python_path
 from engram.utils.sweeps import process_pool
 from engram.utils.sweeps.job_pool import Job, JobPool
 
@@ -28,9 +28,8 @@ class RayPool(JobPool[ObjectRef]):
     def __init__(self, address: str, cpus_per_run: int, runs_per_gpu: int, preload: list[str]):
         super().__init__()
         ray = self.ray = import_ray()
-        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         try:
-            ray.init(address, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": path}})
+            ray.init(address, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": python_path()}})
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise UserError(f"--address {address}: no Ray cluster answers there ({error})") from None
         self.preload = preload

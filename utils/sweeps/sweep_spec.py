@@ -1,4 +1,4 @@
-"""Sweep specification: flags given as a grid and a list, and the runs they stand for.
+"""Study: flags given as a grid and a list, and the runs they stand for. Nothing is written here.
 
     name: digits
     fixed: {dataset: seq-digits, n_epochs: 5}       # the same for every run
@@ -27,11 +27,8 @@ NOT_FOR_RUNS = {"resume", "help", "version", "list"}
 
 
 @dataclass(frozen=True)
-class PlannedRun:
-    """A run that a sweep asks for: what main.py would be given, and what that resolves to.
-
-    varied: the flags that differ between the runs of the sweep, with this run's values.
-    """
+class Run:
+    """One run: what main.py would be given, and what that resolves to."""
 
     argv: tuple[str, ...]
     config: Config
@@ -39,17 +36,17 @@ class PlannedRun:
 
     @cached_property
     def key(self) -> str:
-        """The `run_key` of its configuration."""
+        """Of its resolved configuration."""
         return run_key(self.config.flat())
 
     @property
     def label(self) -> str:
-        """`er, buffer_size 500, seed 0`: the method and what tells it from the sweep's other runs."""
-        return ", ".join([str(self.config.run.model), *(f"{k} {v}" for k, v in self.varied.items())])
+        """`er, buffer_size 500, seed 0`: the method and what tells it from the study's other runs."""
+        return ", ".join([self.config.run.model, *(f"{k} {v}" for k, v in self.varied.items())])
 
     @property
     def command(self) -> str:
-        """The command that starts the same run."""
+        """What a person would type."""
         return " ".join(["python main.py", *map(shlex.quote, self.argv)])
 
 
@@ -77,28 +74,27 @@ class SweepSpec:
         ]
         return [{**self.fixed, **entry, **point} for entry in self.runs or ({},) for point in combined]
 
-    def resolved(self) -> list[PlannedRun]:
-        """Every run of the sweep, those that compute the same only once."""
+    def resolved(self) -> list[Run]:
+        """Every run of the study, those that compute the same only once."""
         points = self.points()
         varied = varying(points)
-        runs: dict[str, PlannedRun] = {}
+        runs: dict[str, Run] = {}
         for point in points:
             argv = tuple(arguments(point))
-            shown = {name: point[name] for name in varied if name in point and name != "model"}
+            named = {name: point[name] for name in varied if name in point and name != "model"}
             try:
                 config = cli.parse(list(argv)).config
             except UserError as error:
-                label = ", ".join(f"{k} {v}" for k, v in point.items() if k in varied) or "the study"
-                raise UserError(f"{label}: {error}") from None
-            assert config is not None, "a sweep's flags never ask for --resume"
-            run = PlannedRun(argv, config, shown)
+                where = ", ".join(f"{k} {v}" for k, v in point.items() if k in varied) or "the study"
+                raise UserError(f"{where}: {error}") from None
+            run = Run(argv, config, named)
             runs.setdefault(run.key, run)
         return list(runs.values())
 
     def document(self) -> dict[str, Any]:
-        """The content of a file that `read_spec` reads back."""
-        content = {"name": self.name, "fixed": self.fixed, "grid": self.grid, "runs": list(self.runs)}
-        return {key: value for key, value in content.items() if value}
+        """What `read` reads back."""
+        parts = {"name": self.name, "fixed": self.fixed, "grid": self.grid, "runs": list(self.runs)}
+        return {key: value for key, value in parts.items() if value}
 
 
 def read_spec(path: Path) -> SweepSpec:
@@ -118,26 +114,24 @@ def read_spec(path: Path) -> SweepSpec:
         raise UserError(f"{path}: fixed and grid must be mappings from flags to values")
     if not isinstance(runs, list) or not all(isinstance(entry, dict) for entry in runs):
         raise UserError(f"{path}: runs must be a list of mappings from flags to values")
-    name = str(content.get("name") or path.stem)
+    named = str(content.get("name") or path.stem)
     return SweepSpec(
-        name, _plain(fixed), {k: _many(v) for k, v in _plain(grid).items()}, tuple(map(_plain, runs))
+        named, _plain(fixed), {k: _many(v) for k, v in _plain(grid).items()}, tuple(map(_plain, runs))
     )
 
 
 def varying(points: list[dict[str, Any]]) -> list[str]:
     """The flags that do not have one value in all of `points`, in the order of appearance, the seed last."""
     names = dict.fromkeys(name for point in points for name in point)
-    different = [n for n in names if any(point.get(n) != points[0].get(n) for point in points)]
-    return sorted(different, key=lambda name: name == "seed")
+    found = [n for n in names if any(point.get(n) != points[0].get(n) for point in points)]
+    return sorted(found, key=lambda name: name == "seed")
 
 
 def _plain(flags: dict[Any, Any]) -> dict[str, Any]:
-    """The flags without the dashes that a person may have written before them."""
     return {str(name).removeprefix("--"): value for name, value in flags.items()}
 
 
 def _many(value: Any) -> list:
-    """The values of one flag of the grid."""
     if value == []:
         raise UserError("a flag in the grid has an empty list of values; give at least one")
     return value if isinstance(value, list) else [value]

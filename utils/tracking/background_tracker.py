@@ -13,7 +13,7 @@ import queue
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from multiprocessing import resource_tracker
@@ -81,7 +81,7 @@ class TrackerProcess(Tracker):
         """As `MlflowTracker.start`; nothing is waited for."""
         self._send("start", flags, run_dir, resume_id, resumed)
 
-    def log_history(self, rows: list[tuple[int, dict[str, float | None]]]) -> None:
+    def log_history(self, rows: Sequence[tuple[int, Mapping[str, float | None]]]) -> None:
         """Sent, not waited for, as are the following."""
         self._send("log_history", rows)
 

@@ -11,7 +11,7 @@ import os
 import platform
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,7 +38,7 @@ class Tracker:
         """Numbers at one step; those that are NaN, infinite or None are left out."""
         self.log_history([(step, metrics)])
 
-    def log_history(self, rows: list[tuple[int, dict[str, float | None]]]) -> None:
+    def log_history(self, rows: Sequence[tuple[int, Mapping[str, float | None]]]) -> None:
         """Numbers at many steps, sent together."""
 
     def logged_steps(self, key: str) -> set[int]:
@@ -83,7 +83,7 @@ class MlflowTracker(Tracker):
         opening = f"opening {store.redact(self.uri)}"
         self._guarded(opening, lambda: self._start(flags, resume_id, resumed))
 
-    def log_history(self, rows: list[tuple[int, dict[str, float | None]]]) -> None:
+    def log_history(self, rows: Sequence[tuple[int, Mapping[str, float | None]]]) -> None:
         """As many batches as MLflow's limit demands."""
         now = int(time.time() * 1000)
         values = [

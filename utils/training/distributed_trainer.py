@@ -1,33 +1,36 @@
-"""Follower: what every process of a run but the first does: the same steps, and nothing else."""
+"""The trainer of every process of a run but the main one: the same steps, and nothing else."""
 
 import signal
 import time
 from types import FrameType
 
-from engram.utils.training.signals import Interrupt
+from engram.utils.training.ports import BatchT, TaskT
+from engram.utils.training.signals import SignalHandler
 from engram.utils.training.trainer import Trainer
 
-# How long a process waits for the first one to save the run after a signal; torchrun kills after 30.
-PATIENCE_SECONDS = 20
+# How long a process waits for the main one to save the run after a signal; torchrun kills after 30.
+GRACE_SECONDS = 20
 
 
-class Patience(Interrupt):
-    """On a signal, go on: the first process needs this one for its last step. It saves and ends the run."""
+class DelayedExit(SignalHandler):
+    """On a signal, go on: the main process needs this one for its last step. It saves and ends the run."""
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _receive(self, number: int, frame: FrameType | None) -> None:
         self._restore()
-        signal.alarm(PATIENCE_SECONDS)
+        signal.alarm(GRACE_SECONDS)
 
 
-class FollowerTrainer(Trainer):
-    """Takes the first process's steps with it; writes nothing, shows nothing, stops for nothing."""
+class FollowerTrainer(Trainer[TaskT, BatchT]):
+    """Takes the main process's steps with it; writes nothing, shows nothing, stops for nothing."""
 
-    interrupts = Patience
+    def handle_signals(self) -> DelayedExit:
+        """Wait for the main process to save and end the run."""
+        return DelayedExit()
 
     def save(self) -> None:
-        """The first process does; it is as long until the next time."""
+        """Note the time alone: the main process writes the checkpoint."""
         self._saved_at = time.monotonic()
 
-    def _show(self, place: str) -> None:
-        """The first process ends the run when the losses diverge; this one is quiet."""
-        self.progress.show(place, self.losses.read(), 0)  # which is then not due for a while
+    def _show(self, label: str) -> None:
+        """Read the losses only: the main process ends the run when they diverge."""
+        self.progress.show(label, self.losses.read(), 0)  # which is then not due for a while

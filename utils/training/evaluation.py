@@ -5,10 +5,11 @@ from torch import Tensor
 
 from engram.utils.batching import CHUNK
 from engram.utils.metrics.measurements import MemoryCounts
+from engram.utils.training.ports import BatchT, Learner, TaskT
 
 
 @torch.no_grad()
-def accuracies(method, n_tasks: int, n_seen: int) -> Tensor:
+def accuracies(method: Learner[TaskT, BatchT], n_tasks: int, n_seen: int) -> Tensor:
     """Accuracy on each of the first `n_tasks` tasks, (n_tasks, 2) on the CPU: class-IL, task-IL.
 
     class-IL: argmax over the classes of the first `n_seen` tasks. task-IL: argmax over the classes
@@ -34,15 +35,14 @@ def accuracies(method, n_tasks: int, n_seen: int) -> Tensor:
     return hits.cpu().expand(-1, 2) / counts.view(-1, 1)
 
 
-def memory_counts(method, task: int) -> MemoryCounts | None:
-    """Samples of each class and of each task that `method.buffer` holds after `task`; None without any."""
-    buffer, benchmark = getattr(method, "buffer", None), method.setup.benchmark
-    stored = buffer.stored() if buffer is not None else {}
-    sizes = {"y": ("per_class", benchmark.n_classes), "task_id": ("per_task", len(benchmark.tasks))}
-    if not sizes.keys() <= stored.keys():
+def memory_counts(method: Learner[TaskT, BatchT], task: int) -> MemoryCounts | None:
+    """Samples of each class and each task that the method's memory holds after `task`; None without any."""
+    stored, benchmark = method.stored_samples(), method.setup.benchmark
+    if not {"y", "task_id"} <= stored.keys():
         return None
-    counts = {name: stored[f].bincount(minlength=n).tolist() for f, (name, n) in sizes.items()}
-    return MemoryCounts(task, **counts)
+    per_class = stored["y"].bincount(minlength=benchmark.n_classes)
+    per_task = stored["task_id"].bincount(minlength=len(benchmark.tasks))
+    return MemoryCounts(task, per_class.tolist(), per_task.tolist())
 
 
 def masked_argmax(logits: Tensor, allowed: Tensor) -> Tensor:

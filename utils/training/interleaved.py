@@ -1,10 +1,10 @@
-"""Turns: several runs in one process, each in a thread and on a CUDA stream of its own, a step at a time.
+"""Several runs in one process, each in a thread and on a CUDA stream of its own, a step at a time.
 
 Processes that share a GPU have it one after the other; here the steps of several runs are queued on streams
 side by side, so that what one leaves idle another takes (`--seeds_together` of scripts/sweep.py). Only the
 run whose turn it is executes Python: what a process has once, such as thread counts, a forked generator or
 standard output, changes hands between two steps. So each run computes what it does alone, on a CPU bit for
-bit (tests/integration/test_interleaved.py).
+bit (tests/integration/test_turns.py).
 """
 
 import sys
@@ -20,7 +20,7 @@ import torch
 
 from engram.utils import device as devices
 from engram.utils.errors import UserError
-from engram.utils.training.signals import Interrupt
+from engram.utils.training.signals import SignalHandler
 
 
 class InterleavedJob(NamedTuple):
@@ -32,25 +32,25 @@ class InterleavedJob(NamedTuple):
 
 
 class InterleavedRuns:
-    """The line of those who wait, and a signal for all. Only who has the turn changes anything here."""
+    """The queue of waiting threads and their signal handler. Only the thread whose turn it is may act."""
 
     def __init__(self, n: int):
-        self.n, self.interrupt = n, Interrupt()
-        self.line = deque(threading.Semaphore(0) for _ in range(n))
+        self.n, self.signals = n, SignalHandler()
+        self.waiting = deque(threading.Semaphore(0) for _ in range(n))
 
-    def leave(self) -> None:
-        """Let the next one go on."""
-        if self.line:
-            self.line.popleft().release()
+    def release_next(self) -> None:
+        """Let the thread that has waited longest go on."""
+        if self.waiting:
+            self.waiting.popleft().release()
 
     def yield_turn(self) -> None:
-        """Let the others have their turns first."""
-        if not self.line:
+        """Wait until every other thread has had its turn."""
+        if not self.waiting:
             return
-        gate, printing_to = threading.Semaphore(0), (sys.stdout, sys.stderr)
-        self.line.append(gate)
-        self.leave()
-        gate.acquire()
+        semaphore, printing_to = threading.Semaphore(0), (sys.stdout, sys.stderr)
+        self.waiting.append(semaphore)
+        self.release_next()
+        semaphore.acquire()
         sys.stdout, sys.stderr = printing_to
 
 
@@ -58,42 +58,44 @@ _current: InterleavedRuns | None = None  # of this process
 
 
 def n_runs() -> int:
-    """Runs that this process was given."""
+    """The number of runs that share this process; 1 where a run has it for itself."""
     return _current.n if _current else 1
 
 
 def yield_turn() -> None:
-    """Called between steps; nothing where a run has its process for itself."""
+    """Let the other runs of this process take a step; does nothing where there are none."""
     if _current:
         _current.yield_turn()
 
 
-def interrupts() -> AbstractContextManager:
-    """An `Interrupt` of the run's own, or the one that all runs of the process share."""
-    return nullcontext(_current.interrupt) if _current else Interrupt()
+def handle_signals() -> AbstractContextManager[SignalHandler]:
+    """A signal handler of the run's own, or the one that all runs of the process share."""
+    return nullcontext(_current.signals) if _current else SignalHandler()
 
 
-def run_interleaved(parts: list[InterleavedJob]) -> int:
-    """Do all parts, their steps in turn; 1 where one failed, otherwise the largest of the exit codes."""
+def run_interleaved(jobs: list[InterleavedJob]) -> int:
+    """Execute all jobs, their steps in turn; returns 1 where one failed, else the largest exit code."""
     global _current
-    turns = _current = InterleavedRuns(len(parts))
-    codes, printing_to = [1] * len(parts), (sys.stdout, sys.stderr)
+    runs = _current = InterleavedRuns(len(jobs))
+    codes, printing_to = [1] * len(jobs), (sys.stdout, sys.stderr)
 
-    def do(i: int, part: InterleavedJob, gate: threading.Semaphore) -> None:
-        gate.acquire()
+    def execute_in_turn(i: int, job: InterleavedJob, semaphore: threading.Semaphore) -> None:
+        semaphore.acquire()
         sys.stdout, sys.stderr = printing_to
         try:
-            codes[i] = carried_out(part)
+            codes[i] = execute(job)
         finally:
-            turns.leave()
+            runs.release_next()
 
-    each = zip(range(len(parts)), parts, list(turns.line), strict=True)
-    threads = [threading.Thread(target=do, args=args, name=f"run {args[0]}") for args in each]
+    arguments = zip(range(len(jobs)), jobs, list(runs.waiting), strict=True)
+    threads = [
+        threading.Thread(target=execute_in_turn, args=args, name=f"run {args[0]}") for args in arguments
+    ]
     try:
-        with turns.interrupt:
+        with runs.signals:
             for thread in threads:
                 thread.start()
-            turns.leave()
+            runs.release_next()
             for thread in threads:
                 thread.join()
     finally:
@@ -102,22 +104,24 @@ def run_interleaved(parts: list[InterleavedJob]) -> int:
     return 1 if 1 in codes else max(codes)
 
 
-def carried_out(part: InterleavedJob) -> int:
-    """The exit code of a part; what it raises is printed where it prints, and is its failure alone."""
-    Path(part.output).parent.mkdir(parents=True, exist_ok=True)
-    with open(part.output, "a", encoding="utf-8", buffering=1) as file:
-        with redirect_stdout(file), redirect_stderr(file), own_stream(part.device):
+def execute(job: InterleavedJob) -> int:
+    """The exit code of a job; an exception is printed where the job prints, and is its failure alone."""
+    Path(job.output).parent.mkdir(parents=True, exist_ok=True)
+    with open(job.output, "a", encoding="utf-8", buffering=1) as file:
+        with redirect_stdout(file), redirect_stderr(file), cuda_stream(job.device):
             try:
-                return part.work()
+                return job.work()
             except Exception:
                 traceback.print_exc()
                 return 1
 
 
-def own_stream(device: str) -> AbstractContextManager:
-    """On CUDA, what is done inside does not wait for what others do."""
+def cuda_stream(name: str) -> AbstractContextManager[object]:
+    """On CUDA, what is queued inside does not wait for what other threads queue; elsewhere nothing."""
     try:
-        where = devices.choose(device)
+        device = devices.choose(name)
     except UserError:  # which the run itself will say
         return nullcontext()
-    return torch.cuda.stream(torch.cuda.Stream(where)) if where.type == "cuda" else nullcontext()
+    if device.type != "cuda":
+        return nullcontext()
+    return torch.cuda.stream(torch.cuda.Stream(device))

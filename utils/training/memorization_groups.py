@@ -1,31 +1,31 @@
-"""Groups: accuracy on training samples of high, middle and low memorization, task by task.
+"""Accuracy on training samples of high, middle and low memorization, task by task.
 
 Source: Kozal et al. 2025 (arXiv 2505.17664), section 4: training images, clean view, split by a file of
 scores; high: above the second threshold, low: up to the first.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from engram.utils.batching import CHUNK
 from engram.utils.training.evaluation import masked_argmax
+from engram.utils.training.ports import BatchT, Learner, TaskT
 
 # Group → the paper's name for it in logged metrics.
 NAMES = {"high": "longtail", "mid": "mid_mem", "low": "low_mem"}
 
 
 def assign(scores: Tensor, thresholds: Sequence[float]) -> Tensor:
-    """(N,) the group of each training sample, as a place in `NAMES`; −1 where the score is unknown (NaN)."""
+    """(N,) index in `NAMES` of each training sample's group; −1 where the score is unknown (NaN)."""
     low, high = thresholds
     group = torch.where(scores > high, 0, torch.where(scores > low, 1, 2))
     return group.masked_fill(scores.isnan(), -1)
 
 
 @torch.no_grad()
-def accuracies(method: Any, n_seen: int, group: Tensor) -> Tensor:
+def accuracies(method: Learner[TaskT, BatchT], n_seen: int, group: Tensor) -> Tensor:
     """(n_seen, 3, 2) on the CPU: accuracy on each group of each of the first tasks, class-IL and task-IL.
 
     The views are those of `evaluation.accuracies`. NaN where a task has no sample of a group. One read
@@ -40,10 +40,11 @@ def accuracies(method: Any, n_seen: int, group: Tensor) -> Tensor:
     for raw, y, task_id, index in benchmark.train_chunks(n_seen, CHUNK[benchmark.device.type]):
         logits = method.predict(benchmark.augment.normalise(raw), task_id)
         views = (masked_argmax(logits, seen), masked_argmax(logits, masks[task_id]))
-        own = group[index]
-        found = torch.stack([*(view == y for view in views), torch.ones_like(y, dtype=torch.bool)], 1)
-        place = task_id * len(NAMES) + own.clamp_min(0)
-        hits.index_add_(0, place, found.double() * (own >= 0).view(-1, 1))
+        sample_group = group[index]
+        correct = torch.stack([*(view == y for view in views), torch.ones_like(y, dtype=torch.bool)], 1)
+        row = task_id * len(NAMES) + sample_group.clamp_min(0)
+        hits.index_add_(0, row, correct.double() * (sample_group >= 0).view(-1, 1))
     method.net.train(was_training)
     right, counts = hits.cpu().view(n_seen, len(NAMES), 3).split([2, 1], dim=2)
-    return right / counts  # 0/0 is NaN
+    accuracy: Tensor = right / counts  # 0/0 is NaN
+    return accuracy

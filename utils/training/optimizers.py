@@ -1,37 +1,48 @@
-"""Optimizers: of a task, and the schedule of its learning rate.
+"""The optimizer of a task and the schedule of its learning rate.
 
 PyTorch's own `step` and `zero_grad` import the compiler (torch._dynamo, seconds) when first called, to tell
 it to leave them alone, and enter themselves in the profiler at every call, which takes a tenth of a small
 network's step. These classes leave both out; the updates are PyTorch's, to the bit.
 """
 
-import inspect
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, TypeVar, cast
 
 import torch
+from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
+
+from engram.utils import compat
+from engram.utils.config.config import TrainOptions
+from engram.utils.training.ports import State
+
+OptimizerT = TypeVar("OptimizerT", bound=torch.optim.Optimizer)
 
 
-def _bare(base: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
+def _without_wrappers(base: type[OptimizerT]) -> type[OptimizerT]:
     """`base` with its methods as they are below their decorators; `step` still runs under `no_grad`."""
-    plain, load = inspect.unwrap(base.step), inspect.unwrap(base.load_state_dict)
+    plain_step, plain_load = compat.undecorated(base.step), compat.undecorated(base.load_state_dict)
 
     @torch.no_grad()
-    def step(self):
+    def step(self: torch.optim.Optimizer) -> None:
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None and p.grad.stride() != p.stride():
                     p.grad = as_laid_out(p.grad, p)
-        plain(self)
+        plain_step(self)
 
-    def load_state_dict(self, state: dict) -> None:
-        load(self, state)
-        for p, own in self.state.items():
-            own.update({name: as_laid_out(v, p) for name, v in own.items() if _belongs(v, p)})
+    def load_state_dict(self: torch.optim.Optimizer, state: State) -> None:
+        plain_load(self, state)
+        for p, values in self.state.items():
+            values.update({name: as_laid_out(v, p) for name, v in values.items() if _has_shape_of(p, v)})
 
-    step.hooked = True  # otherwise the constructor wraps it for the profiler
-    own = {name: inspect.unwrap(getattr(base, name)) for name in ("state_dict", "add_param_group")}
-    own |= {"step": step, "zero_grad": _zero_grad, "load_state_dict": load_state_dict}
-    return type(base.__name__, (base,), own)
+    methods = {name: compat.undecorated(getattr(base, name)) for name in ("state_dict", "add_param_group")}
+    methods |= {
+        "step": compat.without_profiler(step),
+        "zero_grad": _zero_grad,
+        "load_state_dict": load_state_dict,
+    }
+    return cast(type[OptimizerT], type(base.__name__, (base,), methods))
 
 
 def _zero_grad(self: torch.optim.Optimizer) -> None:
@@ -41,60 +52,69 @@ def _zero_grad(self: torch.optim.Optimizer) -> None:
             p.grad = None
 
 
-def _belongs(value: Any, p: torch.Tensor) -> bool:
+def _has_shape_of(p: torch.Tensor, value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.shape == p.shape
 
 
 def as_laid_out(value: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
-    """`value` in the memory layout of p. Fused kernels on a CPU take both for one run of numbers and
-    would silently pair the wrong ones (torch 2.15).
+    """`value` in the memory layout of p.
+
+    Fused kernels on a CPU take both for one run of numbers and would silently pair the wrong ones
+    (torch 2.15).
     """
     return value if value.stride() == p.stride() else torch.empty_like(p).copy_(value)
 
 
-SGD, Adam, AdamW = map(_bare, (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW))
+SGD = _without_wrappers(torch.optim.SGD)
+Adam = _without_wrappers(torch.optim.Adam)
+AdamW = _without_wrappers(torch.optim.AdamW)
 
 
-def build_optimizer(parameters: Any, options: Any) -> torch.optim.Optimizer:
+def build_optimizer(
+    parameters: Iterable[nn.Parameter] | Iterable[tuple[str, nn.Parameter]], options: TrainOptions
+) -> torch.optim.Optimizer:
     """The optimizer of one task, of parameters or of (name, parameter) pairs."""
-    parameters = list(parameters)
-    fused = True  # one kernel per step instead of several per tensor, on CPU and CUDA alike
+    values: list[Any] = list(parameters)  # of one of the two kinds
+    # fused: one kernel per step instead of several per tensor, on CPU and CUDA alike
     if options.optimizer == "sgd":
         return SGD(
-            parameters, lr=options.lr, momentum=options.optim_mom, weight_decay=options.optim_wd, fused=fused
+            values, lr=options.lr, momentum=options.optim_mom, weight_decay=options.optim_wd, fused=True
         )
-    kind = {"adam": Adam, "adamw": AdamW}[options.optimizer]
-    return kind(parameters, lr=options.lr, weight_decay=options.optim_wd, fused=fused)
+    adam = {"adam": Adam, "adamw": AdamW}[options.optimizer]
+    return adam(values, lr=options.lr, weight_decay=options.optim_wd, fused=True)
 
 
-def carry_over(optimizer: torch.optim.Optimizer, before: dict[str, Any]) -> None:
+def carry_over(optimizer: torch.optim.Optimizer, before: State) -> None:
     """Give an optimizer the state that another one, saved as `before`, had for the parameters of both.
 
     Both were built from (name, parameter) pairs; parameters of another shape, as those of a head that has
     grown, begin anew.
     """
-    own, state = optimizer.state_dict(), {}
-    old = dict(zip(_names(before), before["param_groups"][0]["params"], strict=True))
-    named = zip(_names(own), optimizer.param_groups[0]["params"], strict=True)
+    current, state = optimizer.state_dict(), {}
+    saved_as = dict(zip(_names(before), before["param_groups"][0]["params"], strict=True))
+    named = zip(_names(current), optimizer.param_groups[0]["params"], strict=True)
     for i, (name, p) in enumerate(named):
-        found = before["state"].get(old.get(name))
-        if found and all(_belongs(v, p) for v in found.values() if isinstance(v, torch.Tensor) and v.dim()):
-            state[i] = found
+        saved = before["state"].get(saved_as.get(name))
+        if saved and all(
+            _has_shape_of(p, v) for v in saved.values() if isinstance(v, torch.Tensor) and v.dim()
+        ):
+            state[i] = saved
         elif optimizer.defaults.get("momentum"):  # as before a first step; fused SGD wants all or none
             state[i] = {"momentum_buffer": torch.zeros_like(p)}
-    optimizer.load_state_dict(own | {"state": state})
+    optimizer.load_state_dict(current | {"state": state})
 
 
-def _names(saved: dict[str, Any]) -> list[str]:
-    return saved["param_groups"][0]["param_names"]
+def _names(saved: State) -> list[str]:
+    """The names of the parameters in an optimizer's state, in its order."""
+    return list(saved["param_groups"][0]["param_names"])
 
 
-def build_scheduler(optimizer: torch.optim.Optimizer, options: Any, n_epochs: int) -> Any:
+def build_scheduler(
+    optimizer: torch.optim.Optimizer, options: TrainOptions, n_epochs: int
+) -> LRScheduler | None:
     """The learning-rate scheduler of one task, stepped once per epoch; None for a constant rate."""
     if options.lr_scheduler == "multistep":
-        return torch.optim.lr_scheduler.MultiStepLR(
-            optimizer, list(options.lr_milestones), options.sched_multistep_lr_gamma
-        )
+        return MultiStepLR(optimizer, list(options.lr_milestones), options.sched_multistep_lr_gamma)
     if options.lr_scheduler == "cosine":
-        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_epochs)
+        return CosineAnnealingLR(optimizer, n_epochs)
     return None

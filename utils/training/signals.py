@@ -1,7 +1,8 @@
-"""Interrupt: turn SIGTERM and SIGINT into a request that the training loop answers between two steps."""
+"""SIGTERM and SIGINT as a request that the training loop answers between two steps."""
 
 import signal
 from types import FrameType
+from typing import Any
 
 
 class InterruptedRunError(Exception):
@@ -20,22 +21,22 @@ class StoppedRunError(InterruptedRunError):
         self.code, self.status = 0, "stopped"
 
 
-class Interrupt:
+class SignalHandler:
     """Context manager: `requested` is the number of the signal received, 0 while there is none.
 
     A second signal ends the process at once, as if nothing had been installed.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.requested = 0
-        self._previous = {}
+        self._previous: dict[int, Any] = {}  # signal → the handler that it had
 
-    def __enter__(self) -> "Interrupt":
+    def __enter__(self) -> "SignalHandler":
         for number in (signal.SIGTERM, signal.SIGINT):
-            self._previous[number] = signal.signal(number, self._note)
+            self._previous[number] = signal.signal(number, self._receive)
         return self
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _receive(self, number: int, frame: FrameType | None) -> None:
         self.requested = number
         self._restore()
 

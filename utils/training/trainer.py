@@ -1,23 +1,25 @@
-"""Training: the one loop that takes a method through a stream of tasks, measures it and can be resumed."""
+"""The one loop that takes a method through a stream of tasks, measures it and can be resumed."""
 
 import time
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Generic
 
 import torch
+from torch.optim.lr_scheduler import LRScheduler
 
 from engram.utils import checkpoint
-from engram.utils.checkpoint import CheckpointError
-from engram.utils.config.config import OPERATIONAL, Config, up_to_date
+from engram.utils.config.config import Config
 from engram.utils.training import interleaved, memorization_groups
 from engram.utils.training.accuracy_log import AccuracyLog
 from engram.utils.training.evaluation import accuracies, memory_counts
 from engram.utils.training.optimizers import build_optimizer, build_scheduler, carry_over
+from engram.utils.training.ports import BatchT, Learner, State, Stream, TaskT
 from engram.utils.training.progress import DivergedError, LossLog, Progress
-from engram.utils.training.signals import InterruptedRunError, StoppedRunError
+from engram.utils.training.signals import InterruptedRunError, SignalHandler, StoppedRunError
 
 DEBUG_STEPS = 5
 
@@ -32,18 +34,23 @@ class Position:
     total: int = 0
 
 
-class Trainer:
+class Trainer(Generic[TaskT, BatchT]):
     """Runs the stream; calls `on_task(row)` after each task and keeps a checkpoint in `folder`."""
 
-    interrupts = staticmethod(interleaved.interrupts)  # what a signal does
-
     def __init__(
-        self, config: Config, method: Any, folder: Path, on_task=lambda row: None, quiet: bool = False
+        self,
+        config: Config,
+        method: Learner[TaskT, BatchT],
+        folder: Path,
+        on_task: Callable[[int], None] = lambda row: None,
+        quiet: bool = False,
     ):
         self.config, self.method, self.folder, self.on_task = config, method, folder, on_task
-        self.benchmark = method.setup.benchmark
+        self.benchmark: Stream[TaskT, BatchT] = method.setup.benchmark
         streams = {"joint": self.benchmark.joint, "cumulative": self.benchmark.cumulative}
-        self.tasks = streams[method.stream]() if method.stream in streams else self.benchmark.tasks
+        self.tasks: Sequence[TaskT] = self.benchmark.tasks
+        if method.stream in streams:
+            self.tasks = streams[method.stream]()
         self.results = AccuracyLog(len(self.benchmark.tasks), self.benchmark.scenario)
         scores = method.setup.scores
         self.groups = (
@@ -53,7 +60,8 @@ class Trainer:
         self.losses = LossLog(self.benchmark.device)
         self.quiet = quiet
         self.best, self.n_worse = -1.0, 0  # early stopping
-        self._resumed: dict[str, Any] | None = None
+        self.scheduler: LRScheduler | None = None
+        self._resumed: State | None = None
         self._saved_at = time.monotonic()
         self._unshown = 0
 
@@ -68,7 +76,7 @@ class Trainer:
         if self.position.task < len(self.tasks) or not self.results.environments:
             self.results.record_environment(self.benchmark.device)
         try:
-            with self.interrupts() as self.interrupt:
+            with self.handle_signals() as self.signals:
                 self._measure_untrained()
                 while self.position.task < len(self.tasks):
                     self._run_task(self.tasks[self.position.task])
@@ -76,7 +84,11 @@ class Trainer:
             self.progress.close()
         return self.results
 
-    def _run_task(self, task: Any) -> None:
+    def handle_signals(self) -> AbstractContextManager[SignalHandler]:
+        """What SIGTERM and SIGINT do while the stream is learned: ask for an end between two steps."""
+        return interleaved.handle_signals()
+
+    def _run_task(self, task: TaskT) -> None:
         with self.results.timed("data"):
             self.benchmark.train(task)
         with self.results.timed("train"):
@@ -93,29 +105,29 @@ class Trainer:
             self.method.end_task(task)
         self._finish(task)
 
-    def _begin(self, task: Any) -> Any:
+    def _begin(self, task: TaskT) -> LRScheduler | None:
         """Optimizer and scheduler for the task: new, or as the checkpoint left them."""
         method, train, resumed = self.method, self.config.train, self._resumed
         method.enter(task)
         method.net.train()
-        begun = resumed is not None and (self.position.epoch or self.position.step)
-        if not begun:
+        inside_task = resumed is not None and (self.position.epoch or self.position.step)
+        if not inside_task:
             method.begin_task(task)
             self.best, self.n_worse = -1.0, 0
         before = resumed["optimizer"] if resumed else method.optimizer and method.optimizer.state_dict()
-        method.optimizer = build_optimizer(method.trainable().items(), train)
-        self.scheduler = build_scheduler(method.optimizer, train, self._n_epochs(task))
-        if begun:
-            method.optimizer.load_state_dict(before)
-            if self.scheduler:
-                self.scheduler.load_state_dict(resumed["scheduler"])
+        optimizer = method.optimizer = build_optimizer(method.trainable().items(), train)
+        scheduler = self.scheduler = build_scheduler(optimizer, train, self._n_epochs(task))
+        if resumed and inside_task:
+            optimizer.load_state_dict(resumed["optimizer"])
+            if scheduler:
+                scheduler.load_state_dict(resumed["scheduler"])
         elif train.keep_optimizer and before:
-            carry_over(method.optimizer, before)
+            carry_over(optimizer, before)
         self._resumed = None
-        return self.scheduler
+        return scheduler
 
-    def _run_epoch(self, task: Any) -> None:
-        size, place = self.config.train.batch_size, self._place(task)
+    def _run_epoch(self, task: TaskT) -> None:
+        size, label = self.config.train.batch_size, self._epoch_label(task)
         batches = self.benchmark.batches(task, self.position.epoch, size, self.position.step)
         self.method.epoch = self.position.epoch
         for batch in islice(batches, self._n_steps(task, self.position.epoch) - self.position.step):
@@ -128,24 +140,24 @@ class Trainer:
             self.position.total += 1
             self._unshown += len(batch.y)
             if self.losses.full or self.progress.due:
-                self._show(place)
-            self._between_steps(task, place)
+                self._show(label)
+            self._between_steps(task, label)
             interleaved.yield_turn()
-        self._show(place)
+        self._show(label)
 
-    def _between_steps(self, task: Any, place: str) -> None:
+    def _between_steps(self, task: TaskT, label: str) -> None:
         every = self.config.log.eval_every
         if every and self.position.total % every == 0:
-            self._show(place)  # waits for the steps queued on a GPU, whose time is the training's
+            self._show(label)  # waits for the steps queued on a GPU, whose time is the training's
             self._evaluate_inside(task)
         overdue = time.monotonic() - self._saved_at >= 60 * self.config.log.checkpoint_every
-        if overdue or self.interrupt.requested:
-            self._show(place)  # also makes sure that what is saved is finite
+        if overdue or self.signals.requested:
+            self._show(label)  # also makes sure that what is saved is finite
             self.save()
-        if self.interrupt.requested:
-            raise InterruptedRunError(self.interrupt.requested)
+        if self.signals.requested:
+            raise InterruptedRunError(self.signals.requested)
 
-    def _finish(self, task: Any) -> None:
+    def _finish(self, task: TaskT) -> None:
         """Evaluate after the task, save, report."""
         self._evaluate_row(task)
         counts = memory_counts(self.method, task.id)
@@ -154,8 +166,8 @@ class Trainer:
         self.position = Position(self.position.task + 1, 0, 0, self.position.total)
         self.save()
         self.on_task(task.id)
-        if self.interrupt.requested:
-            raise InterruptedRunError(self.interrupt.requested)
+        if self.signals.requested:
+            raise InterruptedRunError(self.signals.requested)
         # only right after that task: a run that is resumed there goes on
         if self.position.task == self.config.log.stop_after < len(self.tasks):
             raise StoppedRunError(self.position.task)
@@ -170,42 +182,43 @@ class Trainer:
             n_tasks = len(self.benchmark.tasks)
             self.results.b[:] = accuracies(self.method, n_tasks, n_seen=0)[:, 1].numpy()
 
-    def _evaluate_row(self, task: Any) -> None:
+    def _evaluate_row(self, task: TaskT) -> None:
         seen = task.id + 1
         n_tasks = seen if self.config.log.ignore_other_metrics else len(self.benchmark.tasks)
         with self.results.timed("eval"):
-            found = accuracies(self.method, n_tasks, seen).numpy()
+            row = accuracies(self.method, n_tasks, seen).numpy()
             if self.groups is not None:
                 self.results.set_groups(
                     task.id, memorization_groups.accuracies(self.method, seen, self.groups).numpy()
                 )
-        self.results.set_row(task.id, found)
+        self.results.set_row(task.id, row)
         if self.config.log.eval_every:
-            self.results.add_point(self.position.total, task.id, found)
+            self.results.add_point(self.position.total, task.id, row)
 
-    def _evaluate_inside(self, task: Any) -> None:
+    def _evaluate_inside(self, task: TaskT) -> None:
         with self.results.timed("eval"):
-            found = accuracies(self.method, task.id + 1, task.id + 1).numpy()
-        self.results.add_point(self.position.total, task.id, found)
+            row = accuracies(self.method, task.id + 1, task.id + 1).numpy()
+        self.results.add_point(self.position.total, task.id, row)
 
-    def _stopped_early(self, task: Any) -> bool:
+    def _stopped_early(self, task: TaskT) -> bool:
         """Whether the task's validation accuracy has stopped rising (`with_validation`: never test data)."""
         patience = self.config.train.early_stopping_patience
         if not patience:
             return False
         with self.results.timed("eval"):
-            found = accuracies(self.method, task.id + 1, task.id + 1)[list(task.parts), 1].mean().item()
-        self.n_worse = 0 if found > self.best else self.n_worse + 1
-        self.best = max(self.best, found)
+            of_task = accuracies(self.method, task.id + 1, task.id + 1)[list(task.parts), 1]
+        accuracy = of_task.mean().item()
+        self.n_worse = 0 if accuracy > self.best else self.n_worse + 1
+        self.best = max(self.best, accuracy)
         return self.n_worse >= patience
 
-    def _show(self, place: str) -> None:
+    def _show(self, label: str) -> None:
         """Read the losses; stop the run if one is not finite."""
         try:
             losses = self.losses.read_finite()
         except DivergedError as error:
-            raise DivergedError(f"{error} ({place}); {self._last_good()}") from None
-        self.progress.show(place, losses, self._unshown)
+            raise DivergedError(f"{error} ({label}); {self._last_good()}") from None
+        self.progress.show(label, losses, self._unshown)
         self.results.n_images += self._unshown
         self._unshown = 0
 
@@ -227,7 +240,7 @@ class Trainer:
             "results": self.results.state_dict(),
             "early_stopping": [self.best, self.n_worse],
             "method": method.state_dict(),
-            "optimizer": method.optimizer.state_dict(),
+            "optimizer": method.optimizer.state_dict() if method.optimizer else None,
             "scheduler": self.scheduler.state_dict() if self.scheduler else None,
         }
         checkpoint.write(content, self.folder / "checkpoint.pt")
@@ -239,7 +252,7 @@ class Trainer:
         if not path.exists():
             return
         saved = checkpoint.read(path)
-        check_same_run(saved, self.config, self.benchmark.class_names, path)
+        checkpoint.check_same_run(saved, self.config, self.benchmark.class_names, path)
         self.position = Position(**saved["position"])
         self.results.load_state_dict(saved["results"])
         self.best, self.n_worse = saved["early_stopping"]
@@ -248,14 +261,14 @@ class Trainer:
 
     # --- small things ----------------------------------------------------------------------------
 
-    def _n_epochs(self, task: Any) -> int:
+    def _n_epochs(self, task: TaskT) -> int:
         """Passes over the task's data, the last one cut short by --n_iters."""
         train = self.config.train
         if not train.n_iters:
             return train.n_epochs
         return -(-train.n_iters // self.benchmark.n_steps(task, train.batch_size))
 
-    def _n_steps(self, task: Any, epoch: int) -> int:
+    def _n_steps(self, task: TaskT, epoch: int) -> int:
         """Steps of one pass over the task's data."""
         train = self.config.train
         n_steps = self.benchmark.n_steps(task, train.batch_size)
@@ -266,25 +279,12 @@ class Trainer:
     def _count_steps(self) -> int:
         return sum(self._n_steps(task, epoch) for task in self.tasks for epoch in range(self._n_epochs(task)))
 
-    def _place(self, task: Any) -> str:
+    def _epoch_label(self, task: TaskT) -> str:
         epoch = f"epoch {self.position.epoch + 1}/{self._n_epochs(task)}"
         return f"task {task.id} ({self.position.task + 1}/{len(self.tasks)}) {epoch}"
 
-    def _precision(self):
+    def _precision(self) -> AbstractContextManager[object]:
+        """Inside, the step computes in the precision that was asked for."""
         if self.config.run.precision != "bf16":
             return nullcontext()
         return torch.autocast(self.benchmark.device.type, torch.bfloat16)
-
-
-def check_same_run(saved: dict[str, Any], config: Config, classes: list[str], path: Path) -> None:
-    """Refuse a checkpoint of another configuration, or of other classes or another order of them."""
-    own, other = config.flat(), up_to_date(saved.get("config", {}))
-    names = [k for k in own if k not in OPERATIONAL and own[k] != other.get(k)]
-    if names:
-        differ = ", ".join(f"--{k} is {own[k]}, there {other.get(k)}" for k in names[:3])
-        raise CheckpointError(f"{path} belongs to another run: {differ}")
-    if saved.get("classes") != classes:
-        raise CheckpointError(
-            f"{path}: the classes of the data, or their order, were others when it was written (images "
-            "changed, or another version of this program); bring those back, or start the run again"
-        )

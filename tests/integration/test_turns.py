@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engram import main as program
-from engram.scripts import sweep
+from engram.scripts import sweep, worker
 from engram.utils import checkpoint
 from engram.utils.config.cli import parse
 from engram.utils.training import interleaved
@@ -51,9 +50,9 @@ def assert_equal(found, expected, where: str) -> None:
 
 def run_both(tmp_path: Path, runs: list[dict]) -> tuple[list[int], int]:
     """Exit codes alone, and the one of all together."""
-    alone = [program.work(str(tmp_path / "alone" / str(i)), flags) for i, flags in enumerate(runs)]
+    alone = [worker.execute_run(str(tmp_path / "alone" / str(i)), flags) for i, flags in enumerate(runs)]
     together = [(str(tmp_path / "together" / str(i)), flags) for i, flags in enumerate(runs)]
-    return alone, program.work_together(together)
+    return alone, worker.execute_interleaved(together)
 
 
 def assert_the_same(tmp_path: Path, i: int) -> None:
@@ -81,7 +80,7 @@ def test_the_training_loop_passes_its_turn_on_after_every_step(tmp_path, monkeyp
 
     monkeypatch.setattr(Trainer, "_between_steps", noting)
     runs = [(str(tmp_path / str(seed)), flags_of("sgd", seed)) for seed in range(3)]
-    assert program.work_together(runs) == 0
+    assert worker.execute_interleaved(runs) == 0
     assert order == [0, 1, 2] * (len(order) // 3) and len(order) > 100
 
 
@@ -171,7 +170,7 @@ def test_a_sweep_of_seeds_together_is_interrupted_and_goes_on(tmp_path):
     for path in folder.glob("*/*/*/results.json"):
         document = json.loads(path.read_text())
         alone = tmp_path / "alone" / path.parent.name
-        assert program.work(str(alone), document["config"]) == 0
+        assert worker.execute_run(str(alone), document["config"]) == 0
         assert measured(path.parent) == measured(alone)
     sharing = {d["seed"] for d in documents if d["device"].startswith("shared by 2 runs")}
     assert sharing == {0, 1}, "seed 2 had a process of its own"

@@ -1,0 +1,62 @@
+"""Benchmark, network and method of a configuration."""
+
+import functools
+import time
+from collections.abc import Callable
+
+import torch
+
+from engram.backbones import row_parallel
+from engram.backbones.backbone import build_network, load_weights
+from engram.datasets.benchmark import Benchmark
+from engram.models.method import Method, Setup, check_parallel, check_scenario
+from engram.utils import checkpoint, distributed, scores
+from engram.utils import device as devices
+from engram.utils.config import registry
+from engram.utils.config.config import Config
+from engram.utils.errors import UserError
+from engram.utils.runs import excluded_samples
+
+# (name, n_train=, device=) → a proxy of memorization; models may not import `memorization.proxies.create`
+CreateProxy = Callable[..., object]
+
+
+def build_method(config: Config, device: torch.device, create_proxy: CreateProxy) -> Method:
+    """The method on its network, ready to learn its benchmark; its `setup.benchmark` holds that."""
+    devices.set_threads(config.run.num_threads, config.run.backbone)
+    devices.set_precision(config.run.precision)
+    method_class = registry.plugin_class(registry.load("models", config.run.model), Method)
+    check_parallel(method_class, config.run.model)
+    benchmark = build_benchmark(config, device)
+    check_scenario(method_class, config.run.model, benchmark)
+    net = build_network(config.run.backbone, config.architecture, benchmark, config.run.seed)
+    if config.log.loadcheck:
+        load_weights(net, checkpoint.read_weights(config.log.loadcheck))
+    row_parallel.divide(net)
+    return method_class(net, config.method, build_setup(config, benchmark, create_proxy))
+
+
+def build_benchmark(config: Config, device: torch.device) -> Benchmark:
+    """The stream of tasks, with the samples of --exclude left out."""
+    started = time.monotonic()
+    with distributed.local_main_process_first():  # it downloads what the others then find
+        benchmark: Benchmark = registry.load("datasets", config.run.dataset).build(config, device)
+    benchmark.build_seconds = time.monotonic() - started
+    if config.stream.exclude:
+        positions = excluded_samples.read(config.stream.exclude, benchmark.n_train, benchmark.order_hash)
+        benchmark.exclude(positions)
+    half = config.stream.half_classes_in_first_task
+    if half and len(benchmark.tasks[0].classes) != benchmark.n_classes // 2:
+        raise UserError(
+            f"--half_classes_in_first_task: {config.run.dataset} does not split its classes equally"
+        )
+    return benchmark
+
+
+def build_setup(config: Config, benchmark: Benchmark, create_proxy: CreateProxy) -> Setup:
+    """What the method may know: the stream, how it is trained, and what is known of memorization."""
+    path, n_train, given = config.log.memorization_scores, benchmark.n_train, None
+    if path:
+        given = scores.read(path, n_train, benchmark.order_hash).to(benchmark.device)
+    proxy = functools.partial(create_proxy, n_train=n_train, device=benchmark.device)
+    return Setup(benchmark, config.train, config.run.seed, given, proxy)

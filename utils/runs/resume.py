@@ -1,0 +1,25 @@
+"""Which configuration and which folder a run has: those of a new run, or those of one that is continued."""
+
+from pathlib import Path
+from typing import Any
+
+from engram.utils.config import cli
+from engram.utils.config.config import OPERATIONAL, Config, resolve
+from engram.utils.runs.run_dir import RunDir
+
+
+def find_run(request: cli.Request) -> tuple[Config, RunDir]:
+    """The run that --resume names by its folder or its id, with the flags that were given again."""
+    run_dir = RunDir.find(str(request.resume), request.overrides.get("output_dir", "runs"))
+    flags = cli.flags_to_resume(run_dir.load_config(), request.overrides)
+    return resolve([(str(run_dir.config), flags)]), run_dir
+
+
+def open_or_create(path: Path, flags: dict[str, Any]) -> tuple[Config, RunDir]:
+    """The run in the folder `path`, made with `flags` if it is new.
+
+    Of a run that is there already `flags` change only where and how it is executed.
+    """
+    run_dir = RunDir.at(path, flags)
+    stored = run_dir.load_config() | {name: flags[name] for name in OPERATIONAL if name in flags}
+    return resolve([(str(run_dir.config), stored)]), run_dir
