@@ -35,16 +35,18 @@ EQUIVALENT = Path(__file__).with_name("equivalent_mutants.yaml")
 TESTS = {
     "utils/metrics/accuracy_matrix.py": ["tests/unit/test_metrics.py"],
     "utils/metrics/statistics.py": ["tests/unit/test_statistics.py"],
-    "utils/buffers/reservoir.py": ["tests/unit/test_buffer.py"],
-    "utils/buffers/ring.py": ["tests/unit/test_rings.py"],
-    "utils/buffers/weighted_reservoirs.py": ["tests/unit/test_reservoirs.py", "tests/unit/test_buffer.py"],
+    "utils/buffers/reservoir.py": ["tests/unit/test_buffer.py", "tests/unit/test_memory.py"],
+    "utils/buffers/ring.py": ["tests/unit/test_rings.py", "tests/unit/test_memory.py"],
+    "utils/buffers/weighted_reservoirs.py": [
+        "tests/unit/test_memory.py", "tests/unit/test_reservoirs.py", "tests/unit/test_buffer.py"
+    ],
     "utils/buffers/selection.py": ["tests/unit/test_selection.py"],
-    "utils/buffers/factory.py": ["tests/unit/test_rings.py"],
-    "utils/buffers/per_task_ring.py": ["tests/unit/test_rings.py"],
+    "utils/buffers/factory.py": ["tests/unit/test_memory.py"],
+    "utils/buffers/per_task_ring.py": ["tests/unit/test_memory.py"],
     "models/parts/quadratic.py": ["tests/reference/test_ewc_mas.py"],
     "models/parts/importance.py": ["tests/reference/test_importance.py"],
     "memorization/estimator.py": ["tests/reference/test_estimator.py"],
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,35 @@ def test_min_and_worst_case_accuracy():
     assert accuracy_matrix.worst_case_accuracy(curve[:1]) == pytest.approx(0.9)
 
 
-def test_a_matrix_that_is_not_square_is_refused():
-    with pytest.raises(ValueError, match=r"square.*\(2, 3\)"):
-        accuracy_matrix.average_accuracy(np.zeros((2, 3)))
+def test_the_last_task_of_a_curve_may_be_evaluated_once():
+    curve = [(0, np.array([0.9, np.nan])), (0, np.array([0.8, np.nan])), (1, np.array([0.5, 0.7]))]
+    assert accuracy_matrix.min_accuracy(curve) == pytest.approx(0.5)
+    assert accuracy_matrix.worst_case_accuracy(curve) == pytest.approx(0.7 / 2 + 0.5 / 2)
+
+
+def test_rows_that_were_not_evaluated_are_left_out_of_the_best():
+    """Task 0: max(.8, .6) − .4; task 1: .9 − .5; task 2: .7 − .3."""
+    nan = np.nan
+    matrix = [[0.8, nan, nan, nan], [nan, nan, nan, nan], [0.6, 0.9, 0.7, nan], [0.4, 0.5, 0.3, 1.0]]
+    assert accuracy_matrix.forgetting(matrix) == pytest.approx((0.4 + 0.4 + 0.4) / 3)
+    assert accuracy_matrix.forgetting_over_tasks(matrix) == pytest.approx((0.4 + 0.4 + 0.4 + 0) / 4)
+
+
+METRICS = [
+    accuracy_matrix.average_accuracy, accuracy_matrix.learning_accuracy, accuracy_matrix.backward_transfer,
+    accuracy_matrix.retained_minus_learned, accuracy_matrix.forgetting, accuracy_matrix.mean_known_forgetting,
+    accuracy_matrix.forgetting_over_tasks, accuracy_matrix.average_incremental_accuracy,
+    lambda matrix: accuracy_matrix.forward_transfer(matrix, B.tolist()),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_nested_lists_will_do(metric):
+    assert metric(R.tolist()) == metric(R)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_matrix_that_is_not_square_is_refused(metric):
+    for shape in ((2, 3), (3, 2), (3,), (3, 3, 3)):
+        with pytest.raises(ValueError, match=rf"square.*\({shape[0]}"):
+            metric(np.zeros(shape))

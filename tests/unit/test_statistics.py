@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import numpy as np
@@ -39,6 +40,29 @@ def test_paired_without_spread():
     assert above.t == math.inf and above.p == 0
     assert math.isnan(same.t) and math.isnan(same.p)
     assert math.isnan(paired([1.0], [0.5]).p)
+
+
+def test_paired_both_ways():
+    """Exchanged sides change the sign of t and nothing of p; without spread, too."""
+    forward, backward = paired(A, B), paired(B, A)
+    assert backward.t == pytest.approx(-forward.t) and backward.p == pytest.approx(forward.p)
+    assert 0 < backward.p < 1
+    below = paired([0.1, 0.2], [0.2, 0.3])
+    assert (below.std, below.t, below.p) == (0.0, -math.inf, 0.0)
+    assert below.mean == pytest.approx(-0.1) and below.n == 2
+
+
+def test_results_are_python_numbers_that_stay_as_they_are():
+    """JSON and MLflow take Python's floats."""
+    results = [mean_std_ci([1.0, 2.0, 4.0]), mean_std_ci([3.0]), mean_std_ci([])]
+    results += [paired(A, B), paired(A, A), paired([1.0], [0.5]), paired([0.2, 0.3], [0.1, 0.2])]
+    for result in results:
+        values = dataclasses.asdict(result)
+        assert type(values.pop("n")) is int and {type(value) for value in values.values()} == {float}
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            result.mean = 0.0
+    assert results[2].n == 0 and math.isnan(results[2].mean)
+    assert results[5].n == 1 and results[5].mean == 0.5 and math.isnan(results[5].std)
 
 
 def test_holm_by_hand():
