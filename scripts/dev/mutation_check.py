@@ -45,6 +45,7 @@ TESTS = {
     "utils/buffers/per_task_ring.py": ["tests/unit/test_memory.py"],
     "models/parts/quadratic.py": ["tests/reference/test_ewc_mas.py"],
     "models/parts/importance.py": ["tests/reference/test_importance.py"],
+    "utils/training/accuracy_log.py": ["tests/unit/test_logged_values.py", "tests/unit/test_training.py"],
     "memorization/estimator.py": ["tests/reference/test_estimator.py"],
 }  # fmt: skip
 

@@ -50,6 +50,43 @@ def test_metrics_are_the_papers_names_in_percent_by_task(logged):
     assert history(client, run, "fwt_mask_classes") == pytest.approx({4: 100 * results["fwt"]})
 
 
+def expected_numbers(results: dict) -> dict[str, dict[int, float]]:
+    """Name → step → percent of all that a class-incremental run logs, made anew from its results."""
+    points: dict[str, dict[int, float]] = {}
+
+    def put(name: str, step: int, share: float) -> None:
+        points.setdefault(name, {})[step] = pytest.approx(100 * share, abs=1e-9)
+
+    for view, end in (("class_il", ""), ("task_il", "_mask_classes")):
+        R = results[view]["R"]
+        for i in range(len(R)):
+            put(f"mean_acc_{view}", i, sum(R[i][: i + 1]) / (i + 1))
+            for k in range(i + 1):
+                put(f"acc_{view}_task_{k}", i, R[i][k])
+            if i:
+                put(
+                    f"forgetting{end}",
+                    i,
+                    sum(max(R[m][j] for m in range(j, i)) - R[i][j] for j in range(i)) / i,
+                )
+                put(f"bwt{end}", i, sum(R[i][j] - R[j][j] for j in range(i)) / i)
+        for point in results["curve"]:
+            for k, accuracy in enumerate(point[view]):
+                put(f"step_acc_{view}_task_{k}", point["step"], accuracy)
+    ahead = [results["task_il"]["R"][j - 1][j] - results["b"][j] for j in range(1, 5)]
+    put("fwt_mask_classes", 4, sum(ahead) / 4)
+    return points
+
+
+def test_every_number_is_the_one_in_the_results_and_there_is_no_other(logged):
+    client, run, results, _ = logged
+    names = [name for name in run.data.metrics if not name.startswith("system/")]
+    assert {name: history(client, run, name) for name in names} == expected_numbers(results)
+    measured = {name for name in run.data.metrics if name.startswith("system/")}
+    assert {"system/process_memory_usage_megabytes", "system/cpu_utilization_percentage"} <= measured
+    assert all(list(history(client, run, name)) == [0, 1, 2, 3, 4] for name in measured)
+
+
 def test_evaluations_inside_tasks_are_on_the_step_axis(logged):
     client, run, results, _ = logged
     steps = history(client, run, "step_acc_class_il_task_0")
