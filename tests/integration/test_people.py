@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import engram
-from engram.scripts import docs, new_method
+from engram.scripts import new_method
 from engram.utils.config import plugin_docs, registry
 from engram.utils.errors import UserError
 from engram.utils.runs.run_result import RunResult
@@ -113,15 +113,3 @@ def test_a_new_method_passes_its_tests(tmp_path):
 def test_names_that_no_method_can_have(name, message, capsys):
     assert new_method.main([name]) == 2
     assert message in capsys.readouterr().err
-
-
-def test_every_plugin_has_a_page(tmp_path, capsys):
-    assert docs.main(["--out", str(tmp_path)]) == 0
-    text = (tmp_path / "ewc.html").read_text()
-    for wanted in ("Kirkpatrick et al.", "--e_lambda", "Differs from the paper", "&gt;= 0", "Checked by"):
-        assert wanted in text, wanted
-    index = (tmp_path / "index.html").read_text()
-    for kind in plugin_docs.KINDS:
-        for name in registry.names(kind):
-            assert f'href="{name}.html"' in index and (tmp_path / f"{name}.html").exists()
-    assert "--checkpoint_every" in index

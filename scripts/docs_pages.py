@@ -1,0 +1,248 @@
+"""Reference pages: what the sources say about a plugin, as Markdown; templates/plugin.md lays it out."""
+
+import ast
+import dataclasses
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from engram.scripts.analysis.paper_report import PAPERS_DIR, Published
+from engram.scripts.analysis.table import MISSING
+from engram.scripts.report import PAPERS
+from engram.utils.config import registry
+from engram.utils.config.config import GROUPS
+from engram.utils.config.options import BOUNDS, OptionSet, value_type
+from engram.utils.config.plugin_docs import KINDS, Plugin, method_class, plugins
+
+HOOKS = (
+    "begin_task", "loss", "penalty", "edit_gradients", "after_step", "end_task", "predict", "observe",
+)  # fmt: skip
+# Benchmarks that need a file of the user's own.
+REQUIRED = {"gem-file": " --gem_file FILE", "seq-imagefolder": " --image_dir DIR"}
+# What RESULTS.md calls a benchmark in the tables of a paper.
+TITLES = {title: name for report in PAPERS.values() for name, title in report.benchmarks.items()}
+# Front matter of a page that the search leaves out: what it would find there has a page of its own.
+NOT_SEARCHED = "---\nsearch:\n  exclude: true\n---"
+
+
+@dataclass(frozen=True)
+class PageTable:
+    """A table of a page; the cells of the columns in `code` are shown as code."""
+
+    head: list[str]
+    rows: list[list[str]]
+    title: str = ""
+    code: tuple[int, ...] = (0,)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A titled part of a page: text, a block of code, tables; what is empty is left out."""
+
+    title: str
+    text: str = ""
+    code: str = ""
+    tables: list[PageTable] = field(default_factory=list)
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to show below the title."""
+        return not (self.text or self.code or any(table.rows for table in self.tables))
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """A paragraph of a docstring; a literal one keeps its lines."""
+
+    text: str
+    literal: bool
+
+
+def plugin_page(plugin: Plugin) -> str:
+    """Everything about one plugin, as Markdown."""
+    module = registry.load(plugin.kind, plugin.name)
+    sections = [
+        Section("Source", plugin.source),
+        Section("Differs from the paper", plugin.differs),
+        Section("Description", plugin.text),
+        Section("Scenarios", ", ".join(plugin.scenarios)),
+        Section("Formula, hook by hook", tables=_hook_tables(plugin)),
+        Section("Flags", tables=[flag_table(getattr(module, "Options", OptionSet))]),
+        Section("Set by default", tables=_default_tables(plugin, module)),
+        Section("Presets (--load_best_args)", code=_presets(plugin)),
+        Section("Published numbers, in %", tables=_published_tables(plugin)),
+        Section("Measured here (RESULTS.md)", tables=_measured_tables(plugin)),
+        Section("Checked by", tables=_check_tables(plugin)),
+        Section("File", code=str(plugin.path.relative_to(registry.ROOT))),
+    ]
+    return _render(plugin.name, plugin.summary, example_command(plugin), sections)
+
+
+def index_page(kind: str) -> str:
+    """All plugins of a kind with their first lines, as Markdown."""
+    lines = [f"- [{plugin.name}]({plugin.name}.md): {_markdown(plugin.summary)}" for plugin in plugins(kind)]
+    return "\n".join([NOT_SEARCHED, f"# {KINDS[kind]}", "", *lines, ""])
+
+
+def run_flags_page() -> str:
+    """The flags that every run has, as Markdown."""
+    sections = [Section(str(options.__doc__), tables=[flag_table(options)]) for options in GROUPS.values()]
+    return _render("Flags of every run", "", "python main.py --help", sections)
+
+
+def example_command(plugin: Plugin) -> str:
+    """A command that runs the plugin as it is, on embedded data where that is possible."""
+    if plugin.kind == "datasets":
+        return f"python main.py --model sgd --dataset {plugin.name}{REQUIRED.get(plugin.name, '')}"
+    if plugin.kind == "backbones":
+        dataset = "seq-digits" if plugin.name == "mlp" else "seq-cifar10"
+        return f"python main.py --model sgd --dataset {dataset} --backbone {plugin.name}"
+    heads = " --multi_head" if plugin.scenarios == ("task-il",) else ""
+    return f"python main.py --model {plugin.name} --dataset seq-digits{heads}"
+
+
+def flag_table(options: type[OptionSet]) -> PageTable:
+    """Flag, default, type with bounds, help."""
+    rows = []
+    for option in dataclasses.fields(options):
+        kind, many = value_type(option)
+        bounds = [f"{BOUNDS[name][0]} {value}" for name, value in option.metadata["bounds"].items()]
+        choices = " | ".join(map(str, option.metadata["choices"] or ())) or kind.__name__ + ",..." * many
+        text = option.metadata["help"].replace("%%", "%")
+        rows.append([f"--{option.name}", _value_text(option.default), " ".join([choices, *bounds]), text])
+    return PageTable(["flag", "default", "values", "meaning"], rows, code=(0, 1, 2))
+
+
+def _hook_tables(plugin: Plugin) -> list[PageTable]:
+    """The docstrings of the method's class and of the hooks that it overrides."""
+    if plugin.kind != "models":
+        return []
+    node = method_class(ast.parse(plugin.path.read_text(encoding="utf-8")))
+    rows = [[node.name, ast.get_docstring(node) or ""]]
+    for hook in node.body:
+        if isinstance(hook, ast.FunctionDef) and hook.name in HOOKS:
+            rows.append([hook.name, " ".join((ast.get_docstring(hook) or "").split())])
+    return [PageTable(["hook", "what it does"], rows)]
+
+
+def _default_tables(plugin: Plugin, module: ModuleType) -> list[PageTable]:
+    """The flags that a benchmark sets where the user does not."""
+    if plugin.kind != "datasets":
+        return []
+    rows = [[f"--{name}", _value_text(value)] for name, value in module.DEFAULTS.items()]
+    return [PageTable(["flag", "value"], rows, code=(0, 1))]
+
+
+def _presets(plugin: Plugin) -> str:
+    path = registry.ROOT / "models" / "presets" / f"{plugin.name}.yaml"
+    return path.read_text(encoding="utf-8") if plugin.kind == "models" and path.exists() else ""
+
+
+def _published_tables(plugin: Plugin) -> list[PageTable]:
+    """The numbers of papers that reports compare the method with, one table for each paper."""
+    tables = []
+    for path in sorted(PAPERS_DIR.glob("published_*.yaml")):
+        published = Published.read(path.stem.removeprefix("published_"))
+        rows = [
+            [benchmark, name, *map(_value_text, values)]
+            for benchmark, methods in published.values.items()
+            for name, values in methods.items()
+            if plugin.name == (name.split()[0] if plugin.kind == "models" else benchmark)
+        ]
+        if rows:
+            tables.append(PageTable(["benchmark", "setting", *published.columns], rows, published.source))
+    return tables
+
+
+def _measured_tables(plugin: Plugin) -> list[PageTable]:
+    """The method's rows of the tables in RESULTS.md, or the benchmark's whole tables."""
+    tables = []
+    for table in measured_tables((registry.ROOT / "RESULTS.md").read_text(encoding="utf-8")):
+        if plugin.kind == "models":
+            rows = [row for row in table.rows if re.split("[ ,]", row[0])[0] == plugin.name]
+        else:
+            title = re.split("[,:]", table.title)[0]
+            rows = table.rows if TITLES.get(title, title) == plugin.name else []
+        if rows:
+            tables.append(dataclasses.replace(table, rows=rows))
+    return tables
+
+
+@cache
+def measured_tables(text: str) -> list[PageTable]:
+    """The tables between the markers of RESULTS.md, each with the bold line above it as its title."""
+    tables: list[PageTable] = []
+    for name, body in re.findall(r"<!-- table (.+?) -->\n(.*?)<!-- end \1 -->", text, re.DOTALL):
+        title = name
+        for block in body.split("\n\n"):
+            lines = block.strip().splitlines()
+            if block.startswith("**"):
+                title = block.strip().replace("**", "")
+            elif lines and lines[0].startswith("|"):
+                head, _, *rows = [[cell.strip() for cell in line[1:-1].split("|")] for line in lines]
+                tables.append(PageTable(head, rows, title))
+    return tables
+
+
+def _check_tables(plugin: Plugin) -> list[PageTable]:
+    """The tests of the reference files that import the method's file or name it."""
+    rows = []
+    for path in sorted((registry.ROOT / "tests" / "reference").glob("test_*.py")):
+        text = path.read_text(encoding="utf-8")
+        if plugin.kind == "models" and re.search(rf"(models\.|[\"']){plugin.path.stem}\b", text):
+            rows += [[path.name, sentence] for sentence in _test_sentences(text)]
+    return [PageTable(["file", "what is checked"], rows)]
+
+
+def _test_sentences(text: str) -> Iterator[str]:
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+            yield node.name.removeprefix("test_").replace("_", " ")
+
+
+def _value_text(value: object) -> str:
+    if value is None or value == ():
+        return MISSING
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+# --- the template ---------------------------------------------------------------------------------
+
+
+def _render(name: str, summary: str, command: str, sections: list[Section]) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).with_name("templates")),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"inline": _inline, "paragraphs": _paragraphs}
+    return environment.get_template("plugin.md").render(
+        name=name,
+        summary=summary,
+        command=command,
+        sections=[section for section in sections if not section.empty],
+    )
+
+
+def _inline(text: str) -> Markup:
+    """Escaped text in which `words` between backticks are code."""
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
+def _markdown(text: str) -> str:
+    """The text with what Markdown or HTML would take for markup escaped."""
+    return re.sub(r"([\\`*_\[\]])", r"\\\1", str(escape(text)))
+
+
+def _paragraphs(text: str) -> list[Paragraph]:
+    """The paragraphs of a docstring; indented and bulleted ones are literal."""
+    blocks = [block.strip("\n") for block in text.split("\n\n") if block.strip()]
+    return [Paragraph(block, block.startswith((" ", "- "))) for block in blocks]

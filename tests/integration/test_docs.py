@@ -1,0 +1,91 @@
+"""The documentation site: a page for every plugin, whose command is valid and whose texts are no markup."""
+
+import importlib.util
+import re
+import shlex
+from dataclasses import replace
+
+import pytest
+
+from engram.scripts import docs, docs_pages
+from engram.scripts.docs_pages import PageTable, measured_tables, plugin_page
+from engram.utils.config import registry
+from engram.utils.config.cli import parse
+from engram.utils.config.plugin_docs import KINDS, plugins
+from tests.conftest import ROOT
+
+PLUGINS = [plugin for kind in KINDS for plugin in plugins(kind)]
+EWC = next(plugin for plugin in PLUGINS if plugin.name == "ewc")
+
+
+@pytest.mark.parametrize("plugin", PLUGINS, ids=lambda plugin: plugin.name)
+def test_the_command_of_a_page_is_one_that_the_program_takes(plugin):
+    program, script, *flags = shlex.split(docs_pages.example_command(plugin))
+    config = parse(flags).config
+    assert (program, script) == ("python", "main.py")
+    assert plugin.name in (config.run.model, config.run.dataset, config.run.backbone)
+
+
+def test_a_page_has_what_the_sources_say():
+    page = plugin_page(EWC)
+    assert page.startswith("# ewc\n") and page.index("python main.py --model ewc") < page.index("## Source")
+    for wanted in (
+        "Kirkpatrick et al.", "--e_lambda", "## Differs from the paper", "&gt;= 0", "## Checked by",
+        "<td>98.64 ± 0.22</td>", "van de Ven &amp; Tolias 2019", "## Measured here",
+    ):  # fmt: skip
+        assert wanted in page, wanted
+    page = plugin_page(next(plugin for plugin in PLUGINS if plugin.name == "seq-mnist"))
+    assert "<p>Split MNIST: 400-400 units" in page and "<p>Permuted MNIST" not in page
+    assert "## Set by default" in page and "Formula" not in page
+
+
+def test_no_text_of_a_source_is_markup():
+    script = "<script>alert('x')</script>"
+    fields = {"summary": script, "source": script, "differs": f"  {script}", "text": f"a `{script}`"}
+    page = plugin_page(replace(EWC, **fields, scenarios=(script,)))
+    assert "<script" not in page and page.count("&lt;script&gt;") == 5
+    assert "<code>&lt;script&gt;" in page, "words between backticks are code"
+
+
+def test_names_and_summaries_are_text_in_the_index(monkeypatch):
+    monkeypatch.setattr(docs_pages, "plugins", lambda kind: [replace(EWC, summary="*a* <b> [c](d) `e_f`")])
+    assert docs_pages.index_page("models").splitlines()[-1] == (
+        r"- [ewc](ewc.md): \*a\* &lt;b&gt; \[c\](d) \`e\_f\`"
+    )
+
+
+def test_tables_of_the_results_are_read_with_their_titles():
+    text = (
+        "<!-- table a b -->\n**x**: y\n\n| m | n |\n| --- | --- |\n| er, 1 | 2 |\n\nnote\n<!-- end a b -->\n"
+        "| not | marked |\n<!-- table c -->\n| k |\n| --- |\n| 3 |\n<!-- end c -->"
+    )
+    assert measured_tables(text) == [
+        PageTable(["m", "n"], [["er, 1", "2"]], "x: y"), PageTable(["k"], [["3"]], "c"),
+    ]  # fmt: skip
+
+
+def test_the_site_has_a_page_for_every_plugin_and_the_guides(tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("kept")
+    assert docs.main(["--out", str(tmp_path)]) == 0
+    assert f"{len(PLUGINS)} plugin pages: {tmp_path / 'index.html'}" in capsys.readouterr().out
+    for kind, title in KINDS.items():
+        index = (tmp_path / title / "index.html").read_text()
+        for name in registry.names(kind):
+            assert f'href="{name}.html"' in index and (tmp_path / title / f"{name}.html").exists()
+    assert "--checkpoint_every" in (tmp_path / "flags.html").read_text()
+    assert "How to read the tables" in (tmp_path / "RESULTS.html").read_text()
+    results = re.findall(r"!\[[^\]]*\]\(([\w./-]+)\)", (ROOT / "README.md").read_text())
+    assert all((tmp_path / image).exists() for image in results)
+    searched = (tmp_path / "search" / "search_index.json").read_text()
+    assert "methods/ewc.html#flags" in searched and '"methods/index.html"' not in searched
+    assert (tmp_path / "mine.txt").read_text() == "kept", "nothing in the folder is deleted"
+
+
+def test_without_mkdocs_one_line_says_what_to_install(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert docs.main(["--out", str(tmp_path / "site")]) == 2
+    error = capsys.readouterr().err
+    assert error == (
+        "error: MkDocs Material is not installed: pip install -e '.[docs]' (or mkdocs-material)\n"
+    )
+    assert not (tmp_path / "site").exists()
