@@ -26,7 +26,7 @@ SMALLEST, ENLARGED = 63, 64
 
 @dataclass(frozen=True)
 class Options(OptionSet):
-    """Flags of AlexNet."""
+    """Flags of the AlexNet backbone."""
 
     pretrained: bool = option(False, "start from torchvision's ImageNet weights")
     num_freeze_layers: int = option(
@@ -52,7 +52,7 @@ class Dropout(nn.Module):
     def __init__(self, p: float):
         super().__init__()
         self.p, self.n_calls = p, 0
-        self.seed = torch.randint(1 << 62, ()).item()  # from the stream of initial weights
+        self.seed = int(torch.randint(1 << 62, ()).item())  # from the stream of initial weights
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, D) → (N, D)."""
@@ -60,15 +60,15 @@ class Dropout(nn.Module):
             return x
         draws = seeding.generator(self.seed, "dropout", self.n_calls, device=x.device)
         self.n_calls += 1
-        kept = torch.rand(x.shape, generator=draws, device=x.device) >= self.p
-        return x * kept / (1 - self.p)
+        mask = torch.rand(x.shape, generator=draws, device=x.device) >= self.p
+        return x * mask / (1 - self.p)
 
     def get_extra_state(self) -> Tensor:
-        """For checkpoints."""
+        """The number of masks drawn so far, for checkpoints."""
         return torch.tensor(self.n_calls)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Continue with the mask that comes next."""
+        """Continue with the mask after the last one drawn."""
         self.n_calls = int(state)
 
 
@@ -103,8 +103,8 @@ class AlexNet(Backbone):
         return self.body["classifier"](x.flatten(1))
 
     @torch.no_grad()
-    def take(self, weights: dict[str, Tensor]) -> None:
-        """Start from torchvision's weights."""
+    def load_imagenet(self, weights: dict[str, Tensor]) -> None:
+        """Copy torchvision's weights, by name, into the layers below the head."""
         for name, parameter in self.body.named_parameters():
             parameter.copy_(weights[name])
 
@@ -130,8 +130,8 @@ def imagenet_weights() -> dict[str, Tensor]:
         return weights.get_state_dict(check_hash=True, weights_only=True)
     except (OSError, RuntimeError, EOFError, UnpicklingError) as error:  # no connection, a damaged file
         raise UserError(
-            f"--pretrained: AlexNet's weights could not be had ({' '.join(str(error).split())[:90]}); put "
-            f"{weights.url} into place as {file} (delete what is there), or leave --pretrained out"
+            f"--pretrained: AlexNet's weights could not be loaded ({' '.join(str(error).split())[:90]}); put "
+            f"{weights.url} there as {file} (delete an old one), or leave --pretrained out"
         ) from None
 
 
@@ -144,6 +144,6 @@ def build(options: Options, input_shape: tuple[int, ...], name: str) -> AlexNet:
     weights = imagenet_weights() if options.pretrained else None
     net = AlexNet(input_shape[0], options)
     if weights:
-        net.take(weights)
+        net.load_imagenet(weights)
     net.freeze(options.num_freeze_layers)
     return net

@@ -1,4 +1,4 @@
-"""Backbone: the one interface of every architecture: features, a head, logits."""
+"""Backbone: the interface of every architecture (features, head, logits) and how a run's network is built."""
 
 import functools
 
@@ -36,10 +36,10 @@ class Backbone(nn.Module):
         return any(isinstance(module, _BatchNorm) for module in self.modules())
 
     def init_weights(self) -> None:
-        """Called once the head is attached; PyTorch's own initialisation stands by default."""
+        """Initialise all weights once the head is attached; by default PyTorch's initialisation stays."""
 
     def attach(self, head: nn.Module) -> "Backbone":
-        """Put the classifier on top."""
+        """Make `head` the network's classifier; returns the network."""
         self.head = head
         self.init_weights()
         return self
@@ -74,9 +74,9 @@ def layout(network: nn.Module) -> torch.memory_format:
 
 def load_weights(network: Backbone, state: dict[str, torch.Tensor]) -> None:
     """Load weights by name; a mismatch is one error that says what differs."""
-    own = network.state_dict()
-    wrong = [k for k in own.keys() | state.keys() if k not in own or k not in state]
-    wrong += [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
+    current = network.state_dict()
+    wrong = [k for k in current.keys() | state.keys() if k not in current or k not in state]
+    wrong += [k for k in current.keys() & state.keys() if current[k].shape != state[k].shape]
     if wrong:
         listed = ", ".join(sorted(wrong)[:4])
         raise UserError(f"the weights belong to another network; {len(wrong)} tensors differ: {listed}")

@@ -1,15 +1,16 @@
-"""Captured: a network's training passes, compiled and on a GPU replayed as CUDA graphs (`--compile`).
+"""Compiled: a network's training passes, compiled and on a GPU replayed as CUDA graphs (`--compile`).
 
 At batches of 32 a GPU waits while Python launches a few hundred small kernels per step. Here `features` of a
 training pass, the whole of an architecture but its head, becomes one launch forward and one backward
 (torch.compile, mode reduce-overhead). Head, losses, memory and optimizer stay as they are, so methods do not
 know; evaluation, teachers and importances, whose batches have other sizes, run as without it. Every size of
-batch is captured once.
+batch is compiled and captured once.
 """
 
 import copy
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,15 +19,15 @@ from tqdm import tqdm
 from engram.backbones.backbone import Backbone
 from engram.utils import compat, distributed
 
-BACKEND = {"mode": "reduce-overhead"}  # of torch.compile
+BACKEND: dict[str, Any] = {"mode": "reduce-overhead"}  # arguments of torch.compile; on a GPU: CUDA graphs
 # Steps from which on a run is shortened, by device: compiling takes about a minute. None: never. On a CPU
 # compiled passes are no quicker than plain ones (`scripts/bench steps --compile --against plain`).
 PAYS_FROM = {"cuda": 10_000, "cpu": None}
 N_SIZES = 64  # sizes of batch, task heads and frozen parts that are captured before the rest runs plainly
 
 
-def capture(net: Backbone, n_steps: int) -> str:
-    """Compile the training passes of a run of `n_steps` where it pays; returns what was done and why."""
+def compile_if_worthwhile(net: Backbone, n_steps: int) -> str:
+    """Compile the training passes if a run of `n_steps` gets shorter by it; returns what was done and why."""
     device = next(net.parameters()).device.type
     least = PAYS_FROM.get(device)
     if least is None:
@@ -42,44 +43,45 @@ def capture(net: Backbone, n_steps: int) -> str:
 
 
 def compile_passes(net: Backbone) -> None:
-    """From now on."""
+    """Replace `net.features` by its compiled form, which the next training step compiles."""
     compat.configure_compiler(N_SIZES)
-    net.features = Captured(net.features)
+    net.features = CompiledFeatures(net.features)  # type: ignore[method-assign]
 
 
 def begin_step(net: Backbone) -> None:
-    """To be called before each training step: from here on the last one's results may be overwritten."""
-    if isinstance(net.features, Captured):
+    """Tell CUDA graphs that a training step begins: they may overwrite the results of the last one."""
+    if isinstance(net.features, CompiledFeatures):
         torch.compiler.cudagraph_mark_step_begin()
 
 
 def _below_head(net: Backbone) -> list[str]:
+    """Names of the parameters that `features` uses."""
     return [name for name, _ in net.named_parameters() if not name.startswith("head.")]
 
 
-class Captured:
-    """Stands in for `net.features`. A copy of the network has its own."""
+class CompiledFeatures:
+    """Replaces `net.features` by its compiled form; a copy of the network compiles its own."""
 
-    def __init__(self, plain: Callable[[Tensor], Tensor]):
-        self.plain = plain
-        self.fast: Callable[[Tensor], Tensor] | None = torch.compile(plain, dynamic=False, **BACKEND)
+    def __init__(self, features: Callable[[Tensor], Tensor]):
+        self.plain = features
+        self.compiled: Callable[[Tensor], Tensor] | None = torch.compile(features, dynamic=False, **BACKEND)
 
     def __call__(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → (N, D)."""
-        if self.fast is None or not self._captures(x):
+        if self.compiled is None or not self._is_training_pass(x):
             return self.plain(x)
         try:
-            return self.fast(x)
+            return self.compiled(x)
         except Exception as error:
-            self.fast = None
+            self.compiled = None
             reason = " ".join(str(error).strip().splitlines()[:2])
             tqdm.write(f"--compile: failed ({reason}); the network runs as it is", file=sys.stderr)
             return self.plain(x)
 
-    def _captures(self, x: Tensor) -> bool:
-        """Training passes only; not those of `vmap`, which has its own way through every operation."""
-        in_training = self.plain.__self__.training and torch.is_grad_enabled()
+    def _is_training_pass(self, x: Tensor) -> bool:
+        """Whether gradients are needed. Passes of `vmap`, which replaces every operation, do not count."""
+        in_training = self.plain.__self__.training and torch.is_grad_enabled()  # type: ignore[attr-defined]
         return in_training and not compat.in_vmap(x)
 
-    def __deepcopy__(self, memo: dict) -> "Captured":
-        return Captured(copy.deepcopy(self.plain, memo))
+    def __deepcopy__(self, memo: dict[int, Any]) -> "CompiledFeatures":
+        return CompiledFeatures(copy.deepcopy(self.plain, memo))

@@ -1,4 +1,4 @@
-"""Heads: one classifier for all tasks, one per task, cosines, a fixed one; any module once per task."""
+"""Heads: the classifiers on a backbone (one for all tasks, one per task, cosine, fixed), and `PerTask`."""
 
 from collections.abc import Iterable
 from contextlib import contextmanager
@@ -41,10 +41,10 @@ class TaskHeads(nn.Module):
             return logits
         if task_id is None:
             raise ValueError("per-task heads over shared classes need task_id")
-        each = logits.view(len(features), len(self.heads), self.n_shared)
+        by_task = logits.view(len(features), len(self.heads), self.n_shared)
         # expand + gather rather than indexing with two tensors: vmap can batch it
         choice = task_id.view(-1, 1, 1).expand(-1, 1, self.n_shared)
-        return each.gather(1, choice).squeeze(1)
+        return by_task.gather(1, choice).squeeze(1)
 
     def select(self, task_ids: tuple[int, ...]) -> None:
         """Let only these tasks' heads learn, so that weight decay cannot touch the others."""
@@ -66,7 +66,7 @@ class CosineHead(nn.Module):
         self.scale = nn.Parameter(torch.tensor(float(scale)))
 
     def cosines(self, features: Tensor) -> Tensor:
-        """(N, D) → (N, C)."""
+        """Cosine of each feature vector and class embedding, (N, D) → (N, C)."""
         return F.normalize(features, dim=1) @ F.normalize(torch.cat(list(self.embeddings)), dim=1).T
 
     def forward(self, features: Tensor, task_id: Tensor | None = None) -> Tensor:
@@ -134,8 +134,8 @@ class PerTask(OneTaskAtATime, nn.Module):
             return self.copies[self._only](x)
         order = task_id.argsort(stable=True)
         counts = task_id.bincount(minlength=len(self.copies)).tolist()
-        parts = zip(self.copies, x[order].split(counts), strict=True)
-        return torch.cat([copy(part) for copy, part in parts if len(part)])[order.argsort()]
+        pairs = zip(self.copies, x[order].split(counts), strict=True)
+        return torch.cat([copy(rows) for copy, rows in pairs if len(rows)])[order.argsort()]
 
     def select(self, task_ids: tuple[int, ...]) -> None:
         """Let only these tasks' copies learn."""

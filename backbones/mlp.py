@@ -31,7 +31,7 @@ class MLP(Backbone):
         super().__init__()
         self.input_size, self.hidden_sizes = input_size, hidden_sizes
         sizes = (input_size, *hidden_sizes)
-        layers = [nn.Flatten()]
+        layers: list[nn.Module] = [nn.Flatten()]
         for fan_in, fan_out in itertools.pairwise(sizes):
             layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
         self.layers = nn.Sequential(*layers)
@@ -42,7 +42,7 @@ class MLP(Backbone):
         return self.layers(x)
 
     def init_weights(self) -> None:
-        """Xavier-uniform weights, zero biases, head included."""
+        """Draw Xavier-uniform weights and set biases to zero, the head's included."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -68,7 +68,7 @@ class TaskInputMLP(Backbone):
         return self.head(self.layers(self.inputs(x.flatten(1), task_id)), task_id)
 
     def init_weights(self) -> None:
-        """U(±1/sqrt(fan_in)) weights, zero biases."""
+        """Draw weights from U(±1/sqrt(fan_in)), PyTorch's distribution, and set biases to zero."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 module.reset_parameters()

@@ -32,7 +32,7 @@ def build_method(config: Config, device: torch.device, create_proxy: CreateProxy
     net = build_network(config.run.backbone, config.architecture, benchmark, config.run.seed)
     if config.log.loadcheck:
         load_weights(net, checkpoint.read_weights(config.log.loadcheck))
-    row_parallel.divide(net)
+    row_parallel.shard_rows(net)
     return method_class(net, config.method, build_setup(config, benchmark, create_proxy))
 
 

@@ -183,7 +183,7 @@ class Method:
         """`--compile` for a run of so many steps: what was done, and why."""
         if self.second_derivatives:
             return "--compile: the method takes second derivatives; its network runs as it is"
-        return compiled.capture(self.net, n_steps)
+        return compiled.compile_if_worthwhile(self.net, n_steps)
 
     def begin_step(self) -> None:
         """Called before each `observe` of a run with `--compile`."""

@@ -46,7 +46,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def read_weights(path: str) -> dict[str, torch.Tensor]:
-    """The network weights in a file that --savecheck, or a run's checkpoint, left."""
+    """The network weights, by name, in a file that --savecheck wrote or in a run's checkpoint."""
     content = read(Path(path).expanduser())
     weights = content.get("method", content).get("net")
     if not isinstance(weights, dict):

@@ -1,6 +1,7 @@
-"""Device: which one to use, and how many threads."""
+"""Device: which one a run uses, how many CPU threads, and the precision of matrix products."""
 
 import re
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -18,18 +19,17 @@ def choose(name: str) -> torch.device:
     if device.type == "cuda":
         n_devices = torch.cuda.device_count()
         if (device.index or 0) >= n_devices:
-            found = (
-                f"{n_devices} CUDA devices (cuda:0 to cuda:{n_devices - 1})"
-                if n_devices
-                else "no CUDA device"
+            available = f"{n_devices} CUDA devices (cuda:0 to cuda:{n_devices - 1})"
+            raise UserError(
+                f"--device {name}: this machine has {available if n_devices else 'no CUDA device'}; "
+                "try --device auto or cpu"
             )
-            raise UserError(f"--device {name}: this machine has {found}; try --device auto or cpu")
         device = torch.device("cuda", device.index or 0)
     return device
 
 
 def set_threads(requested: int, backbone: str) -> None:
-    """CPU threads: as requested, or by the size of the network's operations.
+    """Set the number of CPU threads: as requested, or by the size of the network's operations.
 
     A fully connected net on small batches runs up to 100x slower when threads contend for its tiny
     operations; convolutions profit from all cores.
@@ -39,8 +39,8 @@ def set_threads(requested: int, backbone: str) -> None:
 
 
 @contextmanager
-def one_thread():
-    """Small memory-bound work on one CPU thread, whatever the network uses.
+def one_thread() -> Iterator[None]:
+    """Inside, small memory-bound work runs on one CPU thread, however many the network uses.
 
     Indexing and normalising a few images gains nothing from threads and, on a machine that others
     use too, loses more than a factor of ten to their synchronisation.
@@ -54,6 +54,6 @@ def one_thread():
 
 
 def set_precision(precision: str) -> None:
-    """TF32 matrix units for fp32 work, or full fp32."""
+    """Let float32 matrix products use TF32 units if `precision` is tf32; otherwise they are full float32."""
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = precision == "tf32"

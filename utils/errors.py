@@ -1,8 +1,8 @@
-"""Errors that are the user's to mend: one clear line and a non-zero exit, no traceback."""
+"""Errors that the user can correct: shown as one clear line with a non-zero exit code, no traceback."""
 
 
 class UserError(ValueError):
-    """Says what was given, what is valid and what to do."""
+    """A wrong input; the message says what was given, what is valid and what to do."""
 
 
 class DataError(UserError):

@@ -6,13 +6,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 DPI = 100
-
-
 WIDTH = 12.8  # inches: 1280 pixels
 
 
 def canvas(width: float, height: float) -> Figure:
-    """An empty figure, inches, that needs no display."""
+    """An empty figure of so many inches that needs no display."""
     figure = Figure((width, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     return figure

@@ -1,4 +1,4 @@
-"""Files: written whole or not at all. Needs no torch, so that a sweep need not wait for it."""
+"""Files: text files that are written whole or not at all. Imports no torch: a sweep need not wait for it."""
 
 import os
 import secrets
@@ -6,8 +6,8 @@ from pathlib import Path
 
 
 def write_text(text: str, path: Path) -> None:
-    """A crash at any moment leaves either the old file or the new one, complete."""
-    # a name of its own: another process may be writing the same file
+    """Write the file so that a crash at any moment leaves either the old one or the new one, complete."""
+    # a unique name: another process may be writing the same file
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "w", encoding="utf-8") as file:
@@ -20,7 +20,7 @@ def write_text(text: str, path: Path) -> None:
 
 
 def put_in_place(temporary: Path, path: Path) -> None:
-    """Rename a finished file over an old one; afterwards it is there whatever happens."""
+    """Rename a finished file over an old one; when this returns, the change survives a power cut."""
     os.replace(temporary, path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:

@@ -2,7 +2,7 @@
 
 A file is a plain .npy vector with a number for every training sample, or a .npz holding at least `scores`
 (n,), and as written here also `stderr` (n,), `index` (n,) positions in the training set that were
-measured, `n_train`, `dataset`, `order_hash`, `settings` (JSON) and what else the program that wrote it
+measured, `n_train`, `dataset`, `order_hash`, `settings` (JSON) and whatever else the program that wrote it
 stores. Never pickled.
 """
 

@@ -2,12 +2,12 @@
 
 Names in use: `init`, `order` (of samples within an epoch), `augmentation`, `buffer`, `method`,
 `transforms` (permutations and angles), `samples` (each task's subset), `validation`; in memorization,
-keyed by network, also `replay`; `curvature` (its directions). Extra keys (task,
-epoch, block) give a stream its place in the run, so that a resumed run draws what the uninterrupted one
-would have drawn.
+keyed by network, also `replay`; `curvature` (its directions). Extra keys (task, epoch, block) make a stream
+of its own for each part of the run, so that a resumed run draws what the uninterrupted one would have drawn.
 """
 
 import hashlib
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -25,8 +25,8 @@ def generator(seed: int, purpose: str, *keys: int, device: torch.device | str = 
 
 
 @contextmanager
-def isolated(seed: int, purpose: str, *keys: int):
-    """Run library code that only knows the global CPU generator (layer initialisation), and restore it."""
+def isolated(seed: int, purpose: str, *keys: int) -> Iterator[None]:
+    """Inside, the global CPU generator, which layer initialisation uses, is seeded; then it is restored."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, purpose, *keys))
         yield

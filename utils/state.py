@@ -12,8 +12,8 @@ from torch import Tensor
 PLAIN = (bool, int, float, str, type(None))
 
 
-def pack(value: Any, where: str) -> Any:
-    """A checkpoint-safe copy of `value`; `where` names it in errors."""
+def pack(value: Any, name: str) -> Any:
+    """A checkpoint-safe copy of `value`; `name` is what errors call it."""
     if isinstance(value, Tensor):
         return value.detach()
     if isinstance(value, PLAIN):
@@ -23,13 +23,13 @@ def pack(value: Any, where: str) -> Any:
     if hasattr(value, "state_dict"):
         return value.state_dict()
     if isinstance(value, dict):
-        return {key: pack(item, f"{where}[{key!r}]") for key, item in value.items()}
+        return {key: pack(item, f"{name}[{key!r}]") for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(pack(item, f"{where}[{i}]") for i, item in enumerate(value))
-    raise TypeError(f"{where} is a {type(value).__name__}, which cannot be saved in a checkpoint")
+        return type(value)(pack(item, f"{name}[{i}]") for i, item in enumerate(value))
+    raise TypeError(f"{name} is a {type(value).__name__}, which cannot be saved in a checkpoint")
 
 
-def unpack(current: Any, saved: Any, device: torch.device, where: str) -> Any:
+def unpack(current: Any, saved: Any, device: torch.device, name: str) -> Any:
     """The value that `saved` stands for; `current` is the freshly built one it replaces."""
     if isinstance(current, torch.Generator):
         if len(saved) == len(current.get_state()):  # else a stream of another kind of device: it starts anew
@@ -41,11 +41,10 @@ def unpack(current: Any, saved: Any, device: torch.device, where: str) -> Any:
     if isinstance(saved, Tensor):
         return saved.to(current.device if isinstance(current, Tensor) else device)
     if isinstance(saved, dict):
-        known = current if isinstance(current, dict) else {}
-        return {k: unpack(known.get(k), v, device, f"{where}[{k!r}]") for k, v in saved.items()}
+        built = current if isinstance(current, dict) else {}
+        return {k: unpack(built.get(k), v, device, f"{name}[{k!r}]") for k, v in saved.items()}
     if isinstance(saved, list | tuple):
         same = isinstance(current, list | tuple) and len(current) == len(saved)
-        known = current if same else [None] * len(saved)
-        pairs = zip(known, saved, strict=True)
-        return type(saved)(unpack(k, v, device, f"{where}[{i}]") for i, (k, v) in enumerate(pairs))
+        pairs = zip(current if same else [None] * len(saved), saved, strict=True)
+        return type(saved)(unpack(k, v, device, f"{name}[{i}]") for i, (k, v) in enumerate(pairs))
     return saved

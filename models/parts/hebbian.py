@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from engram.backbones.row_parallel import undivided
+from engram.backbones.row_parallel import unsharded
 from engram.datasets.benchmark import Task
 from engram.models.parts import importance, layers
 from engram.models.parts.inference import evaluating
@@ -42,7 +42,7 @@ def of_images(
             "choose another --backbone, or MAS without --mas_local"
         )
     task_ids = torch.full((len(images),), task.id, device=images.device)
-    with evaluating(net), undivided(net):
+    with evaluating(net), unsharded(net):
         size = importance.chunk_size(net, totals, normalise(images[:1]), task_ids[:1])
         for rows in importance.chunks(len(images), size):
             accumulate(totals, net, watched, normalise(images[rows]), task_ids[rows])

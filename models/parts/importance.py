@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from engram.backbones.heads import TaskHeads
-from engram.backbones.row_parallel import undivided
+from engram.backbones.row_parallel import unsharded
 from engram.datasets.benchmark import Benchmark, Samples, Task
 from engram.models.parts import layers
 from engram.models.parts.inference import evaluating, head_mask
@@ -74,7 +74,7 @@ def of_images(
     totals = {name: torch.zeros_like(p) for name, p in parameters.items()}
     task_ids = torch.full((len(images),), task.id, device=images.device)
     quantities = of_own_classes(net, benchmark, task, quantities)
-    with evaluating(net), undivided(net):
+    with evaluating(net), unsharded(net):
         size = chunk_size(net, totals, normalise(images[:1]), task_ids[:1])
         for rows in chunks(len(images), size):
             raw, task_id, *rest = (t[rows] for t in (images, task_ids, *given))

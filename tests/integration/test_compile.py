@@ -46,7 +46,7 @@ def test_every_method_learns_the_same(model, capsys):
     plain, R, _ = trained(model, scenario, capsys, **CNN)
     method, again, said = trained(model, scenario, capsys, compile=True, **CNN)
     assert "failed" not in said and "--compile: " in said
-    assert isinstance(method.net.features, compiled.Captured) != method.second_derivatives
+    assert isinstance(method.net.features, compiled.CompiledFeatures) != method.second_derivatives
     np.testing.assert_array_equal(again, R)
     for name, value in plain.net.state_dict().items():
         torch.testing.assert_close(method.net.state_dict()[name], value, rtol=1e-5, atol=1e-6)
@@ -57,7 +57,7 @@ def test_compiled_to_machine_code(capsys, monkeypatch):
     monkeypatch.setattr(compiled, "BACKEND", {"mode": "reduce-overhead"})
     plain, R, _ = trained("derpp", "class-il", capsys, **CNN)
     method, again, said = trained("derpp", "class-il", capsys, compile=True, **CNN)
-    assert "are compiled" in said and method.net.features.fast is not None
+    assert "are compiled" in said and method.net.features.compiled is not None
     np.testing.assert_allclose(again, R, atol=0.1)
     for name, value in plain.net.state_dict().items():
         torch.testing.assert_close(method.net.state_dict()[name], value, rtol=1e-3, atol=1e-4)
@@ -98,7 +98,7 @@ def test_a_cpu_gains_nothing(capsys, monkeypatch):
     monkeypatch.setitem(compiled.PAYS_FROM, "cpu", None)
     method, _, said = trained("er", "class-il", capsys, compile=True)
     assert "nothing is gained on a cpu" in said
-    assert not isinstance(method.net.features, compiled.Captured)
+    assert not isinstance(method.net.features, compiled.CompiledFeatures)
 
 
 def test_a_short_run_is_not_compiled(capsys, monkeypatch):

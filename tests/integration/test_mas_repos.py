@@ -96,7 +96,7 @@ def test_pretrained_weights_that_are_not_there_end_the_run_with_one_line(
     ])  # fmt: skip
     said = capsys.readouterr()
     assert code == 2 and said.err.splitlines()[-1].startswith(
-        "error: --pretrained: AlexNet's weights could not be had"
+        "error: --pretrained: AlexNet's weights could not be loaded"
     )
     assert not list(folder.glob("seq-tinyimg/*"))
 

@@ -55,7 +55,7 @@ def trained(name: str, trainer_class: type[Trainer]) -> dict:
     method, config = tiny_method(model, scenario, **{"batch_size": 11, **flags})
     if name == "batch norm":  # over four numbers a channel: any rounding grows
         in_double_precision(method)
-    row_parallel.divide(method.net)
+    row_parallel.shard_rows(method.net)
     trainer = trainer_class(config, method, folder=None, quiet=True)
     trainer.save = lambda: None
     results = trainer.run()

@@ -80,7 +80,7 @@ def test_absent_or_damaged_weights_are_one_error_that_says_what_to_do(folder, mo
     with pytest.raises(UserError) as error:
         network("alexnet", pretrained=True, width=1.0, shape=(3, 64, 64))
     message = str(error.value)
-    assert "--pretrained: AlexNet's weights could not be had" in message and str(file) in message
+    assert "--pretrained: AlexNet's weights could not be loaded" in message and str(file) in message
     assert "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth" in message
     assert ("no route to host" in message) == (content is None)
 

@@ -69,14 +69,16 @@ def test_only_our_side_is_compiled(monkeypatch):
     monkeypatch.setattr(compiled, "BACKEND", {"backend": "aot_eager"})
     settings = replace(SMALL, compile=True, against=steps.AGAINST)
     stream, sides = settings.stream("er", compiled=True), []
-    assert isinstance(stream.trainer.method.net.features, compiled.Captured)
+    assert isinstance(stream.trainer.method.net.features, compiled.CompiledFeatures)
     monkeypatch.setattr(steps, "bare_steps", lambda other, *args: sides.append(other) or 1.0)
     monkeypatch.setattr(steps, "bare_epoch", lambda other, case: sides.append(other) or 1.0)
     for other in ("bare", "loader"):
         steps.compared(settings, "er", stream, other)
-    assert sides and not any(isinstance(s.trainer.method.net.features, compiled.Captured) for s in sides)
+    assert sides and not any(
+        isinstance(s.trainer.method.net.features, compiled.CompiledFeatures) for s in sides
+    )
     assert "compiled" in steps.compared(settings, "er", stream, "plain").text
-    assert stream.trainer.method.net.features.fast is not None
+    assert stream.trainer.method.net.features.compiled is not None
     torch._dynamo.reset()
 
 

@@ -5,18 +5,25 @@ where not evaluated; T tasks. b[j] is the accuracy of the untrained network. A m
 number it needs was not measured.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
+
+# Evaluations in time order, each (task in training or just finished, (T,) accuracies, NaN for unseen tasks).
+Curve = Sequence[tuple[int, NDArray[np.float64]]]
 
 
-def _matrix(R: ArrayLike) -> np.ndarray:
+def _matrix(R: ArrayLike) -> NDArray[np.float64]:
+    """R as a square matrix; raises `ValueError` for any other shape."""
     R = np.asarray(R, dtype=np.float64)
     if R.ndim != 2 or R.shape[0] != R.shape[1]:
         raise ValueError(f"R must be a square matrix (tasks x tasks), got shape {R.shape}")
     return R
 
 
-def _mean(values: np.ndarray) -> float:
+def _mean(values: NDArray[np.float64]) -> float:
+    """The mean of (n,) values, NaN without any."""
     return float(values.mean()) if len(values) else float("nan")
 
 
@@ -55,15 +62,18 @@ def forgetting(R: ArrayLike) -> float:
 
     Chaudhry et al. 2018 (RWalk), eq. 3; the maximum is over evaluated rows from the task's own on.
     """
-    R = _matrix(R)
-    return _mean(np.array([_best(R[j:-1, j]) - R[-1, j] for j in range(len(R) - 1)]))
+    return _mean(_drops(_matrix(R)))
+
+
+def _drops(R: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(T − 1,) for each task but the last: its best accuracy before the last task minus its final one."""
+    return np.array([_best(R[j:-1, j]) - R[-1, j] for j in range(len(R) - 1)])
 
 
 def mean_known_forgetting(R: ArrayLike) -> float:
-    """`forgetting` over the tasks where it is known: groups of samples may be absent from some tasks."""
-    R = _matrix(R)
-    each = np.array([_best(R[j:-1, j]) - R[-1, j] for j in range(len(R) - 1)])
-    return _mean(each[~np.isnan(each)])
+    """`forgetting` over the tasks where it is not NaN: a group of samples may be absent from some tasks."""
+    drops = _drops(_matrix(R))
+    return _mean(drops[~np.isnan(drops)])
 
 
 def forgetting_over_tasks(R: ArrayLike) -> float:
@@ -81,19 +91,17 @@ def average_incremental_accuracy(R: ArrayLike) -> float:
     return _mean(np.array([R[i, : i + 1].mean() for i in range(len(R))]))
 
 
-def min_accuracy(curve: list[tuple[int, np.ndarray]]) -> float:
+def min_accuracy(curve: Curve) -> float:
     """min-ACC: mean over old tasks of the lowest accuracy at any evaluation after the task was learned.
 
-    De Lange et al. 2023 (ContinualEvaluation), eq. 2. curve: evaluations in time order, each (task
-    being trained or just finished, accuracies of the tasks seen, NaN for others). Old tasks are all
-    but the last one trained.
+    De Lange et al. 2023 (ContinualEvaluation), eq. 2. Old tasks are all but the last one trained.
     """
     last = curve[-1][0]
     lowest = [[acc[j] for task, acc in curve if task > j] for j in range(last)]
     return _mean(np.array([min(values) for values in lowest]))
 
 
-def worst_case_accuracy(curve: list[tuple[int, np.ndarray]]) -> float:
+def worst_case_accuracy(curve: Curve) -> float:
     """WC-ACC = A_k / k + (1 − 1/k) min-ACC, k tasks seen, A_k the last task's accuracy now.
 
     De Lange et al. 2023, eq. 3.
@@ -105,7 +113,7 @@ def worst_case_accuracy(curve: list[tuple[int, np.ndarray]]) -> float:
     return float(accuracies[last] / k + (1 - 1 / k) * min_accuracy(curve))
 
 
-def _best(values: np.ndarray) -> float:
+def _best(values: NDArray[np.float64]) -> float:
     """Largest evaluated accuracy; NaN when none was, without a warning."""
     values = values[~np.isnan(values)]
     return float(values.max()) if len(values) else float("nan")

@@ -1,4 +1,7 @@
-"""Statistics over seeds: spread, intervals, paired comparisons. Standard deviations have ddof = 1."""
+"""Statistics over seeds: mean ± std, confidence intervals, paired tests, correction for several tests.
+
+The whole project computes them here and nowhere else. Standard deviations have ddof = 1.
+"""
 
 import math
 from dataclasses import dataclass
@@ -32,7 +35,7 @@ class Paired:
 
 
 def mean_std_ci(values: ArrayLike) -> Spread:
-    """Of values that are all there."""
+    """The spread of (n,) values, none of them NaN; with no value the mean is NaN too."""
     values = np.asarray(values, dtype=np.float64)
     n = len(values)
     if n < 2:
@@ -49,17 +52,18 @@ def paired(a: ArrayLike, b: ArrayLike) -> Paired:
     Differences that are all the same have no spread: t is then infinite, or NaN if they are all zero.
     """
     difference = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
-    found = mean_std_ci(difference)
-    if found.n < 2:
-        return Paired(found.n, found.mean, found.std, math.nan, math.nan)
+    spread = mean_std_ci(difference)
+    n, mean, std = spread.n, spread.mean, spread.std
+    if n < 2:
+        return Paired(n, mean, std, math.nan, math.nan)
     # the differences of numbers near 1 carry rounding of this size, which is no spread
-    if found.std < 1e-12:
-        t = math.copysign(math.inf, found.mean) if abs(found.mean) > 1e-12 else math.nan
-        return Paired(found.n, found.mean, 0.0, t, 0.0 if math.isinf(t) else math.nan)
-    from scipy.special import stdtr
+    if std < 1e-12:
+        t = math.copysign(math.inf, mean) if abs(mean) > 1e-12 else math.nan
+        return Paired(n, mean, 0.0, t, 0.0 if math.isinf(t) else math.nan)
+    from scipy.special import stdtr  # as in `mean_std_ci`
 
-    t = found.mean / (found.std / math.sqrt(found.n))
-    return Paired(found.n, found.mean, found.std, t, float(2 * stdtr(found.n - 1, -abs(t))))
+    t = mean / (std / math.sqrt(n))
+    return Paired(n, mean, std, t, float(2 * stdtr(n - 1, -abs(t))))
 
 
 def holm(p_values: list[float]) -> list[float]:
@@ -68,7 +72,7 @@ def holm(p_values: list[float]) -> list[float]:
     Holm 1979, "A simple sequentially rejective multiple test procedure". Tests without a p do not count.
     """
     order = sorted((p, i) for i, p in enumerate(p_values) if not math.isnan(p))
-    corrected, highest = [math.nan] * len(p_values), 0.0
+    corrected, highest = [math.nan] * len(p_values), 0.0  # corrected values never fall in this order
     for rank, (p, i) in enumerate(order):
         highest = max(highest, min(1.0, p * (len(order) - rank)))
         corrected[i] = highest
