@@ -5,7 +5,7 @@
     python main.py --model my_idea --dataset seq-digits
 
 The skeleton is a small method that works (the weights are pulled to where the last task left them), with
-every part in its place; replace what your paper does otherwise.
+every part there; replace what your paper does otherwise.
 """
 
 import argparse
@@ -82,13 +82,13 @@ CONTRACT = Path("tests", "contract", "test_methods.py")
 
 def files(name: str) -> dict[Path, str]:
     """Path under the project → content."""
-    words = {"CLASS": "".join(part.capitalize() for part in name.split("_")), "TITLE": name, "NAME": name}
-    found = {}
+    words = {"CLASS": "".join(word.capitalize() for word in name.split("_")), "TITLE": name, "NAME": name}
+    made = {}
     for path, text in ((f"models/{name}.py", METHOD), (f"tests/reference/test_{name}.py", TEST)):
         for word, value in words.items():
             text = re.sub(rf"\b{word}\b(?! OF)", value, text)
-        found[Path(path)] = text
-    return found
+        made[Path(path)] = text
+    return made
 
 
 def contract_with(text: str, name: str) -> str:

@@ -91,8 +91,9 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, SweepSpec]:
     file, flags, fixed_words = split(argv)
     made = parser()
     own_names = {"help", *vars(made.parse_args([]))}
-    own = [word for name in flags if name in own_names for word in (f"--{name}", *flags[name])]
-    options = made.parse_args(own)
+    options = made.parse_args(
+        [word for name in flags if name in own_names for word in (f"--{name}", *flags[name])]
+    )
     study = read_spec(Path(file)) if file else SweepSpec()
     fixed = {name: _one(name, values) for name, values in grouped(fixed_words).items()}
     grid = {name: values or ["1"] for name, values in flags.items() if name not in own_names}
@@ -100,10 +101,10 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, SweepSpec]:
     given = study.fixed | fixed
     output_dir = options.output_dir or given.get("output_dir") or (f"runs/{name}" if name else "runs")
     named = {"output_dir": output_dir} | ({"experiment_name": name} if name else {})
-    kept = {name: values for name, values in study.grid.items() if name not in fixed}
+    grid_of_file = {name: values for name, values in study.grid.items() if name not in fixed}
     runs = tuple({k: v for k, v in run.items() if k not in fixed | grid} for run in study.runs)
     settled = {k: v for k, v in given.items() if k not in grid} | {"output_dir": output_dir}
-    return options, SweepSpec(name, named | settled, kept | grid, runs)
+    return options, SweepSpec(name, named | settled, grid_of_file | grid, runs)
 
 
 def _one(name: str, values: list[str]) -> Any:
@@ -120,13 +121,12 @@ def main(argv: list[str] | None = None) -> int:
     try:
         options, study = parse(argv)
         _check(options)
-        if not (
-            options.dry_run or options.address or options.slurm
-        ):  # imports while this process resolves the runs
+        here = not (options.dry_run or options.address or options.slurm)
+        if here:  # the fork server imports torch while this process resolves the runs
             process_pool.start_server(preload(study.points()))
         runs = study.resolved()
-        ledger = RunIndex({run.config.run.output_dir for run in runs})
-        sweep = Sweep(runs, ledger, options.seeds_together)
+        index = RunIndex({run.config.run.output_dir for run in runs})
+        sweep = Sweep(runs, index, options.seeds_together)
         if options.dry_run:
             print(sweep.plan(n_at_a_time(options, sweep)))
             return 0
@@ -182,14 +182,14 @@ def carry_out(sweep: Sweep, name: str, options: argparse.Namespace) -> int:
         total=n_runs, initial=n_done, unit="run", dynamic_ncols=True, smoothing=0, disable=None
     ) as bar:  # fmt: skip
         try:
-            for run, outcome, tries_left in sweep.execute(pool, n_threads, options.retries):
+            for run, job_exit, tries_left in sweep.execute(pool, n_threads, options.retries):
                 n_done += not tries_left
-                again = "; trying again" if tries_left else ""
-                line = ending(run, outcome, sweep.folders[run.key]) + again
+                line = ending(run, job_exit, sweep.paths[run.key])
+                line += "; trying again" if tries_left else ""
                 tqdm.write(f"[{n_done}/{n_runs}] {line}", file=sys.stderr)
                 bar.update(not tries_left)
-                if outcome.code and not tries_left:
-                    failed.append(failure(run, outcome))
+                if job_exit.code and not tries_left:
+                    failed.append(failure(run, job_exit))
                     bar.set_postfix_str(f"{len(failed)} failed", refresh=False)
             write_parents(sweep, pool, name)
         except KeyboardInterrupt as stop:
@@ -206,9 +206,9 @@ def write_parents(sweep: Sweep, pool: JobPool, name: str) -> None:
     for job in sweep.parent_jobs(name):
         pool.submit(job)
     while pool.n_running():
-        for outcome in pool.finished(timeout=1.0):
-            if outcome.code:
-                print(f"MLflow has no parent runs of this study: {outcome.job.output}", file=sys.stderr)
+        for job_exit in pool.finished(timeout=1.0):
+            if job_exit.code:
+                print(f"MLflow has no parent runs of this study: {job_exit.job.output}", file=sys.stderr)
 
 
 def job_pool(options: argparse.Namespace, sweep: Sweep) -> tuple[JobPool, int]:

@@ -22,6 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure as Picture
 
 from engram.scripts.bench.buffer import buffer_speed
 from engram.scripts.bench.data import data_path
@@ -48,30 +49,32 @@ PARTS = {
 }
 
 
-def figures(part: str, args: argparse.Namespace) -> list[Figure]:
-    """Measure one part."""
-    if part == "seeds":
+def figures(name: str, args: argparse.Namespace) -> list[Figure]:
+    """Measure the part of this name; returns its lines."""
+    if name == "seeds":
         return seeds(args.device, args.data_dir)
-    if part == "steps":
+    if name == "steps":
         names = ("backbone", "batch_size", "device", "precision", "compile", "n_steps")
-        given = {name: getattr(args, name) for name in names}
+        given = {flag: getattr(args, flag) for flag in names}
         return steps(Settings(models=tuple(args.models), against=tuple(args.against), **given))
     measured = {
         "trainer-mlp": trainer_mlp, "trainer-resnet": trainer_resnet, "data": data_path,
         "buffer": buffer_speed, "methods-mlp": methods_mlp, "methods-resnet": methods_resnet,
         "scaling": scaling, "startup": startup, "overhead": overhead,
     }  # fmt: skip
-    return measured[part]()
+    return measured[name]()
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Build the parser of the command line, whose help lists the parts."""
     listed = "\n".join(f"  {name:<15} {text}" for name, text in PARTS.items())
     made = argparse.ArgumentParser(
-        description=f"{__doc__}\nparts:\n{listed}", formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m scripts.bench",
+        description=f"{__doc__}\nparts:\n{listed}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = made.add_argument
-    add("parts", nargs="*", metavar="PART", help="what to measure (default: all)")
+    add("parts", nargs="*", choices=PARTS, metavar="PART", help="what to measure (default: all)")
     add("--update", type=Path, metavar="FILE", help="file whose marked part is replaced by the lines")
     add("--json", type=Path, metavar="FILE", help="write machine, versions and every number")
     add("--plot", type=Path, metavar="FILE", help="draw the ratios")
@@ -107,43 +110,38 @@ def completed(args: argparse.Namespace) -> argparse.Namespace:
 
 
 def machine(device: str) -> str:
-    """Where it was measured, with what."""
+    """Name the machine, its processors and the versions of the libraries."""
     listed = ", ".join(f"{k} {v}" for k, v in versions().items())
     gpu = f", {torch.cuda.get_device_name(device)}" if device.startswith("cuda") else ""
     return f"{platform.machine()}, {os.cpu_count()} cores, {cpu_name()}{gpu}; {listed}"
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the parts asked for."""
-    made = parser()
-    args = completed(made.parse_args(argv))
-    if unknown := set(args.parts) - set(PARTS):
-        made.error(f"unknown part {', '.join(sorted(unknown))}; choose from {', '.join(PARTS)}")
-    where, found = machine(args.device), {}
-    print(where, flush=True)
-    for part in args.parts or PARTS:
-        found[part] = figures(part, args)
-        print("\n".join(figure.text for figure in found[part]), flush=True)
+    """Measure the parts asked for; print, and write what --json, --plot and --update name."""
+    args = completed(parser().parse_args(argv))
+    system, measured = machine(args.device), {}
+    print(system, flush=True)
+    for name in args.parts or PARTS:
+        measured[name] = figures(name, args)
+        print("\n".join(figure.text for figure in measured[name]), flush=True)
         if args.json:  # after each part: an interrupted benchmark keeps what it has measured
-            args.json.write_text(json.dumps(document(where, found), indent=1), encoding="utf-8")
+            args.json.write_text(json.dumps(document(system, measured), indent=1), encoding="utf-8")
     if args.plot:
-        plot(found, where, args.plot)
+        plot(measured, system, args.plot)
     if args.update:
-        lines = [figure.text for part in found.values() for figure in part]
-        update(args.update, "\n".join([where, *lines]))
+        lines = [figure.text for figures_of_part in measured.values() for figure in figures_of_part]
+        update(args.update, "\n".join([system, *lines]))
 
 
-def document(where: str, found: dict[str, list[Figure]]) -> dict:
-    """What --json writes."""
-    measured = [{"part": part, **asdict(figure)} for part, of in found.items() for figure in of]
-    return {"machine": where, "versions": versions(), "figures": measured}
+def document(system: str, measured: dict[str, list[Figure]]) -> dict:
+    """Build what --json writes: machine, versions, and every figure with the name of its part."""
+    rows = [{"part": name, **asdict(figure)} for name, lines in measured.items() for figure in lines]
+    return {"machine": system, "versions": versions(), "figures": rows}
 
 
-def plot(found: dict[str, list[Figure]], where: str, path: Path) -> None:
-    """A bar for every ratio, on a logarithmic scale: left of 1 our side takes less time."""
-    from matplotlib.figure import Figure as Picture
-
-    rows = [figure for part in found.values() for figure in part if "ratio" in figure.numbers][::-1]
+def plot(measured: dict[str, list[Figure]], system: str, path: Path) -> None:
+    """Draw a bar for every ratio, on a logarithmic scale: left of 1 our side takes less time."""
+    rows = [figure for lines in measured.values() for figure in lines if "ratio" in figure.numbers][::-1]
     picture = Picture(figsize=(9, 1.5 + 0.28 * len(rows)), layout="constrained")
     axes = picture.subplots()
     ratios = [figure.numbers["ratio"] for figure in rows]
@@ -156,7 +154,7 @@ def plot(found: dict[str, list[Figure]], where: str, path: Path) -> None:
     axes.tick_params(axis="x", which="both", labelsize=8)
     axes.margins(x=0.15)
     axes.tick_params(axis="y", labelsize=8)
-    axes.set_xlabel(f"time of the first / time of the second\n{where.split(';')[0]}")
+    axes.set_xlabel(f"time of the first / time of the second\n{system.split(';')[0]}")
     picture.savefig(path, dpi=120)
 
 

@@ -1,6 +1,6 @@
 """Speed of the replay buffers against a loop over single samples, in one process and thread.
 
-    python scripts/bench/buffer.py            about two minutes on one core; also a part of scripts/bench
+Part `buffer` of `python -m scripts.bench`: about two minutes on one core.
 
 Both hold 5,120 CIFAR images; a step offers 64 images and takes 64, ready for the network. The loop is what
 replay code usually does (mammoth's buffer and transforms): float images, a random slot and a copy of every
@@ -34,7 +34,7 @@ class LoopBuffer:
         self.y, self.task_id, self.index = (torch.zeros(SIZE, dtype=torch.long) for _ in range(3))
 
     def add(self, x: Tensor, y: Tensor, task_id: Tensor, index: Tensor) -> None:
-        """Offer a batch."""
+        """Offer a batch to the reservoir, sample by sample."""
         for i in range(len(y)):
             slot = self.n_seen
             if slot >= SIZE:
@@ -110,7 +110,7 @@ def filled(buffer, stream: list[dict[str, Tensor]]):
 
 
 def against_the_loop(augmented: bool, n_seen: int, rounds: int = 7, n: int = 20) -> Figure:
-    """Rounds alternate, each from the same place of the stream: one that is late in it accepts less."""
+    """Compare both buffers; every round starts at the same step, since a later one accepts fewer samples."""
     streams = batches(n, floats=False), batches(n, floats=True)
     reservoir = Buffer(SIZE, torch.Generator().manual_seed(0), "cpu")
     sides = (
@@ -136,24 +136,22 @@ def eviction(kind: Callable[[], Buffer], name: str, n: int = 20) -> Figure:
     draws = torch.Generator().manual_seed(0)
     chooser, plain = (filled(Ours(b, None), stream) for b in (kind(), Buffer(SIZE, draws, "cpu")))
     times = [[seconds(b, SIZE, stream, taking=False) for b in (chooser, plain)] for _ in range(6)][1:]
-    each = statistics.median(a - b for a, b in times) / BATCH
+    per_sample = statistics.median(a - b for a, b in times) / BATCH
     entering = sum(SIZE / k for k in range(SIZE + 1, 50_001))
     text = (
-        f"{name}: {1e6 * each:.0f} µs for each sample that enters a full memory of {SIZE:,}, "
-        f"{each * entering:.1f} s over the {entering:,.0f} of 50,000 that do"
+        f"{name}: {1e6 * per_sample:.0f} µs for each sample that enters a full memory of {SIZE:,}, "
+        f"{per_sample * entering:.1f} s over the {entering:,.0f} of 50,000 that do"
     )
-    return Figure(f"eviction, {name}", text, {"us_per_sample": 1e6 * each, "epoch_s": each * entering})
+    return Figure(
+        f"eviction, {name}", text, {"us_per_sample": 1e6 * per_sample, "epoch_s": per_sample * entering}
+    )
 
 
 def buffer_speed() -> list[Figure]:
-    """All of it, one thread."""
+    """Measure every comparison of this file on one thread."""
     torch.set_num_threads(1)
     figures = [against_the_loop(augmented, n) for augmented in (True, False) for n in (SIZE, 50_000)]
     for kind in (BalancedBuffer, LossAwareBalancedBuffer):
         draws = torch.Generator().manual_seed(0)
         figures.append(eviction(lambda k=kind, d=draws: k(SIZE, N_CLASSES, d, "cpu"), kind.__name__))
     return figures
-
-
-if __name__ == "__main__":
-    print("\n".join(figure.text for figure in buffer_speed()))

@@ -1,6 +1,6 @@
 """The data path: augmented images per second, against torchvision's PIL transforms in a DataLoader.
 
-Part `data` of scripts/bench.
+Part `data` of `python -m scripts.bench`.
 """
 
 import time
@@ -24,16 +24,16 @@ def data_path() -> list[Figure]:
     n, figures = len(source.train_y), []
     for workers in (0, 2):
         loader = pil_loader(source, workers, n, 32, CIFAR)
-        mine, theirs, ratio = alternate(
+        ours, theirs, ratio = alternate(
             lambda: seconds_to_drain(benchmark.batches(benchmark.tasks[0], 0, 32)),
             lambda loader=loader: seconds_to_drain(loader),
             rounds=3,
         )
         text = (
             f"data path, CIFAR crop + flip + normalise, batch 32: {1 / ratio:.1f}x the images/s of a "
-            f"torchvision-PIL DataLoader with {workers} workers ({n / mine:,.0f} against {n / theirs:,.0f})"
+            f"torchvision-PIL DataLoader with {workers} workers ({n / ours:,.0f} against {n / theirs:,.0f})"
         )
-        numbers = {"ratio": ratio, "images_per_s": n / mine, "their_images_per_s": n / theirs}
+        numbers = {"ratio": ratio, "images_per_s": n / ours, "their_images_per_s": n / theirs}
         figures.append(Figure(f"data / DataLoader, {workers} workers", text, numbers))
     return figures
 

@@ -69,11 +69,11 @@ def build(name: str) -> tuple[nn.Module, tuple[int, ...]]:
 
 
 def ours(totals: dict[str, Tensor], net: nn.Module, x: Tensor, quantities, power: int) -> None:
-    """As methods do it, in chunks."""
+    """Add up the importances of `x` as methods do it, in chunks."""
     task_id = torch.zeros(len(x), dtype=torch.long)
     size = importance.chunk_size(net, totals, x[:1], task_id[:1])
-    for part, ids in zip(x.split(size), task_id.split(size), strict=True):
-        importance.accumulate(totals, net, part, ids, quantities, power)
+    for images, ids in zip(x.split(size), task_id.split(size), strict=True):
+        importance.accumulate(totals, net, images, ids, quantities, power)
 
 
 def theirs(totals: dict[str, Tensor], net: nn.Module, x: Tensor, quantities, power: int) -> None:
@@ -96,20 +96,20 @@ def timed(work: Callable, clock: Callable[[], float], net: nn.Module, x: Tensor,
 
 
 def measure(name: str, clock: Callable[[], float]) -> str:
-    """The line of one part."""
-    part = PARTS[name]
-    net, shape = build(part.network)
-    how = QUANTITIES[part.quantity]
-    x = torch.randn(part.ours, *shape)
+    """Measure one part; returns its line."""
+    case = PARTS[name]
+    net, shape = build(case.network)
+    how = QUANTITIES[case.quantity]
+    x = torch.randn(case.ours, *shape)
     check(net, x[:2], how)
     rounds = [
-        (timed(theirs, clock, net, x[: part.theirs], *how)[0], timed(ours, clock, net, x, *how)[0])
+        (timed(theirs, clock, net, x[: case.theirs], *how)[0], timed(ours, clock, net, x, *how)[0])
         for _ in range(ROUNDS)
     ]
     ratio = statistics.median(slow / fast for slow, fast in rounds)
     slow, fast = (statistics.median(side) for side in zip(*rounds, strict=True))
     return (
-        f"{NAMES[part.network]}, {NAMES[part.quantity]}: one backward per sample / ours = {ratio:.1f}  "
+        f"{NAMES[case.network]}, {NAMES[case.quantity]}: one backward per sample / ours = {ratio:.1f}  "
         f"(1,000 samples: {slow:.2f} s, {fast:.2f} s; {held(net, x)})"
     )
 
@@ -117,9 +117,9 @@ def measure(name: str, clock: Callable[[], float]) -> str:
 def check(net: nn.Module, x: Tensor, how: tuple) -> None:
     """Stop if the two sides differ; in double precision, where no rounding switches a unit on or off."""
     net, x = copy.deepcopy(net).double(), x.double()
-    (_, found), (_, expected) = (timed(side, time.perf_counter, net, x, *how) for side in (ours, theirs))
+    (_, measured), (_, expected) = (timed(side, time.perf_counter, net, x, *how) for side in (ours, theirs))
     for name, value in expected.items():
-        if (found[name] - value).abs().max() > 1e-9 * value.max():
+        if (measured[name] - value).abs().max() > 1e-9 * value.max():
             sys.exit(f"error: the two sides differ in {name}")
 
 
@@ -133,16 +133,14 @@ def held(net: nn.Module, x: Tensor) -> str:
     return "held beside the result: " + ", ".join(f"{size / 1e6:.1f} MB" for size in sizes)
 
 
-def main() -> None:
-    """Print the machine and a line per part."""
+def main(argv: list[str] | None = None) -> None:
+    """Print the machine and a line for every part asked for."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}")
+    parser.add_argument("parts", nargs="*", choices=PARTS, metavar="PART", help=f"of {', '.join(PARTS)}")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
-    given = parser.parse_args()
-    if unknown := set(given.parts) - set(PARTS):
-        parser.error(f"unknown part {', '.join(unknown)}; choose from {', '.join(PARTS)}")
+    given = parser.parse_args(argv)
     torch.set_num_threads(given.threads)
     clock = time.process_time if given.threads == 1 else time.perf_counter
     print(f"{cpu_name()}, {given.threads} thread(s), torch {torch.__version__}")

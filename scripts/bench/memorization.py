@@ -53,12 +53,12 @@ PARTS = {
 }
 
 
-def data_of(part: Part, device: torch.device) -> StudyData:
+def data_of(case: Part, device: torch.device) -> StudyData:
     """Random images in ten classes."""
-    source = random_source(N, 10, part.shape)
+    source = random_source(N, 10, case.shape)
     return StudyData(
         "random", source.train_x.to(device), source.train_y.to(device), np.arange(N), source.test_x,
-        source.test_y, 10, source.classes, part.augment, N, "",
+        source.test_y, 10, source.classes, case.augment, N, "",
     )  # fmt: skip
 
 
@@ -107,9 +107,9 @@ def ours(name: str, options: StudyConfig, stack: int) -> tuple[float, float]:
 def theirs(name: str, options: StudyConfig, workers: int) -> tuple[float, float]:
     """The same for one network, scaled to R networks and our number of epochs."""
     torch.set_num_threads(os.cpu_count())
-    part, device = PARTS[name], devices.choose(options.machine.device)
-    source = random_source(N, 10, part.shape)
-    change = pil_transform(part.augment, part.shape[1])
+    case, device = PARTS[name], devices.choose(options.machine.device)
+    source = random_source(N, 10, case.shape)
+    change = pil_transform(case.augment, case.shape[1])
 
     class Images(torch.utils.data.Dataset):
         def __len__(self) -> int:
@@ -120,22 +120,22 @@ def theirs(name: str, options: StudyConfig, workers: int) -> tuple[float, float]
 
     subset = torch.utils.data.Subset(Images(), halves([0])[0].tolist())
     loader = torch.utils.data.DataLoader(subset, batch_size=32, shuffle=True, num_workers=workers)
-    net = training.build_network(options, data_of(part, device), 0)
+    net = training.build_network(options, data_of(case, device), 0)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-6)
     started, cpu = time.perf_counter(), processor_seconds()
-    for _ in range(part.their_epochs):
+    for _ in range(case.their_epochs):
         for x, y in loader:
             optimizer.zero_grad()
             F.cross_entropy(net(x.to(device)), y.to(device)).backward()
             optimizer.step()
-    scale = R * part.epochs / part.their_epochs
+    scale = R * case.epochs / case.their_epochs
     return scale * (time.perf_counter() - started), scale * (processor_seconds() - cpu)
 
 
 def processor_seconds() -> float:
     """Of this process and of the processes that it has waited for."""
-    own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+    here, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return here.ru_utime + here.ru_stime + children.ru_utime + children.ru_stime
 
 
 def compare(name: str, device: str, rounds: int) -> str:
@@ -146,12 +146,12 @@ def compare(name: str, device: str, rounds: int) -> str:
     stack = training.fastest_stack_size(options, data, N // 2, -(-R // len(workers)))
     sides = {"ours": lambda: ours(name, options, stack)}
     sides |= {f"{workers} workers": lambda w=workers: theirs(name, options, w) for workers in (0, 4)}
-    found: dict[str, list[tuple[float, float]]] = {side: [] for side in sides}
+    times_of: dict[str, list[tuple[float, float]]] = {side: [] for side in sides}
     for _ in range(rounds):
         for side, run in sides.items():
-            found[side].append(run())
-    wall = {side: statistics.median(a for a, _ in times) for side, times in found.items()}
-    cpu = {side: statistics.median(b for _, b in times) for side, times in found.items()}
+            times_of[side].append(run())
+    wall = {side: statistics.median(a for a, _ in times) for side, times in times_of.items()}
+    cpu = {side: statistics.median(b for _, b in times) for side, times in times_of.items()}
     hourly = {side: 3600 * R / seconds for side, seconds in wall.items()}
     what = f"{name}, {N // 2} images, {PARTS[name].epochs} epochs, R = {R}, {stack} as one"
     load = os.getloadavg()[0]
@@ -165,17 +165,17 @@ def compare(name: str, device: str, rounds: int) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Run the parts asked for."""
+def main(argv: list[str] | None = None) -> None:
+    """Measure the parts asked for and print their lines."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("parts", nargs="*", help=f"parts: {', '.join(PARTS)} (default: mlp cnn)")
+    parser.add_argument(
+        "parts", nargs="*", choices=PARTS, metavar="PART", help=f"of {', '.join(PARTS)} (default: mlp cnn)"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--rounds", type=int, default=1, help="rounds, both sides in turn (default: 1)")
-    args = parser.parse_args()
-    if unknown := set(args.parts) - set(PARTS):
-        parser.error(f"unknown part {', '.join(unknown)}; choose from {', '.join(PARTS)}")
+    args = parser.parse_args(argv)
     print(
         f"{platform.machine()}, {os.cpu_count()} cores, {cpu_name()}; torch {torch.__version__}", flush=True
     )

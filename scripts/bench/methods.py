@@ -1,9 +1,9 @@
 """Speed of methods: their steps against a bare loop with as much arithmetic, and against the task's number.
 
-Parts of scripts/bench: `methods-mlp`, `methods-resnet`, `scaling`. A bare step is zero_grad, the forward
-and backward passes that the method cannot do without, its penalty written out, and the optimizer, over float
-images in memory; ours is the trainer's epoch, with data path, augmentation, buffer, progress and losses. What
-the method adds between tasks (importances, copies) is not part of a step.
+Parts of `python -m scripts.bench`: `methods-mlp`, `methods-resnet`, `scaling`. A bare step is zero_grad,
+the forward and backward passes that the method cannot do without, its penalty written out, and the
+optimizer, over float images in memory; ours is the trainer's epoch, with data path, augmentation, buffer,
+progress and losses. What the method adds between tasks (importances, copies) is not part of a step.
 """
 
 import os
@@ -133,7 +133,7 @@ def bare_steps(stream: Stream, case: Case, batches: Iterable[tuple[Tensor, Tenso
 def methods(
     title: str, backbone: dict, n_train: int, shape: tuple[int, ...], augment: Augment
 ) -> list[Figure]:
-    """One for each method."""
+    """Measure every method of `METHODS`; returns a figure for each."""
     source, figures = random_source(n_train, 20, shape), []
     for name, case in METHODS.items():
         stream = Stream(name, backbone | case.flags, 2, 1, source, augment)
@@ -161,7 +161,7 @@ def methods_resnet() -> list[Figure]:
 
 
 def scaling() -> list[Figure]:
-    """A step against tasks learned, places in the memory and classes: MLP, batch 10, one thread."""
+    """Measure a step against tasks learned, memory slots and classes: MLP, batch 10, one thread."""
     torch.set_num_threads(1)
     return [*over_tasks(), *over_sizes()]
 
@@ -170,8 +170,8 @@ def over_tasks() -> list[Figure]:
     """A step in the twentieth task against one in the second."""
     source, figures = random_source(20 * 1000, 40, (1, 28, 28), n_classes=40), []
     for name in SCALING:
-        own = {"buffer_size": 5120} if name == "gem" else METHODS[name].flags
-        early, late = (Stream(name, MLP | own, 20, task, source, Augment()) for task in (EARLY, LATE))
+        flags = {"buffer_size": 5120} if name == "gem" else METHODS[name].flags
+        early, late = (Stream(name, MLP | flags, 20, task, source, Augment()) for task in (EARLY, LATE))
         passes = f"; gradients per step: {EARLY + 1} and {LATE + 1}" if name == "gem" else ""
         figures.append(against(f"cost against T, {name}: task 20 / task 2", late, early, passes))
     return figures
@@ -183,7 +183,7 @@ def over_sizes() -> list[Figure]:
     small, large = (Stream("er", MLP | {"buffer_size": n}, 2, 1, source, Augment()) for n in (200, 20_000))
     for stream in (small, large):  # full before it is timed
         stream.epoch(), stream.epoch()
-    memory = against("cost against the memory, er: 20,000 places / 200", large, small)
+    memory = against("cost against the memory, er: 20,000 slots / 200", large, small)
     many = random_source(20_000, 1000, (1, 28, 28), n_classes=1000)
     few, lots = (Stream("er", MLP | METHODS["er"].flags, 2, 1, s, Augment()) for s in (source, many))
     return [memory, against("cost against classes, er: 1,000 / 10", lots, few)]
@@ -192,6 +192,6 @@ def over_sizes() -> list[Figure]:
 def against(name: str, late: Stream, early: Stream, remark: str = "") -> Figure:
     """A step of one stream beside one of another."""
     seconds, before, ratio = alternate(late.epoch, early.epoch, rounds=5)
-    each = [1e6 * before / early.n_steps, 1e6 * seconds / late.n_steps]
-    text = f"{name} = {ratio:.3f}  (a step: {each[0]:.0f} and {each[1]:.0f} µs{remark})"
-    return Figure(name, text, {"ratio": ratio, "before_us": each[0], "after_us": each[1]})
+    before_us, after_us = 1e6 * before / early.n_steps, 1e6 * seconds / late.n_steps
+    text = f"{name} = {ratio:.3f}  (a step: {before_us:.0f} and {after_us:.0f} µs{remark})"
+    return Figure(name, text, {"ratio": ratio, "before_us": before_us, "after_us": after_us})

@@ -1,8 +1,8 @@
 """Seeds at once: a sweep over several seeds against one run alone, as a user starts them.
 
-Part `seeds` of scripts/bench: er on seq-mnist with the mlp, a process for each core; on a GPU er on
-seq-cifar10 with ResNet-18, all seeds sharing it, in processes of their own and in one, where they take turns
-(utils/training/interleaved.py). Both sides include the start of Python and torch.
+Part `seeds` of `python -m scripts.bench`: er on seq-mnist with the mlp, a process for each core; on a GPU
+er on seq-cifar10 with ResNet-18, all seeds sharing it, in processes of their own and in one, where they
+take turns (utils/training/interleaved.py). Both sides include the start of Python and torch.
 """
 
 import subprocess
@@ -45,8 +45,8 @@ def seeds(device: str, data_dir: str, rounds: int = 2) -> list[Figure]:
 def sweep(n: int, sharing: tuple[str, ...], fixed: tuple[str, ...]) -> float:
     """Seconds of scripts/sweep.py over `n` seeds."""
     with tempfile.TemporaryDirectory() as folder:
-        own = ("--model", "er", "--seed", *map(str, range(n)), "--output_dir", folder, *sharing)
-        command = [sys.executable, str(ROOT / "scripts" / "sweep.py"), *own, "--", *fixed]
+        grid = ("--model", "er", "--seed", *map(str, range(n)), "--output_dir", folder, *sharing)
+        command = [sys.executable, str(ROOT / "scripts" / "sweep.py"), *grid, "--", *fixed]
         started = time.perf_counter()
         subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
         return time.perf_counter() - started

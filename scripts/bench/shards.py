@@ -80,22 +80,22 @@ def forget(folder: Path) -> None:
         os.close(file)
 
 
-def own_memory() -> int:
-    """Bytes of RssAnon now."""
+def anonymous_memory() -> int:
+    """Read the bytes of RssAnon that this process takes now."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith("RssAnon:"):
             return 1024 * int(line.split()[1])
-    raise SystemExit("bench_shards.py needs Linux's /proc")
+    raise SystemExit("scripts/bench/shards.py needs Linux's /proc")
 
 
 class Pass:
     """Seconds and RssAnon of each step along a stream; every `EVERY` steps one from memory beside it."""
 
     def __init__(self, benchmark: Benchmark, held: Benchmark, epoch: int, batch_size: int, look: bool):
-        self.steps: list[tuple[int, float, float]] = []  # own memory, seconds from disk, from memory
+        self.steps: list[tuple[int, float, float]] = []  # RssAnon, seconds from disk, from memory
         beside = (b for epoch in count() for b in held.batches(held.tasks[0], epoch, batch_size))
         last = seconds_to_next(beside)[0]
-        self.before = own_memory()
+        self.before = anonymous_memory()
         for task in benchmark.tasks:
             batches = benchmark.batches(task, epoch, batch_size)
             for _ in range(benchmark.n_steps(task, batch_size)):
@@ -104,7 +104,7 @@ class Pass:
                     raise SystemExit(f"step {len(self.steps)}: other images than were asked for")
                 if len(self.steps) % EVERY == 0:
                     last = seconds_to_next(beside)[0]
-                self.steps.append((own_memory(), spent, last))
+                self.steps.append((anonymous_memory(), spent, last))
 
     def report(self, name: str, n_bytes: int) -> str:
         """Figures of a pass over `n_bytes` of images."""
@@ -112,8 +112,8 @@ class Pass:
         size = max(1, len(disk) // 10)
         starts = (0, (len(disk) - size) // 2, len(disk) - size)
         tenths = [slice(start, start + size) for start in starts]
-        times = [float(np.median(disk[part])) for part in tenths]
-        ratios = [float(np.median(disk[part]) / np.median(held[part])) for part in tenths]
+        times = [float(np.median(disk[tenth])) for tenth in tenths]
+        ratios = [float(np.median(disk[tenth]) / np.median(held[tenth])) for tenth in tenths]
         whole, more = float(np.median(disk) / np.median(held)), float(memory.max()) - self.before
         beside = ", ".join(f"{ratio:.2f}" for ratio in ratios)
         return (
@@ -156,22 +156,22 @@ def throughput(source: Source, n: int, batch_size: int, rounds: int = 7) -> str:
     )
 
 
-def main() -> None:
-    """Write, measure, print, remove."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+def main(argv: list[str] | None = None) -> None:
+    """Write the images, measure both passes, print, and remove the images."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--gb", type=float, default=10.0, help="size of the training images")
     parser.add_argument("--folder", type=Path, default=Path("."), help="the files go to a new folder in it")
     parser.add_argument("--n_tasks", type=int, default=5)
     parser.add_argument("--batch_size", type=int, default=32)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    n, place = (
-        max(2 * N_CLASSES, int(args.gb * 1e9 / IMAGE)),
-        Path(mkdtemp(prefix="shards-", dir=args.folder)),
-    )
+    n = max(2 * N_CLASSES, int(args.gb * 1e9 / IMAGE))
+    folder = Path(mkdtemp(prefix="shards-", dir=args.folder))
     try:
         started = time.perf_counter()
-        source = make(place / "synthetic.shards", n)
+        source = make(folder / "synthetic.shards", n)
         spent, n_bytes = time.perf_counter() - started, n * IMAGE
         n_files = len(source.train_x.files)
         print(
@@ -180,12 +180,12 @@ def main() -> None:
         benchmark, held = stream(source, args.n_tasks), stream(in_memory(source, 10 * args.batch_size), 1)
         for epoch, name in enumerate(("cold", "again")):
             if not epoch:
-                forget(place / "synthetic.shards")
-            found = Pass(benchmark, held, epoch, args.batch_size, look=not epoch)
-            print(found.report(name, n_bytes), flush=True)
+                forget(folder / "synthetic.shards")
+            steps = Pass(benchmark, held, epoch, args.batch_size, look=not epoch)
+            print(steps.report(name, n_bytes), flush=True)
         print(throughput(source, min(n, 2000), args.batch_size), flush=True)
     finally:
-        shutil.rmtree(place)
+        shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

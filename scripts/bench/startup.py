@@ -1,8 +1,8 @@
 """Where a run's time goes that is not training: from the command to the first step, and beside the steps.
 
-Parts of scripts/bench: `startup` starts main.py as a user does, on real digits, and splits the time to
-its first step; `overhead` takes a short run of ResNet-18 on random CIFAR-sized images with everything on
-(checkpoints, progress, figures, MLflow) and tells what it costs beside training.
+Parts of `python -m scripts.bench`: `startup` starts main.py as a user does, on real digits, and splits the
+time to its first step; `overhead` takes a short run of ResNet-18 on random CIFAR-sized images with
+everything on (checkpoints, progress, figures, MLflow) and tells what it costs beside training.
 """
 
 import os

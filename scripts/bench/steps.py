@@ -1,10 +1,10 @@
 """A training step of any method: time, images/s, what it is spent on, memory, share of the machine's peak.
 
-Part `steps` of scripts/bench, on the CPU or a GPU. Images are random and of CIFAR's size (of MNIST's for
-the mlp). The other sides, in alternating rounds: `bare`, a plain loop of the passes that the method cannot do
-without, over float images in memory; `loader`, the same loop fed by torchvision's PIL transforms in a
-DataLoader; `plain`, our own step without --compile. The split waits for the device at every change of
-purpose, so on a GPU its sum is longer than the step.
+Part `steps` of `python -m scripts.bench`, on the CPU or a GPU. Images are random and of CIFAR's size (of
+MNIST's for the mlp). The other sides, in alternating rounds: `bare`, a plain loop of the passes that the
+method cannot do without, over float images in memory; `loader`, the same loop fed by torchvision's PIL
+transforms in a DataLoader; `plain`, our own step without --compile. The split waits for the device at every
+change of purpose, so on a GPU its sum is longer than the step.
 """
 
 import functools
@@ -53,7 +53,7 @@ class Settings:
 
     @property
     def augment(self) -> Augment:
-        """CIFAR's; MNIST has none."""
+        """The augmentation of CIFAR; MNIST has none."""
         return Augment() if self.backbone == "mlp" else CIFAR
 
     def stream(self, model: str, compiled: bool) -> Stream:
@@ -119,13 +119,13 @@ def split(stream: Stream) -> dict[str, float]:
     watch = Stopwatch(method.device)
     buffer, own_batches = getattr(method, "buffer", None), benchmark.batches
     own_backward = torch.Tensor.backward
-    places = [(method.net, "features", "forward"), (method.net.head, "forward", "forward")]
-    places += [(method.optimizer, name, "optimizer") for name in ("step", "zero_grad")]
-    places += [(method, "augment", "buffer"), (method, "observe", "method")]
-    places += [(buffer, name, "buffer") for name in ("add", "slots", "at", "replace") if buffer is not None]
-    before = [(thing, name, vars(thing).get(name)) for thing, name, _ in places]
+    patched = [(method.net, "features", "forward"), (method.net.head, "forward", "forward")]
+    patched += [(method.optimizer, name, "optimizer") for name in ("step", "zero_grad")]
+    patched += [(method, "augment", "buffer"), (method, "observe", "method")]
+    patched += [(buffer, name, "buffer") for name in ("add", "slots", "at", "replace") if buffer is not None]
+    before = [(thing, name, vars(thing).get(name)) for thing, name, _ in patched]
     try:
-        for thing, name, purpose in places:
+        for thing, name, purpose in patched:
             setattr(thing, name, watch.timed(getattr(thing, name), purpose))
         benchmark.batches = lambda *args: watch.drawn(own_batches(*args), "data")
         torch.Tensor.backward = watch.timed(own_backward, "backward")
@@ -187,14 +187,14 @@ def steps(settings: Settings) -> list[Figure]:
     device = devices.choose(settings.device)
     torch.set_num_threads(1 if settings.backbone == "mlp" else os.cpu_count())
     devices.set_precision(settings.precision)
-    peak, found = peak_flops(device, settings.precision), []
+    peak, figures = peak_flops(device, settings.precision), []
     for model in settings.models:
         per_step = flops(settings.stream(model, compiled=False))
         stream = settings.stream(model, settings.compile)
         for other in settings.against:
-            found.append(compared(settings, model, stream, other))
-        found += [alone(settings, model, stream, per_step, peak), by_purpose(settings, model, stream)]
-    return found
+            figures.append(compared(settings, model, stream, other))
+        figures += [alone(settings, model, stream, per_step, peak), by_purpose(settings, model, stream)]
+    return figures
 
 
 def compared(settings: Settings, model: str, stream: Stream, other: str) -> Figure:
@@ -210,9 +210,11 @@ def compared(settings: Settings, model: str, stream: Stream, other: str) -> Figu
     else:
         run = plain.epoch
     ours, theirs, ratio = alternate(stream.epoch, run, rounds=5)
-    each = {"ours": ours / stream.n_steps, "theirs": theirs / stream.n_steps}
-    text = f"{title(settings, model)}: step / {other} = {ratio:.3f}  ({1e3 * each['ours']:.2f} and "
-    return Figure(f"{model} / {other}", f"{text}{1e3 * each['theirs']:.2f} ms)", {"ratio": ratio, **each})
+    per_step = {"ours": ours / stream.n_steps, "theirs": theirs / stream.n_steps}
+    text = f"{title(settings, model)}: step / {other} = {ratio:.3f}  ({1e3 * per_step['ours']:.2f} and "
+    return Figure(
+        f"{model} / {other}", f"{text}{1e3 * per_step['theirs']:.2f} ms)", {"ratio": ratio, **per_step}
+    )
 
 
 def alone(settings: Settings, model: str, stream: Stream, per_step: float, peak: float) -> Figure:
@@ -233,7 +235,7 @@ def alone(settings: Settings, model: str, stream: Stream, per_step: float, peak:
 
 
 def evaluation_seconds(stream: Stream) -> float:
-    """For 100 test images."""
+    """Measure an evaluation; returns its seconds for 100 test images."""
     n = len(stream.benchmark.test(2).y)
     accuracies(stream.trainer.method, 2, 2)
     started = time.perf_counter()

@@ -1,6 +1,6 @@
 """The trainer against a bare loop: the same steps and evaluations, written out plainly.
 
-Parts `trainer-mlp` and `trainer-resnet` of scripts/bench.
+Parts `trainer-mlp` and `trainer-resnet` of `python -m scripts.bench`.
 """
 
 import os

@@ -70,13 +70,13 @@ def missing(uri: str, experiment: str, n_writers: int) -> list[str]:
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(tracking_uri=uri)
-    place = client.get_experiment_by_name(experiment).experiment_id
-    found = {run.info.run_name: run for run in client.search_runs([place])}
+    identity = client.get_experiment_by_name(experiment).experiment_id
+    stored_runs = {run.info.run_name: run for run in client.search_runs([identity])}
     faults = []
-    if len(found) != n_writers:
-        faults.append(f"{len(found)} runs instead of {n_writers}")
+    if len(stored_runs) != n_writers:
+        faults.append(f"{len(stored_runs)} runs instead of {n_writers}")
     for writer in range(n_writers):
-        run = found.get(f"writer {writer}")
+        run = stored_runs.get(f"writer {writer}")
         if run is None:
             faults.append(f"writer {writer}: no run")
             continue
@@ -104,8 +104,8 @@ def check(uri: str, n_writers: int, n_rounds: int) -> int:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as apart:
             faults, seconds = apart.submit(one_round, uri, n_writers).result()
         wrong += bool(faults)
-        told = "; ".join(faults[:5]) or f"{n_writers} runs complete"
-        print(f"round {number}/{n_rounds}: {told} ({seconds:.1f} s)", flush=True)
+        outcome = "; ".join(faults[:5]) or f"{n_writers} runs complete"
+        print(f"round {number}/{n_rounds}: {outcome} ({seconds:.1f} s)", flush=True)
     return wrong
 
 

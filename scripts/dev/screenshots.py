@@ -79,10 +79,10 @@ class Browser:
 
     def _receive(self) -> dict[str, Any]:
         while b"\0" not in self._rest:
-            part = os.read(self._in, 1 << 20)
-            if not part:
+            chunk = os.read(self._in, 1 << 20)
+            if not chunk:
                 raise UserError("the browser has ended; run it by hand to see why")
-            self._rest += part
+            self._rest += chunk
         text, _, self._rest = self._rest.partition(b"\0")
         return json.loads(text)
 
@@ -106,11 +106,11 @@ class Browser:
         print(path)
 
     def value(self, expression: str) -> Any:
-        """Of a JavaScript expression in the page."""
+        """Evaluate a JavaScript expression in the page; returns its value."""
         return self.call("Runtime.evaluate", expression=expression)["result"].get("value")
 
     def close(self) -> None:
-        """End the browser."""
+        """End the browser and wait until it has ended."""
         self._process.terminate()
         self._process.wait()
 
@@ -137,7 +137,7 @@ def server(uri: str) -> Iterator[str]:
 
 
 def wait_for(url: str) -> None:
-    """Until something answers there."""
+    """Return once something answers at this address; raises `UserError` after `START_SECONDS`."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         try:
@@ -149,7 +149,7 @@ def wait_for(url: str) -> None:
 
 
 def ask(url: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-    """MLflow's REST interface."""
+    """Ask MLflow's REST interface; returns its answer."""
     data = json.dumps(body).encode() if body is not None else None
     request = urllib.request.Request(
         f"{url}/api/2.0/mlflow/{path}", data, {"Content-Type": "application/json"}
@@ -162,14 +162,14 @@ def ask(url: str, path: str, body: dict[str, Any] | None = None) -> dict[str, An
 
 
 def take(browser: Browser, url: str, experiment: str, out: Path) -> None:
-    """The pages of one experiment."""
+    """Take pictures of the pages of one experiment."""
     name = urllib.request.quote(experiment)
     number = ask(url, f"experiments/get-by-name?experiment_name={name}")["experiment"]["experiment_id"]
-    found = ask(url, "runs/search", {"experiment_ids": [number], "max_results": 200})["runs"]
-    children = [run for run in found if any(t["key"] == "seed" for t in run["data"]["tags"])]
+    runs = ask(url, "runs/search", {"experiment_ids": [number], "max_results": 200})["runs"]
+    children = [run for run in runs if any(t["key"] == "seed" for t in run["data"]["tags"])]
     run = children[0]["info"]["run_id"]
     base, has = f"{url}/#/experiments/{number}/runs", "document.body.innerText.includes"
-    browser.shot(base, f"{has}('{found[0]['info']['run_name']}')", out / "runs.png")
+    browser.shot(base, f"{has}('{runs[0]['info']['run_name']}')", out / "runs.png")
     browser.shot(f"{base}/{run}", f"{has}('mean_acc_class_il')", out / "run.png")
     browser.shot(f"{base}/{run}/model-metrics", f"{has}('acc_class_il_task_0')", out / "charts.png")
     browser.shot(f"{base}/{run}/system-metrics", f"{has}('cpu_utilization')", out / "system.png")

@@ -9,7 +9,7 @@ MAS needs no labels, so importance can come from where the network is used inste
 below it. The importance of each task learned is taken anew on all these images (with the task's own head,
 where tasks have heads), by the norm and merging of the run; nothing of the old importance is left, and the
 total is of the same scale, so λ keeps its meaning. The result is a run of its own, RUN-adapted or --out,
-that goes on from the same place; only its importance differs from that of RUN, which stays as it is.
+that goes on from the same step; only its importance differs from that of RUN, which stays as it is.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def adapt(run: Run, images_dir: str) -> int:
 
 
 def save(run: Run, out: Path) -> None:
-    """A run folder that continues from the same place with the new importance."""
+    """Write a run folder that continues from the same step with the new importance."""
     try:
         out.mkdir(parents=True)
     except FileExistsError:

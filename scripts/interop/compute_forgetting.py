@@ -17,12 +17,14 @@ from pathlib import Path
 def read(folder: Path) -> list[tuple[float, float]]:
     """(right after the task, at the end) of each task, as fractions."""
     pairs = []
-    while (place := folder / f"Task_{len(pairs) + 1}").is_dir():
+    while (task_folder := folder / f"Task_{len(pairs) + 1}").is_dir():
         try:
-            texts = [(place / f"{name}.txt").read_text() for name in ("performance", "performance_at_end")]
+            texts = [
+                (task_folder / f"{name}.txt").read_text() for name in ("performance", "performance_at_end")
+            ]
             pairs.append((float(texts[0]), float(texts[1])))
         except (OSError, ValueError) as error:
-            sys.exit(f"error: {place}: unreadable ({error}); export the run again")
+            sys.exit(f"error: {task_folder}: unreadable ({error}); export the run again")
     if not pairs:
         sys.exit(f"error: {folder}: no Task_1; give a folder that scripts/interop/export_tasks.py wrote")
     return pairs
@@ -45,7 +47,7 @@ def table(pairs: list[tuple[float, float]]) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Print the table."""
+    """Print the table of the folder that the command line names."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -39,12 +39,12 @@ def shared_model(run: Run) -> dict[str, Tensor]:
 
 
 def head(run: Run, task) -> dict[str, Tensor]:
-    """The task's classifier."""
-    own = run.method.net.head
-    if isinstance(own, TaskHeads):
-        layer, rows = own.heads[task.id], slice(None)
-    elif isinstance(own, SharedHead):
-        layer, rows = own, list(task.classes)
+    """Take the weights of the task's classifier: its own head, or its rows of the shared one."""
+    heads = run.method.net.head
+    if isinstance(heads, TaskHeads):
+        layer, rows = heads.heads[task.id], slice(None)
+    elif isinstance(heads, SharedHead):
+        layer, rows = heads, list(task.classes)
     else:
         raise UserError(f"{run.folder.path}: the tasks of --model {run.name} share no network to be exported")
     return {"fc.weight": layer.weight.detach()[rows].clone(), "fc.bias": layer.bias.detach()[rows].clone()}
@@ -79,18 +79,18 @@ def export(run: Run, folder: Path) -> None:
         raise UserError(f"{run.folder.path}: no sequence of tasks to be exported")
     heads = [head(run, task) for task in benchmark.tasks[: run.n_learned]]
     checkpoint.write(shared_model(run), folder / "shared_model.pth")
-    if found := reg_params(run):
-        checkpoint.write(found, folder / "reg_params")
+    if penalty := reg_params(run):
+        checkpoint.write(penalty, folder / "reg_params")
     for task, weights, after, at_end in zip(benchmark.tasks, heads, *accuracies(run), strict=False):
-        place = folder / f"Task_{task.id + 1}"
-        checkpoint.write(weights, place / "head.pth")
+        task_folder = folder / f"Task_{task.id + 1}"
+        checkpoint.write(weights, task_folder / "head.pth")
         names = "\n".join(benchmark.class_names[c - task.label_shift] for c in task.classes)
         texts = {
             "classes": str(len(task.classes)), "class_names": names, "performance": json.dumps(after),
             "performance_at_end": json.dumps(at_end),
         }  # fmt: skip
         for name, text in texts.items():
-            files.write_text(text + "\n", place / f"{name}.txt")
+            files.write_text(text + "\n", task_folder / f"{name}.txt")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -91,23 +91,23 @@ def prepare(folder: Path, seed: int, data_dir: str, images: Path) -> None:
 
 def measure(folder: Path, images: Tensor, y: Tensor) -> dict[str, dict[str, float]]:
     """Accuracy before and after, accuracy on later tasks and total importance of each copy."""
-    before, found = accuracy(open_run(str(folder / "base"), "", "cpu"), images, y), {}
+    before, measured = accuracy(open_run(str(folder / "base"), "", "cpu"), images, y), {}
     for copy in COPIES:
         run = open_run(str(folder / copy), "", "cpu")
         R = run.trainer.results.R["task_il"]
         start = torch.load(folder / f"{copy}_start.pt", weights_only=True)["method"]["quadratic"][
             "importance"
         ]
-        found[copy] = {
+        measured[copy] = {
             "before": before,
             "after": accuracy(run, images, y),
             "later": float(np.diag(R)[N_LEARNED:].mean()),
             "omega": float(sum(omega.sum() for omega in start.values())),
         }
-    return found
+    return measured
 
 
-def table(found: dict[int, dict]) -> str:
+def table(by_seed: dict[int, dict]) -> str:
     """Mean ± deviation over seeds, and the paired differences."""
 
     def cell(values: list[float], digits: int = 2) -> str:
@@ -116,10 +116,10 @@ def table(found: dict[int, dict]) -> str:
 
     rows = {
         copy: {
-            "before": [100 * f[copy]["before"] for f in found.values()],
-            "after": [100 * f[copy]["after"] for f in found.values()],
-            "forgotten": [100 * (f[copy]["before"] - f[copy]["after"]) for f in found.values()],
-            "later": [100 * f[copy]["later"] for f in found.values()],
+            "before": [100 * f[copy]["before"] for f in by_seed.values()],
+            "after": [100 * f[copy]["after"] for f in by_seed.values()],
+            "forgotten": [100 * (f[copy]["before"] - f[copy]["after"]) for f in by_seed.values()],
+            "later": [100 * f[copy]["later"] for f in by_seed.values()],
         }
         for copy in COPIES
     }
@@ -128,7 +128,7 @@ def table(found: dict[int, dict]) -> str:
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for copy, columns in rows.items():
-        omega = cell([f[copy]["omega"] for f in found.values()], 0)
+        omega = cell([f[copy]["omega"] for f in by_seed.values()], 0)
         lines.append(f"| {copy} images | " + " | ".join([*map(cell, columns.values()), omega]) + " |")
     saved = np.subtract(rows["training"]["forgotten"], rows["adapted"]["forgotten"])
     less = f"adapted importance forgets {cell(saved)} points less, paired by seed"
@@ -146,7 +146,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output_dir", type=Path, default=Path("runs/mas-adaptation"))
     parser.add_argument("--update", type=Path, metavar="FILE", help="file whose marked part is replaced")
     args = parser.parse_args(argv)
-    found = {}
+    by_seed = {}
     try:
         images, y = turned_digits(args.data_dir, args.angle)
         for seed in map(int, args.seeds.split(",")):
@@ -156,11 +156,11 @@ def main(argv: list[str] | None = None) -> int:
                 write_images(images[::2][:N_IMAGES], folder / "images")
                 prepare(folder, seed, args.data_dir, folder / "images")
                 (folder / "found.json").write_text(json.dumps(measure(folder, images[1::2], y[1::2])))
-            found[seed] = json.loads((folder / "found.json").read_text())
+            by_seed[seed] = json.loads((folder / "found.json").read_text())
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    text = table(found)
+    text = table(by_seed)
     print(text)
     if args.update:
         update(args.update, "mas adaptation", text)

@@ -41,41 +41,33 @@ FIXED = ["--model", "mas", "--mas_n", "1000", "--dataset", "seq-mnist", "--multi
 def runs(folder: Path, grid: list[str], fixed: list[str], jobs: str) -> list[dict]:
     """The results of a sweep's runs that finished, those of earlier starts included."""
     sweep.main([*grid, "--output_dir", str(folder), "--jobs", jobs, "--retries", "0", "--", *FIXED, *fixed])
-    found = [json.loads(path.read_text()) for path in folder.glob("*/*/*/results.json")]
-    return [document for document in found if document["status"] == "finished"]
+    documents = [json.loads(path.read_text()) for path in folder.glob("*/*/*/results.json")]
+    return [document for document in documents if document["status"] == "finished"]
 
 
 def accuracy(document: dict) -> float:
-    """Final average accuracy."""
+    """Read the final average accuracy from a run's results."""
     return document["task_il"]["average_accuracy"]
 
 
 def strength(folder: Path, consistent: bool, fixed: list[str], jobs: str) -> str:
     """The largest λ of the grid within `TOLERANCE` of the best on held-out data; what diverged has none."""
     grid = ["--mas_lambda", *GRIDS[consistent]]
-    held = [
-        "--class_order",
-        TUNING,
-        "--seed",
-        "100",
-        "--validation",
-        "10",
-        "--mas_consistent",
-        str(consistent),
-    ]
-    found = runs(folder / f"tune-{TITLES[consistent]}", grid, [*held, *fixed], jobs)
-    if not found:
+    held_out = ["--class_order", TUNING, "--seed", "100", "--validation", "10"]
+    held_out += ["--mas_consistent", str(consistent)]
+    tuned = runs(folder / f"tune-{TITLES[consistent]}", grid, [*held_out, *fixed], jobs)
+    if not tuned:
         raise UserError(f"{folder}: no run of the grid finished; see above")
-    enough = max(map(accuracy, found)) - TOLERANCE
-    return str(max(d["config"]["mas_lambda"] for d in found if accuracy(d) >= enough))
+    enough = max(map(accuracy, tuned)) - TOLERANCE
+    return str(max(d["config"]["mas_lambda"] for d in tuned if accuracy(d) >= enough))
 
 
-def table(found: dict[bool, np.ndarray], strengths: dict[bool, str]) -> str:
-    """`found`: accuracies (orders, seeds) of each way to weigh."""
+def table(accuracies: dict[bool, np.ndarray], strengths: dict[bool, str]) -> str:
+    """Write the table of `accuracies`: (orders, seeds) for plain and for consistent importances."""
     columns = [*ORDERS, "spread between orders", "spread of their means"]
     lines = [f"| importances | λ | {' | '.join(columns)} |", "| --- " * (len(columns) + 2) + "|"]
-    spreads = {way: values.std(axis=0, ddof=1) for way, values in found.items()}
-    for way, values in found.items():
+    spreads = {way: values.std(axis=0, ddof=1) for way, values in accuracies.items()}
+    for way, values in accuracies.items():
         of_means = mean_std([values.mean(1).std(ddof=1)])
         cells = [TITLES[way], strengths[way], *map(mean_std, values), mean_std(spreads[way]), of_means]
         lines.append("| " + " | ".join(cells) + " |")
@@ -83,20 +75,20 @@ def table(found: dict[bool, np.ndarray], strengths: dict[bool, str]) -> str:
     lines += ["", f"The spread of consistent weights is smaller by {mean_std(less)} points, paired by seed; "
               f"in {int((less > 0).sum())} of {len(less)} seeds smaller."]  # fmt: skip
     if len(less) > 1:
-        low, high = (100 * end for end in interval(found))
+        low, high = (100 * end for end in interval(accuracies))
         lines[-1] += f" That of the means: smaller by {low:.2f} to {high:.2f} points (95 %)."
     return "\n".join(lines)
 
 
-def interval(found: dict[bool, np.ndarray]) -> tuple[float, float]:
+def interval(accuracies: dict[bool, np.ndarray]) -> tuple[float, float]:
     """95 % bootstrap interval over seeds of how much smaller the spread of the orders' means is."""
 
-    def less(*accuracies: np.ndarray, axis: int) -> np.ndarray:
-        means = np.stack([each.mean(axis=axis) for each in accuracies])
+    def less(*values: np.ndarray, axis: int) -> np.ndarray:
+        means = np.stack([row.mean(axis=axis) for row in values])
         plain, consistent = means.reshape(2, -1, *means.shape[1:])
         return plain.std(axis=0, ddof=1) - consistent.std(axis=0, ddof=1)
 
-    rows = [*found[False], *found[True]]
+    rows = [*accuracies[False], *accuracies[True]]
     drawn = stats.bootstrap(rows, less, paired=True, vectorized=True, method="percentile", rng=0)
     return drawn.confidence_interval
 
@@ -113,25 +105,25 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--update", type=Path, metavar="FILE", help="file whose marked part is replaced")
     args = parser.parse_args(argv)
     seeds, fixed = args.seeds.split(","), ["--data_dir", args.data_dir]
-    found, strengths = {}, {}
+    accuracies, strengths = {}, {}
     try:
         for consistent, title in TITLES.items():
             strengths[consistent] = strength(args.output_dir, consistent, fixed, args.jobs)
             grid = ["--seed", *seeds, "--class_order", *ORDERS.values()]
-            own = ["--mas_lambda", strengths[consistent], "--mas_consistent", str(consistent), *fixed]
+            flags = ["--mas_lambda", strengths[consistent], "--mas_consistent", str(consistent), *fixed]
             folder = args.output_dir / f"{title}-{strengths[consistent]}"
-            documents = runs(folder, grid, own, args.jobs)
+            documents = runs(folder, grid, flags, args.jobs)
             by_key = {
                 (",".join(map(str, d["config"]["class_order"])), str(d["seed"])): accuracy(d)
                 for d in documents
             }
             if len(by_key) < len(seeds) * len(ORDERS):
                 raise UserError(f"{folder}: not all runs finished; see above")
-            found[consistent] = np.array([[by_key[o, seed] for seed in seeds] for o in ORDERS.values()])
+            accuracies[consistent] = np.array([[by_key[o, seed] for seed in seeds] for o in ORDERS.values()])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    text = table(found, strengths)
+    text = table(accuracies, strengths)
     print(text)
     if args.update:
         update(args.update, "mas orders", text)

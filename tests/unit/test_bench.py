@@ -117,7 +117,7 @@ def test_steps_as_lines_json_and_picture(tmp_path, capsys):
 
 def test_unknown_parts_and_models_are_refused(capsys):
     for flags, told in (
-        (["stepz"], "unknown part stepz"),
+        (["stepz"], "invalid choice: 'stepz'"),
         (["steps", "--models", "err"], "invalid choice: 'err'"),
     ):
         with pytest.raises(SystemExit) as stop:

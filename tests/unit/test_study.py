@@ -1,8 +1,8 @@
 """Studies: what a file or a command line stands for, what is known of its runs, what they cost."""
 
-import json
 import shlex
 
+import numpy as np
 import pytest
 import yaml
 
@@ -10,7 +10,9 @@ from engram.scripts import sweep as program
 from engram.utils.config.cli import parse
 from engram.utils.config.run_key import command_line_of, run_key
 from engram.utils.errors import UserError
-from engram.utils.sweeps.run_index import RunIndex, home
+from engram.utils.metrics.measurements import VIEWS
+from engram.utils.runs.run_record import RunRecord, Seconds, ViewResult
+from engram.utils.sweeps.run_index import RunIndex, path_of_new_run
 from engram.utils.sweeps.sweep import Sweep, duration, preload, reason
 from engram.utils.sweeps.sweep_spec import SweepSpec, read_spec
 
@@ -129,8 +131,8 @@ def fake_run(
 ) -> None:
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(flags))
-    document = {"config": flags, "status": status, "seconds": {"total": seconds}}
-    (folder / "results.json").write_text(json.dumps(document))
+    views = {view: ViewResult(np.array([[0.5]]), {}) for view in VIEWS}
+    RunRecord(flags, status, views, seconds=Seconds(total=seconds)).write(folder / "results.json")
     if tracking:
         (folder / "mlflow_run").write_text(tracking)
 
@@ -143,7 +145,7 @@ def study(tmp_path):
     return made.resolved()
 
 
-def test_the_ledger_knows_runs_by_configuration_not_by_name(study, tmp_path):
+def test_the_index_finds_runs_by_configuration_not_by_name(study, tmp_path):
     flags = study[0].config.flat()
     fake_run(tmp_path / "seq-digits" / "er" / "by-hand", flags | {"run_name": "mine", "data_dir": "/there"})
     old = {name: value for name, value in study[1].config.flat().items() if name != "eval_every"}
@@ -154,8 +156,8 @@ def test_the_ledger_knows_runs_by_configuration_not_by_name(study, tmp_path):
     sweep = Sweep(study, RunIndex({str(tmp_path)}))
     assert [sweep.state(run) for run in study] == ["finished", "finished", "begun", "new"]
     assert [run.config.run.seed for run in sweep.open] == [2, 3], "begun ones first"
-    assert sweep.folders[study[2].key].name == "half"
-    assert sweep.folders[study[3].key] == home(study[3])
+    assert sweep.paths[study[2].key].name == "half"
+    assert sweep.paths[study[3].key] == path_of_new_run(study[3])
 
 
 def test_a_run_that_mlflow_has_not_heard_to_the_end_is_not_finished(study, tmp_path):
@@ -171,9 +173,9 @@ def test_cost_is_that_of_the_most_similar_runs_by_epochs(study, tmp_path):
     for i, seconds in enumerate((10.0, 12.0, 99.0)):
         fake_run(tmp_path / "seq-digits" / "er" / str(i), flags | {"seed": i}, seconds=seconds)
     fake_run(tmp_path / "seq-digits" / "er" / "wide", flags | {"buffer_size": 5000}, seconds=1000.0)
-    ledger = RunIndex({str(tmp_path)})
-    assert ledger.seconds(study[0].config) == pytest.approx(5 * 12.0)
-    assert ledger.seconds(parse(["--model", "sgd"]).config) is None
+    index = RunIndex({str(tmp_path)})
+    assert index.seconds(study[0].config) == pytest.approx(5 * 12.0)
+    assert index.seconds(parse(["--model", "sgd"]).config) is None
 
 
 def test_dry_run_tells_runs_and_cost(study, tmp_path, capsys):

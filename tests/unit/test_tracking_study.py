@@ -53,14 +53,14 @@ def store(tmp_path, uri):
 
 def test_seeds_from_before_and_after_a_new_flag_have_one_parent(store):
     old = [store.run(seed, without="keep_optimizer") for seed in (0, 1)]
-    assert parent_runs.log("digits", old, store.uri) == 0
+    assert parent_runs.write_parents("digits", old, store.uri) == 0
     ((_, n),) = store.parents()
     assert n == 2
     both = [*old, store.run(2), store.run(3)]
-    assert parent_runs.log("digits", both, store.uri) == 0
+    assert parent_runs.write_parents("digits", both, store.uri) == 0
     ((parent, n),) = store.parents()
     assert n == 4
-    assert parent_runs.log("digits", both, store.uri) == 0
+    assert parent_runs.write_parents("digits", both, store.uri) == 0
     assert store.parents() == [(parent, 4)]
 
 
@@ -69,6 +69,6 @@ def test_a_parent_known_by_an_older_configuration_is_replaced(store, monkeypatch
     old = [store.run(seed, without="keep_optimizer") for seed in (0, 1)]
     with monkeypatch.context() as before:
         before.setattr(parent_runs, "up_to_date", lambda stored: stored)
-        assert parent_runs.log("digits", old, store.uri) == 0
-    assert parent_runs.log("digits", [*old, store.run(2)], store.uri) == 0
+        assert parent_runs.write_parents("digits", old, store.uri) == 0
+    assert parent_runs.write_parents("digits", [*old, store.run(2)], store.uri) == 0
     assert [n for _, n in store.parents()] == [3]

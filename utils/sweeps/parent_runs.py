@@ -1,17 +1,17 @@
-"""Tracking a study: one parent run for each setting, its seeds as child runs below it in the browser.
+"""Parent runs: in MLflow, one parent for each setting of a sweep, with the runs of its seeds below it.
 
-The parent holds, after every task, the mean over seeds under the metric's own name, so that its charts
-read like a run's, and at the end `_std` (ddof = 1), `_ci95` (half-width of the 95 % interval) and `n`.
-It is made from results.json when runs have ended; training knows nothing of it.
+A parent holds, after every task, the mean over seeds under the metric's own name, so that its charts read
+like a run's, and also `_std` (ddof = 1), `_ci95` (half-width of the 95 % interval) and, at the end, `n`. It
+is made from the runs' records when they have ended; training knows nothing of it.
 """
 
 import hashlib
-import json
-import logging
+import math
 import sys
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,74 +19,87 @@ from engram.utils.config.config import up_to_date
 from engram.utils.config.run_key import run_key
 from engram.utils.metrics.statistics import mean_std_ci
 from engram.utils.runs.run_dir import RunDir
+from engram.utils.runs.run_record import RunRecord
 from engram.utils.tracking import mlflow_store as store
 from engram.utils.tracking.mlflow_tracker import METRICS_PER_BATCH, TAG_FLAGS, experiment_id
 from engram.utils.training.accuracy_log import VIEWS, AccuracyLog
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
 # Metrics of which the parent also holds the spread; of single tasks it holds the mean.
 SPREAD_OF = ("mean_acc_", "forgetting", "bwt", "fwt")
 VARYING = {"seed", "device"}  # tags that a setting as a whole does not have
 
 
-def log(name: str, folders: list[str], uri: str | None) -> int:
-    """Write or renew the parents of the finished runs in `folders`; returns an exit code."""
-    where = store.resolve_uri(uri)
-    failures = store.import_mlflow(where)
-    settings = defaultdict(list)
-    for folder in map(RunDir, map(Path, folders)):
-        document = json.loads(folder.results.read_text(encoding="utf-8"))
-        if folder.tracking_id and document["status"] == "finished":
-            setting = run_key(up_to_date(document["config"]) | {"seed": 0})
-            settings[setting].append((folder.tracking_id, document))
+@dataclass(frozen=True)
+class LoggedRun:
+    """A finished run: its id in MLflow and its record."""
+
+    id: str
+    record: RunRecord
+
+
+def write_parents(sweep_name: str, paths: list[str], uri: str | None) -> int:
+    """Write or renew the parents of the finished runs in the folders `paths`; returns an exit code."""
+    uri = store.resolve_uri(uri)
+    failures = store.import_mlflow(uri)
+    settings: dict[str, list[LoggedRun]] = defaultdict(list)
+    for run_dir in map(RunDir, map(Path, paths)):
+        record = RunRecord.read(run_dir.path)
+        if run_dir.tracking_id and record.finished:
+            setting = run_key(up_to_date(record.config) | {"seed": 0})
+            settings[setting].append(LoggedRun(run_dir.tracking_id, record))
     try:
-        with store.quiet(), store.exclusive(store.sqlite_path(where)):
-            _write(name, settings, where)
+        with store.quiet(), store.exclusive(store.sqlite_path(uri)):
+            _write_all(sweep_name, settings, uri)
     except failures as error:
         print(f"MLflow: the study's parent runs could not be written ({error})", file=sys.stderr)
         return 1
     return 0
 
 
-def _write(name: str, settings: dict[str, list[tuple[str, dict]]], uri: str) -> None:
+def _write_all(sweep_name: str, settings: dict[str, list[LoggedRun]], uri: str) -> None:
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(tracking_uri=uri)
-    for key, runs in settings.items():
-        flags = up_to_date(runs[0][1]["config"])
+    for setting, runs in settings.items():
+        flags = up_to_date(runs[0].record.config)
         experiment = experiment_id(client, uri, flags["experiment_name"] or flags["dataset"])
-        children = [run_id for run_id, _ in runs]
-        mark = hashlib.sha256(" ".join(sorted(children)).encode()).hexdigest()[:12]
-        quoted = name.replace("'", "''")
-        # parents of before a flag was there are known by what their runs' configurations had
-        keys = {key, *(run_key(document["config"] | {"seed": 0}) for _, document in runs)}
-        filters = [f"tags.study = '{quoted}' and tags.setting = '{k}'" for k in sorted(keys)]
-        known = [run for text in filters for run in client.search_runs([experiment], text)]
-        if any(run.data.tags.get("children") == mark for run in known):
+        children = hashlib.sha256(" ".join(sorted(run.id for run in runs)).encode()).hexdigest()[:12]
+        # parents of before a flag was there are found by what their runs' configurations had
+        settings_of_parents = {setting, *(run_key(run.record.config | {"seed": 0}) for run in runs)}
+        quoted = sweep_name.replace("'", "''")
+        filters = [f"tags.study = '{quoted}' and tags.setting = '{s}'" for s in sorted(settings_of_parents)]
+        parents = [parent for text in filters for parent in client.search_runs([experiment], text)]
+        if any(parent.data.tags.get("children") == children for parent in parents):
             continue
-        for run in known:  # of fewer seeds: two sets of numbers at one step would spoil its charts
-            client.delete_run(run.info.run_id)
-        _write_parent(client, experiment, {"study": name, "setting": key, "children": mark}, runs)
+        for parent in parents:  # of fewer seeds: two sets of numbers at one step would spoil its charts
+            client.delete_run(parent.info.run_id)
+        tags = {"study": sweep_name, "setting": setting, "children": children}
+        _write_parent(client, experiment, tags, runs)
 
 
-def _write_parent(client: Any, experiment: str, own_tags: dict, runs: list[tuple[str, dict]]) -> None:
+def _write_parent(
+    client: "MlflowClient", experiment: str, parent_tags: dict[str, str], runs: list[LoggedRun]
+) -> None:
     from mlflow.entities import Metric, Param, RunTag
 
-    documents = [document for _, document in runs]
-    flags = up_to_date(documents[0]["config"])
-    tags = {n: str(flags[n]) for n in TAG_FLAGS if n in flags and n not in VARYING}
-    tags |= own_tags | {"mlflow.note.content": headline(documents)}
+    records = [run.record for run in runs]
+    flags = up_to_date(records[0].config)
+    tags = {name: str(flags[name]) for name in TAG_FLAGS if name in flags and name not in VARYING}
+    tags |= parent_tags | {"mlflow.note.content": headline(records)}
     title = f"{label(flags)}: {len(runs)} seeds"
     parent = client.create_run(experiment, run_name=title, tags=tags).info
-    params = {n: v for n, v in flags.items() if n not in VARYING | {"run_name"}}
-    stored = [Param(n, store.redact(str(v))) for n, v in params.items()]
+    params = {name: value for name, value in flags.items() if name not in VARYING | {"run_name"}}
+    stored = [Param(name, store.redact(str(value))) for name, value in params.items()]
     client.log_batch(parent.run_id, params=stored[:100])
-    values = [Metric(*value, parent.start_time, step) for step, value in statistics(documents)]
-    for i in range(0, len(values), METRICS_PER_BATCH):
-        client.log_batch(parent.run_id, metrics=values[i : i + METRICS_PER_BATCH])
-    for child, _ in runs:
-        tag = [RunTag("mlflow.parentRunId", parent.run_id), RunTag("study", own_tags["study"])]
-        client.log_batch(child, tags=tag)
+    metrics = [Metric(name, value, parent.start_time, step) for step, name, value in statistics(records)]
+    for i in range(0, len(metrics), METRICS_PER_BATCH):
+        client.log_batch(parent.run_id, metrics=metrics[i : i + METRICS_PER_BATCH])
+    for run in runs:
+        tag = [RunTag("mlflow.parentRunId", parent.run_id), RunTag("study", parent_tags["study"])]
+        client.log_batch(run.id, tags=tag)
     client.set_terminated(parent.run_id)
 
 
@@ -96,41 +109,38 @@ def label(flags: dict[str, Any]) -> str:
     return name or f"{flags['model']} {flags['dataset']}"
 
 
-def statistics(documents: list[dict]) -> list[tuple[int, tuple[str, float]]]:
-    """(step, (metric, value)) of a parent run: what all seeds have measured."""
-    n_tasks = len(documents[0]["class_il"]["R"])
-    found = []
+def statistics(records: list[RunRecord]) -> list[tuple[int, str, float]]:
+    """(step, metric, value) of a parent run: what all seeds have measured, in percent."""
+    n_tasks = records[0].n_tasks
+    logged: list[tuple[int, str, float]] = []
     for row in range(n_tasks):
-        of_seeds = [metrics_of(document, row) for document in documents]
-        for name in of_seeds[0]:
-            seeds = mean_std_ci([metrics[name] for metrics in of_seeds])
+        metrics_of_seeds = [task_metrics(record, row) for record in records]
+        for name in metrics_of_seeds[0]:
+            seeds = mean_std_ci([metrics[name] for metrics in metrics_of_seeds])
             numbers = {name: seeds.mean}
             if name.startswith(SPREAD_OF):
                 numbers |= {f"{name}_std": seeds.std, f"{name}_ci95": seeds.ci95}
-            found += [(row, item) for item in numbers.items() if np.isfinite(item[1])]
-    return [*found, (n_tasks - 1, ("n", float(len(documents))))]
+            logged += [(row, name, value) for name, value in numbers.items() if np.isfinite(value)]
+    return [*logged, (n_tasks - 1, "n", float(len(records)))]
 
 
-def metrics_of(document: dict, row: int) -> dict[str, float]:
-    """What a run logged after task `row`."""
-    results = AccuracyLog(len(document["b"]), document["scenario"])
+def task_metrics(record: RunRecord, row: int) -> dict[str, float]:
+    """What a run logged after task `row`, in percent."""
+    log = AccuracyLog(len(record.b), record.scenario)
     for view in VIEWS:
-        results.R[view] = np.array(document[view]["R"], dtype=np.float64)
-    results.b = np.array(document["b"], dtype=np.float64)
-    return results.task_metrics(row)
+        log.R[view] = record.views[view].R
+    log.b = np.array(record.b, dtype=np.float64)
+    return log.task_metrics(row)
 
 
-def headline(documents: list[dict]) -> str:
-    """The numbers that a setting is known by, in percent."""
-    parts = []
-    domain = documents[0]["scenario"] == "domain-il"
-    for view, name in {"class_il": "domain-IL" if domain else "class-IL", "task_il": "task-IL"}.items():
-        if domain and view == "task_il":
-            continue
+def headline(records: list[RunRecord]) -> str:
+    """The numbers that a setting is known by, in percent, as mean ± standard deviation over seeds."""
+    texts = []
+    for view, name in records[0].view_names.items():
         for metric, word in (("average_accuracy", "accuracy"), ("forgetting", "forgetting")):
-            values = [document[view][metric] for document in documents]
-            if None not in values:
+            values = [record.views[view].metric(metric) for record in records]
+            if not any(map(math.isnan, values)):
                 seeds = mean_std_ci(100 * np.array(values))
-                about = f" ± {seeds.std:.2f}" if seeds.n > 1 else ""
-                parts.append(f"{name} {word} {seeds.mean:.2f}{about} %")
-    return f"{'; '.join(parts)} (mean ± standard deviation over {len(documents)} seeds, ddof = 1)"
+                spread = f" ± {seeds.std:.2f}" if seeds.n > 1 else ""
+                texts.append(f"{name} {word} {seeds.mean:.2f}{spread} %")
+    return f"{'; '.join(texts)} (mean ± standard deviation over {len(records)} seeds, ddof = 1)"

@@ -1,6 +1,5 @@
-"""Ledger: the runs that lie under an output folder, known by what they compute, and what they cost."""
+"""Run index: the runs under some output folders, found by what they compute, and what they cost."""
 
-import json
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,8 @@ from engram.utils.config.config import OPERATIONAL, Config, resolve
 from engram.utils.config.run_key import NAMES, run_key
 from engram.utils.errors import UserError
 from engram.utils.runs.run_dir import RunDir
-from engram.utils.sweeps.sweep_spec import Run
+from engram.utils.runs.run_record import RunRecord
+from engram.utils.sweeps.sweep_spec import PlannedRun
 
 # What a run costs is taken from runs that agree in these; of them, from those that differ least.
 COMPARABLE = ("model", "dataset", "backbone")
@@ -18,9 +18,12 @@ COMPARABLE = ("model", "dataset", "backbone")
 
 @dataclass(frozen=True)
 class IndexedRun:
-    """A run folder and its configuration as today's code resolves it."""
+    """A run on disk: its folder, its flags as today's code resolves them and the `run_key` of these.
 
-    folder: RunDir
+    seconds: what the whole run took, None where that is not known.
+    """
+
+    run_dir: RunDir
     key: str
     flags: dict[str, Any]
     finished: bool
@@ -28,48 +31,48 @@ class IndexedRun:
 
 
 class RunIndex:
-    """Every run under some output folders."""
+    """Every run under some output folders; of several that compute the same, one is found."""
 
     def __init__(self, output_dirs: set[str]):
-        self.entries = [
-            entry
+        self.runs = [
+            run
             for output_dir in sorted(output_dirs)
             for path in sorted(Path(output_dir).expanduser().glob("*/*/*/config.yaml"))
-            if (entry := _entry(RunDir(path.parent)))
+            if (run := read_run(RunDir(path.parent)))
         ]
         self._by_key: dict[str, IndexedRun] = {}
-        for entry in self.entries:  # of several with the same key a finished one counts, else the latest
-            known = self._by_key.get(entry.key)
-            if known is None or not known.finished:
-                self._by_key[entry.key] = entry
+        for run in self.runs:  # of several with the same key a finished one counts, else the latest
+            earlier = self._by_key.get(run.key)
+            if earlier is None or not earlier.finished:
+                self._by_key[run.key] = run
 
     def find(self, key: str) -> IndexedRun | None:
-        """The run that computes this."""
+        """The run with this `run_key`, None if there is none."""
         return self._by_key.get(key)
 
-    def folder_of(self, run: Run) -> Path:
-        """Where the run lies, or will lie."""
-        found = self.find(run.key)
-        return found.folder.path if found else home(run)
+    def path_of(self, run: PlannedRun) -> Path:
+        """The folder in which the run lies, or will lie."""
+        indexed = self.find(run.key)
+        return indexed.run_dir.path if indexed else path_of_new_run(run)
 
     def seconds(self, config: Config) -> float | None:
         """What such a run takes: the median of the most similar finished ones, scaled by epochs."""
         flags = config.flat()
-        similar = [
-            e
-            for e in self.entries
-            if e.finished and e.seconds and all(e.flags[n] == flags[n] for n in COMPARABLE)
+        distance_and_seconds = [
+            (_distance(run.flags, flags), run.seconds * flags["n_epochs"] / run.flags["n_epochs"])
+            for run in self.runs
+            if run.finished and run.seconds and all(run.flags[name] == flags[name] for name in COMPARABLE)
         ]
-        if not similar:
+        if not distance_and_seconds:
             return None
-        distances = [_distance(e.flags, flags) for e in similar]
-        nearest = [e for e, d in zip(similar, distances, strict=True) if d == min(distances)]
-        return statistics.median(e.seconds * flags["n_epochs"] / e.flags["n_epochs"] for e in nearest)
+        least = min(distance for distance, _ in distance_and_seconds)
+        return statistics.median(seconds for distance, seconds in distance_and_seconds if distance == least)
 
 
-def home(run: Run) -> Path:
+def path_of_new_run(run: PlannedRun) -> Path:
     """The folder of a run that a sweep starts: the same however often it is started."""
     options = run.config.run
+    assert options.model is not None, "a resolved configuration names its method"
     return Path(options.output_dir).expanduser() / options.dataset / options.model / run.key
 
 
@@ -78,16 +81,16 @@ def _distance(flags: dict[str, Any], other: dict[str, Any]) -> int:
     return sum(flags[name] != other.get(name) for name in names)
 
 
-def _entry(folder: RunDir) -> IndexedRun | None:
-    """None for a folder that today's code cannot make sense of."""
+def read_run(run_dir: RunDir) -> IndexedRun | None:
+    """The run in a folder; None for one that today's code cannot make sense of."""
     try:
-        document = json.loads(folder.results.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        document = {}
+        record = RunRecord.read(run_dir.path)
+    except UserError:  # it has only begun, or was killed while it wrote
+        record = None
     try:
-        stored = document.get("config") or folder.load_config()
-        flags = resolve([(str(folder.config), stored)]).flat()
+        stored = record.config if record else run_dir.load_config()
+        flags = resolve([(str(run_dir.config), stored)]).flat()
     except UserError:
         return None
-    finished = document.get("status") == "finished" and folder.logged
-    return IndexedRun(folder, run_key(flags), flags, finished, document.get("seconds", {}).get("total"))
+    finished = record is not None and record.finished and run_dir.logged
+    return IndexedRun(run_dir, run_key(flags), flags, finished, record.seconds.total if record else None)

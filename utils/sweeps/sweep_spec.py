@@ -1,4 +1,4 @@
-"""Study: flags given as a grid and a list, and the runs they stand for. Nothing is written here.
+"""Sweep specification: flags given as a grid and a list, and the runs they stand for.
 
     name: digits
     fixed: {dataset: seq-digits, n_epochs: 5}       # the same for every run
@@ -27,8 +27,11 @@ NOT_FOR_RUNS = {"resume", "help", "version", "list"}
 
 
 @dataclass(frozen=True)
-class Run:
-    """One run: what main.py would be given, and what that resolves to."""
+class PlannedRun:
+    """A run that a sweep asks for: what main.py would be given, and what that resolves to.
+
+    varied: the flags that differ between the runs of the sweep, with this run's values.
+    """
 
     argv: tuple[str, ...]
     config: Config
@@ -36,17 +39,17 @@ class Run:
 
     @cached_property
     def key(self) -> str:
-        """Of its resolved configuration."""
+        """The `run_key` of its configuration."""
         return run_key(self.config.flat())
 
     @property
     def label(self) -> str:
-        """`er, buffer_size 500, seed 0`: the method and what tells it from the study's other runs."""
-        return ", ".join([self.config.run.model, *(f"{k} {v}" for k, v in self.varied.items())])
+        """`er, buffer_size 500, seed 0`: the method and what tells it from the sweep's other runs."""
+        return ", ".join([str(self.config.run.model), *(f"{k} {v}" for k, v in self.varied.items())])
 
     @property
     def command(self) -> str:
-        """What a person would type."""
+        """The command that starts the same run."""
         return " ".join(["python main.py", *map(shlex.quote, self.argv)])
 
 
@@ -74,27 +77,28 @@ class SweepSpec:
         ]
         return [{**self.fixed, **entry, **point} for entry in self.runs or ({},) for point in combined]
 
-    def resolved(self) -> list[Run]:
-        """Every run of the study, those that compute the same only once."""
+    def resolved(self) -> list[PlannedRun]:
+        """Every run of the sweep, those that compute the same only once."""
         points = self.points()
         varied = varying(points)
-        runs: dict[str, Run] = {}
+        runs: dict[str, PlannedRun] = {}
         for point in points:
             argv = tuple(arguments(point))
-            named = {name: point[name] for name in varied if name in point and name != "model"}
+            shown = {name: point[name] for name in varied if name in point and name != "model"}
             try:
                 config = cli.parse(list(argv)).config
             except UserError as error:
-                where = ", ".join(f"{k} {v}" for k, v in point.items() if k in varied) or "the study"
-                raise UserError(f"{where}: {error}") from None
-            run = Run(argv, config, named)
+                label = ", ".join(f"{k} {v}" for k, v in point.items() if k in varied) or "the study"
+                raise UserError(f"{label}: {error}") from None
+            assert config is not None, "a sweep's flags never ask for --resume"
+            run = PlannedRun(argv, config, shown)
             runs.setdefault(run.key, run)
         return list(runs.values())
 
     def document(self) -> dict[str, Any]:
-        """What `read` reads back."""
-        parts = {"name": self.name, "fixed": self.fixed, "grid": self.grid, "runs": list(self.runs)}
-        return {key: value for key, value in parts.items() if value}
+        """The content of a file that `read_spec` reads back."""
+        content = {"name": self.name, "fixed": self.fixed, "grid": self.grid, "runs": list(self.runs)}
+        return {key: value for key, value in content.items() if value}
 
 
 def read_spec(path: Path) -> SweepSpec:
@@ -114,24 +118,26 @@ def read_spec(path: Path) -> SweepSpec:
         raise UserError(f"{path}: fixed and grid must be mappings from flags to values")
     if not isinstance(runs, list) or not all(isinstance(entry, dict) for entry in runs):
         raise UserError(f"{path}: runs must be a list of mappings from flags to values")
-    named = str(content.get("name") or path.stem)
+    name = str(content.get("name") or path.stem)
     return SweepSpec(
-        named, _plain(fixed), {k: _many(v) for k, v in _plain(grid).items()}, tuple(map(_plain, runs))
+        name, _plain(fixed), {k: _many(v) for k, v in _plain(grid).items()}, tuple(map(_plain, runs))
     )
 
 
 def varying(points: list[dict[str, Any]]) -> list[str]:
     """The flags that do not have one value in all of `points`, in the order of appearance, the seed last."""
     names = dict.fromkeys(name for point in points for name in point)
-    found = [n for n in names if any(point.get(n) != points[0].get(n) for point in points)]
-    return sorted(found, key=lambda name: name == "seed")
+    different = [n for n in names if any(point.get(n) != points[0].get(n) for point in points)]
+    return sorted(different, key=lambda name: name == "seed")
 
 
 def _plain(flags: dict[Any, Any]) -> dict[str, Any]:
+    """The flags without the dashes that a person may have written before them."""
     return {str(name).removeprefix("--"): value for name, value in flags.items()}
 
 
 def _many(value: Any) -> list:
+    """The values of one flag of the grid."""
     if value == []:
         raise UserError("a flag in the grid has an empty list of values; give at least one")
     return value if isinstance(value, list) else [value]

@@ -4,7 +4,7 @@ Processes that share a GPU have it one after the other; here the steps of severa
 side by side, so that what one leaves idle another takes (`--seeds_together` of scripts/sweep.py). Only the
 run whose turn it is executes Python: what a process has once, such as thread counts, a forked generator or
 standard output, changes hands between two steps. So each run computes what it does alone, on a CPU bit for
-bit (tests/integration/test_turns.py).
+bit (tests/integration/test_interleaved.py).
 """
 
 import sys
