@@ -27,6 +27,7 @@ from engram.datasets.benchmark import Batch, Task
 from engram.models.method import Method, Setup
 from engram.models.parts.inference import evaluating
 from engram.models.parts.teacher import Answers, Teacher, distillation, old_outputs
+from engram.utils.compat import foreach_add_
 from engram.utils.config.options import OptionSet, option
 
 
@@ -129,4 +130,4 @@ class LwF(Method):
                     if shared:  # the rows of old classes stay as they are
                         gradients = [g * new.view(-1, *[1] * (g.dim() - 1)) for g in gradients]
                     with torch.no_grad():
-                        torch._foreach_add_(parameters, gradients, alpha=-train.lr)
+                        foreach_add_(parameters, gradients, alpha=-train.lr)

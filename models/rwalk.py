@@ -24,6 +24,7 @@ from engram.models.method import Method, Setup
 from engram.models.parts.importance import ProtectionOptions, shared_parameters
 from engram.models.parts.path import PathIntegral
 from engram.models.parts.quadratic import Quadratic
+from engram.utils.compat import foreach_addcmul_
 from engram.utils.config.options import option
 
 
@@ -73,7 +74,7 @@ class RWalk(Method):
         self.path.note()
         names = [n for n, p in self.quadratic.parameters.items() if p.grad is not None]
         gradients = [self.quadratic.parameters[n].grad for n in names]
-        torch._foreach_addcmul_([self.squares[n] for n in names], gradients, gradients)
+        foreach_addcmul_([self.squares[n] for n in names], gradients, gradients)
         self.quadratic.add_gradients(self.options.rwalk_lambda)
 
     def after_step(self, batch: Batch) -> None:

@@ -14,6 +14,7 @@ from engram.datasets.augment import Augment
 from engram.models.method import Method, Setup
 from engram.models.parts.kernel import MLPKernel
 from engram.models.rehearsal import Examples
+from engram.utils.compat import foreach_add_, foreach_copy_, foreach_lerp_
 
 
 class InnerSteps:
@@ -55,7 +56,7 @@ class InnerSteps:
             scaled = loss if scale is None else scale[i] * loss
             gradients = torch.autograd.grad(scaled, parameters, materialize_grads=True)
             with torch.no_grad():
-                torch._foreach_add_(parameters, gradients, alpha=-lr)
+                foreach_add_(parameters, gradients, alpha=-lr)
             losses.append(loss.detach())
         return torch.stack(losses)
 
@@ -168,7 +169,7 @@ def split(vector: Tensor, parameters: list[Tensor]) -> list[Tensor]:
 
 def set_gradients(parameters: list[Tensor], vector: Tensor) -> None:
     """Overwrite `.grad` of the parameters with (P,)."""
-    torch._foreach_copy_([p.grad for p in parameters], split(vector, parameters))
+    foreach_copy_([p.grad for p in parameters], split(vector, parameters))
 
 
 def snapshot(parameters: list[Tensor]) -> list[Tensor]:
@@ -179,4 +180,4 @@ def snapshot(parameters: list[Tensor]) -> list[Tensor]:
 @torch.no_grad()
 def reptile(parameters: list[Tensor], start: list[Tensor], rate: float) -> None:
     """θ ← θ_start + rate (θ − θ_start); exactly nothing for a rate of 1."""
-    torch._foreach_lerp_(parameters, start, 1 - rate)
+    foreach_lerp_(parameters, start, 1 - rate)

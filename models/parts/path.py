@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from engram.utils.compat import foreach_addcmul_, foreach_sub, foreach_zero_
+
 
 class PathIntegral:
     """Running ω by parameter name; `note` after the backward pass, `add` after the optimizer's step.
@@ -17,7 +19,7 @@ class PathIntegral:
 
     def reset(self) -> None:
         """Begin at zero."""
-        torch._foreach_zero_(list(self.value.values()))
+        foreach_zero_(list(self.value.values()))
 
     @torch.no_grad()
     def note(self) -> None:
@@ -30,8 +32,8 @@ class PathIntegral:
     def add(self) -> None:
         """Add −g Δθ of the step that was made since `note`."""
         names, gradients, before = self._noted
-        moves = torch._foreach_sub(before, [self.parameters[name].detach() for name in names])
-        torch._foreach_addcmul_([self.value[name] for name in names], gradients, moves)
+        moves = foreach_sub(before, [self.parameters[name].detach() for name in names])
+        foreach_addcmul_([self.value[name] for name in names], gradients, moves)
         self._noted = None
 
     def state_dict(self) -> dict:

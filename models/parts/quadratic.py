@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from engram.utils.compat import foreach_add_, foreach_mul, foreach_sub
+
 
 class Quadratic:
     """One weighted quadratic, or a sum of several in the memory of one.
@@ -36,11 +38,9 @@ class Quadratic:
         """Add strength · ∂value/∂θ = 2 strength Ω (θ − θ*) to `.grad` of the parameters that have one."""
         names = [name for name in self.importance if self.parameters[name].grad is not None]
         if names:
-            shift = torch._foreach_sub(
-                [self.parameters[n].detach() for n in names], [self.anchor[n] for n in names]
-            )
-            slopes = torch._foreach_mul(shift, [self.importance[n] for n in names])
-            torch._foreach_add_([self.parameters[n].grad for n in names], slopes, alpha=2 * strength)
+            shift = foreach_sub([self.parameters[n].detach() for n in names], [self.anchor[n] for n in names])
+            slopes = foreach_mul(shift, [self.importance[n] for n in names])
+            foreach_add_([self.parameters[n].grad for n in names], slopes, alpha=2 * strength)
 
     @torch.no_grad()
     def set(self, importance: dict[str, Tensor]) -> None:
@@ -89,12 +89,12 @@ class _Quadratic(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, importance: list[Tensor], anchor: list[Tensor], *parameters: Tensor) -> Tensor:
-        shift = torch._foreach_sub(parameters, anchor)
-        ctx.slopes = torch._foreach_mul(shift, importance)
+        shift = foreach_sub(parameters, anchor)
+        ctx.slopes = foreach_mul(shift, importance)
         parts = [s.flatten().dot(d.flatten()) for s, d in zip(ctx.slopes, shift, strict=True)]
         return torch.stack(parts).sum()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, *torch._foreach_mul(ctx.slopes, 2 * grad_output)
+        return None, None, *foreach_mul(ctx.slopes, 2 * grad_output)
