@@ -1,4 +1,4 @@
-"""Write a new method's skeleton: models/NAME.py, its reference test, its line in the contract test.
+"""Write a new method's skeleton: models/NAME.py and its reference test; the contract tests find it by itself.
 
     python scripts/new_method.py my_idea
     python -m pytest tests/reference/test_my_idea.py tests/contract -k my_idea
@@ -23,10 +23,14 @@ Differs from the paper: in nothing.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
+from torch import Tensor
 
-from engram.models.method import Method
+from engram.backbones.backbone import Backbone
+from engram.datasets.benchmark import Task
+from engram.models.method import Method, Setup
 from engram.utils.config.options import OptionSet, option
 
 
@@ -40,20 +44,25 @@ class Options(OptionSet):
 class CLASS(Method):
     """Weights are pulled to where the last task left them: strength / 2 · Σ (θ − θ*)²."""
 
-    def __init__(self, net, options, setup):
-        super().__init__(net, options, setup)
-        self.anchor = {}  # parameter name → θ*; whatever is set on self is saved in checkpoints
+    # True: end_task is part of the method, so it needs to know where tasks end. The contract tests check that
+    # the flags of off_switch make it plain SGD; a sentence instead of flags says why nothing does.
+    needs_boundaries = True
+    off_switch: ClassVar = {"strength": 0}
 
-    def penalty(self):
-        """Data-free; None when there is nothing to add, so that strength 0 is plain SGD bit for bit."""
+    def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
+        super().__init__(net, options, setup)
+        self.anchor: dict[str, Tensor] = {}  # parameter name → θ*; all that is set on self is checkpointed
+
+    def penalty(self) -> Tensor | None:
+        """Strength / 2 · Σ (θ − θ*)²; None when there is nothing to add: strength 0 is plain SGD."""
         if not self.options.strength or not self.anchor:
             return None
         named = self.trainable()
         distances = [(named[name] - old).square().sum() for name, old in self.anchor.items() if name in named]
         return self.options.strength / 2 * torch.stack(distances).sum()
 
-    def end_task(self, task):
-        """Keep the solution."""
+    def end_task(self, task: Task) -> None:
+        """Keep the solution that the task has led to."""
         self.anchor = {name: p.detach().clone() for name, p in self.trainable().items()}
 '''
 
@@ -77,8 +86,6 @@ def test_penalty_is_the_formula():
     assert method.penalty().item() == pytest.approx(3.0 / 2 * n_weights * 0.25, rel=1e-6)
 '''
 
-CONTRACT = Path("tests", "contract", "test_methods.py")
-
 
 def files(name: str) -> dict[Path, str]:
     """Path under the project → content."""
@@ -91,23 +98,14 @@ def files(name: str) -> dict[Path, str]:
     return made
 
 
-def contract_with(text: str, name: str) -> str:
-    """The contract test's source with the flag that turns the method off."""
-    start = text.index("\nOFF = {")
-    end = text.index("\n}\n", start)
-    return f'{text[:end]}\n    "{name}": {{"strength": 0}},{text[end:]}'
-
-
 def write(name: str, root: Path) -> list[Path]:
-    """The three files; refuses a name that is no file name or is taken."""
+    """Write the two files; refuses a name that is no file name or is taken."""
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise UserError(f"'{name}': a method's name is a file's: small letters, digits and _, e.g. my_idea")
     made = files(name)
     taken = [path for path in made if (root / path).exists()]
     if taken or name in registry.CONTRACTS["models"] | {"parts", "presets"}:
         raise UserError(f"'{name}' is taken ({', '.join(map(str, taken)) or 'a room of the house'})")
-    contract = root / CONTRACT
-    made[CONTRACT] = contract_with(contract.read_text(encoding="utf-8"), name)
     for path, text in made.items():
         (root / path).write_text(text, encoding="utf-8")
     return list(made)
