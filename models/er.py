@@ -14,6 +14,7 @@ stream one sample at a time: --batch_size 1; larger batches join the drawn sampl
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -52,6 +53,15 @@ class Options(ReplayOptions):
             raise OptionError(
                 f"--memory {self.memory}: --er_variant, --draws and --reservoir belong to --memory reservoir"
             )
+
+
+@dataclass(frozen=True)
+class MemoryOptions(Options):
+    """The flags of ER with another memory than the plain reservoir: a subclass names the memory."""
+
+    er_variant: ClassVar[str] = "batch"
+    draws: ClassVar[None] = None
+    reservoir: ClassVar[None] = None
 
 
 class ER(RehearsalMethod):

@@ -37,7 +37,7 @@ class FullBuffer(RehearsalMethod):
     """ER with room for all."""
 
     needs_boundaries = True
-    off_switch = "it keeps everything"
+    off_switch = "it keeps every sample of the past"
 
     def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
         super().__init__(net, options, setup)

@@ -70,6 +70,20 @@ def built(config: Config) -> Method:
     return build_method(config, device.choose(config.run.device), proxies.create)
 
 
+def methods_with_code() -> list[str]:
+    """All methods but those that are a name for another's class with flags fixed (lars, mer_alg6, ...).
+
+    tests/reference/test_paper_names.py shows that these are the same, bit for bit; slow tests leave them out.
+    """
+    classes = {n: registry.plugin_class(registry.load("models", n), Method) for n in registry.names("models")}
+
+    def adds_code(cls: type[Method]) -> bool:
+        alone = len(cls.__bases__) == 1 and cls.__base__ in classes.values()
+        return not alone or any(callable(value) for value in vars(cls).values())
+
+    return [name for name, cls in classes.items() if adds_code(cls)]
+
+
 def run_main(*flags: str, cwd: Path, check: bool = True, **env: str) -> subprocess.CompletedProcess:
     """Run main.py as a user would, with its output captured."""
     command = [sys.executable, str(ROOT / "main.py"), *flags]

@@ -11,12 +11,12 @@ from engram.backbones import compiled
 from engram.models.method import Method
 from engram.utils.config import registry
 from engram.utils.training.trainer import Trainer
-from tests.conftest import tiny_method
+from tests.conftest import methods_with_code, tiny_method
 
 CNN = {"backbone": "cnn", "channels": (4, 4)}
 OF_PERCEPTRONS = {"taskinput", "independent", "pnn"}  # which keep their passes in the head
 # Their inner training of many sizes is slow to trace here: gdumb and pbcs.
-METHODS = [n for n in registry.names("models") if n not in OF_PERCEPTRONS | {"gdumb", "pbcs"}]
+METHODS = [n for n in methods_with_code() if n not in OF_PERCEPTRONS | {"gdumb", "pbcs"}]
 
 
 @pytest.fixture(autouse=True)

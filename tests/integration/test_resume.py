@@ -15,10 +15,10 @@ from engram import main as program
 from engram.models.method import Method
 from engram.utils.config import registry
 from engram.utils.training.trainer import Trainer
-from tests.conftest import ROOT, random_draws
+from tests.conftest import ROOT, methods_with_code, random_draws
 from tests.waiting import LIMIT
 
-MODELS = list(registry.names("models"))
+MODELS = methods_with_code()
 FLAGS = ["--dataset", "seq-digits", "--disable_log", "--n_epochs", "2", "--batch_size", "40"]
 # Where the method's cost would make the test slow, or it needs more flags.
 EXTRA = {
