@@ -1,19 +1,20 @@
 """Agreement: how well one vector of scores ranks examples as another does; pure functions on arrays."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-MEASURES = {
+Vector = NDArray[np.float64]
+MEASURES: dict[str, Callable[[Vector, Vector], float]] = {
     "pearson": lambda a, b: stats.pearsonr(a, b).statistic,
     "spearman": lambda a, b: stats.spearmanr(a, b).statistic,
     "kendall": lambda a, b: stats.kendalltau(a, b).statistic,
 }
 LEVEL = 0.95
 MIN_CLASS_SIZE = 3
-Vector = NDArray[np.float64]
 
 
 class Correlation(NamedTuple):

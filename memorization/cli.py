@@ -10,7 +10,7 @@ import importlib
 import json
 import sys
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from engram.memorization.settings import DATASETS, OPERATIONAL, DataOptions, StudyConfig
 from engram.utils.config import registry
@@ -40,12 +40,13 @@ def parse(program: str, text: str, kind: type[ConfigT], argv: list[str]) -> Conf
     """
     inherited = {field.name for field in dataclasses.fields(StudyConfig)}
     fields = sorted(dataclasses.fields(kind), key=lambda field: field.name in inherited)
-    return kind(**_parse(program, text, {field.name: field.type for field in fields}, argv))
+    sets = {field.name: cast(type[OptionSet], field.type) for field in fields}
+    return kind(**_parse(program, text, sets, argv))
 
 
 def parse_options(program: str, text: str, kind: type[OptionsT], argv: list[str]) -> OptionsT:
     """The options of a program that trains nothing and has a single option set, as `parse`."""
-    return _parse(program, text, {program: kind}, argv)[program]
+    return cast(OptionsT, _parse(program, text, {program: kind}, argv)[program])
 
 
 def _parse(program: str, text: str, sets: Sets, argv: list[str]) -> dict[str, Any]:
@@ -73,7 +74,8 @@ def saved_settings(folder: str) -> dict[str, Any]:
     """What the networks in a folder were made with; empty for a new folder."""
     file = Path(folder).expanduser() / SETTINGS
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        settings: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return settings
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
@@ -132,9 +134,9 @@ def _values(
 
 
 def require(options: OptionSet, *names: str) -> None:
-    """Raise `OptionError` for flags that were not given and have no default."""
+    """Raise `OptionError` for flags that were not given and whose default is empty."""
     for name in names:
-        if getattr(options, name) is None:
+        if not getattr(options, name):
             raise OptionError(f"--{name} is missing (see --help)")
 
 

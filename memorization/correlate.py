@@ -13,14 +13,13 @@ from dataclasses import dataclass
 
 from engram.memorization import cli
 from engram.utils.config.options import OptionSet, option
-from engram.utils.errors import UserError
 
 
 @dataclass(frozen=True)
 class CorrelateOptions(OptionSet):
     """The files that are compared, and how."""
 
-    scores: str | None = option(None, "score file, .npz or .npy (required)")
+    scores: str = option("", "score file, .npz or .npy (required)")
     against: tuple[str, ...] = option((), "files of scores or of proxies, A.npz,B.npz,... (required)")
     out_filename: str | None = option(None, "also write the table as .csv")
     n_bootstrap: int = option(500, "resamplings of the examples behind each interval", ge=0)
@@ -30,9 +29,7 @@ class CorrelateOptions(OptionSet):
 def run(argv: list[str]) -> None:
     """Print the table of correlations and write it if asked."""
     options = cli.parse_options("correlate", __doc__.split("\n")[0], CorrelateOptions, argv)
-    cli.require(options, "scores")
-    if not options.against:
-        raise UserError("--against is missing (see --help)")
+    cli.require(options, "scores", "against")
     from engram.memorization import correlation_table  # imports torch, which --help does without
 
     correlation_table.write(options)

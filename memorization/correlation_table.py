@@ -55,7 +55,6 @@ class Row:
 
 def write(options: CorrelateOptions) -> None:
     """Print the table, best correlation first, and the noise ceiling; write the .csv if asked."""
-    assert options.scores is not None, "the program has required --scores"
     rng = np.random.default_rng(options.seed)
     content = scores.load(options.scores, "scores")
     rows = [row for path in options.against for row in compare(content, path, options.n_bootstrap, rng)]

@@ -30,7 +30,8 @@ class L2Distance(Proxy):
 
     def rate(self, view: View) -> Tensor:
         """(n,) distances of the samples."""
-        return centred(view)[0].norm(dim=1)
+        distances: Tensor = centred(view)[0].norm(dim=1)
+        return distances
 
 
 class CosineDistance(Proxy):

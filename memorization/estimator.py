@@ -16,6 +16,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+Floats = NDArray[np.float64]
+Counts = NDArray[np.number]
+
 
 class Estimate(NamedTuple):
     """A difference of two means for each example, and what it was made from; every field has its shape.
@@ -23,12 +26,20 @@ class Estimate(NamedTuple):
     stderr: of `scores`, from the spread over networks; NaN with fewer than two networks on a side.
     """
 
-    scores: NDArray
-    stderr: NDArray
-    mean_in: NDArray
-    mean_out: NDArray
-    n_in: NDArray
-    n_out: NDArray
+    scores: Floats
+    stderr: Floats
+    mean_in: Floats
+    mean_out: Floats
+    n_in: Counts
+    n_out: Counts
+
+
+class Side(NamedTuple):
+    """Of the networks on one side of a difference: mean, variance of the mean, and how many there are."""
+
+    mean: Floats
+    variance: Floats
+    n: Counts
 
 
 def memorization(values: ArrayLike, member: ArrayLike) -> Estimate:
@@ -43,11 +54,12 @@ def memorization(values: ArrayLike, member: ArrayLike) -> Estimate:
         raise ValueError(f"values {values.shape} and member {member.shape} must have one shape")
     centre = values.mean(0)
     shifted = values - centre
-    sides = []
-    for side in (member, ~member):
-        selected = np.where(side, shifted, 0.0)
-        sides.append(_moments(selected.sum(0), (selected**2).sum(0), side.sum(0)))
-    return _difference(*sides, centre)
+
+    def side(chosen: NDArray[np.bool_]) -> Side:
+        selected = np.where(chosen, shifted, 0.0)
+        return _moments(selected.sum(0), (selected**2).sum(0), chosen.sum(0))
+
+    return _difference(side(member), side(~member), centre)
 
 
 def influence(values: ArrayLike, member: ArrayLike) -> Estimate:
@@ -59,30 +71,32 @@ def influence(values: ArrayLike, member: ArrayLike) -> Estimate:
     values, member = np.asarray(values, dtype=np.float64), np.asarray(member, dtype=np.float64)
     centre = values.mean(0)
     shifted = values - centre
-    sides = []
-    for side in (member, 1 - member):
-        n = np.broadcast_to(side.sum(0)[:, None], (member.shape[1], values.shape[1]))
-        sides.append(_moments(side.T @ shifted, side.T @ shifted**2, n))
-    return _difference(*sides, centre)
+
+    def side(chosen: Floats) -> Side:
+        n = np.broadcast_to(chosen.sum(0)[:, None], (member.shape[1], values.shape[1]))
+        return _moments(chosen.T @ shifted, chosen.T @ shifted**2, n)
+
+    return _difference(side(member), side(1 - member), centre)
 
 
-def _moments(total: NDArray, squares: NDArray, n: NDArray) -> tuple[NDArray, NDArray, NDArray]:
+def _moments(total: Floats, squares: Floats, n: Counts) -> Side:
     """Mean, variance of the mean and count, from sums of values around a common centre."""
     with np.errstate(divide="ignore", invalid="ignore"):
         mean = np.where(n > 0, total / n, np.nan)
         # rounding may leave a tiny negative number where all values are equal
         variance = np.maximum(squares - n * mean**2, 0) / (n - 1)
-        return mean, np.where(n > 1, variance / n, np.nan), n
+        return Side(mean, np.where(n > 1, variance / n, np.nan), n)
 
 
-def _difference(inside: tuple, outside: tuple, centre: NDArray) -> Estimate:
-    (mean_in, var_in, n_in), (mean_out, var_out, n_out) = inside, outside
-    stderr = np.sqrt(var_in + var_out)
-    return Estimate(mean_in - mean_out, stderr, mean_in + centre, mean_out + centre, n_in, n_out)
+def _difference(inside: Side, outside: Side, centre: Floats) -> Estimate:
+    stderr = np.sqrt(inside.variance + outside.variance)
+    return Estimate(
+        inside.mean - outside.mean, stderr, inside.mean + centre, outside.mean + centre, inside.n, outside.n
+    )
 
 
 def split_half_reliability(
-    values: ArrayLike, member: ArrayLike, correlation: Callable[[NDArray, NDArray], float],
+    values: ArrayLike, member: ArrayLike, correlation: Callable[[Floats, Floats], float],
     rng: np.random.Generator, n_splits: int = 20,
 ) -> float:  # fmt: skip
     """Correlation to expect between two independent estimates with all R networks each.

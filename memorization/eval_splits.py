@@ -21,7 +21,7 @@ from engram.utils.config.options import OptionSet, option
 class EvalOptions(OptionSet):
     """What is written into the score file."""
 
-    out_filename: str | None = option(None, "score file to write, .npz, or .npy for scores alone (required)")
+    out_filename: str = option("", "score file to write, .npz, or .npy for scores alone (required)")
     store_probs: bool = option(
         False, "also keep loss (−log probability), correct and member (R, n): any estimator can be recomputed"
     )
@@ -34,7 +34,7 @@ class EvalOptions(OptionSet):
 class TrainedOptions(SplitOptions):
     """Which of the trained networks are evaluated, and where they are stored."""
 
-    n_repeats: int | None = option(None, "use the first so many networks (default: all there are)", ge=2)
+    n_repeats: int = option(0, "use the first so many networks; 0: all there are", ge=0)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from engram.utils.errors import UserError
 
 def draw(options: PlotOptions) -> list[Path]:
     """Draw all figures that the options ask for; returns their paths."""
-    assert options.out_dir is not None, "the program has required --out_dir"
     out = Path(options.out_dir).expanduser()
     out.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []

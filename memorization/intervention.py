@@ -21,11 +21,11 @@ from engram.utils.config.options import OptionSet, option
 class InterventionOptions(OptionSet):
     """Which samples are left out, or which runs are compared."""
 
-    scores: str | None = option(None, "score file of eval_splits; its samples alone are candidates")
+    scores: str = option("", "score file of eval_splits; its samples alone are candidates")
     top: tuple[float, ...] = option((10.0,), "percentages of the samples to leave out", gt=0, lt=100)
     n_random: int = option(5, "random choices for each percentage", ge=1)
-    out_dir: str | None = option(None, "folder for the files of samples to leave out")
-    results: str | None = option(None, "folder of finished runs to compare instead")
+    out_dir: str = option("", "folder for the files of samples to leave out")
+    results: str = option("", "folder of finished runs to compare instead")
     seed: int = option(0, "of the random choices", ge=0)
 
 

@@ -23,7 +23,6 @@ Accuracies = dict[int, list[float]]  # seed → accuracies in %
 
 def write_choices(options: InterventionOptions) -> None:
     """Write one file for each choice of samples to leave out and print its mean score."""
-    assert options.scores is not None and options.out_dir is not None, "the program has required them"
     content = scores.load(options.scores, "scores", "index", "labels", "order_hash")
     for percent in options.top:
         for name, rows in choices(content, percent, options.n_random, options.seed).items():

@@ -26,7 +26,7 @@ class PlotOptions(OptionSet):
     proxies: str | None = option(None, "file of train_proxies, drawn against the first score file")
     stream: str | None = option(None, "file of train_stream (with --store_probs also by group)")
     runs: str | None = option(None, "folder of finished runs of main.py")
-    out_dir: str | None = option(None, "folder for the figures (required)")
+    out_dir: str = option("", "folder for the figures (required)")
     data_dir: str = option("~/.cache/engram", "where data sets lie, for the galleries")
 
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engram.backbones.backbone import Backbone
 from engram.datasets.augment import Augment
 from engram.datasets.benchmark import Samples
 from engram.utils.config import registry
@@ -37,7 +38,7 @@ class View:
     allowed: (n, classes) bool where each sample's logits are masked to its own task's classes.
     """
 
-    def __init__(self, net: nn.Module, augment: Augment, samples: Samples, allowed: Tensor | None = None):
+    def __init__(self, net: Backbone, augment: Augment, samples: Samples, allowed: Tensor | None = None):
         self.net, self.augment, self.allowed = net, augment, allowed
         self.raw, self.y, self.task_id, self.index = samples
 
@@ -109,7 +110,7 @@ class Proxy:
         """After a forward pass of training on samples `index` (n,): their logits (n, C) and labels."""
 
     def scores(
-        self, net: nn.Module, augment: Augment, samples: Samples, allowed: Tensor | None = None
+        self, net: Backbone, augment: Augment, samples: Samples, allowed: Tensor | None = None
     ) -> Tensor:
         """(n,) float64 for training samples, by what was kept and what the network makes of them now."""
         return self.rate(View(net, augment, samples, allowed))
@@ -135,4 +136,5 @@ def create(name: str, n_train: int, device: torch.device) -> Proxy:
         raise UserError(f"--mem_proxy {name}: unknown{hint} (valid: {', '.join(NAMES)})")
     module = import_module(f"engram.memorization.{NAMES[name]}")
     class_name = "".join(word.capitalize() for word in name.split("_"))
-    return getattr(module, class_name)(n_train, device)
+    proxy: Proxy = getattr(module, class_name)(n_train, device)
+    return proxy

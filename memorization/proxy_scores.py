@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
+from engram.backbones.backbone import Backbone
 from engram.datasets.benchmark import Samples
 from engram.memorization import study_data, training
 from engram.memorization.proxies import NAMES, Proxy, create
@@ -126,7 +127,7 @@ def samples(data: StudyData) -> Samples:
     return Samples(data.images, data.labels, torch.zeros_like(positions), positions)
 
 
-def as_modules(config: ProxiesConfig, learner: CohortTraining) -> list[nn.Module]:
+def as_modules(config: ProxiesConfig, learner: CohortTraining) -> list[Backbone]:
     """The networks of a training as separate modules."""
     networks = [training.build_network(config, learner.data, repeat) for repeat in learner.repeats]
     for network, weights in zip(networks, learner.stack.state_dicts(), strict=True):

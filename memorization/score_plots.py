@@ -10,13 +10,14 @@ from scipy import stats
 from engram.memorization.estimator import memorization
 from engram.utils.figure_files import canvas, save
 
+Arrays = dict[str, NDArray[Any]]
 THRESHOLDS = (0.1, 0.25)
 BINS = np.arange(-0.15, 1.0501, 0.05)
 PER_ROW = 4
 NICE = np.array([1, 2, 5]) * 10.0 ** np.arange(-4, 1)[:, None]  # tick marks
 
 
-def histogram(files: dict[str, NDArray], path: Path) -> None:
+def histogram(files: dict[str, NDArray[np.float64]], path: Path) -> None:
     """Shares of examples by score, a line for each file, its mean and share above .25 in the legend."""
     figure = canvas(8.0, 4.6)
     axes = figure.add_subplot()
@@ -38,7 +39,7 @@ def histogram(files: dict[str, NDArray], path: Path) -> None:
 
 
 def standard_errors(
-    loss: NDArray, member: NDArray, path: Path, seed: int = 0
+    loss: NDArray[np.float32], member: NDArray[np.bool_], path: Path, seed: int = 0
 ) -> dict[int, tuple[float, float]]:
     """Mean standard error, and the error actually made between two studies, by the number of networks.
 
@@ -79,7 +80,7 @@ def standard_errors(
     return errors
 
 
-def scatter(scores: NDArray, proxies: dict[str, NDArray], path: Path) -> None:
+def scatter(scores: NDArray[np.float64], proxies: dict[str, NDArray[np.float64]], path: Path) -> None:
     """Each proxy's rank against the score, best Spearman correlation first; red: median score by tenth."""
     rated = {name: float(stats.spearmanr(scores, values).statistic) for name, values in proxies.items()}
     names = sorted(rated, key=lambda name: -abs(rated[name]))
@@ -102,9 +103,7 @@ def scatter(scores: NDArray, proxies: dict[str, NDArray], path: Path) -> None:
     save(figure, path)
 
 
-def write_all(
-    contents: dict[str, dict[str, Any]], proxies: dict[str, Any] | None, folder: Path
-) -> list[Path]:
+def write_all(contents: dict[str, Arrays], proxies: Arrays | None, folder: Path) -> list[Path]:
     """The figures that the files allow; the first score file is the main one."""
     written = [folder / "histogram.png"]
     histogram({name: content["scores"] for name, content in contents.items()}, written[0])

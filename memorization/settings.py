@@ -93,7 +93,7 @@ class StudyConfig:
     @property
     def pretrained(self) -> bool:
         """Whether the networks start from pre-trained weights."""
-        return getattr(self.architecture, "pretrained", False)
+        return bool(getattr(self.architecture, "pretrained", False))
 
 
 def scaled(architecture: OptionSet, width: float) -> OptionSet:
@@ -101,10 +101,12 @@ def scaled(architecture: OptionSet, width: float) -> OptionSet:
     if width == 1:
         return architecture
     names = {f.name for f in dataclasses.fields(architecture)}
+    changes: dict[str, Any] = {}
     if "width" in names:
-        return dataclasses.replace(architecture, width=architecture.width * width)
+        changes["width"] = vars(architecture)["width"] * width
     for name in ("channels", "hidden_sizes"):
         if name in names:
-            sizes = tuple(max(1, round(size * width)) for size in getattr(architecture, name))
-            return dataclasses.replace(architecture, **{name: sizes})
+            changes[name] = tuple(max(1, round(size * width)) for size in vars(architecture)[name])
+    if changes:
+        return dataclasses.replace(architecture, **changes)
     raise OptionError(f"--model_width {width}: this backbone has no width; leave the flag out")

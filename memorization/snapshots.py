@@ -44,7 +44,9 @@ class El2n(Proxy):
 
     def rate(self, view: View) -> Tensor:
         """(n,) norms of the error vectors."""
-        return (view.logits.softmax(1) - F.one_hot(view.y, view.logits.shape[1])).norm(dim=1).double()
+        errors = view.logits.softmax(1) - F.one_hot(view.y, view.logits.shape[1])
+        norms: Tensor = errors.norm(dim=1)
+        return norms.double()
 
 
 class Grand(Proxy):
@@ -75,7 +77,8 @@ class Grand(Proxy):
                 gradients = gradients_of(
                     weights, view.images(chunk), view.y[chunk], view.task_id[chunk], allowed
                 )
-                norms.append(sum(g.flatten(1).square().sum(1) for g in gradients.values()).sqrt())
+                squares = [g.flatten(1).square().sum(1) for g in gradients.values()]
+                norms.append(sum(squares[1:], squares[0]).sqrt())
         return torch.cat(norms).double()
 
 
@@ -99,7 +102,8 @@ class Curvature(Proxy):
         with evaluating(view.net):
             for chunk in view.chunks():
                 x = view.images(chunk)
-                here, total = self._slope(view, chunk, x), 0
+                here = self._slope(view, chunk, x)
+                total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
                 for _ in range(self.n_directions):
                     coin = torch.rand(x.shape, generator=generator, device=x.device) < 0.5
                     there = self._slope(view, chunk, x + self.h * torch.where(coin, 1.0, -1.0))

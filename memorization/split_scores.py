@@ -44,15 +44,15 @@ def write(config: EvalConfig) -> None:
     print(f"scores: {path}")
 
 
-def repeats_to_evaluate(store: NetworkStore, n_repeats: int | None) -> list[int]:
-    """All trained networks, or those of the first `n_repeats` that have been trained."""
-    repeats = [repeat for repeat in store.present() if n_repeats is None or repeat < n_repeats]
+def repeats_to_evaluate(store: NetworkStore, n_repeats: int) -> list[int]:
+    """Those of the first `n_repeats` networks that have been trained, of all for 0."""
+    repeats = [repeat for repeat in store.present() if not n_repeats or repeat < n_repeats]
     if len(repeats) < 4:
         raise UserError(
             f"--weights_dir {store.folder}: {len(repeats)} trained networks there; run "
             "python -m memorization.train_splits first (scores need at least 4, better 100)"
         )
-    if n_repeats and len(repeats) < n_repeats:
+    if len(repeats) < n_repeats:
         print(f"of {n_repeats} networks {len(repeats)} have been trained; using those", file=sys.stderr)
     return repeats
 

@@ -8,6 +8,7 @@ makes them grouped convolutions; those run one by one, in channels-last order (2
 """
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -23,22 +24,34 @@ State = dict[str, Tensor]
 
 
 class StackedNetworks:
-    """K networks of one architecture; `parameters` and `buffers`: name → (K, ...)."""
+    """K networks of one architecture, run by vmap."""
 
-    def __init__(self, networks: list[nn.Module]):
+    def __init__(self, networks: Sequence[nn.Module]):
         self.size = len(networks)
         self.skeleton = copy.deepcopy(networks[0])
-        self.parameters, self.buffers = stack_module_state(networks)
+        self._parameters, self._buffers = stack_module_state(list(networks))
+
+    @property
+    def parameters(self) -> State:
+        """Name → parameter of all networks, (K, ...)."""
+        return self._parameters
+
+    @property
+    def buffers(self) -> State:
+        """Name → buffer of all networks, (K, ...)."""
+        return self._buffers
 
     def logits(self, x: Tensor, shared: bool = False) -> Tensor:
         """(K, n, C, H, W) → (K, n, classes); `shared`: the same x (n, C, H, W) for all networks."""
 
         def one_network(parameters: State, buffers: State, x: Tensor) -> Tensor:
-            return functional_call(self.skeleton, (parameters, buffers), (x,))
+            logits: Tensor = functional_call(self.skeleton, (parameters, buffers), (x,))
+            return logits
 
         in_dims = (0, 0, None if shared else 0)
         all_networks = torch.vmap(one_network, in_dims=in_dims, randomness="different")
-        return all_networks(self.parameters, self.buffers, x)
+        logits: Tensor = all_networks(self.parameters, self.buffers, x)
+        return logits
 
     def train(self, mode: bool = True) -> "StackedNetworks":
         """Set training or evaluation mode of all networks."""
@@ -102,7 +115,8 @@ class SingleNetwork(StackedNetworks):
     def logits(self, x: Tensor, shared: bool = False) -> Tensor:
         """Logits (1, n, classes) for x (1, n, C, H, W), or for (n, C, H, W) where it is `shared`."""
         x = x if shared else x.squeeze(0)
-        return self.skeleton(x.contiguous(memory_format=self.layout)).unsqueeze(0)
+        logits: Tensor = self.skeleton(x.contiguous(memory_format=self.layout))
+        return logits.unsqueeze(0)
 
     def state_dicts(self) -> list[State]:
         """The state of the one network, in a list."""
@@ -131,7 +145,7 @@ def refuse_stacked_dropout(network: nn.Module, n_networks: int) -> None:
         )
 
 
-def stack_networks(networks: list[nn.Module]) -> StackedNetworks:
+def stack_networks(networks: Sequence[nn.Module]) -> StackedNetworks:
     """The fastest form for these networks, which are on their device."""
     first = networks[0]
     if len(networks) == 1:

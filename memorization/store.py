@@ -20,8 +20,7 @@ from engram.utils.errors import UserError
 class NetworkStore:
     """The paths of a study's files, and reading and writing of settings and networks."""
 
-    def __init__(self, folder: str | None):
-        assert folder is not None, "the program has required --weights_dir"
+    def __init__(self, folder: str):
         self.folder = Path(folder).expanduser()
 
     def settings(self) -> dict[str, Any]:
@@ -70,4 +69,5 @@ class NetworkStore:
 
     def load(self, repeat: int) -> dict[str, Tensor]:
         """The weights of a trained network by name, on the CPU."""
-        return checkpoint.read(self.path(repeat))["net"]
+        weights: dict[str, Tensor] = checkpoint.read(self.path(repeat))["net"]
+        return weights

@@ -11,6 +11,8 @@ from sklearn.model_selection import train_test_split
 
 from engram.utils.errors import UserError
 
+Positions = NDArray[np.int64]
+
 
 def parse_range(text: str | None, n_classes: int) -> tuple[int, int]:
     """`a,b` as (a, b), 0 <= a < b <= n_classes; all classes for None."""
@@ -27,12 +29,12 @@ def parse_range(text: str | None, n_classes: int) -> tuple[int, int]:
     return first, last
 
 
-def in_class_range(labels: NDArray, first: int, last: int) -> NDArray:
+def in_class_range(labels: NDArray[np.int64], first: int, last: int) -> Positions:
     """Positions of the labels in [first, last), ascending."""
     return np.flatnonzero((labels >= first) & (labels < last))
 
 
-def fraction(labels: NDArray, share: float) -> NDArray:
+def fraction(labels: NDArray[np.int64], share: float) -> Positions:
     """Positions of a stratified `share` of the examples, in the drawn (shuffled) order; all for 1."""
     if share == 1:
         return np.arange(len(labels))
@@ -40,12 +42,12 @@ def fraction(labels: NDArray, share: float) -> NDArray:
     return _split(labels, share, 42, flag)[1]
 
 
-def half(labels: NDArray, repeat: int, ratio: float = 0.5) -> NDArray:
+def half(labels: NDArray[np.int64], repeat: int, ratio: float = 0.5) -> Positions:
     """Positions that the network of a repeat is trained on: a stratified `ratio` of all."""
     return _split(labels, 1 - ratio, repeat, f"--subset_ratio {ratio}")[0]
 
 
-def memberships(labels: NDArray, n_repeats: int, ratio: float = 0.5) -> NDArray:
+def memberships(labels: NDArray[np.int64], n_repeats: int, ratio: float = 0.5) -> NDArray[np.bool_]:
     """(R, N) bool: whether example i is in the training set of repeat r."""
     member = np.zeros((n_repeats, len(labels)), dtype=bool)
     for repeat in range(n_repeats):
@@ -53,10 +55,11 @@ def memberships(labels: NDArray, n_repeats: int, ratio: float = 0.5) -> NDArray:
     return member
 
 
-def _split(labels: NDArray, test_size: float, seed: int, flag: str) -> list[NDArray]:
+def _split(labels: NDArray[np.int64], test_size: float, seed: int, flag: str) -> list[Positions]:
     try:
-        return train_test_split(
+        positions: list[Positions] = train_test_split(
             np.arange(len(labels)), test_size=test_size, random_state=seed, stratify=labels
         )
+        return positions
     except ValueError as error:
         raise UserError(f"{flag}: {len(labels)} examples cannot be split so: {error}") from error

@@ -19,7 +19,7 @@ from engram.utils.config.options import OptionSet, option
 class ProxyOptions(OptionSet):
     """How many networks are trained, and what is written."""
 
-    out_filename: str | None = option(None, "file to write, .npz (required)")
+    out_filename: str = option("", "file to write, .npz (required)")
     n_networks: int = option(3, "networks, each trained on all examples", ge=1)
     early: float = option(0.2, "part of the epochs after which the early versions are taken", gt=0, lt=1)
 

@@ -19,7 +19,7 @@ from engram.utils.config.options import OptionSet, option
 class SplitOptions(OptionSet):
     """How many networks are trained on random halves, and where they are stored."""
 
-    weights_dir: str | None = option(None, "folder of the trained networks (required)")
+    weights_dir: str = option("", "folder of the trained networks (required)")
     n_repeats: int = option(250, "networks to train", ge=2)
     subset_ratio: float = option(0.5, "share of the examples that a network is trained on", gt=0, lt=1)
 

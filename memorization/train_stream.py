@@ -23,8 +23,8 @@ from engram.utils.config.options import OptionSet, option
 class StreamOptions(OptionSet):
     """The stream, its replay and the networks that follow it."""
 
-    weights_dir: str | None = option(None, "folder of what each network said (required)")
-    out_filename: str | None = option(None, "file to write, .npz (required)")
+    weights_dir: str = option("", "folder of what each network said (required)")
+    out_filename: str = option("", "file to write, .npz (required)")
     n_repeats: int = option(64, "networks that follow the stream", ge=4)
     subset_ratio: float = option(0.5, "share of every task that a network sees", gt=0, lt=1)
     n_tasks: int = option(5, "tasks, consecutive classes", ge=1)

@@ -23,8 +23,8 @@ from engram.utils.config.options import OptionSet, option
 class WholeOptions(OptionSet):
     """Which examples are left out, and how many networks are trained."""
 
-    weights_dir: str | None = option(None, "folder of the results by network (required)")
-    out_filename: str | None = option(None, "score file to write, .npz or .npy (required)")
+    weights_dir: str = option("", "folder of the results by network (required)")
+    out_filename: str = option("", "score file to write, .npz or .npy (required)")
     n_examples: int = option(50, "examples left out in turn, a random choice; 0: all", ge=0)
     n_repeats: int = option(3, "networks for each example left out", ge=2)
     n_whole: int = option(16, "networks trained on everything", ge=2)

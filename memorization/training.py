@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from engram.backbones.backbone import Backbone
 from engram.backbones.heads import SharedHead
 from engram.datasets.augment import Windows
 from engram.memorization import study_data
@@ -37,12 +38,13 @@ SLOW_STEP = 0.2  # seconds: a single network's step this long is all arithmetic,
 Observer = Callable[[Tensor, Tensor, Tensor], None]
 
 
-def build_network(config: StudyConfig, data: StudyData, repeat: int) -> nn.Module:
+def build_network(config: StudyConfig, data: StudyData, repeat: int) -> Backbone:
     """The untrained network of a repeat, on the device of the data."""
     name, seed = config.network.model_name, config.recipe.seed
     architecture = scaled(config.architecture, config.network.model_width)
     with seeding.isolated(seed, "init", repeat):
-        backbone = registry.load("backbones", name).build(architecture, tuple(data.images.shape[1:]), name)
+        shape = tuple(data.images.shape[1:])
+        backbone: Backbone = registry.load("backbones", name).build(architecture, shape, name)
         network = backbone.attach(SharedHead(backbone.feature_dim, data.n_classes))
     return network.to(data.device)
 

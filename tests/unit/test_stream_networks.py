@@ -13,7 +13,7 @@ from engram.memorization.stream import Reservoirs, StreamTraining, halves, task_
 from engram.memorization.train_stream import StreamConfig
 from engram.memorization.training import build_network, epoch_order, learning_rate, train_to_end
 from engram.utils import seeding
-from tests.unit.test_stack import tiny_data
+from tests.unit.test_stacked_networks import tiny_data
 
 CLASSES = [(3, 0), (1, 5), (4, 2)]
 

@@ -75,7 +75,7 @@ def flag_keywords(field: dataclasses.Field, default: Any) -> dict[str, Any]:
     choices = field.metadata["choices"]
     metavar = "|".join(choices) if choices and kind is str else METAVARS[kind]
     shown = ",".join(map(str, default)) if many else int(default) if isinstance(default, bool) else default
-    text = field.metadata["help"] + (f" (default: {shown})" if default not in (None, ()) else "")
+    text = field.metadata["help"] + (f" (default: {shown})" if default not in (None, (), "") else "")
     keywords = {"metavar": f"{metavar},..." if many else metavar, "help": text}
     return keywords | ({"nargs": "?", "const": "1"} if kind is bool else {})
 
