@@ -40,7 +40,7 @@ TESTS = {
     "utils/buffers/weighted_reservoirs.py": [
         "tests/unit/test_memory.py", "tests/unit/test_reservoirs.py", "tests/unit/test_buffer.py"
     ],
-    "utils/buffers/selection.py": ["tests/unit/test_selection.py"],
+    "utils/buffers/selection.py": ["tests/unit/test_selection.py", "tests/unit/test_reservoirs.py"],
     "utils/buffers/factory.py": ["tests/unit/test_memory.py"],
     "utils/buffers/per_task_ring.py": ["tests/unit/test_memory.py"],
     "models/parts/quadratic.py": ["tests/reference/test_ewc_mas.py"],

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from engram.memorization import estimator
 from engram.memorization.estimator import influence, memorization, split_half_reliability
 
 N, SIZE = 12, 6
@@ -120,6 +121,28 @@ def test_without_enough_networks_there_is_no_number():
         memorization(np.zeros((2, 3)), np.zeros((2, 4)))
 
 
+def test_four_networks_by_hand():
+    """Two on each side, one and three, four and none; lists will do."""
+    values = [[0.5, 0.1, 0.3], [0.7, 0.3, 0.4], [0.2, 0.8, 0.1], [0.3, 0.2, 0.9]]
+    member = [[True, True, True], [True, False, True], [False, False, True], [False, False, True]]
+    columns, nan = np.array(values).T, np.nan
+    own, others = memorization(values, member), influence(values, member)
+    assert own.n_in.tolist() == [2, 1, 4] and own.n_out.tolist() == [2, 3, 0]
+    assert others.n_in.tolist() == [[2] * 3, [1] * 3, [4] * 3]
+    assert others.n_out.tolist() == [[2] * 3, [3] * 3, [0] * 3]
+    for j, v in enumerate(columns):  # training example 0, 1 and 2 on test example j
+        np.testing.assert_allclose(others.mean_in[:, j], [v[:2].mean(), v[0], v.mean()])
+        np.testing.assert_allclose(others.mean_out[:, j], [v[2:].mean(), v[1:].mean(), nan])
+        np.testing.assert_allclose(
+            others.scores[:, j], [v[:2].mean() - v[2:].mean(), v[0] - v[1:].mean(), nan]
+        )
+        # the variance of two numbers is half the square of their difference, that of their mean a quarter
+        stderr = np.sqrt((v[0] - v[1]) ** 2 / 4 + (v[2] - v[3]) ** 2 / 4)
+        np.testing.assert_allclose(others.stderr[:, j], [stderr, nan, nan])
+    for name in ("scores", "stderr", "mean_in", "mean_out"):
+        np.testing.assert_allclose(getattr(own, name), np.diag(getattr(others, name)))
+
+
 def test_large_common_values_do_not_cancel():
     member = np.arange(10)[:, None] % 2 == 0
     noise = np.linspace(0, 1e-3, 10)[:, None]
@@ -141,3 +164,30 @@ def test_split_halves_predict_the_correlation_of_two_studies():
     again = true * member + rng.normal(0, 1, (R, n))
     both = [memorization(v, member).scores for v in (values, again)]
     assert found == pytest.approx(stats.pearsonr(*both)[0], abs=0.03)
+
+
+def test_the_halves_are_equal_disjoint_and_drawn_anew(monkeypatch):
+    """Nine networks: four and four; examples without a score in one half are left out of the correlation."""
+    halves, correlated = [], []
+
+    def spy(values, member):
+        halves.append(values[:, 0].tolist())
+        return memorization(values, member)
+
+    def correlation(a, b):
+        correlated.append(len(a))
+        assert len(a) == len(b) and np.isfinite(a).all() and np.isfinite(b).all()
+        return 0.5
+
+    monkeypatch.setattr(estimator, "memorization", spy)
+    rng = np.random.default_rng(4)
+    values = np.arange(9.0)[:, None] + np.zeros((9, 30))
+    member = rng.uniform(size=(9, 30)) < 0.25
+    found = split_half_reliability(values, member, correlation, rng)
+    assert found == pytest.approx(2 * 0.5 / 1.5) and type(found) is float
+    assert len(halves) == 40 and len(correlated) == 20 and 0 < min(correlated) < max(correlated) < 30
+    for first, second in zip(halves[::2], halves[1::2], strict=True):
+        assert len(first) == len(second) == 4 and len({*first, *second}) == 8
+    assert len({tuple(half) for half in halves}) > 30
+    assert split_half_reliability(values, member, lambda a, b: 0.5, rng, n_splits=3) == pytest.approx(2 / 3)
+    assert len(halves) == 46

@@ -51,9 +51,29 @@ def test_exactly_k_distinct_or_all(policy, k):
     assert len(found) == len(set(found.tolist())) == min(k, 10)
 
 
+@pytest.mark.parametrize("k", range(32))
+def test_cautious_policies_skip_a_tenth_while_enough_are_left(k):
+    """Of thirty, three at an end."""
+    ranking, taken = torch.arange(30), min(k, 30)
+    skipped = min(3, 30 - taken)
+    found = pick(ranking, k, "0.1min", torch.ones(30), generator())
+    assert found.tolist() == list(range(skipped, skipped + taken))
+    found = pick(ranking, k, "0.9max", torch.ones(30), generator())
+    assert found.tolist() == list(range(30 - skipped - taken, 30 - skipped))
+    found = pick(ranking, k, "randomized", torch.zeros(30), generator()).tolist()
+    assert found == sorted(set(found)) and len(found) == taken and set(found) <= set(range(max(27, taken)))
+
+
+def test_what_takes_all_or_nothing_draws_nothing():
+    for k in (0, 10, 11):
+        source, fresh = generator(), generator()
+        pick(torch.arange(10), k, "randomized", torch.ones(10), source)
+        assert torch.equal(source.get_state(), fresh.get_state())
+
+
 def test_randomized_follows_the_weights_and_spares_the_last_tenth():
     """First draw ∝ weight; 4,000 draws, each share within 4.5 standard errors (false alarm < 1e-4)."""
-    weights = torch.arange(1.0, 11.0)
+    weights = torch.arange(1.0, 11.0) / 20
     counts = np.zeros(10)
     source = generator()
     for _ in range(4000):
@@ -71,6 +91,11 @@ def test_quotas_and_balance():
     found = class_balanced(order, y, 5, "min", torch.ones(9), generator())
     assert found.tolist() == [0, 1, 3, 4, 8]
     assert class_balanced(order, y, 0, "min", torch.ones(9), generator()).tolist() == []
+    assert class_balanced(order[:0], y, 5, "min", torch.ones(9), generator()).tolist() == []
+    by_last = class_balanced(
+        order, y, 4, lambda ranking, k, weights: ranking[-k:], torch.ones(9), generator()
+    )
+    assert by_last.tolist() == [1, 2, 5, 7]
 
 
 # --- by features --------------------------------------------------------------------------------
@@ -123,6 +148,13 @@ def test_k_center_is_greedy_and_within_twice_the_best_of_all_choices(seed):
 def test_equal_features_are_still_chosen_once_each(choose):
     assert sorted(choose(torch.zeros(5, 2), 5).tolist()) == [0, 1, 2, 3, 4]
     assert len(choose(torch.zeros(5, 2), 3).unique()) == 3
+
+
+@pytest.mark.parametrize("choose", [selection.herding, selection.k_center, selection.mean_of_features])
+@pytest.mark.parametrize("k", range(8))
+def test_at_most_k_are_chosen_by_features(choose, k):
+    chosen = choose(features(6), k)
+    assert chosen.dtype == torch.long and len(chosen) == len(chosen.unique()) == min(k, 6)
 
 
 def test_mean_of_features_by_hand():
@@ -195,6 +227,12 @@ def test_gss_gives_up_slots_as_algorithm_2_does():
         counts[slots.item() if replace.item() else 3] += 1
     chances = np.array([c / 2.0 * c / (c + 0.5) for c in (0.2, 0.6, 1.2)])
     assert stats.chisquare(counts, 8000 * np.array([*chances, 1 - chances.sum()])).pvalue > 1e-4
+
+
+def test_gss_draws_at_most_as_many_slots_as_the_memory_has():
+    slots, replace = selection.gss_greedy(torch.rand(3) + 0.5, torch.zeros(5), generator(9))
+    assert sorted(slots.tolist()) == [0, 1, 2] and replace.tolist() == [True] * 3
+    assert not selection.gss_greedy(torch.zeros(3), torch.zeros(2), generator(9))[1].any()
 
 
 def test_gss_refuses_samples_that_point_as_the_memory_does():
