@@ -43,7 +43,7 @@ TESTS = {
     "utils/buffers/selection.py": ["tests/unit/test_selection.py", "tests/unit/test_reservoirs.py"],
     "utils/buffers/factory.py": ["tests/unit/test_memory.py"],
     "utils/buffers/per_task_ring.py": ["tests/unit/test_memory.py"],
-    "models/parts/quadratic.py": ["tests/reference/test_ewc_mas.py"],
+    "models/parts/quadratic.py": ["tests/unit/test_quadratic.py"],
     "models/parts/importance.py": ["tests/reference/test_importance.py"],
     "utils/training/accuracy_log.py": ["tests/unit/test_logged_values.py", "tests/unit/test_training.py"],
     "memorization/estimator.py": ["tests/reference/test_estimator.py"],

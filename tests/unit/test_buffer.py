@@ -312,6 +312,19 @@ def test_fill_holds_exactly_these():
     assert buffer.stored()["x"].tolist() == [5, 6, 7, 8] and buffer.stored()["y"].tolist() == [1, 1, 0, 2]
 
 
+def test_fill_refuses_more_than_there_is_room_for():
+    buffer = Buffer(3, generator(), "cpu")
+    with pytest.raises(AssertionError, match="4 samples"):
+        buffer.fill(x=torch.arange(4))
+    buffer.fill(x=torch.arange(3))
+    assert buffer.stored()["x"].tolist() == [0, 1, 2]
+
+
+def test_an_unknown_rule_is_refused():
+    with pytest.raises(AssertionError, match="orginal"):
+        Buffer(3, generator(), "cpu", "orginal")
+
+
 # --- by task, and rows where a mask holds ---------------------------------------------------------
 
 

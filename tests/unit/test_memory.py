@@ -58,6 +58,7 @@ def samples(task: int) -> dict[str, torch.Tensor]:
     """Ten samples of each of the task's two classes, with every field that some memory needs."""
     index = torch.arange(20)
     fields = {"index": 100 * task + index, "y": 2 * task + index % 2, "score": index / 20}
+    fields["image"] = fields["index"].view(20, 1, 1) + torch.arange(6).view(2, 3)
     return fields | {"task_id": torch.full((20,), task), "protected": index % 5 == 0}
 
 
@@ -103,6 +104,9 @@ def test_it_stores_at_most_its_size_and_samples_what_it_stores(kind):
         drawn = memory.sample(3)
         assert all(len(v) == 3 for v in drawn.values())
         assert torch.isin(drawn["index"], stored["index"]).all() and len(drawn["index"].unique()) == 3
+        for held in (stored, drawn):
+            expected = held["index"].view(-1, 1, 1) + torch.arange(6).view(2, 3)
+            assert torch.equal(held["image"], expected), "all fields of a sample stay together"
 
 
 @every_memory

@@ -53,6 +53,14 @@ def test_draws_are_distinct_until_all_are_used():
     assert sorted(ring.sample(10)["x"].tolist()) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
 
 
+def test_a_ring_of_one_slot_is_in_use_from_its_first_sample():
+    ring = KeyedRing("y", 1, 1, generator(), "cpu")
+    assert bool(ring) is False and len(ring) == 0
+    for value in (3, 4):
+        ring.add(x=torch.tensor([value]), y=torch.tensor([0]))
+        assert bool(ring) is True and len(ring) == 1 and ring.stored()["x"].tolist() == [value]
+
+
 def test_every_sample_held_is_as_likely_to_be_drawn():
     """Chi-square over 6 of 12 places in use; false alarm 1e-4."""
     ring = KeyedRing("y", 3, 4, generator(2), "cpu")
