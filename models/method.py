@@ -39,7 +39,7 @@ class Setup:
 
     @property
     def device(self) -> torch.device:
-        """The training device."""
+        """The device that the method trains on."""
         return self.benchmark.device
 
     def n_steps(self, task: Task) -> int:
@@ -105,10 +105,10 @@ class Method:
         """Change `.grad` after backward and before the optimizer's step."""
 
     def after_step(self, batch: Batch) -> None:
-        """Store samples, accumulate statistics."""
+        """Store samples or accumulate statistics after the optimizer's step."""
 
     def end_task(self, task: Task) -> None:
-        """Consolidate: importances, teachers, exemplars."""
+        """Consolidate what was learned: importances, teachers, exemplars."""
 
     def predict(self, x: Tensor, task_id: Tensor) -> Tensor:
         """(N, C) unmasked logits for evaluation; `x` is normalised, the network in eval mode."""
@@ -211,7 +211,7 @@ def check_parallel(method: type[Method], name: str) -> None:
     if distributed.world_size() == 1 or method.data_parallel:
         return
     classes = {n: registry.plugin_class(registry.load("models", n), Method) for n in registry.names("models")}
-    able = ", ".join(n for n, each in classes.items() if each.data_parallel)
+    able = ", ".join(n for n, method_class in classes.items() if method_class.data_parallel)
     raise UserError(
         f"--model {name} runs in one process: start it without torchrun (in several processes: {able})"
     )

@@ -22,7 +22,6 @@ it predicts with after a task is merged, and no measure of plasticity.
 import argparse
 import contextlib
 import hashlib
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -37,6 +36,7 @@ from engram.utils.config import cli, registry
 from engram.utils.config import config as settings
 from engram.utils.config.config import Config, resolve
 from engram.utils.errors import UserError
+from engram.utils.runs.run_record import FILE_NAME, RunRecord
 
 RATES = (0.1, 0.05, 0.01, 0.005, 0.001, 0.0005, 0.0001)
 HEADER = "# benchmark → buffer size → flags. `source` says where the values come from.\n"
@@ -109,14 +109,14 @@ class Trials:
         )
         folder = self.folder / f"{flags['model']}-{hashlib.blake2b(text.encode(), digest_size=6).hexdigest()}"
         folder.mkdir(parents=True, exist_ok=True)
-        document = result_in(folder)
+        record = record_in(folder)
         # `failed` is a full disk as well as a divergence, and that repeats itself from its checkpoint
-        if document is None or document["status"] not in ("finished", "stopped"):
+        if record is None or record.status not in ("finished", "stopped"):
             if self.execute(flags | {"output_dir": str(folder)}, folder) == DIVERGED:
                 return None
-            document = result_in(folder)
-        assert document["evaluated_on"] == "validation"
-        return learning_accuracy(document, self.first_tasks or len(document["class_il"]["R"]))
+            record = record_in(folder)
+        assert record is not None and record.evaluated_on == "validation"
+        return learning_accuracy(record, self.first_tasks or record.n_tasks)
 
     def execute(self, flags: dict[str, Any], folder: Path) -> int:
         """main.py, its output in log.txt: 0 or `DIVERGED`; ends the program if the user or an error does."""
@@ -135,16 +135,16 @@ class Trials:
         return code
 
 
-def result_in(folder: Path) -> dict[str, Any] | None:
-    """The results of the run in a trial's folder, None before there are any."""
-    found = sorted(folder.glob("*/*/*/results.json"))
-    return json.loads(found[-1].read_text(encoding="utf-8")) if found else None
+def record_in(folder: Path) -> RunRecord | None:
+    """The record of the run in a trial's folder, None before there is one."""
+    paths = sorted(folder.glob(f"*/*/*/{FILE_NAME}"))
+    return RunRecord.read(paths[-1]) if paths else None
 
 
-def learning_accuracy(document: dict[str, Any], n_tasks: int) -> float:
+def learning_accuracy(record: RunRecord, n_tasks: int) -> float:
     """Mean over the first tasks of the accuracy right after each."""
-    view = "class_il" if document["scenario"] == "class-il" else "task_il"
-    return float(np.mean([document[view]["R"][k][k] for k in range(n_tasks)]))
+    view = record.class_il if record.scenario == "class-il" else record.task_il
+    return float(view.R.diagonal()[:n_tasks].mean())
 
 
 def preset(config: Config, choice: Choice, source: str) -> tuple[str, Any, dict[str, Any]]:

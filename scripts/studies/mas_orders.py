@@ -13,7 +13,6 @@ About six seconds a run and core; finished runs are used again.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from engram.scripts import sweep
 from engram.scripts.analysis.table import mean_std
 from engram.scripts.report import update
 from engram.utils.errors import UserError
+from engram.utils.runs.run_record import FILE_NAME, RunRecord
 
 ORDERS = {
     "0-1 first": "0,1,2,3,4,5,6,7,8,9",
@@ -38,16 +38,16 @@ TITLES = {False: "sum", True: "consistent"}
 FIXED = ["--model", "mas", "--mas_n", "1000", "--dataset", "seq-mnist", "--multi_head", "--disable_log"]
 
 
-def runs(folder: Path, grid: list[str], fixed: list[str], jobs: str) -> list[dict]:
-    """The results of a sweep's runs that finished, those of earlier starts included."""
+def runs(folder: Path, grid: list[str], fixed: list[str], jobs: str) -> list[RunRecord]:
+    """The records of a sweep's runs that finished, those of earlier starts included."""
     sweep.main([*grid, "--output_dir", str(folder), "--jobs", jobs, "--retries", "0", "--", *FIXED, *fixed])
-    documents = [json.loads(path.read_text()) for path in folder.glob("*/*/*/results.json")]
-    return [document for document in documents if document["status"] == "finished"]
+    records = [RunRecord.read(path) for path in folder.glob(f"*/*/*/{FILE_NAME}")]
+    return [record for record in records if record.finished]
 
 
-def accuracy(document: dict) -> float:
-    """Read the final average accuracy from a run's results."""
-    return document["task_il"]["average_accuracy"]
+def accuracy(record: RunRecord) -> float:
+    """The final average accuracy of a run."""
+    return record.task_il.metric("average_accuracy")
 
 
 def strength(folder: Path, consistent: bool, fixed: list[str], jobs: str) -> str:
@@ -59,7 +59,7 @@ def strength(folder: Path, consistent: bool, fixed: list[str], jobs: str) -> str
     if not tuned:
         raise UserError(f"{folder}: no run of the grid finished; see above")
     enough = max(map(accuracy, tuned)) - TOLERANCE
-    return str(max(d["config"]["mas_lambda"] for d in tuned if accuracy(d) >= enough))
+    return str(max(run.config["mas_lambda"] for run in tuned if accuracy(run) >= enough))
 
 
 def table(accuracies: dict[bool, np.ndarray], strengths: dict[bool, str]) -> str:
@@ -112,10 +112,10 @@ def main(argv: list[str] | None = None) -> int:
             grid = ["--seed", *seeds, "--class_order", *ORDERS.values()]
             flags = ["--mas_lambda", strengths[consistent], "--mas_consistent", str(consistent), *fixed]
             folder = args.output_dir / f"{title}-{strengths[consistent]}"
-            documents = runs(folder, grid, flags, args.jobs)
+            records = runs(folder, grid, flags, args.jobs)
             by_key = {
-                (",".join(map(str, d["config"]["class_order"])), str(d["seed"])): accuracy(d)
-                for d in documents
+                (",".join(map(str, run.config["class_order"])), str(run.seed)): accuracy(run)
+                for run in records
             }
             if len(by_key) < len(seeds) * len(ORDERS):
                 raise UserError(f"{folder}: not all runs finished; see above")

@@ -14,6 +14,7 @@ from engram.scripts.tune import checked, choose, learning_accuracy, preset, writ
 from engram.utils.config import registry
 from engram.utils.config.cli import parse
 from engram.utils.errors import UserError
+from engram.utils.runs.run_record import RunRecord
 from engram.utils.training.trainer import Trainer
 from tests.conftest import ROOT, tiny_config
 
@@ -61,9 +62,11 @@ def test_a_rate_that_diverges_is_not_taken():
 
 def test_learning_accuracy_is_the_diagonal_of_the_scenarios_view():
     views = {"class_il": {"R": [[0.9, None], [0.1, 0.7]]}, "task_il": {"R": [[1.0, None], [0.2, 0.5]]}}
-    assert learning_accuracy({"scenario": "class-il", **views}, 2) == pytest.approx(0.8)
-    assert learning_accuracy({"scenario": "task-il", **views}, 2) == 0.75
-    assert learning_accuracy({"scenario": "class-il", **views}, 1) == 0.9
+    values = {"config": {}, "status": "finished", **views}
+    class_il, task_il = (RunRecord.from_json(values | {"scenario": s}) for s in ("class-il", "task-il"))
+    assert learning_accuracy(class_il, 2) == pytest.approx(0.8)
+    assert learning_accuracy(task_il, 2) == 0.75
+    assert learning_accuracy(class_il, 1) == 0.9
 
 
 class Untouchable:

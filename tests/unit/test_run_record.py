@@ -1,6 +1,8 @@
 """The record of a run: what is written is read back, and a file that cannot be trusted is one clear error."""
 
+import ast
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from engram.utils.metrics.measurements import CurvePoint, MemoryCounts
 from engram.utils.runs.run_dir import RunDir
 from engram.utils.runs.run_record import RunRecord, Seconds, ViewResult
 
+ROOT = Path(__file__).resolve().parents[2]
 NAN = float("nan")
 R = np.array([[0.5, NAN], [1 / 3, 1.0]])
 KEYS = [
@@ -135,3 +138,17 @@ def test_a_finished_record_makes_a_finished_run(tmp_path):
     assert RunDir(tmp_path).finished
     record(status="interrupted").write(tmp_path / "results.json")
     assert not RunDir(tmp_path).finished
+
+
+def opens_results(text: str) -> bool:
+    """Whether a source has the file's name in its code; docstrings and help texts only mention it."""
+    constants = (node.value for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant))
+    return any(isinstance(value, str) and value.split("/")[-1] == "results.json" for value in constants)
+
+
+def test_nothing_else_opens_the_file():
+    rooms = ("backbones", "datasets", "memorization", "models", "scripts", "utils")
+    paths = [path for room in rooms for path in (ROOT / room).rglob("*.py")]
+    allowed = {ROOT / "utils" / "runs" / "run_record.py", ROOT / "scripts" / "dev" / "check_store.py"}
+    assert {path for path in paths if opens_results(path.read_text())} <= allowed
+    assert opens_results('path.glob("*/results.json")') and not opens_results('"""The file results.json."""')

@@ -1,4 +1,4 @@
-"""Plots: the accuracy matrix as a heat map, curves over tasks and over training steps, as PNG and CSV.
+"""Figures of a run: accuracy matrix as a heat map, curves over tasks and training steps, as PNG and CSV.
 
 Numbers are shown in percent. Nothing here uses pyplot: no display, no global state.
 """
@@ -193,5 +193,5 @@ def _task_ticks(axes: Axes, n_tasks: int, which: str) -> None:
 
 
 def _wrapped(text: str, inches: float) -> str:
-    lines = [part for line in text.splitlines() for part in textwrap.wrap(line, int(inches * 11))]
+    lines = [row for line in text.splitlines() for row in textwrap.wrap(line, int(inches * 11))]
     return "\n".join(lines)

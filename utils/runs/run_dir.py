@@ -1,4 +1,4 @@
-"""Run folder: OUTPUT_DIR/DATASET/MODEL/ID with the resolved config, the log, the checkpoint, the results."""
+"""The folder of a run: OUTPUT_DIR/DATASET/MODEL/ID with its resolved config, log, checkpoint and results."""
 
 import fcntl
 import secrets

@@ -58,7 +58,7 @@ class RunResult:
         return f"{self.record.title}, {self.status}: {text_summary.headline(self.record)}"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows."""
+        """The HTML that a notebook shows: one line and the curves."""
         file = io.BytesIO()
         self.plot().savefig(file, format="png")
         data = base64.b64encode(file.getvalue()).decode()

@@ -1,4 +1,4 @@
-"""Usage: what a run takes of the machine, under the names that MLflow's own system metrics have."""
+"""What a run takes of the machine, under the names that MLflow's own system metrics have."""
 
 import os
 import time
@@ -7,7 +7,7 @@ import torch
 
 
 class SystemMetrics:
-    """Numbers since the last call; costs microseconds and no synchronisation."""
+    """Measures since its last measurement; costs microseconds and no synchronisation."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -16,15 +16,15 @@ class SystemMetrics:
     def measure(self) -> dict[str, float]:
         """Of this process: memory, CPU time (100 %: one core), and what CUDA holds for it."""
         cpu, wall = _cpu_seconds(), time.monotonic()
-        found = {
+        metrics = {
             "system/process_memory_usage_megabytes": _resident_bytes() / 1e6,
             "system/cpu_utilization_percentage": 100 * (cpu - self._cpu) / max(wall - self._wall, 1e-9),
         }
         self._cpu, self._wall = cpu, wall
         if self.device.type == "cuda":
             name = f"system/gpu_{self.device.index or 0}_memory_usage_megabytes"
-            found[name] = torch.cuda.memory_reserved(self.device) / 1e6
-        return found
+            metrics[name] = torch.cuda.memory_reserved(self.device) / 1e6
+        return metrics
 
 
 def _cpu_seconds() -> float:
@@ -33,7 +33,7 @@ def _cpu_seconds() -> float:
 
 
 def _resident_bytes() -> int:
-    """Now, not the peak; 0 where the system has no /proc."""
+    """Resident memory now, not its peak; 0 where the system has no /proc."""
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

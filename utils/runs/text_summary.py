@@ -50,8 +50,8 @@ def _long_table(R: np.ndarray, title: str) -> str:
     lines = [f"{title}: when the task had just been learned, and at the end"]
     for start in range(0, len(R), PER_LINE):
         for name, values in rows.items():
-            part = values[start : start + PER_LINE]
-            cells = map(str, part) if name == "task" else map(percent, part)
+            shown = values[start : start + PER_LINE]
+            cells = map(str, shown) if name == "task" else map(percent, shown)
             lines.append(f"{name:>10}" + "".join(f"{cell:>7}" for cell in cells))
     means = [percent(values.mean()) for values in (np.diag(R), R[-1])]
     return "\n".join([*lines, f"{'mean':>10}   learned {means[0]}, at the end {means[1]}"])
@@ -91,7 +91,7 @@ def _row(label: str, values: list[float]) -> str:
 
 
 def cost(record: RunRecord) -> str:
-    """Seconds, speed and device."""
+    """Where the time went, the speed of training, and the device."""
     seconds = record.seconds
     named = {"train": seconds.train, "eval": seconds.eval, "data": seconds.data, "total": seconds.total}
     times = [f"{value:.1f} s {name}" for name, value in named.items() if value is not None]

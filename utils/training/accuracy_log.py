@@ -39,7 +39,7 @@ class AccuracyLog:
         self._timed: list[str] = []  # what time counts as now, innermost last
         self._clock = time.monotonic()
 
-    # --- time and place --------------------------------------------------------------------------
+    # --- time and machine ------------------------------------------------------------------------
 
     def update_timers(self) -> None:
         """Bring the seconds, which survive a resume, up to now."""
@@ -176,7 +176,7 @@ class AccuracyLog:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state`."""
+        """Continue with what `state_dict` returned."""
         self.R = {view: np.array(R) for view, R in state["R"].items()}
         self.b = np.array(state["b"])
         self.curve = [CurvePoint.from_json(point) for point in state["curve"]]

@@ -46,7 +46,7 @@ def _without_wrappers(base: type[OptimizerT]) -> type[OptimizerT]:
 
 
 def _zero_grad(self: torch.optim.Optimizer) -> None:
-    """Forget all gradients."""
+    """Set every gradient to None, as PyTorch's own method does."""
     for group in self.param_groups:
         for p in group["params"]:
             p.grad = None

@@ -41,7 +41,7 @@ class StreamBatch(Protocol):
 
     @property
     def y(self) -> Tensor:
-        """(N,) labels."""
+        """(N,) labels of the samples."""
 
 
 TaskT = TypeVar("TaskT", bound=StreamTask)
@@ -119,7 +119,7 @@ class LearnerSetup(Protocol[TaskT, BatchOut]):
 
     @property
     def benchmark(self) -> Stream[TaskT, BatchOut]:
-        """The stream to learn."""
+        """The stream that is learned."""
 
     @property
     def scores(self) -> Tensor | None:
@@ -151,7 +151,7 @@ class Learner(Protocol[TaskT, BatchT]):
         """Prepare for the task, before its optimizer is built."""
 
     def end_task(self, task: TaskT) -> None:
-        """Consolidate what was learned."""
+        """Consolidate what was learned in the task."""
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Name → parameter of everything that learns in the current task."""

@@ -1,4 +1,4 @@
-"""Progress: losses gathered on the device, read a few times a second; a bar or plain lines."""
+"""Losses gathered on the device, read a few times a second; a bar or plain lines."""
 
 import math
 import sys
@@ -74,8 +74,8 @@ class Progress:
         interval = INTERVAL_SECONDS["bar" if self.on_terminal else "lines"]
         return time.monotonic() - self._read > interval
 
-    def show(self, place: str, losses: list[float], n_images: int) -> None:
-        """`place` says task and epoch; `n_images` were seen since the last call."""
+    def show(self, label: str, losses: list[float], n_images: int) -> None:
+        """`label` says task and epoch; `n_images` were seen since the last call."""
         now = self._read = time.monotonic()
         self.done += len(losses)
         self._images += n_images
@@ -83,12 +83,12 @@ class Progress:
         elapsed = now - self._told
         speed = f"{self._images / max(elapsed, 1e-9):,.0f} images/s"
         if self.on_terminal:
-            self.bar.set_description_str(place, refresh=False)
+            self.bar.set_description_str(label, refresh=False)
             self.bar.set_postfix_str(f"loss {loss}, {speed}", refresh=False)
             self.bar.update(len(losses))
         elif elapsed > INTERVAL_SECONDS["lines"]:
             left = elapsed / max(self.done - self._told_at, 1) * (self.n_steps - self.done)
-            self.say(f"{place}: step {self.done}/{self.n_steps}, loss {loss}, {speed}, {left:.0f} s left")
+            self.say(f"{label}: step {self.done}/{self.n_steps}, loss {loss}, {speed}, {left:.0f} s left")
         if elapsed > INTERVAL_SECONDS["lines"]:  # speed is that of the last few seconds, not of the run
             self._told, self._told_at, self._images = now, self.done, 0
 
