@@ -12,7 +12,7 @@ from types import ModuleType
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from engram.scripts.analysis.paper_report import PAPERS_DIR, Published
+from engram.scripts.analysis.paper_report import PAPERS_DIR, ROW_NAMES, Published
 from engram.scripts.analysis.table import MISSING
 from engram.scripts.report import PAPERS
 from engram.utils.config import registry
@@ -153,11 +153,20 @@ def _published_tables(plugin: Plugin) -> list[PageTable]:
             [benchmark, name, *map(_value_text, values)]
             for benchmark, methods in published.values.items()
             for name, values in methods.items()
-            if plugin.name == (name.split()[0] if plugin.kind == "models" else benchmark)
+            if _is_of(plugin, name) or plugin.name == benchmark
         ]
         if rows:
             tables.append(PageTable(["benchmark", "setting", *published.columns], rows, published.source))
     return tables
+
+
+def _is_of(plugin: Plugin, row_name: str) -> bool:
+    """Whether a row such as `er alg4` or `er, buffer 500` is of this method, under either of its names."""
+    if plugin.name in ROW_NAMES:
+        row_name = re.sub(r" \d+$", "", row_name)
+        # `ewc` alone stands for another form in each paper
+        return row_name == ROW_NAMES[plugin.name] and " " in row_name
+    return plugin.kind == "models" and re.split("[ ,]", row_name)[0] == plugin.name
 
 
 def _measured_tables(plugin: Plugin) -> list[PageTable]:
@@ -165,7 +174,7 @@ def _measured_tables(plugin: Plugin) -> list[PageTable]:
     tables = []
     for table in measured_tables((registry.ROOT / "RESULTS.md").read_text(encoding="utf-8")):
         if plugin.kind == "models":
-            rows = [row for row in table.rows if re.split("[ ,]", row[0])[0] == plugin.name]
+            rows = [row for row in table.rows if _is_of(plugin, row[0])]
         else:
             title = re.split("[,:]", table.title)[0]
             rows = table.rows if TITLES.get(title, title) == plugin.name else []

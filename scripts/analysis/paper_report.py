@@ -19,6 +19,14 @@ from engram.utils.errors import UserError
 
 PAPERS_DIR = Path(__file__).with_name("papers")
 
+# Methods that are another one with a flag, and the row in which such runs stand.
+ROW_NAMES = {
+    "cbrs": "er balanced", "er_alg4": "er alg4", "er_alg5": "er alg5", "er_ring": "er class_ring",
+    "ewc_online": "ewc online", "ewc_separate": "ewc", "grasp": "full_buffer grasp",
+    "labrs": "er loss_aware_balanced", "lars": "er loss_aware",
+    "mer_alg6": "mer alg6", "mer_alg7": "mer alg7",
+}  # fmt: skip
+
 
 class Cell(NamedTuple):
     """Where a setting stands in a paper's tables; what a paper does not tell apart stays empty."""
@@ -87,7 +95,7 @@ class PaperReport(ABC):
         benchmarks: dict[str, Cells] = defaultdict(dict)
         for setting in self.run_set.settings:
             if self._shows(setting.first):
-                cells, cell = benchmarks[setting.first.dataset], self.cell(setting.first)
+                cells, cell = benchmarks[setting.first.dataset], self._cell(setting.first)
                 if cell in cells:
                     _refuse_differing(cells[cell].first, setting.first)
                 cells[cell] = setting
@@ -104,6 +112,11 @@ class PaperReport(ABC):
 
     def write_files(self, folder: Path) -> None:  # noqa: B027  # most papers have nothing more to write
         """Write what the report has beside its tables into the folder."""
+
+    def _cell(self, run: StoredRecord) -> Cell:
+        """The cell of a run, in whichever of two ways its method was named on the command line."""
+        cell = self.cell(run)
+        return cell._replace(method=ROW_NAMES.get(cell.method, cell.method))
 
     def _shows(self, run: StoredRecord) -> bool:
         return not self.benchmarks or run.dataset in self.benchmarks

@@ -65,6 +65,16 @@ def test_benchmarks_that_are_not_shown_are_not_asked(paper):
     assert "50.00" in markdown(paper, run(paper), *others, *repeated)
 
 
+@pytest.mark.parametrize(
+    ("paper", "model", "row"),
+    [("mer", "er_alg4", "er alg4"), ("scenarios", "ewc_online", "ewc online"),
+     ("scenarios", "ewc_separate", "ewc"), ("rehearsal", "lars", "er loss_aware"),
+     ("memorization", "cbrs", "er balanced")],
+)  # fmt: skip
+def test_a_method_with_a_name_of_its_own_stands_where_its_flag_does(paper, model, row):
+    assert f"\n| {row} | " in markdown(paper, run(paper, model=model))
+
+
 @pytest.mark.parametrize("path", sorted(PAPERS_DIR.glob("published_*.yaml")), ids=lambda path: path.stem)
 def test_published_numbers_have_a_source_and_a_value_for_each_column(path):
     published = Published.read(path.stem.removeprefix("published_"))
