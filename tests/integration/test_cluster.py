@@ -15,6 +15,8 @@ from tests.conftest import ROOT
 from tests.integration.test_resume import measured
 from tests.waiting import exit_code, wait_until
 
+pytestmark = pytest.mark.slow
+
 GRID = ["--model", "er", "--seed", "0", "1", "2", "3"]
 FIXED = ["--", "--dataset", "seq-digits", "--n_epochs", "6", "--batch_size", "10", "--disable_log"]
 SAVING = ["--checkpoint_every", "0.0005"]
@@ -54,7 +56,6 @@ def nodes():
     cluster.shutdown()
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_node_is_lost_another_joins_and_the_results_are_those_of_one_machine(nodes, tmp_path):
@@ -80,7 +81,6 @@ def lose_a_node(cluster, added: list, folder: Path) -> None:
     cluster.add_node(num_cpus=1)
 
 
-@pytest.mark.slow
 def test_under_slurm_the_results_are_those_of_one_machine(tmp_path, monkeypatch):
     """Through the real submitit; Slurm's commands are scripts that run jobs here. One run meets its limit."""
     pytest.importorskip("submitit", reason="the optional package submitit is not installed")

@@ -13,6 +13,8 @@ from engram.utils.config import registry
 from engram.utils.training.trainer import Trainer
 from tests.conftest import methods_with_code, tiny_method
 
+pytestmark = pytest.mark.slow
+
 CNN = {"backbone": "cnn", "channels": (4, 4)}
 OF_PERCEPTRONS = {"taskinput", "independent", "pnn"}  # which keep their passes in the head
 # Their inner training of many sizes is slow to trace here: gdumb and pbcs.

@@ -6,6 +6,8 @@ import pytest
 
 from engram.scripts.dev import check_install
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
@@ -26,7 +28,6 @@ def test_a_file_that_the_wheel_lacks_is_told(wheel, tmp_path):
     assert check_install.missing_from(tmp_path / "less.whl") == ["models/presets/er.yaml"]
 
 
-@pytest.mark.slow
 def test_engram_datasets_and_utils_in_one_process_of_an_installed_copy(wheel, tmp_path):
     programs = check_install.new_environment(tmp_path / "venv", wheel, full=False)
     origins = check_install.check_imports(programs, tmp_path / "elsewhere").splitlines()

@@ -21,6 +21,8 @@ from tests.conftest import ROOT
 from tests.integration.test_resume import EXTRA, measured
 from tests.waiting import exit_code, wait_until
 
+pytestmark = pytest.mark.slow
+
 FLAGS = ["--dataset", "seq-digits", "--disable_log", "--n_epochs", "2", "--batch_size", "40"]
 # With a buffer, scores, a teacher, importances, a compiled kernel, exemplars.
 MODELS = ["er", "maer", "lwf", "ewc", "mer", "icarl"]

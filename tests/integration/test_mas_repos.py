@@ -19,6 +19,8 @@ from tests.conftest import ROOT
 from tests.unit.test_sources import mnist_folder
 from tests.waiting import LIMIT
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def tiny_imagenet(tmp_path_factory) -> Path:

@@ -18,6 +18,8 @@ from engram.utils.config.options import OptionSet
 from tests.conftest import tiny_method
 from tests.reference.test_ewc_mas import learn
 
+pytestmark = pytest.mark.slow
+
 FLAGS = ["--dataset", "seq-digits", "--disable_log", "--n_epochs", "2", "--batch_size", "40"]
 MAS = ["--model", "mas", "--multi_head", "--mas_lambda", "0.05"]
 

@@ -16,6 +16,8 @@ from engram.memorization.store import NetworkStore
 from tests.conftest import ROOT
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 SMALL = "--dataset_size 0.2 --n_epochs 6 --hidden_sizes 10 --n_repeats 24 --stack 6".split()
 
 PROGRAMS = (
@@ -46,7 +48,6 @@ def scores_of(folder: Path) -> dict[str, np.ndarray]:
         return {name: content[name] for name in content.files}
 
 
-@pytest.mark.slow
 def test_killed_at_any_moment_the_scores_are_the_same_bit_for_bit(tmp_path):
     """SIGKILL at the first and at the fourth file that appears; the processes beside it end too."""
     train_splits.run(["--weights_dir", str(tmp_path / "whole"), *SMALL, "--use_multiprocessing", "0"])

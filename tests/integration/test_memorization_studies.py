@@ -27,6 +27,8 @@ from engram.memorization.settings import StudyConfig
 from engram.memorization.train_proxies import ProxiesConfig
 from engram.utils import scores
 
+pytestmark = pytest.mark.slow
+
 TINY = ["--dataset_size", "0.05", "--hidden_sizes", "8", "--n_epochs", "3", "--use_multiprocessing", "0"]
 PNG = b"\x89PNG"
 

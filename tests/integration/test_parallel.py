@@ -24,6 +24,8 @@ from engram.utils.training.trainer import Trainer
 from tests.conftest import tiny_method
 from tests.waiting import LIMIT
 
+pytestmark = pytest.mark.slow
+
 N = 2
 ABLE = [
     name

@@ -16,6 +16,8 @@ from engram.utils.runs.run_result import RunResult
 from tests.conftest import ROOT, run_main
 from tests.waiting import LIMIT
 
+pytestmark = pytest.mark.slow
+
 NOTEBOOK = ROOT / "scripts" / "example.ipynb"
 
 

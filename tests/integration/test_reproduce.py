@@ -10,6 +10,8 @@ import pytest
 from engram.utils.config.cli import parse
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.slow
+
 FOLDER = ROOT / "scripts" / "reproduce"
 # Script and arguments → runs that it prints for the seeds 0 and 1.
 STUDIES = {

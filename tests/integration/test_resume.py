@@ -18,6 +18,8 @@ from engram.utils.training.trainer import Trainer
 from tests.conftest import ROOT, methods_with_code, random_draws
 from tests.waiting import LIMIT
 
+pytestmark = pytest.mark.slow
+
 MODELS = methods_with_code()
 FLAGS = ["--dataset", "seq-digits", "--disable_log", "--n_epochs", "2", "--batch_size", "40"]
 # Where the method's cost would make the test slow, or it needs more flags.

@@ -18,6 +18,8 @@ from tests.integration.test_resume import measured
 from tests.processes import descendants, wait_for_end
 from tests.waiting import exit_code, wait_until
 
+pytestmark = pytest.mark.slow
+
 GRID = ["--model", "er", "sgd", "--seed", "0", "1"]
 # Runs of a few seconds, with checkpoints so often that a kill falls between two of them.
 FIXED = ["--", "--dataset", "seq-digits", "--n_epochs", "4", "--batch_size", "20"]

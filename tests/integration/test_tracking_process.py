@@ -14,6 +14,8 @@ from tests.conftest import ROOT, run_main
 from tests.processes import command_line, descendants, wait_for_end
 from tests.waiting import exit_code, wait_until
 
+pytestmark = pytest.mark.slow
+
 FLAGS = ["--model", "er", "--dataset", "seq-digits", "--n_epochs", "2", "--batch_size", "20"]
 LONG = ["--model", "er", "--dataset", "seq-digits", "--n_epochs", "15", "--checkpoint_every", "0.002"]
 

@@ -18,6 +18,8 @@ from engram.utils.runs.run_record import RunRecord
 from engram.utils.training.trainer import Trainer
 from tests.conftest import ROOT, tiny_config
 
+pytestmark = pytest.mark.slow
+
 STREAM = ["--dataset", "seq-digits", "--n_epochs", "1", "--batch_size", "40", "--multi_head"]
 
 
