@@ -4,12 +4,13 @@ import functools
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from engram.backbones.heads import SharedHead, TaskHeads
 from engram.utils import seeding
 from engram.utils.config import registry
 from engram.utils.errors import UserError
+
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 
 
 class Backbone(nn.Module):
@@ -33,7 +34,7 @@ class Backbone(nn.Module):
     @functools.cached_property
     def mixes_samples(self) -> bool:
         """Whether a sample's training features depend on the other samples of its pass: batch norm."""
-        return any(isinstance(module, _BatchNorm) for module in self.modules())
+        return any(isinstance(module, BatchNorm) for module in self.modules())
 
     def init_weights(self) -> None:
         """Initialise all weights once the head is attached; by default PyTorch's initialisation stays."""

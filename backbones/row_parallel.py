@@ -21,10 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from engram.backbones.alexnet import Dropout
-from engram.backbones.backbone import Backbone
+from engram.backbones.backbone import Backbone, BatchNorm
 from engram.utils import distributed
 from engram.utils.errors import UserError
 
@@ -36,7 +35,7 @@ def shard_rows(net: Backbone) -> None:
     for layer in net.modules():
         if isinstance(layer, Dropout) and layer.p:
             raise UserError("under torchrun each process would drop other units: add --dropout 0")
-        if isinstance(layer, _BatchNorm):
+        if isinstance(layer, BatchNorm):
             layer.forward = functools.partial(synchronized_batch_norm, layer)  # type: ignore[method-assign]
     net.features = ShardedFeatures(net)  # type: ignore[method-assign]
 
@@ -84,7 +83,7 @@ class _GatheredFeatures(torch.autograd.Function):
         return None, None, *distributed.all_reduce_sum(local)
 
 
-def synchronized_batch_norm(layer: _BatchNorm, x: Tensor) -> Tensor:
+def synchronized_batch_norm(layer: BatchNorm, x: Tensor) -> Tensor:
     """The layer's `forward`: in training, with the statistics of all processes' rows."""
     if not layer.training:
         return type(layer).forward(layer, x)

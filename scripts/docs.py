@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, default=registry.ROOT / "runs" / "docs", metavar="DIR")
+    parser.add_argument("--out", type=Path, default=registry.default_dir() / "runs" / "docs", metavar="DIR")
     out = parser.parse_args(argv).out
     try:
         n_plugins = build(out)

@@ -119,7 +119,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("name", help="of the method and its file, e.g. my_idea")
     name = parser.parse_args(argv).name
     try:
-        written = write(name, registry.ROOT)
+        written = write(name, registry.checkout())
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

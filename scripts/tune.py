@@ -242,6 +242,8 @@ def checked(args: argparse.Namespace, config: Config) -> dict[str, float]:
 
 def tune(args: argparse.Namespace, config: Config) -> int:
     """Choose, say what was chosen, and write it down."""
+    if args.write:
+        registry.checkout()  # refused before the first run
     model, start = config.run.model, checked(args, config)
     trials = Trials(config, args.seeds or (config.run.seed,), args.first_tasks)
     choice = choose(trials.measure, model, args.rates, start, args.drop, args.tries)
@@ -260,7 +262,7 @@ def tune(args: argparse.Namespace, config: Config) -> int:
     if choice.n_tries == 1:
         print("the first strength was accepted at once: a higher start may be accepted too", file=sys.stderr)
     if args.write:
-        path = registry.ROOT / "models" / "presets" / f"{model}.yaml"
+        path = registry.checkout() / "models" / "presets" / f"{model}.yaml"
         write_preset(path, dataset, size, flags)
         print(f"written to {path}")
     return 0

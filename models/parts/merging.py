@@ -48,7 +48,7 @@ class Merge:
     def _moments(self) -> dict[str, Tensor]:
         found = {}
         for prefix, module in self.net.named_modules():
-            if isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats:
+            if getattr(module, "track_running_stats", False):
                 mean, variance = module.running_mean, module.running_var
                 found[f"{prefix}.running_mean"] = mean.clone()
                 found[f"{prefix}.running_var"] = variance + mean.square()

@@ -147,3 +147,55 @@ def test_optional_packages_are_extras_imported_where_they_are_used():
             for name in set(EXTRAS) & {name.split(".")[0] for name in names}:
                 assert str(path.relative_to(ROOT)) in EXTRAS[name], f"{path} imports {name}"
                 assert node not in tree.body, f"{path} imports {name} before it is needed"
+
+
+COMPAT = ROOT / "utils" / "compat.py"
+PUBLIC_IN_SPITE_OF_THE_NAME = {"_fields", "_asdict", "_replace", "_make", "_exit"}  # namedtuples; os._exit
+UNDOCUMENTED_MODULES = ("mlflow.store", "mlflow.utils", "mlflow.protos")
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def private_names_defined_in(text: str) -> set[str]:
+    """Functions, classes, attributes and variables with a leading underscore."""
+    names = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            names.add(node.attr)
+    return {name for name in names if is_private(name)}
+
+
+def foreign_private_names(text: str, ours: set[str]) -> set[str]:
+    """What a file uses of another package's private interface."""
+    used = {node.attr for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Attribute)}
+    names = {name for name in used if is_private(name)} - ours - PUBLIC_IN_SPITE_OF_THE_NAME
+    names |= used & {"MAX_RETRY_COUNT", "unwrap", "hooked"}
+    for name in imports(text):
+        if name.startswith(UNDOCUMENTED_MODULES) or any(map(is_private, name.split("."))):
+            names |= {name} if not name.startswith("engram.") else set()
+    return names
+
+
+def test_private_interfaces_of_other_packages_stand_in_one_file():
+    """utils/compat.py, where each has the version it was checked with and a test."""
+    texts = {path: path.read_text() for path in SOURCES if path != COMPAT}
+    ours = set().union(*map(private_names_defined_in, texts.values()))
+    for path, text in texts.items():
+        wrong = foreign_private_names(text, ours)
+        assert not wrong, f"{path.relative_to(ROOT)} uses {wrong}; put it into utils/compat.py, with a test"
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["import torch; torch._dynamo.reset()", "parser._actions", "from mlflow.store.db import utils",
+     "from torch import _foreach_add_", "import inspect; inspect.unwrap(f)"],
+)  # fmt: skip
+def test_the_check_of_private_interfaces_can_fail(line):
+    assert foreign_private_names(line, ours={"_begin"})
+    assert not foreign_private_names("trainer._begin(); sample._asdict()", ours={"_begin"})

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+import engram
+from engram.scripts import new_method, tune
 from engram.utils.config import config as settings
 from engram.utils.config import registry
 from engram.utils.config.cli import flags_to_resume, parse
@@ -218,3 +220,16 @@ def test_help_of_a_choice_shows_its_flags_and_defaults(capsys):
     assert "--buffer_policy min|max|middle|0.1min|0.9max|randomized" in text
     assert "method maer" in text and "--width" in text
     assert "passes over each task's data (default: 50)" in text
+
+
+def test_an_installed_copy_writes_nothing_among_its_files(tmp_path, monkeypatch, capsys):
+    assert registry.default_dir() == ROOT == registry.checkout() and settings.git_commit()
+    monkeypatch.setattr(engram, "is_installed", True)
+    monkeypatch.setattr(settings.metadata, "version", lambda name: f"9.9 of {name}")
+    monkeypatch.chdir(tmp_path)
+    assert registry.default_dir() == tmp_path
+    assert settings.git_commit() is None, "a repository around an installed copy is somebody else's"
+    assert settings.version() == "engram 9.9 of engram"
+    assert new_method.main(["my_idea"]) == 2
+    assert tune.main(["--model", "ewc", "--write"]) == 2
+    assert capsys.readouterr().err.count("clone the repository") == 2

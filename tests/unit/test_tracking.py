@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import engram
 from engram.utils.config.config import Config, LogOptions, RunOptions, StreamOptions, TrainOptions
 from engram.utils.config.options import OptionSet
 from engram.utils.config.registry import ROOT
@@ -228,6 +229,15 @@ def test_mlflow_missing(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "mlflow.tracking", None)
     with pytest.raises(UserError, match=r"MLflow cannot be imported .*--disable_log"):
         open_tracker(make_config(), tmp_path)
+
+
+def test_an_installed_copy_has_its_store_in_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(engram, "is_installed", True)
+    monkeypatch.chdir(tmp_path)
+    assert mlflow_store.resolve_uri(None) == f"sqlite:///{tmp_path}/mlflow.db"
+    assert mlflow_store.artifact_location("postgresql://h/db", "x") == f"{tmp_path.as_uri()}/mlruns/x"
+    assert mlflow_store.how_to_browse(None) == "mlflow ui   then open http://127.0.0.1:5000"
 
 
 def test_default_store_is_the_one_mlflow_ui_opens(monkeypatch):

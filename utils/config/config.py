@@ -9,8 +9,10 @@ import dataclasses
 import subprocess
 import tomllib
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Any
 
+import engram
 from engram.utils.config import registry
 from engram.utils.config.flags import build_sets, convert_layer, fields_of, flatten
 from engram.utils.config.options import OptionError, OptionSet, option
@@ -122,7 +124,8 @@ class LogOptions(OptionSet):
     )
     disable_log: bool = option(False, "no MLflow; results.json is written all the same")
     tracking_uri: str | None = option(
-        None, "MLflow server or database (default: mlflow.db in the project folder)"
+        None,
+        "MLflow server or database (default: mlflow.db in the project folder, or here if installed)",
     )
     experiment_name: str | None = option(None, "MLflow experiment (default: the benchmark's name)")
     run_name: str | None = option(None, "MLflow run name (default: method, benchmark and seed)")
@@ -183,6 +186,8 @@ class Config:
 
 def version() -> str:
     """Version of the project, with the git commit where there is one."""
+    if engram.is_installed:
+        return f"engram {metadata.version('engram')}"
     text = (registry.ROOT / "pyproject.toml").read_text(encoding="utf-8")
     number = tomllib.loads(text)["project"]["version"]
     commit = git_commit()
@@ -190,7 +195,9 @@ def version() -> str:
 
 
 def git_commit() -> str | None:
-    """The commit that is checked out, None outside a git checkout."""
+    """The commit that is checked out, None outside a git checkout and for an installed copy."""
+    if engram.is_installed:  # a repository around it is not the project's
+        return None
     command = ["git", "-C", str(registry.ROOT), "rev-parse", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

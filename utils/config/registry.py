@@ -14,11 +14,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
+import engram
 from engram.utils.errors import UserError
 
 Plugin = TypeVar("Plugin")
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[2]  # the folder of models/, datasets/, ...
 
 # Files in a plugin folder that are not plugins: the contract and what plugins share.
 CONTRACTS = {
@@ -40,6 +41,18 @@ def suggest(given: str, valid: list[str]) -> str:
     """`; did you mean X?` for a near match, else an empty string."""
     near = difflib.get_close_matches(given, valid, n=2, cutoff=0.55)
     return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def checkout() -> Path:
+    """The project's folder, for programs that change its files; `UserError` for an installed copy."""
+    if engram.is_installed:
+        raise UserError("this changes files of the project, and this copy is installed; clone the repository")
+    return ROOT
+
+
+def default_dir() -> Path:
+    """Where programs write by default: the project's folder, the current one for an installed copy."""
+    return Path.cwd() if engram.is_installed else ROOT
 
 
 @cache

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from engram.utils import compat
-from engram.utils.config.registry import ROOT
+from engram.utils.config.registry import default_dir
 from engram.utils.errors import UserError
 
 # A dead server must cost seconds, not MLflow's four minutes; nothing is sent to third parties, and the
@@ -31,7 +31,7 @@ DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 
 def resolve_uri(flag: str | None) -> str:
     """--tracking_uri, else MLflow's own variable, else the database that `mlflow ui` opens by default."""
-    return flag or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{ROOT / 'mlflow.db'}"
+    return flag or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{default_dir() / 'mlflow.db'}"
 
 
 def how_to_browse(flag: str | None) -> str:
@@ -39,7 +39,7 @@ def how_to_browse(flag: str | None) -> str:
     uri = resolve_uri(flag)
     if uri.startswith(("http://", "https://")):
         return redact(uri)
-    store = "" if sqlite_path(uri) == ROOT / "mlflow.db" else f" --backend-store-uri {redact(uri)}"
+    store = "" if sqlite_path(uri) == default_dir() / "mlflow.db" else f" --backend-store-uri {redact(uri)}"
     return f"mlflow ui{store}   then open http://127.0.0.1:5000"
 
 
@@ -60,7 +60,7 @@ def artifact_location(uri: str, experiment: str) -> str | None:
         return None
     path = sqlite_path(uri)
     folder = re.sub(r"[^\w-]+", "_", experiment)
-    return ((path.parent if path else ROOT) / "mlruns" / folder).as_uri()
+    return ((path.parent if path else default_dir()) / "mlruns" / folder).as_uri()
 
 
 def redact(text: str) -> str:
