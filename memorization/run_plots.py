@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from engram.memorization.runs import finished_runs, setting_names
 from engram.utils.figure_files import canvas, save
+from engram.utils.metrics.statistics import standard_deviation
 from engram.utils.runs.run_record import RunRecord
 
 COLOURS = {"test": "black", "high": "tab:red", "mid": "tab:orange", "low": "tab:blue"}
@@ -47,7 +48,7 @@ def buffer_size(records: list[RunRecord], dataset: str, path: Path) -> None:
         sizes = sorted(set(table[setting]) - {0})
         values = [np.array(table[setting][size]) for size in sizes]
         x = np.array([all_sizes.index(size) for size in sizes]) + 0.04 * (i - (len(settings) - 1) / 2)
-        error = [v.std(ddof=1) if len(v) > 1 else 0 for v in values]
+        error = [np.nan_to_num(standard_deviation(v)) for v in values]  # no bar for one seed
         means = [v.mean() for v in values]
         axes.errorbar(x, means, error, marker="o", markersize=4, capsize=3, linewidth=1.3, label=setting)
     if "joint" in table:
@@ -95,7 +96,7 @@ def group_panel(axes: Axes, records: list[RunRecord], labels: dict[str, str], ti
     for group, colour in COLOURS.items():
         curves = np.array([by_age(record, group) for record in records])
         mean = curves.mean(0)
-        error = curves.std(0, ddof=1) if len(curves) > 1 else 0 * mean
+        error = np.nan_to_num(standard_deviation(curves))  # no band for one seed
         axes.plot(mean, color=colour, marker="o", markersize=3.5, label=labels[group])
         ages = range(len(mean))
         axes.fill_between(ages, mean - error, mean + error, color=colour, alpha=0.15, linewidth=0)

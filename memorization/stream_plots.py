@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from engram.memorization.estimator import memorization
 from engram.utils.figure_files import canvas, save
+from engram.utils.metrics.statistics import standard_deviation
 
 GROUPS = {"high (above .25)": "tab:red", "mid (.1 to .25)": "tab:orange", "low (up to .1)": "tab:blue"}
 Arrays = dict[str, NDArray[Any]]
@@ -34,7 +35,7 @@ def by_task(axes: Axes, scores: NDArray[np.float64], task: NDArray[np.int64]) ->
     n_tasks = len(scores)
     for s in range(n_tasks):
         values = scores[s:, task == s]
-        error = values.std(1, ddof=1) / np.sqrt(values.shape[1])
+        error = standard_deviation(values, axis=1) / np.sqrt(values.shape[1])
         times = range(s, n_tasks)
         axes.errorbar(times, values.mean(1), error, marker="o", markersize=4, capsize=2, label=f"task {s}")
     title = "examples of each task (± standard error)"

@@ -18,6 +18,7 @@ import json
 import os
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from torch import Tensor
 from engram import main as program
 from engram.datasets import sources
 from engram.datasets.rotation import turned
+from engram.scripts.analysis.table import mean_std
 from engram.scripts.interop import adapt_importance
 from engram.scripts.report import update
 from engram.scripts.runs import Run, open_run
@@ -108,12 +110,8 @@ def measure(folder: Path, images: Tensor, y: Tensor) -> dict[str, dict[str, floa
 
 
 def table(by_seed: dict[int, dict]) -> str:
-    """Mean ± deviation over seeds, and the paired differences."""
-
-    def cell(values: list[float], digits: int = 2) -> str:
-        spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-        return f"{np.mean(values):.{digits}f}{spread}"
-
+    """Mean ± standard deviation over seeds, and the paired differences."""
+    cell = partial(mean_std, scale=1)
     rows = {
         copy: {
             "before": [100 * f[copy]["before"] for f in by_seed.values()],
@@ -128,7 +126,7 @@ def table(by_seed: dict[int, dict]) -> str:
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for copy, columns in rows.items():
-        omega = cell([f[copy]["omega"] for f in by_seed.values()], 0)
+        omega = cell([f[copy]["omega"] for f in by_seed.values()], digits=0)
         lines.append(f"| {copy} images | " + " | ".join([*map(cell, columns.values()), omega]) + " |")
     saved = np.subtract(rows["training"]["forgotten"], rows["adapted"]["forgotten"])
     less = f"adapted importance forgets {cell(saved)} points less, paired by seed"

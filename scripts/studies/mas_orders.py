@@ -23,6 +23,7 @@ from engram.scripts import sweep
 from engram.scripts.analysis.table import mean_std
 from engram.scripts.report import update
 from engram.utils.errors import UserError
+from engram.utils.metrics.statistics import standard_deviation
 from engram.utils.runs.run_record import FILE_NAME, RunRecord
 
 ORDERS = {
@@ -66,9 +67,9 @@ def table(accuracies: dict[bool, np.ndarray], strengths: dict[bool, str]) -> str
     """Write the table of `accuracies`: (orders, seeds) for plain and for consistent importances."""
     columns = [*ORDERS, "spread between orders", "spread of their means"]
     lines = [f"| importances | λ | {' | '.join(columns)} |", "| --- " * (len(columns) + 2) + "|"]
-    spreads = {way: values.std(axis=0, ddof=1) for way, values in accuracies.items()}
+    spreads = {way: standard_deviation(values) for way, values in accuracies.items()}
     for way, values in accuracies.items():
-        of_means = mean_std([values.mean(1).std(ddof=1)])
+        of_means = mean_std([standard_deviation(values.mean(1))])
         cells = [TITLES[way], strengths[way], *map(mean_std, values), mean_std(spreads[way]), of_means]
         lines.append("| " + " | ".join(cells) + " |")
     less = spreads[False] - spreads[True]
@@ -86,7 +87,7 @@ def interval(accuracies: dict[bool, np.ndarray]) -> tuple[float, float]:
     def less(*values: np.ndarray, axis: int) -> np.ndarray:
         means = np.stack([row.mean(axis=axis) for row in values])
         plain, consistent = means.reshape(2, -1, *means.shape[1:])
-        return plain.std(axis=0, ddof=1) - consistent.std(axis=0, ddof=1)
+        return standard_deviation(plain) - standard_deviation(consistent)
 
     rows = [*accuracies[False], *accuracies[True]]
     drawn = stats.bootstrap(rows, less, paired=True, vectorized=True, method="percentile", rng=0)

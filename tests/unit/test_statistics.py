@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from engram.utils.metrics.statistics import holm, mean_std_ci, paired
+from engram.utils.metrics.statistics import holm, mean_std_ci, paired, standard_deviation
 
 A, B = [0.81, 0.79, 0.84, 0.80, 0.86], [0.78, 0.80, 0.79, 0.77, 0.80]
 
@@ -15,6 +15,15 @@ def test_spread_by_hand():
     assert (found.n, found.mean) == (3, pytest.approx(7 / 3))
     assert found.std == pytest.approx(math.sqrt((16 / 9 + 1 / 9 + 25 / 9) / 2))
     assert found.ci95 == pytest.approx(4.302653 * found.std / math.sqrt(3), rel=1e-6)  # t(0.975, 2)
+
+
+def test_standard_deviation_along_an_axis_by_hand():
+    """Of 1, 2, 4 and of 0, 0, 3: sqrt(14/3 / 2) and sqrt(6 / 2)."""
+    values = np.array([[1.0, 0.0], [2.0, 0.0], [4.0, 3.0]])
+    assert standard_deviation(values) == pytest.approx([math.sqrt(7 / 3), math.sqrt(3)])
+    assert standard_deviation(values.T, axis=1) == pytest.approx([math.sqrt(7 / 3), math.sqrt(3)])
+    alone = standard_deviation(values[:1])
+    assert alone.shape == (2,) and np.isnan(alone).all()
 
 
 def test_one_value_has_no_spread():

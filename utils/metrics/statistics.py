@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,14 @@ class Paired:
     p: float
 
 
+def standard_deviation(values: ArrayLike, axis: int = 0) -> NDArray[np.float64]:
+    """Along one axis, with ddof = 1: an array of the other axes' shape, NaN for fewer than two values."""
+    values = np.asarray(values, dtype=np.float64)
+    if values.shape[axis] < 2:
+        return np.full(np.delete(values.shape, axis), np.nan)
+    return values.std(axis, ddof=1)
+
+
 def mean_std_ci(values: ArrayLike) -> Spread:
     """The spread of (n,) values, none of them NaN; with no value the mean is NaN too."""
     values = np.asarray(values, dtype=np.float64)
@@ -42,7 +50,7 @@ def mean_std_ci(values: ArrayLike) -> Spread:
         return Spread(n, float(values.mean()) if n else math.nan, math.nan, math.nan)
     from scipy.special import stdtrit  # Student's quantile; scipy.stats takes a second to import
 
-    std = float(values.std(ddof=1))
+    std = float(standard_deviation(values))
     return Spread(n, float(values.mean()), std, float(stdtrit(n - 1, 0.975)) * std / math.sqrt(n))
 
 
