@@ -26,6 +26,7 @@ from engram.scripts.analysis.papers.mer import MerReport
 from engram.scripts.analysis.papers.rehearsal import RehearsalReport
 from engram.scripts.analysis.papers.scenarios import ScenariosReport
 from engram.scripts.analysis.run_set import RunSet, collect
+from engram.scripts.analysis.table import update
 from engram.utils.errors import UserError
 from engram.utils.sweeps.sweep_spec import read_spec
 
@@ -76,16 +77,6 @@ def write(run_set: RunSet, title: str, folder: Path, baseline: str | None) -> No
     except OSError as error:
         raise UserError(f"--out {folder}: cannot be written: {error}") from None
     print(f"written: {', '.join(str(folder / name) for name in files)}", file=sys.stderr)
-
-
-def update(path: Path, name: str, text: str) -> None:
-    """Replace what stands between the file's markers for `name`."""
-    start, end = f"<!-- table {name} -->", f"<!-- end {name} -->"
-    content = path.read_text(encoding="utf-8")
-    if start not in content or end not in content:
-        sys.exit(f"error: {path} has no markers '{start}' and '{end}'")
-    before, after = content.split(start)[0], content.split(end)[1]
-    path.write_text(f"{before}{start}\n{text}\n{end}{after}", encoding="utf-8")
 
 
 def run_folder(given: str) -> Path:

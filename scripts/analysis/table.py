@@ -1,9 +1,11 @@
-"""Tables: rows of text made from columns, written as Markdown, LaTeX and CSV."""
+"""Tables: rows of text made from columns, written as Markdown, LaTeX and CSV, and put into RESULTS.md."""
 
 import csv
 import io
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -92,6 +94,16 @@ def mean_std(values: ArrayLike, scale: float = 100, digits: int = 2) -> str:
 def number_text(value: object) -> str:
     """A value unrounded, for CSV; empty if it is missing or NaN."""
     return "" if value is None or value != value else str(value)
+
+
+def update(path: Path, name: str, text: str) -> None:
+    """Replace what stands between the file's markers for `name`; exits with a message if it has none."""
+    start, end = f"<!-- table {name} -->", f"<!-- end {name} -->"
+    content = path.read_text(encoding="utf-8")
+    if start not in content or end not in content:
+        sys.exit(f"error: {path} has no markers '{start}' and '{end}'")
+    before, after = content.split(start)[0], content.split(end)[1]
+    path.write_text(f"{before}{start}\n{text}\n{end}{after}", encoding="utf-8")
 
 
 def _latex(text: str) -> str:

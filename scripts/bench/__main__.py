@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure as Picture
 
+from engram.scripts.analysis.table import update
 from engram.scripts.bench.buffer import buffer_speed
 from engram.scripts.bench.data import data_path
 from engram.scripts.bench.methods import METHODS, methods_mlp, methods_resnet, scaling
@@ -130,7 +131,8 @@ def main(argv: list[str] | None = None) -> None:
         plot(measured, system, args.plot)
     if args.update:
         lines = [figure.text for figures_of_part in measured.values() for figure in figures_of_part]
-        update(args.update, "\n".join([system, *lines]))
+        text = "\n".join([system, *lines])
+        update(args.update, "bench", f"```text\n{text}\n```")
 
 
 def document(system: str, measured: dict[str, list[Figure]]) -> dict:
@@ -156,14 +158,6 @@ def plot(measured: dict[str, list[Figure]], system: str, path: Path) -> None:
     axes.tick_params(axis="y", labelsize=8)
     axes.set_xlabel(f"time of the first / time of the second\n{system.split(';')[0]}")
     picture.savefig(path, dpi=120)
-
-
-def update(path: Path, text: str) -> None:
-    """Replace what stands between the file's markers."""
-    before, rest = path.read_text(encoding="utf-8").split("<!-- bench -->")
-    after = rest.split("<!-- end bench -->")[1]
-    block = f"<!-- bench -->\n```text\n{text}\n```\n<!-- end bench -->"
-    path.write_text(before + block + after, encoding="utf-8")
 
 
 if __name__ == "__main__":

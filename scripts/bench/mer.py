@@ -19,8 +19,8 @@ from pathlib import Path
 from engram.memorization import proxies
 from engram.models.build import build_method
 from engram.models.method import Method
+from engram.scripts.analysis.table import update
 from engram.scripts.bench.timing import cpu_name
-from engram.scripts.report import update
 from engram.utils import device as devices
 from engram.utils.config.config import resolve
 from engram.utils.training.environment import versions

@@ -29,9 +29,8 @@ from torch import Tensor
 from engram import main as program
 from engram.datasets import sources
 from engram.datasets.rotation import turned
-from engram.scripts.analysis.table import mean_std
+from engram.scripts.analysis.table import mean_std, update
 from engram.scripts.interop import adapt_importance
-from engram.scripts.report import update
 from engram.scripts.runs import Run, open_run
 from engram.utils.errors import UserError
 

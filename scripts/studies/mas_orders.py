@@ -20,8 +20,7 @@ import numpy as np
 from scipy import stats
 
 from engram.scripts import sweep
-from engram.scripts.analysis.table import mean_std
-from engram.scripts.report import update
+from engram.scripts.analysis.table import mean_std, update
 from engram.utils.errors import UserError
 from engram.utils.metrics.statistics import standard_deviation
 from engram.utils.runs.run_record import FILE_NAME, RunRecord

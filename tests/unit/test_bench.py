@@ -12,7 +12,7 @@ from engram.backbones import compiled
 from engram.scripts.bench import __main__, data, methods, seeds, startup, steps
 from engram.scripts.bench.methods import METHODS, Stream, against, bare_epoch
 from engram.scripts.bench.steps import Settings, Stopwatch
-from engram.scripts.bench.timing import random_source
+from engram.scripts.bench.timing import Figure, random_source
 from engram.utils.config.config import resolve
 from tests.waiting import TickingClock
 
@@ -125,11 +125,17 @@ def test_unknown_parts_and_models_are_refused(capsys):
         assert stop.value.code == 2 and told in capsys.readouterr().err
 
 
-def test_the_marked_part_of_a_file_is_replaced(tmp_path):
+def test_the_lines_are_put_between_the_markers_of_a_file(tmp_path, monkeypatch, capsys):
     page = tmp_path / "page.md"
-    page.write_text("a\n<!-- bench -->\nold\n<!-- end bench -->\nb\n")
-    __main__.update(page, "new")
-    assert page.read_text() == "a\n<!-- bench -->\n```text\nnew\n```\n<!-- end bench -->\nb\n"
+    page.write_text("a\n<!-- table bench -->\nold\n<!-- end bench -->\nb\n")
+    monkeypatch.setattr(__main__, "figures", lambda name, args: [Figure("x", "new", {})])
+    monkeypatch.setattr(__main__, "machine", lambda device: "a machine")
+    __main__.main(["data", "--update", str(page)])
+    block = "<!-- table bench -->\n```text\na machine\nnew\n```\n<!-- end bench -->"
+    assert page.read_text() == f"a\n{block}\nb\n"
+    page.write_text("no markers\n")
+    with pytest.raises(SystemExit, match="has no markers"):
+        __main__.main(["data", "--update", str(page)])
 
 
 def test_a_gpu_has_its_own_defaults():
