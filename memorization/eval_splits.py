@@ -26,7 +26,7 @@ class EvalOptions(OptionSet):
         False, "also keep loss (−log probability), correct and member (R, n): any estimator can be recomputed"
     )
     influence: int = option(
-        0, "also keep, for every test example, the so many training examples that help it most", ge=0
+        0, "also keep, for every test example, this many training examples: those that help it most", ge=0
     )
 
 
@@ -34,7 +34,7 @@ class EvalOptions(OptionSet):
 class TrainedOptions(SplitOptions):
     """Which of the trained networks are evaluated, and where they are stored."""
 
-    n_repeats: int = option(0, "use the first so many networks; 0: all there are", ge=0)
+    n_repeats: int = option(0, "use the first networks only, this many; 0: all there are", ge=0)
 
 
 @dataclass(frozen=True)

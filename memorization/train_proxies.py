@@ -21,7 +21,7 @@ class ProxyOptions(OptionSet):
 
     out_filename: str = option("", "file to write, .npz (required)")
     n_networks: int = option(3, "networks, each trained on all examples", ge=1)
-    early: float = option(0.2, "part of the epochs after which the early versions are taken", gt=0, lt=1)
+    early: float = option(0.2, "share of the epochs after which the early versions are taken", gt=0, lt=1)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from engram.utils.config.options import OptionSet, option
 class StreamOptions(OptionSet):
     """The stream, its replay and the networks that follow it."""
 
-    weights_dir: str = option("", "folder of what each network said (required)")
+    weights_dir: str = option("", "folder of the outputs of each network (required)")
     out_filename: str = option("", "file to write, .npz (required)")
     n_repeats: int = option(64, "networks that follow the stream", ge=4)
     subset_ratio: float = option(0.5, "share of every task that a network sees", gt=0, lt=1)

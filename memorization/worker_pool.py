@@ -24,6 +24,7 @@ from engram.utils.sweeps.process_pool import ProcessPool
 
 LINES_EVERY = 10.0  # seconds between lines where there is no terminal
 LOOK_EVERY = 1.0  # seconds between looks at whether a silent process is still alive
+REFUSED = 2  # exit code of a worker that has sent an error of the user's
 Report = Callable[[float], None]  # tells how many more networks have been trained, or parts of one
 JobFunction = Callable[[int, Report], None]
 Message = float | str | None  # of a worker: networks trained, an error of the user's, or the worker's end
@@ -110,7 +111,7 @@ def _follow(pool: ProcessPool, messages: "Queue[Message]", progress: "NetworkPro
             message = messages.get(timeout=LOOK_EVERY)
         except queue.Empty:
             for job_exit in pool.finished(timeout=0):
-                if job_exit.code:
+                if job_exit.code not in (0, REFUSED):  # what was refused is told by a message on its way
                     raise UserError(
                         f"a worker process ended with code {job_exit.code}; what it had finished is kept: "
                         "run again"
@@ -135,7 +136,7 @@ def run_worker(
             run_job(job, messages.put)
     except UserError as error:
         messages.put(str(error))
-        return 2
+        return REFUSED
     messages.put(None)
     return 0
 

@@ -1,0 +1,58 @@
+"""The jobs of a memorization study in this process and in worker processes: all done, failures told."""
+
+import os
+
+import pytest
+import torch
+
+from engram.memorization.settings import MachineOptions
+from engram.memorization.worker_pool import (
+    NetworkProgress,
+    WorkerDevice,
+    job_members,
+    jobs_of,
+    run_jobs,
+    worker_devices,
+)
+from engram.utils.errors import UserError
+from tests.unit.plans import FilePlan
+
+TWO = [WorkerDevice("cpu", 1), WorkerDevice("cpu", 1)]
+
+
+def test_networks_are_cut_into_jobs():
+    assert [job_members(job, 3, 7) for job in range(3)] == [[0, 1, 2], [3, 4, 5], [6]]
+    assert jobs_of([6, 1, 0], 3) == [0, 2]
+
+
+def test_as_many_workers_as_asked_for_share_the_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    cpu = MachineOptions(device="cpu", use_multiprocessing=True, num_workers=3)
+    assert worker_devices(cpu, "cnn") == [WorkerDevice("cpu", 2)] * 3
+    alone = MachineOptions(device="cpu", use_multiprocessing=False)
+    assert worker_devices(alone, "cnn") == [WorkerDevice("cpu", 8)]
+    assert worker_devices(alone, "mlp") == [WorkerDevice("cpu", 1)], "threads slow small products down"
+    assert worker_devices(MachineOptions(device="cpu"), "mlp") == [WorkerDevice("cpu", 1)] * 8
+
+
+@pytest.mark.parametrize("workers", [TWO[:1], TWO], ids=["here", "two processes"])
+def test_all_jobs_are_done_and_reported(workers, tmp_path):
+    n_threads, progress = torch.get_num_threads(), NetworkProgress("test", 12, done=2)
+    try:
+        run_jobs(FilePlan(str(tmp_path)), [1, 2, 3, 5, 8], workers, progress)
+    finally:
+        torch.set_num_threads(n_threads)
+    assert {path.name for path in tmp_path.iterdir()} == set("12358")
+    assert progress.done == 12
+    ids, threads = zip(*(path.read_text().split() for path in tmp_path.iterdir()), strict=True)
+    assert set(threads) == {"1"} and (str(os.getpid()) in ids) == (len(workers) == 1)
+
+
+def test_an_error_of_the_users_reaches_the_caller_as_it_is(tmp_path):
+    with pytest.raises(UserError, match=r"^job 3 cannot be done$"):
+        run_jobs(FilePlan(str(tmp_path), refused=3), [1, 2, 3], TWO, NetworkProgress("test", 6))
+
+
+def test_a_worker_that_is_killed_is_told(tmp_path):
+    with pytest.raises(UserError, match=r"a worker process ended with code -9; what it had finished is kept"):
+        run_jobs(FilePlan(str(tmp_path), killed=2), [2, 2], TWO, NetworkProgress("test", 4))
