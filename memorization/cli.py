@@ -83,7 +83,7 @@ def saved_settings(folder: str) -> dict[str, Any]:
 
 
 def _first_reading(argv: list[str]) -> dict[str, Any]:
-    """Those flags that decide which other flags exist or where settings are stored, as far as they are given."""
+    """Those of the given flags that decide which other flags exist, or where saved settings are."""
     chooser = Parser(argument_default=argparse.SUPPRESS)
     for flag in ("dataset_name", "model_name", "weights_dir", "config"):
         chooser.add_argument(f"--{flag}")

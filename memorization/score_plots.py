@@ -14,6 +14,7 @@ Arrays = dict[str, NDArray[Any]]
 THRESHOLDS = (0.1, 0.25)
 BINS = np.arange(-0.15, 1.0501, 0.05)
 PER_ROW = 4
+SIZES = (8, 16, 32, 64, 128, 256, 512)  # numbers of networks whose errors are shown
 NICE = np.array([1, 2, 5]) * 10.0 ** np.arange(-4, 1)[:, None]  # tick marks
 
 
@@ -38,8 +39,8 @@ def histogram(files: dict[str, NDArray[np.float64]], path: Path) -> None:
     save(figure, path)
 
 
-def standard_errors(
-    loss: NDArray[np.float32], member: NDArray[np.bool_], path: Path, seed: int = 0
+def errors_by_size(
+    loss: NDArray[np.float32], member: NDArray[np.bool_], seed: int = 0
 ) -> dict[int, tuple[float, float]]:
     """Mean standard error, and the error actually made between two studies, by the number of networks.
 
@@ -47,9 +48,8 @@ def standard_errors(
     scores by two disjoint sets of networks, over √2.
     """
     values, rng = np.exp(-loss.astype(np.float64)), np.random.default_rng(seed)
-    sizes = [size for size in (8, 16, 32, 64, 128, 256, 512) if 2 * size <= len(values)]
     errors = {}
-    for size in sizes:
+    for size in (size for size in SIZES if 2 * size <= len(values)):
         claimed, made = [], []
         for _ in range(5):
             order = rng.permutation(len(values))[: 2 * size]
@@ -57,14 +57,19 @@ def standard_errors(
             claimed.append(np.sqrt(np.nanmean(one.stderr**2)))
             made.append(np.sqrt(np.nanmean((one.scores - two.scores) ** 2) / 2))
         errors[size] = (float(np.mean(claimed)), float(np.mean(made)))
+    return errors
+
+
+def standard_errors(errors: dict[int, tuple[float, float]], path: Path) -> None:
+    """The errors that `errors_by_size` returned, against the number of networks, and the law 1/√R."""
+    sizes = list(errors)
     figure = canvas(6.4, 4.4)
     axes = figure.add_subplot()
     claimed, made = np.array(list(errors.values())).T
+    expected = claimed[0] * np.sqrt(sizes[0] / np.array(sizes))
     axes.plot(sizes, claimed, marker="o", label="standard error (root mean square)")
     axes.plot(sizes, made, marker="s", linestyle="none", color="C1", label="difference of two studies / √2")
-    axes.plot(
-        sizes, claimed[0] * np.sqrt(sizes[0] / np.array(sizes)), color="0.5", linestyle="--", label="∝ 1/√R"
-    )
+    axes.plot(sizes, expected, color="0.5", linestyle="--", label="∝ 1/√R")
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xticks(sizes, [str(size) for size in sizes])
@@ -77,7 +82,6 @@ def standard_errors(
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     save(figure, path)
-    return errors
 
 
 def scatter(scores: NDArray[np.float64], proxies: dict[str, NDArray[np.float64]], path: Path) -> None:
@@ -110,7 +114,7 @@ def write_all(contents: dict[str, Arrays], proxies: Arrays | None, folder: Path)
     main = next(iter(contents.values()))
     if {"loss", "member"} <= main.keys() and len(main["loss"]) >= 16:
         written.append(folder / "standard_errors.png")
-        standard_errors(main["loss"], main["member"], written[-1])
+        standard_errors(errors_by_size(main["loss"], main["member"]), written[-1])
     if proxies:
         index = main.get("index", np.arange(len(main["scores"])))
         _, rows, proxy_rows = np.intersect1d(index, proxies["index"], return_indices=True)
