@@ -21,6 +21,7 @@ it predicts with after a task is merged, and no measure of plasticity.
 
 import argparse
 import contextlib
+import dataclasses
 import hashlib
 import sys
 from collections.abc import Callable
@@ -31,7 +32,7 @@ import numpy as np
 import yaml
 
 from engram import main as program
-from engram.scripts.runs import STRENGTH
+from engram.scripts.strengths import START_STRENGTHS
 from engram.utils.config import cli, registry
 from engram.utils.config import config as settings
 from engram.utils.config.config import Config, resolve
@@ -51,7 +52,10 @@ Measure = Callable[[str, dict[str, float]], float | None]
 
 
 class Choice(NamedTuple):
-    """What was found: the rate, the strengths, and the accuracies they were accepted by."""
+    """The chosen rate and strengths, and the learning accuracies by which they were accepted.
+
+    best: of fine-tuning. strengths, accuracy: of the method, None where no strength was accepted.
+    """
 
     lr: float
     best: float
@@ -63,12 +67,12 @@ class Choice(NamedTuple):
 def choose(
     measure: Measure, model: str, rates: tuple[float, ...], start: dict[str, float], drop: float, tries: int
 ) -> Choice:
-    """The stability-decay rule."""
-    found = {lr: measure("sgd", {"lr": lr}) for lr in rates}
-    learned = {lr: accuracy for lr, accuracy in found.items() if accuracy is not None}
+    """Choose a rate and strengths by the stability-decay rule; `tries` strengths are tried at most."""
+    accuracies = {lr: measure("sgd", {"lr": lr}) for lr in rates}
+    learned = {lr: accuracy for lr, accuracy in accuracies.items() if accuracy is not None}
     if not learned:
         raise UserError(f"--rates {','.join(map(str, rates))}: fine-tuning diverged at all of them")
-    lr = max(learned, key=learned.get)
+    lr = max(learned, key=lambda rate: learned[rate])
     for n in range(tries):
         strengths = {flag: value / 2**n for flag, value in start.items()}
         accuracy = measure(model, {"lr": lr, **strengths})
@@ -78,16 +82,16 @@ def choose(
 
 
 class Trials:
-    """Runs main.py in this process; `measure` is the mean over seeds."""
+    """Runs of main.py in this process, each in a folder of its own below OUTPUT_DIR/tune."""
 
     def __init__(self, config: Config, seeds: tuple[int, ...], first_tasks: int):
         self.config, self.seeds, self.first_tasks = config, seeds, first_tasks
         self.validation = config.stream.validation or 10.0
-        self.own = set(type(config.method).__dataclass_fields__)
+        self.method_flags = flags_of_method(config)
         self.folder = Path(config.run.output_dir).expanduser() / "tune"
 
     def measure(self, model: str, flags: dict[str, float]) -> float | None:
-        """Learning accuracy on validation data."""
+        """Mean over seeds of the learning accuracy on validation data; None where a run diverges."""
         accuracies = [self.run(self.flags(model, flags, seed)) for seed in self.seeds]
         mean = None if None in accuracies else float(np.mean(accuracies))
         shown = "diverged" if mean is None else f"learning accuracy {100 * mean:.2f} %"
@@ -95,15 +99,15 @@ class Trials:
         return mean
 
     def flags(self, model: str, tuned: dict[str, float], seed: int) -> dict[str, Any]:
-        """All flags of one run."""
-        kept = self.config.flat()
-        if model != kept["model"]:
-            kept = {name: value for name, value in kept.items() if name not in self.own}
-        ours = {"validation": self.validation, "stop_after": self.first_tasks, "disable_log": True}
-        return kept | ours | {"ignore_other_metrics": True, "model": model, "seed": seed} | tuned
+        """All flags of one run of `model`, in which the flags to be tuned are `tuned`."""
+        flags = self.config.flat()
+        if model != flags["model"]:
+            flags = {name: value for name, value in flags.items() if name not in self.method_flags}
+        flags |= {"validation": self.validation, "stop_after": self.first_tasks, "disable_log": True}
+        return flags | {"ignore_other_metrics": True, "model": model, "seed": seed} | tuned
 
     def run(self, flags: dict[str, Any]) -> float | None:
-        """Learning accuracy of one run, made now, finished now or found finished; None where it diverges."""
+        """Learning accuracy of one run, started or resumed unless it is finished; None if it diverges."""
         text = yaml.safe_dump(
             {k: v for k, v in flags.items() if k not in settings.OPERATIONAL - {"stop_after"}}
         )
@@ -119,7 +123,7 @@ class Trials:
         return learning_accuracy(record, self.first_tasks or record.n_tasks)
 
     def execute(self, flags: dict[str, Any], folder: Path) -> int:
-        """main.py, its output in log.txt: 0 or `DIVERGED`; ends the program if the user or an error does."""
+        """Call main.py, its output in log.txt; returns 0 or `DIVERGED`, ends the program with others."""
         begun = sorted(folder.glob("*/*/*/config.yaml"))
         file = folder / "flags.yaml"
         file.write_text(yaml.safe_dump(flags), encoding="utf-8")
@@ -142,9 +146,14 @@ def record_in(folder: Path) -> RunRecord | None:
 
 
 def learning_accuracy(record: RunRecord, n_tasks: int) -> float:
-    """Mean over the first tasks of the accuracy right after each."""
+    """Mean over the first tasks of the accuracy on each when it had just been learned."""
     view = record.class_il if record.scenario == "class-il" else record.task_il
     return float(view.R.diagonal()[:n_tasks].mean())
+
+
+def flags_of_method(config: Config) -> set[str]:
+    """Names of the flags that the method itself has."""
+    return {field.name for field in dataclasses.fields(config.method)}
 
 
 def preset(config: Config, choice: Choice, source: str) -> tuple[str, Any, dict[str, Any]]:
@@ -157,10 +166,10 @@ def preset(config: Config, choice: Choice, source: str) -> tuple[str, Any, dict[
 
 
 class Plain(yaml.SafeDumper):
-    """YAML without anchors: every entry stands for itself."""
+    """A YAML writer without anchors: every entry stands for itself."""
 
     def ignore_aliases(self, data: Any) -> bool:
-        """Repeat what is the same."""
+        """Write a value again where it occurs again."""
         return True
 
 
@@ -173,34 +182,36 @@ def write_preset(path: Path, dataset: str, size: Any, flags: dict[str, Any]) -> 
 
 
 def strengths(text: str) -> dict[str, float]:
-    """`flag=start,flag=start` as a dictionary."""
+    """Flag → start of a text such as `lwf_lambda=10,ebll_alpha=1`."""
     try:
-        return {flag: float(value) for flag, value in (part.split("=") for part in text.split(","))}
+        return {flag: float(value) for flag, value in (item.split("=") for item in text.split(","))}
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text}: expected e.g. e_lambda=1000") from None
 
 
 def numbers(kind: type) -> Callable[[str], tuple]:
-    """A type for argparse: `1,2` as a tuple."""
-    return lambda text: tuple(kind(part) for part in text.split(","))
+    """A type for argparse: the function that makes (1, 2) of `1,2`."""
+    return lambda text: tuple(kind(item) for item in text.split(","))
 
 
 def parser() -> argparse.ArgumentParser:
-    """Our own flags."""
-    own = argparse.ArgumentParser(
+    """The parser of the flags that main.py does not have."""
+    made = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    own.add_argument("--rates", type=numbers(float), default=RATES, help="learning rates, e.g. 0.1,0.01")
-    own.add_argument(
+    made.add_argument("--rates", type=numbers(float), default=RATES, help="learning rates, e.g. 0.1,0.01")
+    made.add_argument(
         "--strength", type=strengths, metavar="FLAG=START,...",
-        help="flags that are halved together, and where they start (default: the table in scripts/runs.py)",
+        help="flags that are halved together, and where they start (default: scripts/strengths.py)",
     )  # fmt: skip
-    own.add_argument("--drop", type=float, default=0.2, help="p, share of A* that may be lost (default: 0.2)")
-    own.add_argument("--tries", type=int, default=10, help="strengths that are tried (default: 10)")
-    own.add_argument("--first_tasks", type=int, default=0, help="tune on so many tasks; 0: the whole stream")
-    own.add_argument("--seeds", type=numbers(int), help="accuracies are means over these (default: --seed)")
-    own.add_argument("--write", action="store_true", help="put the result into models/presets/METHOD.yaml")
-    return own
+    made.add_argument(
+        "--drop", type=float, default=0.2, help="p, share of A* that may be lost (default: 0.2)"
+    )
+    made.add_argument("--tries", type=int, default=10, help="strengths that are tried (default: 10)")
+    made.add_argument("--first_tasks", type=int, default=0, help="tune on so many tasks; 0: the whole stream")
+    made.add_argument("--seeds", type=numbers(int), help="accuracies are means over these (default: --seed)")
+    made.add_argument("--write", action="store_true", help="put the result into models/presets/METHOD.yaml")
+    return made
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -218,7 +229,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def checked(args: argparse.Namespace, config: Config) -> dict[str, float]:
     """The strengths to start from; refuses, before the first run, what cannot be tuned."""
-    model, n_tasks, own = config.run.model, config.stream.n_tasks, type(config.method).__dataclass_fields__
+    model, n_tasks, method_flags = config.run.model, config.stream.n_tasks, flags_of_method(config)
     if model in MERGING:
         raise UserError(
             f"--model {model}: right after a task its merged network is measured, which merging alone makes "
@@ -231,11 +242,11 @@ def checked(args: argparse.Namespace, config: Config) -> dict[str, float]:
             f"--first_tasks {args.first_tasks}: the stream has {n_tasks} tasks; "
             f"give 1 to {n_tasks}, or 0 for all of them"
         )
-    start = args.strength or STRENGTH.get(model)
+    start = args.strength or START_STRENGTHS.get(model)
     if not start:
         raise UserError(f"--model {model}: no strength is known for it; give --strength FLAG=START")
-    if alien := sorted(set(start) - set(own)):
-        hint = registry.suggest(alien[0], sorted(own))
+    if alien := sorted(set(start) - method_flags):
+        hint = registry.suggest(alien[0], sorted(method_flags))
         raise UserError(f"--strength {alien[0]}: not a flag of {model}{hint}")
     return start
 

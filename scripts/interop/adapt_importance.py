@@ -19,20 +19,20 @@ from pathlib import Path
 
 from engram.datasets import unlabeled
 from engram.models.mas import MAS
-from engram.scripts.runs import Run, open_run
+from engram.scripts.trained_run import TrainedRun, open_trained_run
 from engram.utils import checkpoint
 from engram.utils.errors import UserError
 
 
-def adapt(run: Run, images_dir: str) -> int:
+def adapt(run: TrainedRun, images_dir: str) -> int:
     """Replace the importance of the tasks learned; returns the number of images."""
     method, benchmark = run.method, run.trainer.benchmark
     if not isinstance(method, MAS):
         raise UserError(
-            f"{run.folder.path}: --model {run.name}; only mas takes its importance without labels"
+            f"{run.run_dir.path}: --model {run.name}; only mas takes its importance without labels"
         )
     if not method.quadratic:
-        raise UserError(f"{run.folder.path}: has no importance yet (--mas_lambda 0, or no task learned)")
+        raise UserError(f"{run.run_dir.path}: has no importance yet (--mas_lambda 0, or no task learned)")
     images = unlabeled.read(unlabeled.files(images_dir), benchmark.input_shape).to(method.device)
     method.totals, method.quadratic.importance = [], {}
     for task in benchmark.tasks[: run.n_learned]:
@@ -41,13 +41,13 @@ def adapt(run: Run, images_dir: str) -> int:
     return len(images)
 
 
-def save(run: Run, out: Path) -> None:
+def save(run: TrainedRun, out: Path) -> None:
     """Write a run folder that continues from the same step with the new importance."""
     try:
         out.mkdir(parents=True)
     except FileExistsError:
         raise UserError(f"{out}: exists already; give another --out") from None
-    shutil.copy(run.folder.config, out)
+    shutil.copy(run.run_dir.config, out)
     checkpoint.write(run.saved | {"method": run.method.state_dict()}, out / "checkpoint.pt")
 
 
@@ -63,8 +63,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", default="auto", help="auto (CUDA when there is one), cpu, cuda or cuda:N")
     args = parser.parse_args(argv)
     try:
-        run = open_run(args.run, args.output_dir, args.device)
-        out = args.out or run.folder.path.with_name(f"{run.folder.id}-adapted")
+        run = open_trained_run(args.run, args.output_dir, args.device)
+        out = args.out or run.run_dir.path.with_name(f"{run.run_dir.id}-adapted")
         n_images = adapt(run, args.images_dir)
         save(run, out)
     except UserError as error:

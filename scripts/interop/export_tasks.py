@@ -27,18 +27,19 @@ from pathlib import Path
 from torch import Tensor
 
 from engram.backbones.heads import SharedHead, TaskHeads
-from engram.scripts.runs import STRENGTH, Run, open_run
+from engram.scripts.strengths import START_STRENGTHS
+from engram.scripts.trained_run import TrainedRun, open_trained_run
 from engram.utils import checkpoint, files
 from engram.utils.errors import UserError
 
 
-def shared_model(run: Run) -> dict[str, Tensor]:
+def shared_model(run: TrainedRun) -> dict[str, Tensor]:
     """Weights and buffers of all but the head."""
     state = run.method.net.state_dict()
     return {n: t for n, t in state.items() if not n.startswith("head.") and not n.endswith("_extra_state")}
 
 
-def head(run: Run, task) -> dict[str, Tensor]:
+def head(run: TrainedRun, task) -> dict[str, Tensor]:
     """Take the weights of the task's classifier: its own head, or its rows of the shared one."""
     heads = run.method.net.head
     if isinstance(heads, TaskHeads):
@@ -46,11 +47,11 @@ def head(run: Run, task) -> dict[str, Tensor]:
     elif isinstance(heads, SharedHead):
         layer, rows = heads, list(task.classes)
     else:
-        raise UserError(f"{run.folder.path}: the tasks of --model {run.name} share no network to be exported")
+        raise UserError(f"{run.run_dir.path}: the tasks of --model {run.name} share no network")
     return {"fc.weight": layer.weight.detach()[rows].clone(), "fc.bias": layer.bias.detach()[rows].clone()}
 
 
-def reg_params(run: Run) -> dict | None:
+def reg_params(run: TrainedRun) -> dict | None:
     """Importance and anchor by parameter name; None where the method has none."""
     quadratic = getattr(run.method, "quadratic", None)
     if not quadratic:
@@ -58,11 +59,11 @@ def reg_params(run: Run) -> dict | None:
     named = {n: {"omega": w, "init_val": quadratic.anchor[n]} for n, w in quadratic.importance.items()}
     if hasattr(run.method, "strength"):  # the flag alone is not what is in force
         return {"lambda": float(run.method.strength), **named}
-    strength = [getattr(run.method.options, flag) for flag in STRENGTH.get(run.name, {})]
+    strength = [getattr(run.method.options, flag) for flag in START_STRENGTHS.get(run.name, {})]
     return {"lambda": strength[0], **named} if strength else named
 
 
-def accuracies(run: Run) -> tuple[list[float], list[float]]:
+def accuracies(run: TrainedRun) -> tuple[list[float], list[float]]:
     """Of each task learned: right after it, and after the last one."""
     results = run.trainer.results
     R = results.R["class_il" if results.scenario == "class-il" else "task_il"]
@@ -70,13 +71,13 @@ def accuracies(run: Run) -> tuple[list[float], list[float]]:
     return [float(R[k, k]) for k in range(run.n_learned)], [float(R[last, k]) for k in range(run.n_learned)]
 
 
-def export(run: Run, folder: Path) -> None:
+def export(run: TrainedRun, folder: Path) -> None:
     """Write the tree; refuses a folder that holds something."""
     benchmark = run.trainer.benchmark
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder}: holds files already; give a new folder")
     if run.method.stream == "joint" or not run.n_learned:
-        raise UserError(f"{run.folder.path}: no sequence of tasks to be exported")
+        raise UserError(f"{run.run_dir.path}: no sequence of tasks to be exported")
     heads = [head(run, task) for task in benchmark.tasks[: run.n_learned]]
     checkpoint.write(shared_model(run), folder / "shared_model.pth")
     if penalty := reg_params(run):
@@ -103,7 +104,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output_dir", default="runs", help="where runs are looked for (default: runs)")
     args = parser.parse_args(argv)
     try:
-        run = open_run(args.run, args.output_dir, device="cpu")
+        run = open_trained_run(args.run, args.output_dir, device="cpu")
         export(run, args.dir)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -31,7 +31,7 @@ from engram.datasets import sources
 from engram.datasets.rotation import turned
 from engram.scripts.analysis.table import mean_std, update
 from engram.scripts.interop import adapt_importance
-from engram.scripts.runs import Run, open_run
+from engram.scripts.trained_run import TrainedRun, open_trained_run
 from engram.utils.errors import UserError
 
 FLAGS = [
@@ -58,7 +58,7 @@ def write_images(images: Tensor, folder: Path) -> None:
 
 
 @torch.no_grad()
-def accuracy(run: Run, images: Tensor, y: Tensor) -> float:
+def accuracy(run: TrainedRun, images: Tensor, y: Tensor) -> float:
     """Share of the images that the run's network gets right."""
     method = run.method
     method.net.eval()
@@ -92,9 +92,9 @@ def prepare(folder: Path, seed: int, data_dir: str, images: Path) -> None:
 
 def measure(folder: Path, images: Tensor, y: Tensor) -> dict[str, dict[str, float]]:
     """Accuracy before and after, accuracy on later tasks and total importance of each copy."""
-    before, measured = accuracy(open_run(str(folder / "base"), "", "cpu"), images, y), {}
+    before, measured = accuracy(open_trained_run(str(folder / "base"), "", "cpu"), images, y), {}
     for copy in COPIES:
-        run = open_run(str(folder / copy), "", "cpu")
+        run = open_trained_run(str(folder / copy), "", "cpu")
         R = run.trainer.results.R["task_il"]
         start = torch.load(folder / f"{copy}_start.pt", weights_only=True)["method"]["quadratic"][
             "importance"

@@ -13,8 +13,8 @@ from PIL import Image
 
 from engram import main as program
 from engram.datasets import sources
-from engram.scripts.runs import open_run
 from engram.scripts.studies import mas_adaptation
+from engram.scripts.trained_run import open_trained_run
 from tests.conftest import ROOT
 from tests.unit.test_sources import mnist_folder
 from tests.waiting import LIMIT
@@ -130,7 +130,7 @@ def test_the_adaptation_study_measures_what_it_says(folder, capsys, monkeypatch)
         )
 
         def right(run: Path) -> float:
-            net = open_run(str(run), "", "cpu").method.net.eval()
+            net = open_trained_run(str(run), "", "cpu").method.net.eval()
             return (net(images / 255).argmax(1) == y).double().mean().item()
 
         start = [torch.load(place / f"{c}_start.pt", weights_only=True)["method"] for c in forgotten]

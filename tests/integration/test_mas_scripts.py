@@ -12,7 +12,8 @@ from PIL import Image
 from engram import main as program
 from engram.datasets import sources
 from engram.scripts.interop import adapt_importance, compute_forgetting, export_tasks
-from engram.scripts.runs import STRENGTH, open_run
+from engram.scripts.strengths import START_STRENGTHS
+from engram.scripts.trained_run import open_trained_run
 from engram.utils.config import registry
 from engram.utils.config.options import OptionSet
 from tests.conftest import tiny_method
@@ -61,7 +62,7 @@ def test_the_exported_parts_are_the_network(finished, folder, capsys):
     assert export_tasks.main([str(finished), str(folder / "tree")]) == 0
     assert capsys.readouterr().out == f"{folder / 'tree'}: 5 tasks\n"
     tree, saved = folder / "tree", state(finished)
-    shared, net = load(tree / "shared_model.pth"), open_run(str(finished), "runs", "cpu").method.net
+    shared, net = load(tree / "shared_model.pth"), open_trained_run(str(finished), "runs", "cpu").method.net
     assert shared.keys() == {n for n in saved["net"] if not n.startswith("head.")}
     net.load_state_dict({n: torch.zeros_like(t) for n, t in net.state_dict().items()})
     net.load_state_dict(shared, strict=False)
@@ -197,7 +198,7 @@ def test_what_cannot_be_exported_is_said(finished, folder, capsys):
 
 
 def test_every_strength_is_a_flag_of_its_method():
-    for model, flags in STRENGTH.items():
+    for model, flags in START_STRENGTHS.items():
         known = getattr(registry.load("models", model), "Options", OptionSet).__dataclass_fields__
         assert set(flags) <= set(known), model
         assert all(value >= known[flag].default for flag, value in flags.items()), (
@@ -239,7 +240,7 @@ def test_adapted_importance_is_that_of_the_images(stopped, pictures, folder, cap
     said = capsys.readouterr().out
     assert "importance of 3 tasks from 40 images; 2 tasks left" in said
     assert f"python main.py --resume {out}" in said
-    opened = open_run(str(stopped), "runs", "cpu")
+    opened = open_trained_run(str(stopped), "runs", "cpu")
     order = sorted(range(40), key=lambda i: (i % 2, i))
     images = sources.digits().test_x[:40].flip(2)[order]
     expected = brute_force(opened.method, images, opened.trainer.benchmark.tasks[:3])
@@ -256,7 +257,7 @@ def test_the_adapted_run_goes_on_with_a_penalty_and_the_other_is_untouched(stopp
     before = (stopped / "checkpoint.pt").read_bytes(), matrix(stopped)
     out = folder / "adapted"
     adapt_importance.main([str(stopped), str(pictures), "--out", str(out)])
-    adapted = open_run(str(out), "runs", "cpu").method
+    adapted = open_trained_run(str(out), "runs", "cpu").method
     with torch.no_grad():
         for p in adapted.quadratic.parameters.values():
             p.add_(0.1)

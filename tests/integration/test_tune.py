@@ -9,7 +9,7 @@ import yaml
 from engram import main as program
 from engram.datasets import sources
 from engram.scripts import tune
-from engram.scripts.runs import STRENGTH
+from engram.scripts.strengths import START_STRENGTHS
 from engram.scripts.tune import checked, choose, learning_accuracy, preset, write_preset
 from engram.utils.config import registry
 from engram.utils.config.cli import parse
@@ -293,7 +293,7 @@ def test_what_cannot_be_tuned_is_refused_before_the_first_run(arguments, message
 @pytest.mark.parametrize("first_tasks", ["0", "1", "3"])
 def test_some_or_all_tasks_may_be_tuned_on(first_tasks):
     args = tune.parser().parse_args(["--first_tasks", first_tasks])
-    assert checked(args, tiny_config("mas")) == STRENGTH["mas"]
+    assert checked(args, tiny_config("mas")) == START_STRENGTHS["mas"]
 
 
 def test_no_strength_that_is_accepted_is_said(folder, capsys):
