@@ -113,7 +113,7 @@ class AlexNet(Backbone):
 
         Whatever looks for parameters does not find them: optimizer, importance, `requires_grad_(True)`.
         """
-        convolutions = [m for m in self.body["features"] if isinstance(m, nn.Conv2d)]
+        convolutions = [m for m in self.body["features"].children() if isinstance(m, nn.Conv2d)]
         for layer in convolutions[:n_layers]:
             for name, parameter in list(layer.named_parameters()):
                 delattr(layer, name)

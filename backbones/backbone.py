@@ -1,14 +1,18 @@
 """Backbone: the interface of every architecture (features, head, logits) and how a run's network is built."""
 
 import functools
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from engram.backbones.heads import SharedHead, TaskHeads
+from engram.backbones.heads import Head, SharedHead, TaskHeads
 from engram.utils import seeding
 from engram.utils.config import registry
+from engram.utils.config.options import OptionSet
 from engram.utils.errors import UserError
+from engram.utils.training.ports import StreamTask
 
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 
@@ -21,7 +25,7 @@ class Backbone(nn.Module):
     """
 
     feature_dim: int
-    head: SharedHead | TaskHeads
+    head: Head
 
     def features(self, x: Tensor) -> Tensor:
         """(N, C, H, W) images → (N, D) penultimate activations."""
@@ -39,14 +43,27 @@ class Backbone(nn.Module):
     def init_weights(self) -> None:
         """Initialise all weights once the head is attached; by default PyTorch's initialisation stays."""
 
-    def attach(self, head: nn.Module) -> "Backbone":
+    def attach(self, head: Head) -> "Backbone":
         """Make `head` the network's classifier; returns the network."""
         self.head = head
         self.init_weights()
         return self
 
 
-def build_network(name: str, options, benchmark, seed: int) -> Backbone:
+class NetworkTarget(Protocol):
+    """What a network must know of the benchmark that it is built for."""
+
+    scenario: str
+    input_shape: tuple[int, ...]  # of an image, (C, H, W)
+    n_classes: int
+    device: torch.device
+
+    @property
+    def tasks(self) -> Sequence[StreamTask]:
+        """The tasks, each with its classes."""
+
+
+def build_network(name: str, options: OptionSet, benchmark: NetworkTarget, seed: int) -> Backbone:
     """The network for a benchmark: backbone `name` with a shared head or one per task.
 
     The weights depend on `seed` alone, whatever was drawn before.
@@ -54,8 +71,7 @@ def build_network(name: str, options, benchmark, seed: int) -> Backbone:
     with seeding.isolated(seed, "init"):
         backbone = registry.load("backbones", name).build(options, benchmark.input_shape, name)
         if benchmark.scenario == "task-il":
-            classes = [task.classes for task in benchmark.tasks]
-            head = TaskHeads(backbone.feature_dim, classes)
+            head: Head = TaskHeads(backbone.feature_dim, [task.classes for task in benchmark.tasks])
         else:
             head = SharedHead(backbone.feature_dim, benchmark.n_classes)
         network = backbone.attach(head)

@@ -1,7 +1,8 @@
 """Heads: the classifiers on a backbone (one for all tasks, one per task, cosine, fixed), and `PerTask`."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -34,8 +35,9 @@ class TaskHeads(nn.Module):
 
     def forward(self, features: Tensor, task_id: Tensor | None = None) -> Tensor:
         """(N, D), (N,) → (N, C) logits."""
-        weight = torch.cat([head.weight for head in self.heads])
-        bias = torch.cat([head.bias for head in self.heads])
+        layers = cast(list[nn.Linear], list(self.heads))
+        weight = torch.cat([layer.weight for layer in layers])
+        bias = torch.cat([layer.bias for layer in layers])
         logits = F.linear(features, weight, bias)
         if not self.n_shared:
             return logits
@@ -112,7 +114,7 @@ class OneTaskAtATime:
     _only: int | None = None
 
     @contextmanager
-    def only(self, task: int):
+    def only(self, task: int) -> Iterator[None]:
         """Inside, all samples are known to be of this task."""
         self._only = task
         try:
@@ -141,3 +143,6 @@ class PerTask(OneTaskAtATime, nn.Module):
         """Let only these tasks' copies learn."""
         for i, copy in enumerate(self.copies):
             copy.requires_grad_(i in task_ids)
+
+
+Head = SharedHead | TaskHeads | CosineHead | PolytopeHead | PerTask

@@ -5,11 +5,17 @@ torchvision's.
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from engram.backbones.backbone import Backbone
 from engram.utils.config.options import OptionSet, option
+
+if TYPE_CHECKING:
+    from torchvision.models.resnet import BasicBlock, Bottleneck
+
+    Block = type[BasicBlock] | type[Bottleneck]
 
 NAMES = ("resnet18", "resnet34", "resnet50")
 DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}
@@ -25,11 +31,12 @@ class Options(OptionSet):
 class ResNet(Backbone):
     """Four stages of residual blocks with 1, 2, 4 and 8 times `channels`, then a global average."""
 
-    def __init__(self, block: type[nn.Module], depths: tuple[int, ...], in_channels: int, channels: int):
+    def __init__(self, block: "Block", depths: tuple[int, ...], in_channels: int, channels: int):
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
-        stages, width = [], channels
+        stages: list[nn.Module] = []
+        width = channels
         for i, depth in enumerate(depths):
             for j in range(depth):
                 stride = 2 if i > 0 and j == 0 else 1
@@ -44,7 +51,7 @@ class ResNet(Backbone):
         return self.stages(x).mean((2, 3))
 
 
-def _block(block: type[nn.Module], fan_in: int, planes: int, stride: int) -> nn.Module:
+def _block(block: "Block", fan_in: int, planes: int, stride: int) -> nn.Module:
     shortcut = None
     if stride != 1 or fan_in != planes * block.expansion:
         convolution = nn.Conv2d(fan_in, planes * block.expansion, 1, stride, bias=False)

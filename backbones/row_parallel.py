@@ -86,7 +86,7 @@ class _GatheredFeatures(torch.autograd.Function):
 def synchronized_batch_norm(layer: BatchNorm, x: Tensor) -> Tensor:
     """The layer's `forward`: in training, with the statistics of all processes' rows."""
     if not layer.training:
-        return type(layer).forward(layer, x)
+        return type(layer).forward(layer, x)  # type: ignore[arg-type]
     y, n, mean, variance = _SynchronizedBatchNorm.apply(x, layer.weight, layer.bias, layer.eps)
     assert layer.running_mean is not None and layer.running_var is not None and layer.momentum is not None
     assert layer.num_batches_tracked is not None

@@ -5,13 +5,12 @@ decided here: `renew` takes a function that chooses them (herding, coresets, sco
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from engram.utils.buffers import selection
-from engram.utils.buffers.memory import MemorySetup
+from engram.utils.buffers.memory import MemorySetup, State
 from engram.utils.buffers.reservoir import Buffer
 from engram.utils.errors import UserError
 
@@ -88,12 +87,12 @@ class ExemplarMemory(Buffer):
         self.n_shares += 1
         return self.at(rows)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Contents, counters, the order of the current shares and the state of the generator."""
         state = super().state_dict()
         return state | {"n_tasks": self.n_tasks, "n_shares": self.n_shares, "order": self.order}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         """Continue exactly where `state` was taken."""
         super().load_state_dict(state)
         self.n_tasks, self.n_shares, self.order = state["n_tasks"], state["n_shares"], state["order"].cpu()

@@ -11,6 +11,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+State = dict[str, Any]  # of a memory in a checkpoint: tensors, numbers, and dicts and lists of them
+
 
 @runtime_checkable
 class Memory(Protocol):
@@ -30,10 +32,10 @@ class Memory(Protocol):
     def sample(self, n: int) -> dict[str, Tensor]:
         """Samples drawn uniformly from a memory that is not empty; each field (n, ...)."""
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Contents, counters and the state of the generator, safe to load with `weights_only=True`."""
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         """Continue exactly where `state` was taken."""
 
 

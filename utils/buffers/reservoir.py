@@ -6,12 +6,10 @@ out, and unlimited; `weighted_reservoirs.py` has those that choose which sample 
 with a ring of slots for every task or class, `exemplar_memory.py` the one that is renewed after a task.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from engram.utils.buffers.memory import n_rows
+from engram.utils.buffers.memory import State, n_rows
 
 
 class Buffer:
@@ -119,12 +117,12 @@ class Buffer:
 
     # --- state -----------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Contents, counters and the state of the generator."""
         state = {"n_seen": self.n_seen, "generator": self.generator.get_state()}
         return state | {"fields": dict(self.fields)}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         """Continue exactly where `state` was taken."""
         self.n_seen = state["n_seen"]
         self.generator.set_state(state["generator"].cpu())
@@ -158,7 +156,7 @@ class UnlimitedBuffer(Buffer):
         rows = torch.arange(n, device=self.device)
         self._copy(rows, start + rows, fields)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         """Continue exactly where `state` was taken."""
         super().load_state_dict(state)
         self.size = max((len(values) for values in self.fields.values()), default=0)

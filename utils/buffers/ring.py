@@ -1,11 +1,9 @@
 """Ring memories: every task, or every class, has its own ring of slots and loses its oldest samples first."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from engram.utils.buffers.memory import n_rows
+from engram.utils.buffers.memory import State, n_rows
 from engram.utils.buffers.reservoir import distinct, rows_where
 from engram.utils.buffers.selection import class_counts
 
@@ -70,12 +68,12 @@ class RingMemory:
         rings = [self.of(task) for task in self.tasks()]
         return {name: torch.cat([ring[name] for ring in rings]) for name in (self.fields if rings else ())}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Contents, counters and the state of the generator."""
         state = {"n_seen": list(self.n_seen), "generator": self.generator.get_state()}
         return state | {"fields": dict(self.fields)}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         """Continue exactly where `state` was taken."""
         self.n_seen = list(state["n_seen"])
         self.generator.set_state(state["generator"].cpu())
@@ -143,12 +141,12 @@ class KeyedRing:
         occupied = self.occupied()
         return {name: values[:-1][occupied] for name, values in self.fields.items()}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Contents, counters and the state of the generator."""
         state = {"n_seen": self.n_seen, "n_offered": self.n_offered}
         return state | {"generator": self.generator.get_state(), "fields": dict(self.fields)}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         """Continue exactly where `state` was taken."""
         self.n_seen, self.n_offered = state["n_seen"].to(self.device), state["n_offered"]
         self.generator.set_state(state["generator"].cpu())
