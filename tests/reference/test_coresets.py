@@ -86,6 +86,7 @@ def probabilities(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return coresets.inclusion_probabilities(x, y, 9, 400, 1.0, 0.05, torch.Generator().manual_seed(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("weigh", "total"), [(bilevel, 1), (probabilities, 9)])
 def test_what_is_chosen_teaches_better_than_chance(weigh, total):
     """Than 95 of 100 random choices of nine of sixty samples, twelve of them mislabelled."""

@@ -265,6 +265,7 @@ def test_what_fits():
     assert not MLPKernel.fits(torch.nn.Linear(3, 4), "cpu")
 
 
+@pytest.mark.slow
 def test_numba_is_loaded_by_users_only():
     check = "import sys, engram.models.parts.kernel; assert 'numba' not in sys.modules"
     subprocess.run([sys.executable, "-c", check], cwd=ROOT, check=True)

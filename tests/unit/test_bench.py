@@ -65,6 +65,7 @@ def test_bare_steps_are_as_many_and_as_wide_as_the_methods(monkeypatch):
     assert widths == [3 * 4] * stream.n_steps, "the same samples, in one pass of its own"
 
 
+@pytest.mark.slow
 def test_only_our_side_is_compiled(monkeypatch):
     monkeypatch.setattr(compiled, "BACKEND", {"backend": "aot_eager"})
     settings = replace(SMALL, compile=True, against=steps.AGAINST)
@@ -100,6 +101,7 @@ def test_a_product_takes_two_operations_a_term():
     assert steps.flops(stream) == 2 * 4 * forward_and_backward
 
 
+@pytest.mark.slow
 def test_steps_as_lines_json_and_picture(tmp_path, capsys):
     flags = ["steps", "--models", "sgd", "er", "--backbone", "mlp", "--batch_size", "4", "--n_steps", "3"]
     files = ["--json", str(tmp_path / "b.json"), "--plot", str(tmp_path / "b.png")]
@@ -154,6 +156,7 @@ def test_steps_of_two_tasks_are_compared(monkeypatch):
     assert numbers == {"ratio": 1.6, "before_us": 1e6 * 2 / 5, "after_us": 1e6 * 3 / 5}
 
 
+@pytest.mark.slow
 def test_a_start_has_its_stages(tmp_path):
     flags = ["--model", "er", "--dataset", "seq-digits", "--output_dir", str(tmp_path), "--disable_log"]
     parts = startup.stages(flags)

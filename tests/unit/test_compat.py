@@ -71,6 +71,7 @@ def test_operations_on_lists_of_tensors():
     assert result(compat.foreach_mul, torch.tensor(4.0)) == [4, 8]
 
 
+@pytest.mark.slow
 def test_mlflow_gives_a_database_up_after_so_many_attempts(monkeypatch, tmp_path):
     from mlflow.store.db import utils
 

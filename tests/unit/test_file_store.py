@@ -105,6 +105,7 @@ def test_imported_runs_stand_in_one_table(old, tmp_path, capsys):
     assert row in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_import_into_mlflow_and_again(old, tmp_path, capsys):
     from mlflow.tracking import MlflowClient
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from engram.datasets import benchmark as module
-from engram.datasets import mnist_permutations, mnist_rotations, scenarios, sources
+from engram.datasets import mnist_rotations, perm_mnist, scenarios, sources
 from engram.utils.batching import CHUNK
 from engram.utils.training.evaluation import accuracies
 from tests.conftest import tiny_method
@@ -139,8 +139,8 @@ def test_a_stream_is_built_without_transforming_an_image(data, monkeypatch, name
     def counting(transform):
         return lambda raw, **given: transformed.append(len(raw)) or transform(raw, **given)
 
-    for place, function in ((mnist_rotations, "rearrange"), (mnist_permutations, "permute")):
-        monkeypatch.setattr(place, function, counting(getattr(place, function)))
+    for module_of, function in ((mnist_rotations, "rearrange"), (perm_mnist, "permute")):
+        monkeypatch.setattr(module_of, function, counting(getattr(module_of, function)))
     stream, _ = build(name, data, n_tasks=5)
     assert not transformed
     assert len(stream.train(stream.tasks[3]).x_raw) == sum(transformed) > 0

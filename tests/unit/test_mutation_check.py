@@ -105,6 +105,7 @@ def project(tmp_path, monkeypatch):
     return root
 
 
+@pytest.mark.slow
 def test_mutants_are_killed_or_listed_and_nothing_is_tried_twice(project, monkeypatch, capsys):
     state = project.parent / "state.json"
     source = (project / "sums.py").read_text()
@@ -118,6 +119,7 @@ def test_mutants_are_killed_or_listed_and_nothing_is_tried_twice(project, monkey
     assert mutation_check.main(["--state", str(state)]) == 0
 
 
+@pytest.mark.slow
 def test_survivors_are_shown_and_tried_again_when_tests_were_added(project, capsys):
     state = project.parent / "state.json"
     test = project / "tests/test_sums.py"
@@ -130,6 +132,7 @@ def test_survivors_are_shown_and_tried_again_when_tests_were_added(project, caps
     assert mutation_check.main(["--state", str(state)]) == 0
 
 
+@pytest.mark.slow
 def test_tests_that_fail_by_themselves_and_unknown_files_are_refused(project, capsys):
     (project / "tests/test_sums.py").write_text("def test_never():\n    assert False\n")
     with pytest.raises(SystemExit, match="fail without a mutant"):
