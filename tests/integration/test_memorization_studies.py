@@ -58,15 +58,15 @@ def test_leave_one_out_by_its_definition(tmp_path):
         return np.array(said)
 
     rows = leave_one_out.example_order(len(examples))
-    for place in (0, 4):
-        i = int(rows[place])
-        assert found["index"][place] == examples.index[i]
-        own = [2 + 2 * place, 3 + 2 * place]
+    for position in (0, 4):
+        i = int(rows[position])
+        assert found["index"][position] == examples.index[i]
+        own = [2 + 2 * position, 3 + 2 * position]
         inside = probabilities([0, 1], everything, i)
         outside = probabilities(own, everything[everything != i], i)
-        assert found["scores"][place] == pytest.approx(inside.mean() - outside.mean(), abs=1e-4)
+        assert found["scores"][position] == pytest.approx(inside.mean() - outside.mean(), abs=1e-4)
         error = np.sqrt(inside.var(ddof=1) / 2 + outside.var(ddof=1) / 2)
-        assert found["stderr"][place] == pytest.approx(error, abs=1e-4)
+        assert found["stderr"][position] == pytest.approx(error, abs=1e-4)
 
 
 def test_every_proxy_is_written_with_its_cost(tmp_path, capsys):

@@ -87,11 +87,11 @@ def plain_training(settings, data: StudyData, repeat: int, rows: torch.Tensor) -
         draws = data.draws(len(order), recipe.seed, repeat, epoch)
         for start in range(0, len(order), recipe.batch_size):
             images = []
-            for place in range(start, min(start + recipe.batch_size, len(order))):
-                image = F.pad(data.images[order[place]], (padding,) * 4)
-                top, left = draws.top[place], draws.left[place]
+            for position in range(start, min(start + recipe.batch_size, len(order))):
+                image = F.pad(data.images[order[position]], (padding,) * 4)
+                top, left = draws.top[position], draws.left[position]
                 image = image[:, top : top + 6, left : left + 6]
-                images.append((image.flip(2) if draws.mirrored[place] else image) / 255)
+                images.append((image.flip(2) if draws.mirrored[position] else image) / 255)
             y = data.labels[order[start : start + recipe.batch_size]]
             optimizer.zero_grad()
             F.cross_entropy(net(torch.stack(images)), y).backward()
@@ -137,10 +137,10 @@ def test_a_training_continues_bit_for_bit(name, tmp_path):
     stop.left = 3
     with pytest.raises(KilledError):
         train_to_end(CohortTraining(settings, data, *group), tmp_path / "part.pt", 0, stop)
-    again, shares = CohortTraining(settings, data, *group), []
-    train_to_end(again, tmp_path / "part.pt", 0, shares.append)
+    resumed, shares = CohortTraining(settings, data, *group), []
+    train_to_end(resumed, tmp_path / "part.pt", 0, shares.append)
     assert shares == [0.5, 0.25, 0.25], "two epochs were in the checkpoint"
-    for a, b in zip(whole.stack.state_dicts(), again.stack.state_dicts(), strict=True):
+    for a, b in zip(whole.stack.state_dicts(), resumed.stack.state_dicts(), strict=True):
         for key in a:
             assert torch.equal(a[key], b[key])
 
@@ -202,9 +202,9 @@ def test_dropout_continues_with_the_mask_that_comes_next(tmp_path):
     train_to_end(whole, tmp_path / "none.pt", 99, lambda share: None)
     half.run_epoch()
     checkpoint.write(half.state_dict(), tmp_path / "half.pt")
-    again = CohortTraining(settings, data, *group)
-    train_to_end(again, tmp_path / "half.pt", 99, lambda share: None)
-    (expected,), (found,) = whole.stack.state_dicts(), again.stack.state_dicts()
+    resumed = CohortTraining(settings, data, *group)
+    train_to_end(resumed, tmp_path / "half.pt", 99, lambda share: None)
+    (expected,), (found,) = whole.stack.state_dicts(), resumed.stack.state_dicts()
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 

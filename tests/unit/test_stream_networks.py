@@ -28,11 +28,11 @@ def keep_half(labels: np.ndarray, seed: int) -> np.ndarray:
 
 def test_each_network_leaves_out_its_own_half_of_every_task():
     data = tiny_data()
-    parts = halves(data, [0, 1], CLASSES, keep_half)
-    for task, part in enumerate(parts):
-        assert part.shape == (2, 15)
-        assert set(data.labels[part.flatten()].tolist()) == set(CLASSES[task])
-        assert part[0].tolist() != part[1].tolist()
+    task_rows = halves(data, [0, 1], CLASSES, keep_half)
+    for task, rows in enumerate(task_rows):
+        assert rows.shape == (2, 15)
+        assert set(data.labels[rows.flatten()].tolist()) == set(CLASSES[task])
+        assert rows[0].tolist() != rows[1].tolist()
     assert task_of(torch.tensor([0, 1, 2, 3, 4, 5]), CLASSES).tolist() == [0, 1, 2, 0, 2, 1]
 
 
@@ -68,19 +68,19 @@ def test_a_cohort_follows_the_stream_as_its_networks_alone(buffer_size):
         "--n_epochs", "3", "--batch_size", "6", "--buffer_size", str(buffer_size), "--lr", "0.05"
     )
     data, repeats = tiny_data(), [2, 0]
-    parts = halves(data, repeats, CLASSES, keep_half)
-    training = StreamTraining(settings, data, repeats, parts, CLASSES)
+    task_rows = halves(data, repeats, CLASSES, keep_half)
+    training = StreamTraining(settings, data, repeats, task_rows, CLASSES)
     while not training.finished:
         training.run_epoch()
     for k, repeat in enumerate(repeats):
-        expected = plain_stream(settings, data, repeat, [part[k] for part in parts], buffer_size)
+        expected = plain_stream(settings, data, repeat, [rows[k] for rows in task_rows], buffer_size)
         for name, values in expected.items():
             torch.testing.assert_close(
                 training.outputs[name][:, k], values, rtol=1e-3, atol=1e-3, equal_nan=True
             )
 
 
-def plain_stream(settings, data, repeat, parts, buffer_size):
+def plain_stream(settings, data, repeat, task_rows, buffer_size):
     """One network, one image at a time into the batch, its memory a list."""
     net, recipe, held, n_seen = build_network(settings, data, repeat), settings.recipe, [], 0
     out = {name: torch.full((3, 90), torch.nan) for name in ("loss", "task_loss", "correct")}
@@ -92,34 +92,34 @@ def plain_stream(settings, data, repeat, parts, buffer_size):
     for task, epoch in itertools.product(range(3), range(recipe.n_epochs)):
         if not epoch:
             optimizer = torch.optim.SGD(net.parameters(), lr=recipe.lr, momentum=0.9, weight_decay=1e-6)
-            entering = draws("buffer", len(parts[task]), task)
+            entering = draws("buffer", len(task_rows[task]), task)
         optimizer.param_groups[0]["lr"] = learning_rate(recipe, epoch)
-        order = epoch_order(parts[task], recipe.seed, repeat, task, epoch).tolist()
+        order = epoch_order(task_rows[task], recipe.seed, repeat, task, epoch).tolist()
         n, n_steps = len(order), -(-len(order) // 6)
         replay = draws("replay", n_steps * 6, task, epoch)
         cut = data.draws(n + n_steps * 6 * bool(buffer_size), recipe.seed, repeat, task, epoch)
         for start in range(0, n, 6):
             chosen = list(enumerate(order))[start : start + 6]
-            again = [held[int(u * len(held))] for u in replay[start : start + 6]] if held else []
-            chosen += [(n + start + j, row) for j, row in enumerate(again)]
-            x = torch.stack([augmented(data, row, cut, place) for place, row in chosen])
+            replayed = [held[int(u * len(held))] for u in replay[start : start + 6]] if held else []
+            chosen += [(n + start + j, row) for j, row in enumerate(replayed)]
+            x = torch.stack([augmented(data, row, cut, position) for position, row in chosen])
             optimizer.zero_grad()
             F.cross_entropy(net(x), data.labels[[row for _, row in chosen]]).backward()
             optimizer.step()
-            for place in range(start, min(start + 6, n)) if buffer_size and not epoch else ():
-                slot = n_seen if n_seen < buffer_size else int(entering[place] * (n_seen + 1))
-                held[slot : slot + 1] = [order[place]] if slot < buffer_size else []
+            for position in range(start, min(start + 6, n)) if buffer_size and not epoch else ():
+                slot = n_seen if n_seen < buffer_size else int(entering[position] * (n_seen + 1))
+                held[slot : slot + 1] = [order[position]] if slot < buffer_size else []
                 n_seen += 1
         if epoch == recipe.n_epochs - 1:
             look(net, data, task, out)
     return out
 
 
-def augmented(data, row, cut, place):
+def augmented(data, row, cut, position):
     image = F.pad(data.images[row], (1, 1, 1, 1))
-    top, left = cut.top[place], cut.left[place]
+    top, left = cut.top[position], cut.left[position]
     image = image[:, top : top + 6, left : left + 6]
-    return (image.flip(2) if cut.mirrored[place] else image) / 255
+    return (image.flip(2) if cut.mirrored[position] else image) / 255
 
 
 @torch.no_grad()
@@ -138,21 +138,21 @@ def look(net, data, task, out):
 
 def test_a_stream_continues_bit_for_bit():
     settings, data = options("--n_epochs", "2", "--buffer_size", "5"), tiny_data()
-    parts = halves(data, [0, 1], CLASSES, keep_half)
-    whole = StreamTraining(settings, data, [0, 1], parts, CLASSES)
-    again = StreamTraining(settings, data, [0, 1], parts, CLASSES)
+    task_rows = halves(data, [0, 1], CLASSES, keep_half)
+    whole = StreamTraining(settings, data, [0, 1], task_rows, CLASSES)
+    resumed = StreamTraining(settings, data, [0, 1], task_rows, CLASSES)
     for _ in range(3):
         whole.run_epoch()
     file = io.BytesIO()
     torch.save(whole.state_dict(), file)
     file.seek(0)
     saved = torch.load(file, weights_only=True)
-    again.load_state_dict(saved)
+    resumed.load_state_dict(saved)
     while not whole.finished:
         whole.run_epoch()
-        again.run_epoch()
+        resumed.run_epoch()
     for name, values in whole.outputs.items():
-        assert torch.equal(torch.nan_to_num(values, -1), torch.nan_to_num(again.outputs[name], -1)), name
+        assert torch.equal(torch.nan_to_num(values, -1), torch.nan_to_num(resumed.outputs[name], -1)), name
 
 
 def test_scores_over_time_are_the_estimator_at_each_time():
@@ -171,7 +171,7 @@ def test_scores_over_time_are_the_estimator_at_each_time():
 def test_an_interrupted_stream_goes_on_from_its_checkpoint(tmp_path):
     """As its job does it: stopped after two epochs, then called again with the same file."""
     settings, data = options("--n_epochs", "2", "--buffer_size", "5"), tiny_data()
-    parts = halves(data, [0, 1], CLASSES, keep_half)
+    task_rows = halves(data, [0, 1], CLASSES, keep_half)
 
     class KilledError(Exception):
         pass
@@ -184,10 +184,10 @@ def test_an_interrupted_stream_goes_on_from_its_checkpoint(tmp_path):
             raise KilledError
 
     with pytest.raises(KilledError):
-        train_to_end(StreamTraining(settings, data, [0, 1], parts, CLASSES), tmp_path / "c.pt", 0, stop)
-    whole, again = (StreamTraining(settings, data, [0, 1], parts, CLASSES) for _ in range(2))
-    train_to_end(again, tmp_path / "c.pt", 0, shares.append)
+        train_to_end(StreamTraining(settings, data, [0, 1], task_rows, CLASSES), tmp_path / "c.pt", 0, stop)
+    whole, resumed = (StreamTraining(settings, data, [0, 1], task_rows, CLASSES) for _ in range(2))
+    train_to_end(resumed, tmp_path / "c.pt", 0, shares.append)
     assert shares[3:] == pytest.approx([2 / 6, *[1 / 6] * 4]), "two of six epochs were in the checkpoint"
     train_to_end(whole, tmp_path / "none.pt", 99, lambda share: None)
     for name, values in whole.outputs.items():
-        assert torch.equal(torch.nan_to_num(values, -1), torch.nan_to_num(again.outputs[name], -1)), name
+        assert torch.equal(torch.nan_to_num(values, -1), torch.nan_to_num(resumed.outputs[name], -1)), name

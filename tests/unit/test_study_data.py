@@ -79,9 +79,9 @@ def test_a_backbone_says_whether_its_weights_are_pretrained(flags):
 def test_examples_at_given_positions():
     found = study_data.load(DataOptions(dataset_size=0.05), CPU)
     rows = np.random.default_rng(0).permutation(len(found))[:9]
-    part = found.at(found.index[rows])
-    assert torch.equal(part.images, found.images[rows]) and torch.equal(part.labels, found.labels[rows])
-    assert part.index.tolist() == found.index[rows].tolist() and len(part) == 9
+    subset = found.at(found.index[rows])
+    assert torch.equal(subset.images, found.images[rows]) and torch.equal(subset.labels, found.labels[rows])
+    assert subset.index.tolist() == found.index[rows].tolist() and len(subset) == 9
 
 
 def test_width_scales_whatever_a_backbone_has():
