@@ -73,7 +73,7 @@ def foreach_addcmul_(
 
 
 def foreach_copy_(tensors: Sequence["Tensor"], sources: Sequence["Tensor"]) -> None:
-    """tensors[i] = sources[i]."""
+    """Copy every source into the tensor at its index: tensors[i] = sources[i]."""
     import torch
 
     torch._foreach_copy_(tensors, sources)
@@ -87,14 +87,14 @@ def foreach_lerp_(tensors: Sequence["Tensor"], ends: Sequence["Tensor"], weight:
 
 
 def foreach_zero_(tensors: Sequence["Tensor"]) -> None:
-    """tensors[i] = 0."""
+    """Set every tensor to zero in place."""
     import torch
 
     torch._foreach_zero_(tensors)
 
 
 def foreach_sub(tensors: Sequence["Tensor"], others: Sequence["Tensor"]) -> tuple["Tensor", ...]:
-    """tensors[i] - others[i]."""
+    """Return the differences tensors[i] − others[i] as new tensors."""
     import torch
 
     return torch._foreach_sub(tensors, others)

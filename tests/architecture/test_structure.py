@@ -93,6 +93,28 @@ def test_files_and_functions_are_short(path):
             assert node.end_lineno - node.lineno < 60, f"{node.name} in {path.name}"
 
 
+def short_docstrings(text: str) -> list[str]:
+    """Docstrings of a file that are no sentence: four words or fewer, those of a method's `Options` apart."""
+    nodes = [
+        n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Module | ast.ClassDef | ast.FunctionDef)
+    ]
+    docstrings = [ast.get_docstring(n) or "" for n in nodes if getattr(n, "name", "") != "Options"]
+    return [text for text in docstrings if text and len(text.split()) <= 4]
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in SOURCES if ROOT / "models" not in p.parents], ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_docstrings_are_sentences_and_file_names_say_something(path):
+    assert not short_docstrings(path.read_text()), "say what goes in and what comes out"
+    assert path.stem not in {"misc", "helper", "helpers", "stuff", "various"}
+
+
+def test_the_check_of_docstrings_can_fail():
+    text = 'class Options:\n    """Flags of ER."""\n\ndef f():\n    """Of its runs."""\n'
+    assert short_docstrings(text) == ["Of its runs."]
+
+
 def test_nothing_else_at_the_top():
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
     top = {line.split("/")[0] for line in listed.stdout.splitlines()}

@@ -52,11 +52,11 @@ class ProcessPool(JobPool[ForkServerProcess]):
         return codes
 
     def interrupt(self, handle: ForkServerProcess) -> None:
-        """Send SIGTERM."""
+        """Ask the job to end: send SIGTERM."""
         handle.terminate()
 
     def kill_job(self, handle: ForkServerProcess) -> None:
-        """Send SIGKILL."""
+        """End the job at once: send SIGKILL."""
         handle.kill()
 
 

@@ -1,1 +1,1 @@
-"""Tracking: MLflow."""
+"""Tracking: what a run reports to MLflow, and stores of older versions."""

@@ -90,11 +90,11 @@ class TrackerProcess(Tracker):
         self._send("log_artifacts", paths)
 
     def set_tags(self, tags: dict[str, Any]) -> None:
-        """One batch."""
+        """Send the tags, all in one message."""
         self._send("set_tags", tags)
 
     def logged_steps(self, key: str) -> set[int]:
-        """Waits for the answer."""
+        """Ask the process and wait for its answer."""
         return self._ask("logged_steps", key) or set()
 
     def flush(self) -> None:
@@ -106,7 +106,7 @@ class TrackerProcess(Tracker):
         self._ask("finish", status)
 
     def close(self) -> None:
-        """End the process."""
+        """End the process that talks to MLflow."""
         self._pipe.close()
         self._process.join()
 
@@ -213,5 +213,5 @@ class _Forwarding(logging.Handler):
         self.pipe = pipe
 
     def emit(self, record: logging.LogRecord) -> None:
-        """One message."""
+        """Send the log record to the parent process."""
         _tell(self.pipe, "warning", record.getMessage())

@@ -49,7 +49,7 @@ class Tracker:
         """Copy files to the run."""
 
     def set_tags(self, tags: dict[str, Any]) -> None:
-        """Add or replace tags."""
+        """Add tags to the run, or replace those it has."""
 
     def describe(self, text: str) -> None:
         """The text shown on top of the run's page."""
@@ -108,11 +108,11 @@ class MlflowTracker(Tracker):
             )
 
     def set_tags(self, tags: dict[str, Any]) -> None:
-        """One batch."""
+        """Add or replace the tags in one request."""
         self._guarded("setting tags", lambda: self._log_tags(tags))
 
     def finish(self, status: str) -> None:
-        """MLflow's terminal states."""
+        """End the run in the MLflow state that belongs to the status."""
         ending = ENDINGS.get(status, "KILLED")
         self._guarded("ending the run", lambda: self._client.set_terminated(self.run_id, ending))
 
