@@ -29,8 +29,9 @@ from torch import Tensor
 from engram import main as program
 from engram.datasets import sources
 from engram.datasets.rotation import turned
-from engram.scripts.analysis.table import mean_std, update
+from engram.scripts.analysis.table import mean_std
 from engram.scripts.interop import adapt_importance
+from engram.scripts.studies.program import run_study, study_parser
 from engram.scripts.trained_run import TrainedRun, open_trained_run
 from engram.utils.errors import UserError
 
@@ -132,36 +133,26 @@ def table(by_seed: dict[int, dict]) -> str:
     return "\n".join([*lines, "", f"{less}; in {int((saved > 0).sum())} of {len(saved)} seeds less."])
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run what is missing, print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data_dir", default="~/.cache/engram", help="where MNIST lies or is downloaded to")
-    parser.add_argument("--seeds", default="0,1,2,3,4", help="separated by commas")
-    parser.add_argument("--angle", type=float, default=45.0, help="of the images in use, in degrees")
-    parser.add_argument("--output_dir", type=Path, default=Path("runs/mas-adaptation"))
-    parser.add_argument("--update", type=Path, metavar="FILE", help="file whose marked part is replaced")
-    args = parser.parse_args(argv)
+def study(args: argparse.Namespace) -> str:
+    """Run what is missing; returns the table."""
     by_seed = {}
-    try:
-        images, y = turned_digits(args.data_dir, args.angle)
-        for seed in map(int, args.seeds.split(",")):
-            folder = args.output_dir / f"angle{args.angle:g}-seed{seed}"
-            if not (folder / "found.json").exists():
-                shutil.rmtree(folder, ignore_errors=True)
-                write_images(images[::2][:N_IMAGES], folder / "images")
-                prepare(folder, seed, args.data_dir, folder / "images")
-                (folder / "found.json").write_text(json.dumps(measure(folder, images[1::2], y[1::2])))
-            by_seed[seed] = json.loads((folder / "found.json").read_text())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    text = table(by_seed)
-    print(text)
-    if args.update:
-        update(args.update, "mas adaptation", text)
-    return 0
+    images, y = turned_digits(args.data_dir, args.angle)
+    for seed in map(int, args.seeds.split(",")):
+        folder = args.output_dir / f"angle{args.angle:g}-seed{seed}"
+        if not (folder / "found.json").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            write_images(images[::2][:N_IMAGES], folder / "images")
+            prepare(folder, seed, args.data_dir, folder / "images")
+            (folder / "found.json").write_text(json.dumps(measure(folder, images[1::2], y[1::2])))
+        by_seed[seed] = json.loads((folder / "found.json").read_text())
+    return table(by_seed)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the study; returns the exit code."""
+    parser = study_parser(__doc__, "runs/mas-adaptation")
+    parser.add_argument("--angle", type=float, default=45.0, help="of the images in use, in degrees")
+    return run_study(study, "mas adaptation", parser.parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ import numpy as np
 from scipy import stats
 
 from engram.scripts import sweep
-from engram.scripts.analysis.table import mean_std, update
+from engram.scripts.analysis.table import mean_std
+from engram.scripts.studies.program import run_study, study_parser
 from engram.utils.errors import UserError
 from engram.utils.metrics.statistics import standard_deviation
 from engram.utils.runs.run_record import FILE_NAME, RunRecord
@@ -93,41 +94,30 @@ def interval(accuracies: dict[bool, np.ndarray]) -> tuple[float, float]:
     return drawn.confidence_interval
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run what is missing, print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data_dir", default="~/.cache/engram", help="where MNIST lies or is downloaded to")
-    parser.add_argument("--seeds", default="0,1,2,3,4", help="separated by commas")
-    parser.add_argument("--jobs", default="2", help="runs at a time")
-    parser.add_argument("--output_dir", type=Path, default=Path("runs/mas-orders"))
-    parser.add_argument("--update", type=Path, metavar="FILE", help="file whose marked part is replaced")
-    args = parser.parse_args(argv)
+def study(args: argparse.Namespace) -> str:
+    """Run what is missing; returns the table."""
     seeds, fixed = args.seeds.split(","), ["--data_dir", args.data_dir]
     accuracies, strengths = {}, {}
-    try:
-        for consistent, title in TITLES.items():
-            strengths[consistent] = strength(args.output_dir, consistent, fixed, args.jobs)
-            grid = ["--seed", *seeds, "--class_order", *ORDERS.values()]
-            flags = ["--mas_lambda", strengths[consistent], "--mas_consistent", str(consistent), *fixed]
-            folder = args.output_dir / f"{title}-{strengths[consistent]}"
-            records = runs(folder, grid, flags, args.jobs)
-            by_key = {
-                (",".join(map(str, run.config["class_order"])), str(run.seed)): accuracy(run)
-                for run in records
-            }
-            if len(by_key) < len(seeds) * len(ORDERS):
-                raise UserError(f"{folder}: not all runs finished; see above")
-            accuracies[consistent] = np.array([[by_key[o, seed] for seed in seeds] for o in ORDERS.values()])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    text = table(accuracies, strengths)
-    print(text)
-    if args.update:
-        update(args.update, "mas orders", text)
-    return 0
+    for consistent, title in TITLES.items():
+        strengths[consistent] = strength(args.output_dir, consistent, fixed, args.jobs)
+        grid = ["--seed", *seeds, "--class_order", *ORDERS.values()]
+        flags = ["--mas_lambda", strengths[consistent], "--mas_consistent", str(consistent), *fixed]
+        folder = args.output_dir / f"{title}-{strengths[consistent]}"
+        records = runs(folder, grid, flags, args.jobs)
+        by_key = {
+            (",".join(map(str, run.config["class_order"])), str(run.seed)): accuracy(run) for run in records
+        }
+        if len(by_key) < len(seeds) * len(ORDERS):
+            raise UserError(f"{folder}: not all runs finished; see above")
+        accuracies[consistent] = np.array([[by_key[o, seed] for seed in seeds] for o in ORDERS.values()])
+    return table(accuracies, strengths)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the study; returns the exit code."""
+    parser = study_parser(__doc__, "runs/mas-orders")
+    parser.add_argument("--jobs", default="2", help="runs at a time (default: 2)")
+    return run_study(study, "mas orders", parser.parse_args(argv))
 
 
 if __name__ == "__main__":

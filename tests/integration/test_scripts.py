@@ -11,7 +11,11 @@ import pytest
 from tests.conftest import ROOT
 
 PATHS = sorted((ROOT / "scripts").rglob("*.py"))
-PROGRAMS = [str(path.relative_to(ROOT)) for path in PATHS if '__name__ == "__main__"' in path.read_text()]
+# Processes that other programs start: they read what they are sent instead of a command line.
+SERVERS = {"scripts/dev/mutation_server.py", "scripts/worker.py"}
+PROGRAMS = sorted(
+    {str(path.relative_to(ROOT)) for path in PATHS if '__name__ == "__main__"' in path.read_text()} - SERVERS
+)
 
 
 def call_help(path: str, capsys, monkeypatch) -> str:

@@ -1,0 +1,35 @@
+"""The program around a study: its command line, and the table that it prints and puts into a file."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from engram.scripts.analysis.table import update
+from engram.utils.errors import UserError
+
+
+def study_parser(doc: str, output_dir: str) -> argparse.ArgumentParser:
+    """Build a parser with the flags that all studies on MNIST have; `doc` is the study's docstring."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir", default="~/.cache/engram", help="where MNIST lies or is downloaded to")
+    parser.add_argument("--seeds", default="0,1,2,3,4", help="separated by commas")
+    parser.add_argument("--output_dir", type=Path, default=Path(output_dir), help=f"(default: {output_dir})")
+    parser.add_argument("--update", type=Path, metavar="FILE", help="file whose marked part is replaced")
+    return parser
+
+
+def run_study(study: Callable[[argparse.Namespace], str], marker: str, args: argparse.Namespace) -> int:
+    """Run a study that returns its table; print it, and put it between the markers of --update's file.
+
+    Returns the exit code: 2 after an error of the user.
+    """
+    try:
+        text = study(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(text)
+    if args.update:
+        update(args.update, marker, text)
+    return 0
