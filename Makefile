@@ -4,8 +4,9 @@ VENV   ?= .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 
-# What mypy judges under --strict: the seams between the trainer, the methods and the benchmarks.
-TYPED  := -p engram.utils.training -p engram.utils.runs -m engram.models.method -m engram.main
+# What mypy judges under --strict: the trainer, methods and benchmarks at their seams, the rooms they share.
+TYPED  := -p engram.utils.training -p engram.utils.runs -p engram.utils.buffers -p engram.utils.metrics \
+          -p engram.datasets -m engram.models.method -m engram.main
 
 .DEFAULT_GOAL := help
 .PHONY: help install run test test-quick lint bench ui clean

@@ -88,7 +88,9 @@ class LazyImages:
         )
 
     @classmethod
-    def __torch_function__(cls, function: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        cls, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         """`torch.cat` of such images, also with tensors, stays unread; no other function is defined."""
         return concatenate(args[0]) if function is torch.cat and not kwargs else NotImplemented
 
@@ -196,7 +198,7 @@ def select(images: Images, rows: Tensor) -> Images:
     return images.subset(rows) if isinstance(images, DiskImages) else images[rows]
 
 
-def run_now(function: Callable, *arguments: Any) -> "Future[Any]":
+def run_now(function: Callable[..., Any], *arguments: Any) -> "Future[Any]":
     """Call the function at once, in this thread: `submit` where nothing can be done meanwhile."""
     future: Future[Any] = Future()
     future.set_result(function(*arguments))

@@ -85,7 +85,8 @@ def subset(positions: NDArray[np.int64], count: int, seed: int, task: int) -> ND
     if not 0 < count < len(positions):
         return positions
     drawn = torch.randperm(len(positions), generator=seeding.generator(seed, "samples", task))[:count]
-    return positions[drawn.sort().values.numpy()]
+    chosen: NDArray[np.int64] = positions[drawn.sort().values.numpy()]
+    return chosen
 
 
 def positions_of(y: NDArray[np.int64], classes: tuple[int, ...]) -> NDArray[np.int64]:

@@ -50,7 +50,7 @@ def write(path: str | Path, settings: dict[str, Any], **arrays: Any) -> Path:
     return file
 
 
-def load(path: str | Path, *needed: str) -> dict[str, NDArray]:
+def load(path: str | Path, *needed: str) -> dict[str, NDArray[Any]]:
     """All arrays of a .npz (settings as a JSON string) or the vector of a .npy as `scores`."""
     try:
         content = np.load(Path(path).expanduser(), allow_pickle=False)
@@ -97,6 +97,6 @@ def read(path: str, n_train: int, expected_hash: str) -> Tensor:
     return whole
 
 
-def _within(positions: NDArray, n: int) -> bool:
+def _within(positions: NDArray[Any], n: int) -> bool:
     whole = np.issubdtype(positions.dtype, np.integer)
     return bool(whole and len(positions) and positions.min() >= 0 and positions.max() < n)

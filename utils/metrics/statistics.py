@@ -39,7 +39,8 @@ def standard_deviation(values: ArrayLike, axis: int = 0) -> NDArray[np.float64]:
     values = np.asarray(values, dtype=np.float64)
     if values.shape[axis] < 2:
         return np.full(np.delete(values.shape, axis), np.nan)
-    return values.std(axis, ddof=1)
+    deviations: NDArray[np.float64] = values.std(axis, ddof=1)
+    return deviations
 
 
 def mean_std_ci(values: ArrayLike) -> Spread:
