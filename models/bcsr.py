@@ -24,7 +24,7 @@ from engram.utils.config.options import option
 
 @dataclass(frozen=True)
 class Options(ReplayOptions):
-    """Flags of BCSR."""
+    """These are the flags of BCSR."""
 
     coreset_candidates: int = option(500, "random samples of each class to choose from", ge=1)
     coreset_steps: int = option(400, "steps of the weights", ge=1)

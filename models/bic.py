@@ -31,7 +31,7 @@ RIDGE = 1e-3
 
 @dataclass(frozen=True)
 class Options(ExemplarOptions):
-    """Flags of BiC."""
+    """These are the flags of BiC."""
 
     valset_split: float = option(
         0.1, "share of a class's exemplars held out for the correction, at least one", gt=0, lt=1
@@ -71,7 +71,7 @@ class BiC(ExemplarMethod):
         stored = self.buffer.stored()
         self.held[stored["task_id"][chosen], stored["index"][chosen]] = True
         per_class = -(-int(chosen.sum()) // self.buffer.n_groups[task.id])
-        samples = self.setup.benchmark.train(task)
+        samples = self.benchmark.train(task)
         for label in task.classes:
             members = samples.index[samples.y == label]
             drawn = torch.randperm(len(members), generator=self.draws)
@@ -116,7 +116,7 @@ class BiC(ExemplarMethod):
         self.renew(task)
 
     def renew(self, task: Task) -> None:
-        """Herd the task's exemplars."""
+        """Give the task's share of the memory to herded exemplars."""
         self.keep_herded(task)
 
     def predict(self, x: Tensor, task_id: Tensor) -> Tensor:

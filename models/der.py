@@ -26,7 +26,7 @@ from engram.utils.config.options import option
 
 @dataclass(frozen=True)
 class Options(ReplayOptions):
-    """Flags of DER."""
+    """These are the flags of DER."""
 
     alpha: float = option(0.3, "weight α of the distance to the stored logits", ge=0)
 

@@ -17,7 +17,7 @@ from engram.utils.config.options import option
 
 @dataclass(frozen=True)
 class Options(der.Options):
-    """Flags of DER++."""
+    """These are the flags of DER++."""
 
     beta: float = option(0.5, "weight β of the cross-entropy on replayed labels", ge=0)
 

@@ -34,7 +34,7 @@ BATCH, RATE = 128, 1e-3  # of the autoencoder's training
 
 @dataclass(frozen=True)
 class Options(lwf.Options):
-    """Flags of EBLL."""
+    """These are the flags of EBLL."""
 
     ebll_alpha: float = option(1.0, "strength α of the code loss; 0 turns it and the encoders off", ge=0)
     ebll_code: int = option(0, "units of a code; 0: a tenth of the features", ge=0)
@@ -78,8 +78,11 @@ class EBLL(lwf.LwF):
         distilled = self.distilled(self.students(features), answers)
         # all tasks' codes have one size, so the sum of their means is the mean times their number
         moved = F.mse_loss(self.codes(features), old_codes) * self.n_old
-        loss = F.cross_entropy(logits, batch.y)
-        return loss + self.options.lwf_lambda * distilled + self.options.ebll_alpha * moved
+        return (
+            F.cross_entropy(logits, batch.y)
+            + self.options.lwf_lambda * distilled
+            + self.options.ebll_alpha * moved
+        )
 
     def end_task(self, task: Task) -> None:
         """Train the task's autoencoder and keep its encoder."""
@@ -91,7 +94,7 @@ class EBLL(lwf.LwF):
 
     def train_autoencoder(self, task: Task) -> nn.Linear:
         """An encoder of the task's features under the head as it is."""
-        samples, normalise = self.setup.benchmark.train(task), self.setup.benchmark.augment.normalise
+        samples, normalise = self.benchmark.train(task), self.benchmark.augment.normalise
         with torch.no_grad(), evaluating(self.net):
             features = torch.cat([self.net.features(normalise(raw)) for raw in samples.x_raw.split(CHUNK)])
         with seeding.isolated(self.setup.seed, "autoencoder", task.id):

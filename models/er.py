@@ -32,7 +32,7 @@ from engram.utils.config.options import OptionError, option
 
 @dataclass(frozen=True)
 class Options(ReplayOptions):
-    """Flags of ER."""
+    """These are the flags of ER."""
 
     er_variant: str = option(
         "batch", "Chaudhry's, or algorithm 4 or 5 of the MER paper", choices=("batch", "alg4", "alg5")

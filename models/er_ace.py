@@ -24,7 +24,7 @@ from engram.models.rehearsal import RehearsalMethod, ReplayOptions
 
 @dataclass(frozen=True)
 class Options(ReplayOptions):
-    """Flags of ER-ACE: those of every replay method."""
+    """These are the flags of ER-ACE: those of every replay method."""
 
 
 class ERACE(RehearsalMethod):

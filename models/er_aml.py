@@ -28,7 +28,7 @@ BASE_TEMPERATURE = 0.07
 
 @dataclass(frozen=True)
 class Options(ReplayOptions):
-    """Flags of ER-AML."""
+    """These are the flags of ER-AML."""
 
     supcon_temperature: float = option(0.2, "temperature τ (the official sweeps': 0.2)", gt=0)
 
@@ -41,7 +41,7 @@ class ERAML(RehearsalMethod):
         self.draws = setup.generator("method")
 
     def loss(self, batch: Batch) -> Tensor:
-        """SupCon(stream) + CE(replay)."""
+        """SupCon(stream, with pairs of the memory) + CE(replay)."""
         replayed = self.replay()
         if replayed is None:
             return F.cross_entropy(self.logits(batch.x, batch.task_id), batch.y)

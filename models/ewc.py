@@ -33,7 +33,7 @@ from engram.utils.config.options import option
 
 @dataclass(frozen=True)
 class Options(ProtectionOptions):
-    """Flags of EWC."""
+    """These are the flags of EWC."""
 
     e_lambda: float = option(3.0, "strength λ of the penalty; 0 turns it off", ge=0)
     ewc_mode: str = option(
@@ -92,7 +92,7 @@ class EWC(Method):
             }
 
     def end_task(self, task: Task) -> None:
-        """Add the task's Fisher."""
+        """Add the task's Fisher information; the anchor moves here."""
         options, parameters = self.options, self.quadratic.parameters
         if not self.strength:
             return

@@ -28,7 +28,7 @@ EPS = 1e-12
 
 @dataclass(frozen=True)
 class Options(ReplayOptions):
-    """Flags of FDR."""
+    """These are the flags of FDR."""
 
     alpha: float = option(0.3, "weight α of the distance to the stored predictions", ge=0)
 
@@ -56,7 +56,7 @@ class FDR(RehearsalMethod):
         )  # fmt: skip
 
     def end_task(self, task: Task) -> None:
-        """Share the memory anew."""
+        """Divide the memory equally among all tasks so far, the new one among them."""
         if not self.options.buffer_size:
             return
         stored, samples = self.buffer.stored(), self.benchmark.train(task)

@@ -27,7 +27,7 @@ from engram.utils.config.options import option
 
 @dataclass(frozen=True)
 class Options(ReplayOptions):
-    """Flags of the full buffer, whose memory has no size."""
+    """These are the flags of the full buffer, whose memory has no size."""
 
     buffer_size: ClassVar[None] = None
     order: str = option("uniform", "in which old samples are replayed", choices=("uniform", "grasp"))
@@ -69,5 +69,5 @@ class FullBuffer(RehearsalMethod):
 
     def end_task(self, task: Task) -> None:
         """All samples of the task enter the memory."""
-        x, y, task_id, index = self.setup.benchmark.train(task)
+        x, y, task_id, index = self.benchmark.train(task)
         self.buffer.add(x=x, y=y, task_id=task_id, index=index)

@@ -100,7 +100,7 @@ class GDumb(RehearsalMethod):
         self.draws = setup.generator("method")
 
     def make_buffer(self) -> GreedyBuffer:
-        """The greedy sampler."""
+        """An empty memory that Algorithm 1 fills greedily."""
         return GreedyBuffer(self.options.buffer_size, self.setup.generator("buffer"), self.device)
 
     def observe(self, batch: Batch) -> dict[str, Tensor]:
@@ -126,7 +126,7 @@ class GDumb(RehearsalMethod):
 
     def mixed_loss(self, x: Tensor, y: Tensor, task_id: Tensor) -> Tensor:
         """Cross-entropy, of a mixed batch by chance; with per-task heads images of other tasks do not mix."""
-        heads = self.setup.benchmark.scenario == "task-il"
+        heads = self.benchmark.scenario == "task-il"
         if heads or torch.rand((), generator=self.draws) >= self.options.cutmix_prob:
             return F.cross_entropy(self.logits(x, task_id), y)
         x, other, share = cutmix(x, y, self.draws)

@@ -58,8 +58,8 @@ class GEM(TaskRingMethod):
 
     def memories(self, tasks: list[int]) -> tuple[Examples, list[int]]:
         """All samples in the memories of the tasks, one task after the other, and how many of each."""
-        parts = [self.buffer.of(task) for task in tasks]
-        x, y, task_id = (torch.cat([part[name] for part in parts]) for name in ("x", "y", "task_id"))
+        rings = [self.buffer.of(task) for task in tasks]
+        x, y, task_id = (torch.cat([ring[name] for ring in rings]) for name in ("x", "y", "task_id"))
         return Examples(self.inner.inputs(x), y, task_id), [self.buffer.count(task) for task in tasks]
 
     def after_step(self, batch: Batch) -> None:

@@ -26,7 +26,7 @@ from engram.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Options(ReplayOptions):
-    """Flags of Goldilocks."""
+    """These are the flags of Goldilocks."""
 
     goldilocks_q: float = option(0.2, "share of the most quickly learned samples left out", ge=0, le=1)
     goldilocks_s: float = option(0.4, "share of the most slowly learned samples left out", ge=0, le=1)
@@ -51,16 +51,16 @@ class Goldilocks(ExemplarReplay):
         self.hits = torch.zeros(0, device=self.device)
 
     def begin_task(self, task: Task) -> None:
-        """Speeds are measured anew."""
+        """Speeds are measured anew in every task."""
         self.n_steps = 0
-        self.hits = torch.zeros(len(self.setup.benchmark.train(task).y), device=self.device)
+        self.hits = torch.zeros(len(self.benchmark.train(task).y), device=self.device)
 
     def after_step(self, batch: Batch) -> None:
         """Classify all the task's samples at `--speed_probes` of its steps."""
         total, n_probes = self.setup.n_steps(self.task), self.options.speed_probes
         self.n_steps += 1
         if self.buffer.size and self.n_steps * n_probes // total > (self.n_steps - 1) * n_probes // total:
-            samples = self.setup.benchmark.train(self.task)
+            samples = self.benchmark.train(self.task)
             logits = self.evaluate(self.logits, samples.x_raw, samples.task_id)
             self.hits += logits.argmax(1) == samples.y
 

@@ -30,7 +30,7 @@ FIRST_SCORE = 0.1
 
 @dataclass(frozen=True)
 class Options(ReplayOptions):
-    """Flags of GSS."""
+    """These are the flags of GSS."""
 
     gss_minibatch_size: int = option(10, "samples n of the memory that a new sample is compared with", ge=1)
 
@@ -63,7 +63,7 @@ class GSS(RehearsalMethod):
         if not self.buffer:
             return torch.full((len(batch.y),), FIRST_SCORE, device=self.device)
         memory = self.buffer.sample(self.options.gss_minibatch_size)
-        normalise = self.setup.benchmark.augment.normalise
+        normalise = self.benchmark.augment.normalise
         offered = Examples(normalise(batch.x_raw), batch.y, batch.task_id)
         stored = Examples(normalise(memory["x"]), memory["y"], memory["task_id"])
         return 1 + GradientSimilarity(self).cosines(offered, stored).amax(1).float()

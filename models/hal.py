@@ -32,7 +32,7 @@ from engram.utils.config.options import option
 
 @dataclass(frozen=True)
 class Options(ReplayOptions):
-    """Flags of HAL."""
+    """These are the flags of HAL."""
 
     hal_lambda: float = option(0.1, "weight λ of the anchors; 0: ER", ge=0)
     beta: float = option(0.5, "what a running mean of features keeps of itself per step", ge=0, le=1)
@@ -121,7 +121,7 @@ class HAL(TaskRingMethod):
     def climb(self, tuned: nn.Module, e: Tensor, y: Tensor, owner: Tensor) -> Tensor:
         """Anchors (n, C, H, W) after the steps of gradient ascent from `e`; each has its own objective."""
         black, white = (torch.full_like(e, v, dtype=torch.uint8) for v in (0, 255))
-        low, high = (self.setup.benchmark.augment.normalise(raw) for raw in (black, white))
+        low, high = (self.benchmark.augment.normalise(raw) for raw in (black, white))
         with evaluating(self.net):
             for _ in range(self.options.anchor_steps):
                 e.requires_grad_()

@@ -17,11 +17,11 @@ from engram.models.rehearsal import ReplayOptions
 
 @dataclass(frozen=True)
 class Options(ReplayOptions):
-    """Flags of ER with herding."""
+    """These are the flags of ER with herding."""
 
 
 class Herding(ExemplarReplay):
-    """ER on herded exemplars."""
+    """ER on exemplars that are herded when a task ends."""
 
     def end_task(self, task: Task) -> None:
         """Herd the task's exemplars by the features of the network that has just learned it."""

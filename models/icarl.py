@@ -27,7 +27,7 @@ from engram.models.parts.teacher import frozen_copy
 
 @dataclass(frozen=True)
 class Options(ExemplarOptions):
-    """Flags of iCaRL."""
+    """These are the flags of iCaRL."""
 
 
 class ICaRL(ExemplarMethod):

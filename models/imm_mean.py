@@ -19,7 +19,7 @@ from engram.utils.config.options import OptionSet, option
 
 @dataclass(frozen=True)
 class Options(OptionSet):
-    """Flags of mean-IMM."""
+    """These are the flags of mean-IMM."""
 
     imm_lambda: float = option(0.01, "strength λ of L2-transfer; 0 turns it off", ge=0)
 
@@ -28,5 +28,5 @@ class IMMMean(IMM):
     """Every weight of every task counts the same."""
 
     def precision(self, task: Task) -> dict[str, Tensor]:
-        """Ones."""
+        """Each weight counts once for every task."""
         return {name: torch.ones_like(p) for name, p in self.quadratic.parameters.items()}

@@ -25,7 +25,7 @@ FLOOR = 1e-8
 
 @dataclass(frozen=True)
 class Options(OptionSet):
-    """Flags of mode-IMM."""
+    """These are the flags of mode-IMM."""
 
     imm_lambda: float = option(0.01, "strength λ of L2-transfer; 0 turns it off", ge=0)
     fisher: str = option("all", "labels of the Fisher: all is exact", choices=fisher.KINDS)
@@ -40,7 +40,7 @@ class IMMMode(IMM):
         self.draws = setup.generator("method")
 
     def precision(self, task: Task) -> dict[str, Tensor]:
-        """The Fisher diagonal."""
+        """The diagonal of the task's Fisher information, never quite 0."""
         parameters, options = self.quadratic.parameters, self.options
         diagonal = fisher.of_task(
             self.net, self.benchmark, parameters, task, options.fisher_n, self.draws, options.fisher,

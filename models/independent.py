@@ -22,7 +22,7 @@ from engram.utils.config.options import OptionSet, option
 
 @dataclass(frozen=True)
 class Options(OptionSet):
-    """Flags of the independent networks."""
+    """These are the flags of the independent networks."""
 
     warm_start: bool = option(True, "a new task's network starts as a copy of the last one's")
 

@@ -29,7 +29,7 @@ from engram.utils.config.options import option
 
 @dataclass(frozen=True)
 class Options(ExemplarOptions):
-    """Flags of LUCIR."""
+    """These are the flags of LUCIR."""
 
     lamda_base: float = option(5.0, "strength λ_base of the less-forget loss", ge=0)
     lamda_mr: float = option(1.0, "weight of the margin ranking loss", ge=0)
@@ -87,7 +87,7 @@ class LUCIR(ExemplarMethod):
         )
 
     def end_task(self, task: Task) -> None:
-        """Herd the task's exemplars."""
+        """Give the task's share of the memory to herded exemplars."""
         self.keep_herded(task)
 
 

@@ -33,7 +33,7 @@ from engram.utils.config.options import OptionSet, option
 
 @dataclass(frozen=True)
 class Options(OptionSet):
-    """Flags of LwF."""
+    """These are the flags of LwF."""
 
     lwf_lambda: float = option(1.0, "strength λ of the distillation; 0 turns it off", ge=0)
     lwf_temperature: float = option(2.0, "temperature T of both softmaxes", gt=0)
@@ -86,7 +86,7 @@ class LwF(Method):
 
     def softmaxes(self, head, features: Tensor, n_tasks: int) -> list[Tensor]:
         """Logits (N, C) of features (N, D) under each softmax over classes of the first tasks."""
-        outputs = old_outputs(head, features, self.setup.benchmark, n_tasks)
+        outputs = old_outputs(head, features, self.benchmark, n_tasks)
         return outputs if self.distill == "head" else [torch.cat(outputs, 1)]
 
     def loss(self, batch: Batch) -> Tensor:
@@ -96,7 +96,10 @@ class LwF(Method):
         features = self.net.features(batch.x)
         logits = self.mask_heads(self.net.head(features, batch.task_id), batch.task_id)
         distilled = self.distilled(self.students(features), self.answers.of(self.task, batch))
-        return F.cross_entropy(logits, batch.y) + self.options.lwf_lambda * distilled
+        return (
+            F.cross_entropy(logits, batch.y)
+            + self.options.lwf_lambda * distilled
+        )  # fmt: skip
 
     def distilled(self, students: list[Tensor], answers: Tensor) -> Tensor:
         """Scalar Σ over old tasks of the distillation loss."""
@@ -115,14 +118,14 @@ class LwF(Method):
     def warm_up(self, task: Task, n_epochs: int) -> None:
         """Plain SGD at --lr on the outputs of the task's classes alone, everything else as in eval mode."""
         head, train = self.net.head, self.setup.train
-        new = self.setup.benchmark.class_masks[task.id]
+        new = self.benchmark.class_masks[task.id]
         shared = isinstance(head, SharedHead)
         if shared and new.all():
             return  # no output is new
         parameters = list((head if shared else head.heads[task.id]).parameters())
         with evaluating(self.net):
             for epoch in range(n_epochs):
-                for batch in self.setup.benchmark.batches(task, epoch, train.batch_size):
+                for batch in self.benchmark.batches(task, epoch, train.batch_size):
                     with torch.no_grad():
                         features = self.net.features(batch.x)
                     logits = self.mask_heads(head(features, batch.task_id), batch.task_id)

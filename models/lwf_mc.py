@@ -42,20 +42,20 @@ class LwFMC(Method):
     def old_logits(self, net, x: Tensor) -> Tensor:
         """(N, old classes) logits of x."""
         features = net.features(x)
-        return torch.cat(old_outputs(net.head, features, self.setup.benchmark, self.n_old), 1)
+        return torch.cat(old_outputs(net.head, features, self.benchmark, self.n_old), 1)
 
     def loss(self, batch: Batch) -> Tensor:
-        """Sum over classes, mean over samples."""
+        """(Σ_{new c} H(1{y=c}, g_c) + Σ_{old c} H(q_c, g_c)) / number of samples."""
         features, head = self.net.features(batch.x), self.net.head
-        own = columns(self.task)
-        logits = head(features, batch.task_id)[:, own]
-        classes = torch.arange(own.start, own.stop, device=self.device)
-        targets = (batch.y.view(-1, 1) == classes).to(logits.dtype)
-        loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
+        new_classes = columns(self.task)
+        logits = head(features, batch.task_id)[:, new_classes]
+        classes = torch.arange(new_classes.start, new_classes.stop, device=self.device)
+        labels = (batch.y.view(-1, 1) == classes).to(logits.dtype)
+        loss = F.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
         if self.n_old:
-            old = torch.cat(old_outputs(head, features, self.setup.benchmark, self.n_old), 1)
-            targets = self.answers.of(self.task, batch)
-            loss = loss + F.binary_cross_entropy_with_logits(old, targets, reduction="sum")
+            old = torch.cat(old_outputs(head, features, self.benchmark, self.n_old), 1)
+            answers = self.answers.of(self.task, batch)
+            loss = loss + F.binary_cross_entropy_with_logits(old, answers, reduction="sum")
         return loss / len(batch.y)
 
     def end_task(self, task: Task) -> None:

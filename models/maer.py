@@ -29,7 +29,7 @@ class MAER(MemorizationReplay):
     """ER whose memory is rewritten at the end of each task."""
 
     def make_buffer(self) -> BalancedBuffer:
-        """A class-balanced reservoir."""
+        """A reservoir that evicts from the most populated class."""
         n_classes, draws = self.benchmark.n_classes, self.setup.generator("buffer")
         return BalancedBuffer(self.options.buffer_size, n_classes, draws, self.device)
 

@@ -19,7 +19,7 @@ from engram.utils.config.options import option
 
 @dataclass(frozen=True)
 class Options(ProxyOptions):
-    """Flags of maer_adaptive."""
+    """These are the flags of maer_adaptive."""
 
     hard_share: float = option(
         0.5, "share of the most memorized samples as the memory nears the size of the data", ge=0, le=1

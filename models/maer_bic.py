@@ -18,11 +18,11 @@ from engram.utils.buffers import selection
 
 @dataclass(frozen=True)
 class Options(bic.Options, MemorizationOptions):
-    """Flags of maer_bic."""
+    """These are the flags of maer_bic."""
 
 
 class MAERBiC(WatchedReplay, bic.BiC):
-    """BiC, watched."""
+    """BiC whose exemplars are those that the policy chooses."""
 
     options: Options
 

@@ -17,11 +17,11 @@ from engram.models.parts.memorization import MemorizationOptions, WatchedReplay
 
 @dataclass(frozen=True)
 class Options(derpp.Options, MemorizationOptions):
-    """Flags of maer_derpp."""
+    """These are the flags of maer_derpp."""
 
 
 class MAERDERpp(WatchedReplay, derpp.DERpp):
-    """DER++, watched."""
+    """DER++ whose memory goes to the samples that the policy chooses."""
 
     options: Options
 

@@ -13,10 +13,10 @@ from engram.models.parts.memorization import MemorizationOptions, WatchedReplay
 
 @dataclass(frozen=True)
 class Options(er_ace.Options, MemorizationOptions):
-    """Flags of maer_er_ace."""
+    """These are the flags of maer_er_ace."""
 
 
 class MAERERACE(WatchedReplay, er_ace.ERACE):
-    """ER-ACE, watched."""
+    """ER-ACE whose memory goes to the samples that the policy chooses."""
 
     options: Options

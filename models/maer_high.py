@@ -25,7 +25,7 @@ from engram.utils.config.options import option
 
 @dataclass(frozen=True)
 class Options(MemorizationOptions):
-    """Flags of maer_high."""
+    """These are the flags of maer_high."""
 
     longtail_fraction: float = option(0.1, "share of the memory that is the protected tail", ge=0, lt=1)
 

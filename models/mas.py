@@ -35,7 +35,7 @@ from engram.utils.config.options import OptionError, option
 
 @dataclass(frozen=True)
 class Options(importance.ProtectionOptions):
-    """Flags of MAS."""
+    """These are the flags of MAS."""
 
     mas_lambda: float = option(
         0.01, "strength λ of the penalty (the paper's, at small rates: 1); 0 turns it off", ge=0
@@ -91,7 +91,7 @@ class MAS(Method):
 
     def images(self, task: Task) -> Tensor:
         """(N, C, H, W) uint8 images that the importance is taken on, `--mas_n` of them."""
-        benchmark, source, n = self.setup.benchmark, self.options.mas_data, self.options.mas_n
+        benchmark, source, n = self.benchmark, self.options.mas_data, self.options.mas_n
         if source in ("train", "test"):
             samples = benchmark.test_of(task) if source == "test" else benchmark.train(task)
             return importance.subset(samples, n, self.draws).x_raw

@@ -32,7 +32,7 @@ from engram.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Options(ReplayOptions):
-    """Flags of MER."""
+    """These are the flags of MER."""
 
     minibatch_size: int = option(10, "samples k drawn to join the current one in each batch", ge=1)
     batches_per_example: int = option(
@@ -74,7 +74,7 @@ class MER(RehearsalMethod):
             raise UserError(
                 "mer takes plain SGD steps of its own: use --optimizer sgd, --optim_mom 0 and --optim_wd 0"
             )
-        self.places = setup.generator("method")
+        self.places = setup.generator("method")  # alg7: positions of the current samples
         self.age = 0  # examples learned from
         self.inner = InnerSteps(self)
 

@@ -30,7 +30,7 @@ CANDIDATES = 5  # for each sample replayed: the paper's 50 for 10
 
 @dataclass(frozen=True)
 class Options(ReplayOptions):
-    """Flags of MIR."""
+    """These are the flags of MIR."""
 
     subsample: int = option(
         0, "candidates drawn from the memory at each step; 0: five times as many as are replayed", ge=0

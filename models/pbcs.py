@@ -23,7 +23,7 @@ from engram.utils.config.options import option
 
 @dataclass(frozen=True)
 class Options(ReplayOptions):
-    """Flags of PBCS."""
+    """These are the flags of PBCS."""
 
     coreset_candidates: int = option(500, "random samples of each class to choose from", ge=1)
     coreset_steps: int = option(500, "subsets drawn, and steps of the probabilities", ge=1)

@@ -30,7 +30,7 @@ CUTOUTS, ROTATIONS, SOLARISATIONS = (0.25, 0.5, 0.75, 1.0), (45, 90), (128, 64, 
 
 @dataclass(frozen=True)
 class Options(ReplayOptions):
-    """Flags of Rainbow Memory."""
+    """These are the flags of Rainbow Memory."""
 
 
 class RainbowMemory(ExemplarReplay):
@@ -52,7 +52,7 @@ class RainbowMemory(ExemplarReplay):
 
     def uncertainty(self, raw: Tensor, task_id: Tensor) -> Tensor:
         """(N,) 1 − the share of views that the most popular of the classes seen gets."""
-        seen = self.setup.benchmark.class_masks[: self.task.id + 1].any(0)
+        seen = self.benchmark.class_masks[: self.task.id + 1].any(0)
 
         def votes(x: Tensor, task_id: Tensor) -> Tensor:
             logits = self.logits(x, task_id).masked_fill(~seen, -torch.inf)

@@ -22,7 +22,7 @@ from engram.utils import seeding
 
 @dataclass(frozen=True)
 class Options(ReplayOptions):
-    """Flags of RPC."""
+    """These are the flags of RPC."""
 
 
 class RPC(ExemplarReplay):

@@ -30,7 +30,7 @@ from engram.utils.config.options import option
 
 @dataclass(frozen=True)
 class Options(ProtectionOptions):
-    """Flags of RWalk."""
+    """These are the flags of RWalk."""
 
     rwalk_lambda: float = option(1.0, "strength λ of the penalty; 0 turns it off", ge=0)
     rwalk_alpha: float = option(0.9, "share α of the new in the running Fisher", gt=0, le=1)

@@ -28,7 +28,7 @@ from engram.utils.config.options import option
 
 @dataclass(frozen=True)
 class Options(ReplayOptions):
-    """Flags of SCR."""
+    """These are the flags of SCR."""
 
     minibatch_size: int = option(100, "samples replayed per step; 0 takes --batch_size", ge=0)
     temperature: float = option(0.07, "τ of the contrastive loss", gt=0)
@@ -78,7 +78,7 @@ class SCR(RehearsalMethod):
 
     def memory_means(self) -> Tensor:
         """(C, D), NaN for a class of which nothing is stored."""
-        n_classes, stored = self.setup.benchmark.n_classes, self.buffer.stored()
+        n_classes, stored = self.benchmark.n_classes, self.buffer.stored()
         if not len(self.buffer):
             return torch.full((n_classes, self.net.feature_dim), torch.nan, device=self.device)
         return class_means(self.features(stored["x"]), stored["y"], n_classes)

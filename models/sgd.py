@@ -4,7 +4,7 @@ from engram.models.method import Method
 
 
 class SGD(Method):
-    """The contract's defaults, unchanged."""
+    """The defaults of the contract are plain SGD."""
 
     data_parallel = True
     off_switch = "it is plain SGD"

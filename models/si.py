@@ -26,7 +26,7 @@ from engram.utils.config.options import option
 
 @dataclass(frozen=True)
 class Options(ProtectionOptions):
-    """Flags of SI."""
+    """These are the flags of SI."""
 
     si_c: float = option(0.1, "strength c of the penalty; 0 turns it off", ge=0)
     si_xi: float = option(0.1, "damping ξ, for weights that hardly moved", gt=0)

@@ -30,7 +30,7 @@ from engram.utils.config.options import option
 
 @dataclass(frozen=True)
 class Options(derpp.Options):
-    """Flags of X-DER."""
+    """These are the flags of X-DER."""
 
     gamma: float = option(0.85, "largest rectified logit, as a share of the label's", gt=0, le=1)
     eta: float = option(0.1, "weight η of the two hinges", ge=0)

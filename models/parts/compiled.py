@@ -7,7 +7,7 @@ Imported on first use only, as Numba takes a second to load. All parameters lie 
 so that a zero input (four fifths of an MNIST digit, about half of a ReLU layer's units) skips its whole
 row and the others run at vector speed. `sizes` is (L + 1,) int64: inputs, hidden sizes, classes.
 
-A sample's inputs to all layers are lists of the non-zero ones, `where` and `values`, (S,) each with
+A sample's inputs to all layers are lists of the non-zero ones, `columns` and `values`, (S,) each with
 S = sizes[:-1].sum(): layer l's begin at sizes[:l].sum() and are `counts[l]` long. Derivatives of the loss
 by what a layer gives before its ReLU are `deltas`: for n samples, layer after layer an (n, n_out) block.
 """
@@ -23,7 +23,7 @@ FAST = {"reassoc", "contract", "nsz", "arcp"}
 
 
 def compiled(function):
-    """Compile on first call and keep the result on disk where a place for it can be written."""
+    """Compile on first call and keep the result on disk, if there is a folder that can be written."""
     try:
         return numba.njit(function, cache=True, fastmath=FAST, error_model="numpy")
     except RuntimeError:  # no cache folder: neither beside this file nor the user's own
@@ -66,47 +66,47 @@ def interpolate(flat, start, rate):
 
 
 @compiled
-def gather(row, where, values):
-    """The non-zero numbers of a row, their places and values; returns how many there are."""
+def gather(row, columns, values):
+    """The non-zero numbers of a row, their columns and values; returns how many there are."""
     n = 0
     for j in range(len(row)):
-        where[n], values[n] = j, row[j]
+        columns[n], values[n] = j, row[j]
         n += row[j] != 0
     return n
 
 
 @compiled
-def add_rows(z, rows, where, values):
-    """z += Σ_k values_k · rows[where_k]."""
-    done = len(where) // 4 * 4
+def add_rows(z, rows, columns, values):
+    """z += Σ_k values_k · rows[columns_k]."""
+    done = len(columns) // 4 * 4
     for k in range(0, done, 4):  # four at once: z is read and written a quarter as often
         t, u, v, w = values[k], values[k + 1], values[k + 2], values[k + 3]
-        a, b, c, d = rows[where[k]], rows[where[k + 1]], rows[where[k + 2]], rows[where[k + 3]]
+        a, b, c, d = rows[columns[k]], rows[columns[k + 1]], rows[columns[k + 2]], rows[columns[k + 3]]
         for o in range(len(z)):
             z[o] += t * a[o] + u * b[o] + v * c[o] + w * d[o]
-    for k in range(done, len(where)):
-        add(z, rows[where[k]], values[k])
+    for k in range(done, len(columns)):
+        add(z, rows[columns[k]], values[k])
 
 
 @compiled
-def forward(vector, sizes, x, i, where, values, counts, acts):
+def forward(vector, sizes, x, i, columns, values, counts, acts):
     """Logits of the i-th sample; fills its lists. `acts` is (sizes[1:].sum(),) to work in."""
     at, pos, unit = 0, 0, 0
     floats, pixels, lookup = x
     for layer in range(len(sizes) - 1):
         n_in, n_out = sizes[layer], sizes[layer + 1]
         if layer:
-            n = gather(acts[unit - n_in : unit], where[pos:], values[pos:])
+            n = gather(acts[unit - n_in : unit], columns[pos:], values[pos:])
         elif len(lookup):
             for j in range(n_in):
                 values[j] = lookup[pixels[i, j]]
-            n = gather(values[:n_in], where, values)  # in place: what is read lies ahead of what is written
+            n = gather(values[:n_in], columns, values)  # in place: what is read lies ahead of what is written
         else:
-            n = gather(floats[i], where, values)
+            n = gather(floats[i], columns, values)
         counts[layer] = n
         W, z = vector[at : at + n_in * n_out].reshape(n_in, n_out), acts[unit : unit + n_out]
         copy(z, vector[at + n_in * n_out : at + (n_in + 1) * n_out])
-        add_rows(z, W, where[pos : pos + n], values[pos : pos + n])
+        add_rows(z, W, columns[pos : pos + n], values[pos : pos + n])
         if layer < len(sizes) - 2:
             for o in range(n_out):
                 z[o] = np.float32(0) if z[o] <= 0 else z[o]  # a NaN stays, as in torch
@@ -128,7 +128,7 @@ def output_error(logits, label, delta):
 
 
 @compiled
-def hidden_errors(vector, sizes, where, counts, deltas, n, i):
+def hidden_errors(vector, sizes, columns, counts, deltas, n, i):
     """Derivatives by the hidden layers of the i-th of n samples, from that by its logits."""
     at, pos, unit = len(vector), sizes[:-1].sum(), sizes[1:].sum()
     for layer in range(len(sizes) - 2, 0, -1):
@@ -139,7 +139,7 @@ def hidden_errors(vector, sizes, where, counts, deltas, n, i):
         below = deltas[first : first + n_in]
         below[:] = 0
         W = vector[at : at + n_in * n_out].reshape(n_in, n_out)
-        for k in where[pos : pos + counts[layer]]:
+        for k in columns[pos : pos + counts[layer]]:
             total = np.float32(0)
             for o in range(n_out):
                 total += W[k, o] * error[o]
@@ -147,14 +147,14 @@ def hidden_errors(vector, sizes, where, counts, deltas, n, i):
 
 
 @compiled
-def descend(vector, sizes, where, values, counts, deltas, factor):
+def descend(vector, sizes, columns, values, counts, deltas, factor):
     """vector += factor · gradient of one sample."""
     at, pos, unit = 0, 0, 0
     for layer in range(len(sizes) - 1):
         n_in, n_out = sizes[layer], sizes[layer + 1]
         W, error = vector[at : at + n_in * n_out].reshape(n_in, n_out), deltas[unit : unit + n_out]
         for k in range(pos, pos + counts[layer]):
-            add(W[where[k]], error, factor * values[k])
+            add(W[columns[k]], error, factor * values[k])
         add(vector[at + n_in * n_out : at + (n_in + 1) * n_out], error, factor)
         at, pos, unit = at + (n_in + 1) * n_out, pos + n_in, unit + n_out
 
@@ -162,42 +162,42 @@ def descend(vector, sizes, where, values, counts, deltas, factor):
 @compiled
 def train(vector, sizes, x, y, factors, start, stop, losses, work):
     """For samples `start` to `stop`, one after the other: vector += factor · gradient."""
-    where, values, counts, acts, deltas = work[0][0], work[1][0], work[2][0], work[3], work[4]
+    columns, values, counts, acts, deltas = work[0][0], work[1][0], work[2][0], work[3], work[4]
     top = sizes[1:-1].sum()
     for i in range(start, stop):
-        logits = forward(vector, sizes, x, i, where, values, counts, acts)
+        logits = forward(vector, sizes, x, i, columns, values, counts, acts)
         losses[i] = output_error(logits, y[i], deltas[top:])
-        hidden_errors(vector, sizes, where, counts, deltas, 1, 0)
-        descend(vector, sizes, where, values, counts, deltas, factors[i])
+        hidden_errors(vector, sizes, columns, counts, deltas, 1, 0)
+        descend(vector, sizes, columns, values, counts, deltas, factors[i])
 
 
 @compiled
 def differentiate(vector, sizes, x, y, first, n, losses, work):
     """Lists and deltas of samples `first` to `first + n`; their losses."""
-    where, values, counts, acts, deltas = work[0], work[1], work[2], work[3], work[4]
+    columns, values, counts, acts, deltas = work[0], work[1], work[2], work[3], work[4]
     n_classes, top = sizes[-1], n * sizes[1:-1].sum()
     for i in range(n):
-        logits = forward(vector, sizes, x, first + i, where[i], values[i], counts[i], acts)
+        logits = forward(vector, sizes, x, first + i, columns[i], values[i], counts[i], acts)
         delta = deltas[top + i * n_classes : top + (i + 1) * n_classes]
         losses[first + i] = output_error(logits, y[first + i], delta)
-        hidden_errors(vector, sizes, where[i], counts[i], deltas, n, i)
+        hidden_errors(vector, sizes, columns[i], counts[i], deltas, n, i)
 
 
 @compiled
 def by_input(n, n_in, pos, layer, factors, work):
     """A layer's lists sorted by input instead of by sample: ends of the inputs' lists; samples, amounts."""
-    where, values, counts, ends, samples, amounts = work[0], work[1], work[2], work[5], work[6], work[7]
+    columns, values, counts, ends, samples, amounts = work[0], work[1], work[2], work[5], work[6], work[7]
     ends[: n_in + 1] = 0
     for i in range(n):
         for k in range(pos, pos + counts[i, layer]):
-            ends[where[i, k] + 1] += 1
+            ends[columns[i, k] + 1] += 1
     for j in range(n_in):
         ends[j + 1] += ends[j]
     for i in range(n):  # moves every entry of `ends` from its input's begin to its end
         for k in range(pos, pos + counts[i, layer]):
-            place = ends[where[i, k]]
-            samples[place], amounts[place] = i, factors[i] * values[i, k]
-            ends[where[i, k]] = place + 1
+            slot = ends[columns[i, k]]
+            samples[slot], amounts[slot] = i, factors[i] * values[i, k]
+            ends[columns[i, k]] = slot + 1
     return ends, samples, amounts
 
 

@@ -85,8 +85,8 @@ def of_images(
 
 def chunks(n: int, size: int) -> Iterator[slice]:
     """This process's share of n rows, `size` at a time: images on disk are read as their turn comes."""
-    mine = distributed.row_shard(n)
-    return (slice(i, min(i + size, mine.stop)) for i in range(mine.start, mine.stop, size))
+    shard = distributed.row_shard(n)
+    return (slice(i, min(i + size, shard.stop)) for i in range(shard.start, shard.stop, size))
 
 
 def of_own_classes(net: nn.Module, benchmark: Benchmark, task: Task, quantities: Quantities) -> Quantities:
@@ -121,8 +121,8 @@ def accumulate_any(
     *given: Tensor,
 ) -> None:
     """`accumulate` for any architecture: all per-sample gradients of the chunk, by `vmap(grad)`."""
-    known = dict(net.named_parameters())
-    parameters = {name: known[name].detach() for name in totals}
+    every = dict(net.named_parameters())
+    parameters = {name: every[name].detach() for name in totals}
 
     def quantity(parameters, chosen: Tensor, x: Tensor, task_id: Tensor, *given: Tensor) -> Tensor:
         logits = functional_call(net, parameters, (x[None], task_id[None]))

@@ -173,7 +173,7 @@ def set_gradients(parameters: list[Tensor], vector: Tensor) -> None:
 
 
 def snapshot(parameters: list[Tensor]) -> list[Tensor]:
-    """Copies of the parameters."""
+    """Copies of the parameters as they are now."""
     return [p.detach().clone() for p in parameters]
 
 

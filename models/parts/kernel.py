@@ -2,7 +2,7 @@
 
 An eager step of MER's network (784-100-100-10) costs hundreds of microseconds, nearly all of it dispatch;
 here it costs a few, equal to autograd up to float32 rounding. The methods' own files stay the reference:
-this takes their place where `fits` says that it can.
+the kernel replaces them where `fits` says that it can.
 """
 
 import torch
@@ -114,7 +114,7 @@ class MLPKernel:
         return {}
 
     def load_state_dict(self, state: dict) -> None:
-        """Nothing to load."""
+        """Do nothing: the parameters are loaded with the network."""
 
     def _checked(self, x: Tensor, y: Tensor, weights: Tensor | None):
         """The tensors, laid out as compiled code reads them, and the table for x; it takes bare addresses.
@@ -154,7 +154,7 @@ class MLPKernel:
             widest, n_layers = int(self.sizes[:-1].max()), len(self.sizes) - 1
             whole = {"dtype": torch.int32}
             spaces = (
-                torch.empty(n, self.n_lists, **whole),  # where
+                torch.empty(n, self.n_lists, **whole),  # columns of the non-zero inputs
                 torch.empty(n, self.n_lists),  # values
                 torch.empty(n, n_layers, **whole),  # counts
                 torch.empty(self.n_units),  # activations of one sample

@@ -128,11 +128,11 @@ def add_convolution(
     step = max(1, BLOCK_FLOATS[a.device.type] // (n * size))
     buffer = torch.empty(n, min(step, len(total)), size, dtype=a.dtype, device=a.device)
     for start in range(0, len(total), step):
-        part = total[start : start + step]
-        gradients = torch.bmm(delta[:, start : start + step], patches, out=buffer[:, : len(part)])
+        block = total[start : start + step]
+        gradients = torch.bmm(delta[:, start : start + step], patches, out=buffer[:, : len(block)])
         magnitude_(gradients, power)
         sums = torch.tensordot(weights, gradients, 1)
-        part += sums.view(len(part), *layer.kernel_size, -1).permute(0, 3, 1, 2)
+        block += sums.view(len(block), *layer.kernel_size, -1).permute(0, 3, 1, 2)
 
 
 def unfolded(layer: nn.Conv2d, a: Tensor, out: torch.Size) -> Tensor:
@@ -162,7 +162,7 @@ def magnitude(g: Tensor, power: int) -> Tensor:
 
 
 def magnitude_(g: Tensor, power: int) -> Tensor:
-    """`magnitude` in place."""
+    """|g|^power, written into g itself."""
     return g.abs_() if power == 1 else g.square_()
 
 

@@ -36,9 +36,9 @@ class Merge:
     @torch.no_grad()
     def add(self, weights: dict[str, Tensor]) -> None:
         """Take in the network as it is, each parameter with its weight."""
-        known, first = dict(self.net.named_parameters()), not self.n_tasks
+        parameters, first = dict(self.net.named_parameters()), not self.n_tasks
         for name, weight in weights.items():
-            weighted = weight * known[name]
+            weighted = weight * parameters[name]
             self.weights[name] = weight.clone() if first else self.weights[name] + weight
             self.weighted[name] = weighted if first else self.weighted[name] + weighted
         for name, moment in self._moments().items():
@@ -46,25 +46,25 @@ class Merge:
         self.n_tasks, self._merged = self.n_tasks + 1, None
 
     def _moments(self) -> dict[str, Tensor]:
-        found = {}
+        moments = {}
         for prefix, module in self.net.named_modules():
             if getattr(module, "track_running_stats", False):
                 mean, variance = module.running_mean, module.running_var
-                found[f"{prefix}.running_mean"] = mean.clone()
-                found[f"{prefix}.running_var"] = variance + mean.square()
-        return found
+                moments[f"{prefix}.running_mean"] = mean.clone()
+                moments[f"{prefix}.running_var"] = variance + mean.square()
+        return moments
 
     @torch.no_grad()
     def merged(self) -> dict[str, Tensor]:
         """Parameters and batch-norm statistics by name; what is not merged is not named."""
         if self._merged is None:
-            found = {name: self.weighted[name] / weight for name, weight in self.weights.items()}
-            found |= {name: moment / self.n_tasks for name, moment in self.moments.items()}
+            merged = {name: self.weighted[name] / weight for name, weight in self.weights.items()}
+            merged |= {name: moment / self.n_tasks for name, moment in self.moments.items()}
             for name in self.moments:
                 if name.endswith("running_var"):
-                    mean = found[name.removesuffix("running_var") + "running_mean"]
-                    found[name] = (found[name] - mean.square()).clamp_min(0)
-            self._merged = found
+                    mean = merged[name.removesuffix("running_var") + "running_mean"]
+                    merged[name] = (merged[name] - mean.square()).clamp_min(0)
+            self._merged = merged
         return self._merged
 
     def state_dict(self) -> dict:
@@ -73,10 +73,10 @@ class Merge:
         return sums | {"n_tasks": self.n_tasks}
 
     def load_state_dict(self, state: dict) -> None:
-        """Continue from `state`."""
+        """Continue where `state` was taken."""
         device = next(self.net.parameters()).device
-        for part in ("weights", "weighted", "moments"):
-            setattr(self, part, {name: t.to(device) for name, t in state[part].items()})
+        for name in ("weights", "weighted", "moments"):
+            setattr(self, name, {key: tensor.to(device) for key, tensor in state[name].items()})
         self.n_tasks, self._merged = state["n_tasks"], None
 
 

@@ -8,19 +8,19 @@ from torch import Tensor
 
 
 def squared_norm(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """‖f(x)‖²₂."""
+    """The squared Euclidean norm ‖f(x)‖²₂, one quantity per sample."""
     norm = logits.square().sum(1, keepdim=True)
     return norm, torch.ones_like(norm)
 
 
 def euclidean_norm(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """‖f(x)‖₂; where it is zero, so is its gradient."""
+    """The Euclidean norm ‖f(x)‖₂; where it is zero, so is its gradient."""
     norm = torch.linalg.vector_norm(logits, dim=1, keepdim=True)
     return norm, torch.ones_like(norm)
 
 
 def absolute_sum(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Σ_c |f_c(x)|."""
+    """The absolute sum Σ_c |f_c(x)|, one quantity per sample."""
     norm = logits.abs().sum(1, keepdim=True)
     return norm, torch.ones_like(norm)
 

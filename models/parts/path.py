@@ -18,7 +18,7 @@ class PathIntegral:
         self._noted: tuple[list[str], list[Tensor], list[Tensor]] | None = None
 
     def reset(self) -> None:
-        """Begin at zero."""
+        """Set ω to zero: a new path begins."""
         foreach_zero_(list(self.value.values()))
 
     @torch.no_grad()
@@ -41,5 +41,5 @@ class PathIntegral:
         return dict(self.value)
 
     def load_state_dict(self, state: dict) -> None:
-        """Continue from `state`."""
+        """Continue where `state` was taken."""
         self.value = {name: t.to(self.value[name].device) for name, t in state.items()}

@@ -19,12 +19,12 @@ def stages_of(net: Backbone) -> list[nn.Sequential]:
     layers = getattr(net, "layers", None)
     if not isinstance(layers, nn.Sequential) or not any(isinstance(layer, AFFINE) for layer in layers):
         raise UserError("progressive networks need a plain chain of layers: use --backbone mlp or cnn")
-    parts: list[list[nn.Module]] = [[]]
+    stages: list[list[nn.Module]] = [[]]
     for layer in layers:
-        if isinstance(layer, AFFINE) and any(isinstance(other, AFFINE) for other in parts[-1]):
-            parts.append([])
-        parts[-1].append(layer)
-    return [nn.Sequential(*part) for part in parts]
+        if isinstance(layer, AFFINE) and any(isinstance(other, AFFINE) for other in stages[-1]):
+            stages.append([])
+        stages[-1].append(layer)
+    return [nn.Sequential(*stage) for stage in stages]
 
 
 def fresh(net: Backbone) -> Backbone:
@@ -107,12 +107,12 @@ class Columns(OneTaskAtATime, nn.Module):
         if self.n_shared:
             if self._only is not None:
                 return given[-1][-1]
-            each = torch.stack([column[-1] for column in given], 1)
-            return each.gather(1, task_id.view(-1, 1, 1).expand(-1, 1, self.n_shared)).squeeze(1)
+            outputs = torch.stack([column[-1] for column in given], 1)
+            return outputs.gather(1, task_id.view(-1, 1, 1).expand(-1, 1, self.n_shared)).squeeze(1)
         if self._only is None:
             return torch.cat([column[-1] for column in given], 1)
-        own = given[-1][-1]
-        return F.pad(own, (self.ends[last] - own.shape[1], self.ends[-1] - self.ends[last]))
+        logits = given[-1][-1]
+        return F.pad(logits, (self.ends[last] - logits.shape[1], self.ends[-1] - self.ends[last]))
 
     def select(self, task_ids: tuple[int, ...]) -> None:
         """Let only these tasks' columns learn."""
@@ -129,5 +129,5 @@ class ProgressiveNet(Backbone):
         self.head = Columns(net, classes)
 
     def features(self, x: Tensor) -> Tensor:
-        """The images themselves."""
+        """The images themselves: columns share nothing but their inputs."""
         return x

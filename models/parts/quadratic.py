@@ -76,10 +76,10 @@ class Quadratic:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Continue from `state`."""
-        for part in ("importance", "anchor"):
-            saved = {n: t.to(self.parameters[n].device) for n, t in state[part].items()}
-            setattr(self, part, saved)
+        """Continue where `state` was taken."""
+        for name in ("importance", "anchor"):
+            saved = {n: t.to(self.parameters[n].device) for n, t in state[name].items()}
+            setattr(self, name, saved)
         constant = state["constant"]
         self.constant = constant if constant is None else constant.to(next(iter(self.anchor.values())).device)
 

@@ -29,11 +29,11 @@ class Teacher:
         self.net.load_state_dict(net.state_dict())
 
     def state_dict(self) -> dict:
-        """For the checkpoint."""
+        """The parameters and statistics of the copy."""
         return self.net.state_dict()
 
     def load_state_dict(self, state: dict) -> None:
-        """Continue from `state`."""
+        """Continue where `state` was taken."""
         self.net.load_state_dict(state)
 
 
@@ -70,7 +70,7 @@ class Answers:
         return {}
 
     def load_state_dict(self, state: dict) -> None:
-        """Start without answers."""
+        """Forget all answers: they are made again when asked for."""
         self.reset()
 
 
@@ -80,18 +80,18 @@ def old_outputs(head: nn.Module, features: Tensor, benchmark: Benchmark, n_old: 
     features: (N, D). With a head per task those of the task's own head.
     """
     if isinstance(head, TaskHeads):
-        return [own(features) for own in head.heads[:n_old]]
-    logits, parts = head(features), [columns(task) for task in benchmark.tasks[:n_old]]
-    if parts and parts[0] == slice(0, benchmark.n_classes):
+        return [task_head(features) for task_head in head.heads[:n_old]]
+    logits, slices = head(features), [columns(task) for task in benchmark.tasks[:n_old]]
+    if slices and slices[0] == slice(0, benchmark.n_classes):
         return [logits]
-    return [logits[:, own] for own in parts]
+    return [logits[:, classes] for classes in slices]
 
 
 def columns(task: Task) -> slice:
     """Where the task's classes lie among all: a slice, so that no index travels to the device."""
-    own = slice(task.classes[0], task.classes[-1] + 1)
-    assert tuple(range(own.start, own.stop)) == task.classes, "labels of a task follow one another"
-    return own
+    first, end = task.classes[0], task.classes[-1] + 1
+    assert tuple(range(first, end)) == task.classes, "labels of a task follow one another"
+    return slice(first, end)
 
 
 def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
