@@ -23,7 +23,7 @@ from engram.backbones.backbone import Backbone
 from engram.datasets.benchmark import Batch
 from engram.models.method import Setup
 from engram.models.parts.inner_steps import InnerSteps
-from engram.models.rehearsal import Examples, RehearsalMethod, ReplayOptions, joined
+from engram.models.rehearsal import RehearsalMethod, ReplayOptions
 from engram.utils.buffers.factory import MEMORIES, memory_for
 from engram.utils.buffers.reservoir import Buffer
 from engram.utils.buffers.ring import KeyedRing
@@ -71,7 +71,8 @@ class ER(RehearsalMethod):
 
     def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
         super().__init__(net, options, setup)
-        self.draws = options.draws or ("distinct" if options.er_variant == "batch" else "replacement")
+        by_default = "distinct" if options.er_variant == "batch" else "replacement"
+        self.with_replacement = (options.draws or by_default) == "replacement"
         self.scores: dict[str, Tensor] = {}  # loss_aware: the losses of the current batch
         self.inner = InnerSteps(self) if options.er_variant != "batch" else None
 
@@ -93,17 +94,11 @@ class ER(RehearsalMethod):
         rule = self.options.reservoir or ("uniform" if self.options.er_variant == "batch" else "original")
         return memory_for(self.options.memory, self.options.buffer_size, self.setup, rule)
 
-    def replay(self, n: int | None = None) -> Examples | None:
-        """A batch of the memory, drawn as `--draws` says: distinct samples, or with replacement."""
-        if not self.buffer or self.draws == "distinct":
-            return super().replay(n)
-        return self.augmented(self.buffer.sample_with_replacement(min(self.n_replayed, len(self.buffer))))
-
     def scored_loss(self, batch: Batch) -> Tensor:
         """loss_aware: the same, and each sample's own loss becomes its score in the memory."""
         slots, n = self.buffer.slots(self.n_replayed), len(batch.y)
         replayed = self.augmented(self.buffer.at(slots)) if len(slots) else None
-        samples = joined(batch, replayed)
+        samples = self.with_replay(batch, replayed)
         losses = F.cross_entropy(self.logits(samples.x, samples.task_id), samples.y, reduction="none")
         if len(slots):
             self.buffer.replace(slots, score=losses.detach()[n:])

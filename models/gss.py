@@ -21,7 +21,7 @@ from engram.backbones.backbone import Backbone
 from engram.datasets.benchmark import Batch
 from engram.models.method import Setup
 from engram.models.parts.similarity import GradientSimilarity
-from engram.models.rehearsal import Examples, RehearsalMethod, ReplayOptions, stored_fields
+from engram.models.rehearsal import Examples, RehearsalMethod, ReplayOptions
 from engram.utils.buffers import selection
 from engram.utils.config.options import option
 
@@ -71,7 +71,8 @@ class GSS(RehearsalMethod):
     def compete(self, batch: Batch, score: Tensor) -> None:
         """Algorithm 2, lines 8 to 14: the device alone knows who wins, so losers are written back."""
         slots, wins = selection.gss_greedy(self.buffer.fields["score"], score, self.draws)
-        offered, winners = stored_fields(batch) | {"score": score}, {}
+        offered = {"x": batch.x_raw, "y": batch.y, "task_id": batch.task_id, "index": batch.index}
+        offered, winners = offered | {"score": score}, {}
         for name, old in self.buffer.at(slots).items():
             new = offered[name][: len(slots)]
             winners[name] = torch.where(wins.view(-1, *[1] * (old.dim() - 1)), new, old)

@@ -144,7 +144,7 @@ class Method:
     def augment(self, x_raw: Tensor) -> Tensor:
         """Replayed uint8 images, augmented and normalised exactly as the stream's."""
         with one_thread():
-            return self.benchmark.augment(x_raw, self.replay_draws)
+            return self.setup.benchmark.augment(x_raw, self.replay_draws)
 
     @torch.no_grad()
     def evaluate(self, function: Callable[..., Tensor], x_raw: Tensor, *others: Tensor) -> Tensor:

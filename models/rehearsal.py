@@ -41,6 +41,8 @@ class RehearsalMethod(Method):
     """A method with a memory of past samples; a uniform reservoir unless `make_buffer` says otherwise."""
 
     rehearses = True
+    # How `replay` draws: distinct samples, or independent ones that may be the same.
+    with_replacement: bool = False
     off_switch: ClassVar[dict[str, Any] | str] = {"buffer_size": 0}
 
     options: ReplayOptions
@@ -63,14 +65,21 @@ class RehearsalMethod(Method):
         return Examples(self.augment(stored["x"]), stored["y"], stored["task_id"])
 
     def replay(self, n: int | None = None) -> Examples | None:
-        """`n` distinct samples of the memory (default: `n_replayed`), augmented; None while it is empty."""
+        """`n` samples of the memory (default: `n_replayed`), augmented; None while it is empty."""
         if not self.buffer:
             return None
-        return self.augmented(self.buffer.sample(self.n_replayed if n is None else n))
+        n = self.n_replayed if n is None else n
+        if self.with_replacement:
+            return self.augmented(self.buffer.sample_with_replacement(min(n, len(self.buffer))))
+        return self.augmented(self.buffer.sample(n))
 
-    def with_replay(self, batch: Batch) -> Examples:
-        """The stream's batch, followed by a batch of replayed samples: one forward pass serves both."""
-        return joined(batch, self.replay())
+    def with_replay(self, batch: Batch, replayed: Examples | None = None) -> Examples:
+        """The stream's batch, followed by replayed samples (default: `replay()`): one pass serves both."""
+        stream = Examples(batch.x, batch.y, batch.task_id)
+        replayed = self.replay() if replayed is None else replayed
+        if replayed is None:
+            return stream
+        return Examples(*(torch.cat(pair) for pair in zip(stream, replayed, strict=True)))
 
     def remember(self, batch: Batch, **extra: Tensor) -> None:
         """Offer the batch, with `extra` fields (N, ...), to the memory, in a task's first epoch only.
@@ -79,7 +88,7 @@ class RehearsalMethod(Method):
         repetitions as new data and keep copies of one image.
         """
         if self.epoch == 0:
-            self.buffer.add(**stored_fields(batch), **extra)
+            self.buffer.add(x=batch.x_raw, y=batch.y, task_id=batch.task_id, index=batch.index, **extra)
 
     def separate_passes(self, *batches: Batch | Examples) -> list[Tensor]:
         """(N_i, C) unmasked logits of several batches, each of which is a pass of its own.
@@ -109,17 +118,5 @@ class TaskRingMethod(RehearsalMethod):
     def remember(self, batch: Batch, **extra: Tensor) -> None:
         """Write the batch to the current task's ring, in the task's first epoch only."""
         if self.epoch == 0:
-            self.buffer.add(self.task.id, **stored_fields(batch), **extra)
-
-
-def joined(batch: Batch | Examples, replayed: Examples | None) -> Examples:
-    """The batch and the replayed samples, one after the other; the batch alone without any."""
-    if replayed is None:
-        return Examples(batch.x, batch.y, batch.task_id)
-    pairs = zip((batch.x, batch.y, batch.task_id), replayed, strict=True)
-    return Examples(*(torch.cat(pair) for pair in pairs))
-
-
-def stored_fields(batch: Batch) -> dict[str, Tensor]:
-    """A batch's fields as a memory keeps them: raw images, labels, task ids, positions in the data set."""
-    return {"x": batch.x_raw, "y": batch.y, "task_id": batch.task_id, "index": batch.index}
+            fields = {"x": batch.x_raw, "y": batch.y, "task_id": batch.task_id, "index": batch.index}
+            self.buffer.add(self.task.id, **fields, **extra)

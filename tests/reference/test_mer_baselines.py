@@ -224,7 +224,7 @@ def test_er_of_mer_equals_a_naive_transcription(variant, paper, scenario):
 
 def test_defaults_of_er_follow_its_variant():
     chosen = {v: tiny_method("er", er_variant=v)[0] for v in ("batch", "alg4", "alg5")}
-    assert [m.draws for m in chosen.values()] == ["distinct", "replacement", "replacement"]
+    assert [m.with_replacement for m in chosen.values()] == [False, True, True]
     assert [m.buffer.n_extra_slots for m in chosen.values()] == [0, 1, 1]
 
 
