@@ -42,6 +42,7 @@ class Options(ExemplarOptions):
 class BiC(ExemplarMethod):
     """Cross-entropy and distillation; then two parameters."""
 
+    options: Options
     scenarios = ("class-il",)
     off_switch = "it also distils, with or without a memory"
 

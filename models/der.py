@@ -34,6 +34,7 @@ class Options(ReplayOptions):
 class DER(RehearsalMethod):
     """Cross-entropy on the stream, and the old outputs on what is replayed."""
 
+    options: Options
     data_parallel = True
 
     def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:

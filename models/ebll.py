@@ -45,6 +45,7 @@ class Options(lwf.Options):
 class EBLL(lwf.LwF):
     """LwF plus a loss that holds the codes of old tasks' autoencoders."""
 
+    options: Options
     off_switch: ClassVar = {"lwf_lambda": 0, "ebll_alpha": 0}
 
     def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:

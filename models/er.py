@@ -67,6 +67,7 @@ class MemoryOptions(Options):
 class ER(RehearsalMethod):
     """Cross-entropy on the stream's batch and one drawn from the memory, together."""
 
+    options: Options
     data_parallel = True
 
     def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:

@@ -30,6 +30,8 @@ class Options(ReplayOptions):
 class ERACE(RehearsalMethod):
     """Cross-entropy on the stream among its own and new classes, on the replay among all."""
 
+    options: Options
+
     def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
         super().__init__(net, options, setup)
         self.seen = torch.zeros(setup.benchmark.n_classes, dtype=torch.bool, device=self.device)

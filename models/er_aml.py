@@ -36,6 +36,8 @@ class Options(ReplayOptions):
 class ERAML(RehearsalMethod):
     """Contrast on the stream, cross-entropy on the replay."""
 
+    options: Options
+
     def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
         super().__init__(net, options, setup)
         self.draws = setup.generator("method")

@@ -54,6 +54,7 @@ class Options(ProtectionOptions):
 class EWC(Method):
     """Cross-entropy plus a quadratic penalty that is renewed at the end of each task."""
 
+    options: Options
     needs_boundaries = True
     data_parallel = True
     off_switch: ClassVar = {"e_lambda": 0}

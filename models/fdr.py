@@ -36,6 +36,7 @@ class Options(ReplayOptions):
 class FDR(RehearsalMethod):
     """Cross-entropy on the stream, and the old predictions on what is replayed."""
 
+    options: Options
     needs_boundaries = True
 
     def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:

@@ -36,6 +36,7 @@ class Options(ReplayOptions):
 class FullBuffer(RehearsalMethod):
     """ER with room for all."""
 
+    options: Options
     needs_boundaries = True
     off_switch = "it keeps every sample of the past"
 

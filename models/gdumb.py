@@ -91,6 +91,7 @@ class GreedyBuffer(Buffer):
 class GDumb(RehearsalMethod):
     """A sampler during the stream, a learner at the end of a task."""
 
+    options: Options
     off_switch = "it trains on the memory alone"
     quick_flags: ClassVar = {"fitting_epochs": 2}
 

@@ -40,6 +40,8 @@ class Options(ReplayOptions):
 class GEM(TaskRingMethod):
     """Plain SGD whose gradient is projected when it would hurt a past task."""
 
+    options: Options
+
     def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
         super().__init__(net, options, setup)
         self.inner = InnerSteps(self)

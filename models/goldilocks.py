@@ -44,6 +44,8 @@ class Options(ReplayOptions):
 class Goldilocks(ExemplarReplay):
     """ER on exemplars of middle speed."""
 
+    options: Options
+
     def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
         super().__init__(net, options, setup)
         self.draws = setup.generator("method")

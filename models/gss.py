@@ -38,6 +38,8 @@ class Options(ReplayOptions):
 class GSS(RehearsalMethod):
     """ER whose memory prefers samples unlike those it holds."""
 
+    options: Options
+
     def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
         super().__init__(net, options, setup)
         self.draws = setup.generator("method")

@@ -44,6 +44,7 @@ class Options(ReplayOptions):
 class HAL(TaskRingMethod):
     """ER with a second-order penalty on the anchors' outputs."""
 
+    options: Options
     off_switch: ClassVar = {"buffer_size": 0, "hal_lambda": 0}
     quick_flags: ClassVar = {"anchor_steps": 3}
     second_derivatives = True

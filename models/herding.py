@@ -23,6 +23,8 @@ class Options(ReplayOptions):
 class Herding(ExemplarReplay):
     """ER on exemplars that are herded when a task ends."""
 
+    options: Options
+
     def end_task(self, task: Task) -> None:
         """Herd the task's exemplars by the features of the network that has just learned it."""
         self.keep_herded(task)

@@ -33,6 +33,7 @@ class Options(ExemplarOptions):
 class ICaRL(ExemplarMethod):
     """Binary cross-entropy with distilled targets; prediction by exemplars."""
 
+    options: Options
     scenarios = ("class-il",)
     off_switch = "it has another loss: binary cross-entropy"
 

@@ -27,6 +27,8 @@ class Options(OptionSet):
 class IMMMean(IMM):
     """Every weight of every task counts the same."""
 
+    options: Options
+
     def precision(self, task: Task) -> dict[str, Tensor]:
         """Each weight counts once for every task."""
         return {name: torch.ones_like(p) for name, p in self.quadratic.parameters.items()}

@@ -35,6 +35,8 @@ class Options(OptionSet):
 class IMMMode(IMM):
     """A weight counts by how much the task's likelihood depends on it."""
 
+    options: Options
+
     def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
         super().__init__(net, options, setup)
         self.draws = setup.generator("method")

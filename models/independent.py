@@ -30,6 +30,7 @@ class Options(OptionSet):
 class Independent(Method):
     """The contract's defaults on a network per task."""
 
+    options: Options
     needs_boundaries = True
     off_switch = "it has another network: one per task"
 

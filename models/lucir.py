@@ -41,6 +41,7 @@ class Options(ExemplarOptions):
 class LUCIR(ExemplarMethod):
     """Three losses on a cosine head."""
 
+    options: Options
     scenarios = ("class-il",)
     off_switch = "it has another head: cosines"
 

@@ -48,6 +48,7 @@ class Options(OptionSet):
 class LwF(Method):
     """Cross-entropy plus distillation from the network that the last task left."""
 
+    options: Options
     needs_boundaries = True
     data_parallel = True
     off_switch: ClassVar = {"lwf_lambda": 0}

@@ -28,6 +28,8 @@ class Options(MemorizationOptions):
 class MAER(MemorizationReplay):
     """ER whose memory is rewritten at the end of each task."""
 
+    options: Options
+
     def make_buffer(self) -> BalancedBuffer:
         """A reservoir that evicts from the most populated class."""
         n_classes, draws = self.benchmark.n_classes, self.setup.generator("buffer")

@@ -29,6 +29,8 @@ class Options(ProxyOptions):
 class MAERAdaptive(maer.MAER):
     """maer with its own policy."""
 
+    options: Options
+
     def policy(self) -> Policy:
         """Its own choice of both ends in place of `--buffer_policy`."""
         return self.choose

@@ -33,6 +33,8 @@ class Options(MemorizationOptions):
 class MAERHigh(maer.MAER):
     """maer; at the end of a task the most memorized samples of each class are marked."""
 
+    options: Options
+
     def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
         super().__init__(net, options, setup)
         tail, masks = (

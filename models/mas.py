@@ -67,6 +67,7 @@ class Options(importance.ProtectionOptions):
 class MAS(Method):
     """Cross-entropy plus a quadratic penalty whose importances grow at the end of each task."""
 
+    options: Options
     needs_boundaries = True
     data_parallel = True
     off_switch: ClassVar = {"mas_lambda": 0}

@@ -59,6 +59,7 @@ class Options(ReplayOptions):
 class MER(RehearsalMethod):
     """For each example: s batches of single-sample SGD, each followed by a Reptile step."""
 
+    options: Options
     off_switch: ClassVar = {
         "buffer_size": 0,
         "beta": 1,

@@ -40,6 +40,8 @@ class Options(ReplayOptions):
 class MIR(RehearsalMethod):
     """The stream's gradient, plus that of what it interferes with."""
 
+    options: Options
+
     def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
         super().__init__(net, options, setup)
         k = self.n_replayed

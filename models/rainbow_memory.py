@@ -36,6 +36,8 @@ class Options(ReplayOptions):
 class RainbowMemory(ExemplarReplay):
     """ER; every class's exemplars are chosen again at the end of each task."""
 
+    options: Options
+
     def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
         super().__init__(net, options, setup)
         self.draws = setup.generator("method")

@@ -40,6 +40,7 @@ class Examples(NamedTuple):
 class RehearsalMethod(Method):
     """A method with a memory of past samples; a uniform reservoir unless `make_buffer` says otherwise."""
 
+    buffer: Memory
     rehearses = True
     # How `replay` draws: distinct samples, or independent ones that may be the same.
     with_replacement: bool = False
@@ -105,6 +106,7 @@ class RehearsalMethod(Method):
 class TaskRingMethod(RehearsalMethod):
     """A rehearsal method with a ring memory of equal size for every task (GEM, A-GEM, HAL)."""
 
+    buffer: RingMemory
     needs_boundaries = True
 
     def make_buffer(self) -> RingMemory:

@@ -28,6 +28,7 @@ class Options(ReplayOptions):
 class RPC(ExemplarReplay):
     """ER on a head that does not learn."""
 
+    options: Options
     scenarios = ("class-il",)
     off_switch = "it has another head: a fixed one"
 

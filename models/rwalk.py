@@ -41,6 +41,7 @@ class Options(ProtectionOptions):
 class RWalk(Method):
     """Cross-entropy plus a quadratic penalty weighted by Fisher information and path scores."""
 
+    options: Options
     needs_boundaries = True
     off_switch: ClassVar = {"rwalk_lambda": 0}
 

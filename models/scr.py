@@ -38,6 +38,7 @@ class Options(ReplayOptions):
 class SCR(RehearsalMethod):
     """Contrastive loss in place of a classifier."""
 
+    options: Options
     scenarios = ("class-il", "domain-il")
     off_switch = "it has another loss: contrastive"
 

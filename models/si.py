@@ -35,6 +35,7 @@ class Options(ProtectionOptions):
 class SI(Method):
     """Cross-entropy plus a quadratic penalty whose importances are gathered while training."""
 
+    options: Options
     needs_boundaries = True
     off_switch: ClassVar = {"si_c": 0}
 

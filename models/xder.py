@@ -40,6 +40,7 @@ class Options(derpp.Options):
 class XDER(ExemplarMethod):
     """DER++ on separate groups of classes, with stored logits that are kept up to date."""
 
+    options: Options
     scenarios = ("class-il",)
     off_switch = "it has another loss: among the task's own classes"
 

@@ -49,6 +49,7 @@ def at_random(generator: torch.Generator) -> Choice:
 class ExemplarMethod(RehearsalMethod):
     """A rehearsal method whose memory is an `ExemplarMemory`, renewed by `end_task`."""
 
+    buffer: ExemplarMemory
     needs_boundaries = True
 
     def make_buffer(self) -> ExemplarMemory:
