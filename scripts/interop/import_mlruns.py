@@ -4,7 +4,9 @@
     python scripts/interop/import_mlruns.py mlruns --output_dir runs/paper --tracking_uri sqlite:///mlflow.db
     python scripts/report.py runs/paper
 
-Reads the files themselves (meta.yaml, params/, metrics/, tags/): MLflow no longer opens such stores. Every
+Reads the files themselves (meta.yaml, params/, metrics/, tags/): MLflow no longer opens such stores, and its
+own `mlflow migrate-filestore` copies a whole store, steps as they are, into a new and empty SQLite database
+alone, so not next to runs that are there, and writes no run folders. Every
 run becomes one in our store, with its name, times, parameters, metrics and tags, and, where it logged
 accuracies of single tasks, a run folder with results.json for report.py. A run that is there already is
 left alone, so the command can be repeated. Steps that the memorization paper's logs count from the task's

@@ -100,9 +100,9 @@ def _option_sets(chosen: dict[str, str | None]) -> dict[str, type[OptionSet]]:
     dataset = chosen["dataset"] or settings.RunOptions().dataset
     wanted = {"models": chosen["model"], "datasets": dataset, "backbones": chosen["backbone"]}
     wanted["backbones"] = wanted["backbones"] or settings.benchmark_defaults(dataset).get("backbone", "mlp")
-    for kind, (_, part) in PLUGINS.items():
+    for kind, (_, group) in PLUGINS.items():
         if wanted[kind]:
-            sets[part] = getattr(registry.load(kind, wanted[kind]), "Options", OptionSet)
+            sets[group] = getattr(registry.load(kind, wanted[kind]), "Options", OptionSet)
     return sets
 
 
@@ -116,10 +116,10 @@ def _parser(sets: dict[str, type[OptionSet]], chosen: dict, chooser: Parser | No
     parser = Parser(prog="main.py", argument_default=argparse.SUPPRESS, parents=parents)
     defaults = settings.benchmark_defaults(chosen["dataset"]) if chosen.get("dataset") else {}
     names = {flag: chosen.get(flag) or "" for flag, _ in PLUGINS.values()}
-    for part, options in sets.items():
+    for group, options in sets.items():
         fields = [f for f in dataclasses.fields(options) if f.name not in {"model", "dataset", "backbone"}]
         if fields:
-            parser.add_section(TITLES[part].format(**names).strip(), fields, defaults)
+            parser.add_section(TITLES[group].format(**names).strip(), fields, defaults)
     return parser
 
 
@@ -131,9 +131,8 @@ def best_args(model: str | None, dataset: str | None, given: dict[str, Any]) -> 
     dataset = registry.canonical("datasets", dataset or settings.RunOptions().dataset)
     path = registry.ROOT / "models" / "presets" / f"{model}.yaml"
     presets = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
-    known = presets.get(dataset, {})
     size = str(given.get("buffer_size", "any"))
-    by_size = {str(key): flags for key, flags in known.items()}
+    by_size = {str(key): flags for key, flags in presets.get(dataset, {}).items()}
     if size not in by_size:
         have = [f"{d} (buffer_size {', '.join(map(str, sizes))})" for d, sizes in presets.items()]
         raise OptionError(

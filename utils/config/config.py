@@ -209,9 +209,9 @@ def option_sets(model: str, dataset: str, backbone: str) -> dict[str, type[Optio
     """Name of each part of `Config` → its dataclass; imports the three plugins."""
     sets = dict(GROUPS)
     chosen = {"models": model, "datasets": dataset, "backbones": backbone}
-    for kind, (_, part) in PLUGINS.items():
+    for kind, (_, group) in PLUGINS.items():
         module = registry.load(kind, chosen[kind])
-        sets[part] = getattr(module, "Options", OptionSet)
+        sets[group] = getattr(module, "Options", OptionSet)
     fields_of(sets)  # refuses a flag that two of them define
     return sets
 
@@ -255,9 +255,9 @@ def up_to_date(stored: dict[str, Any]) -> dict[str, Any]:
 
 
 def _last(layers: list[tuple[str, dict[str, Any]]], key: str, options: type[OptionSet]) -> Any:
-    found = [layer[key] for _, layer in layers if key in layer]
+    given = [layer[key] for _, layer in layers if key in layer]
     default = next(f.default for f in dataclasses.fields(options) if f.name == key)
-    return found[-1] if found else default
+    return given[-1] if given else default
 
 
 def _cross_check(config: Config) -> None:

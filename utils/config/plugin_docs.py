@@ -58,27 +58,26 @@ def paper(source: str) -> str:
 def _plugin(kind: str, name: str, path: Path) -> Plugin:
     tree = _tree(path)
     summary, _, rest = (ast.get_docstring(tree) or "").partition("\n")
-    parts = split(rest)
+    sections = split(rest)
     attributes = _attributes(tree) if kind == "models" else {}
     scenarios = attributes.get("scenarios", SCENARIOS) if kind == "models" else _built(tree, path)
-    found = scenarios if kind != "backbones" else ()
-    return Plugin(kind, name, path, summary.strip(), *parts, tuple(found), attributes)
+    scenarios = tuple(scenarios) if kind != "backbones" else ()
+    return Plugin(kind, name, path, summary.strip(), *sections, scenarios, attributes)
 
 
 def split(text: str) -> tuple[str, str, str]:
     """(source, differences, the rest) of a docstring below its first line."""
-    found = {"source": [], "differs": [], "text": []}
-    part = "text"
+    sections: dict[str, list[str]] = {"source": [], "differs": [], "text": []}
     for paragraph in text.strip().split("\n\n"):
-        part = "text"
+        section = "text"
         for line in paragraph.splitlines():
             if line.startswith(("Source: ", "Data: ")):
-                part, line = "source", line.partition(": ")[2]
+                section, line = "source", line.partition(": ")[2]
             elif DIFFERS.match(line):
-                part, line = "differs", DIFFERS.sub("", line)
-            found[part].append(line)
-        found[part].append("")
-    return tuple("\n".join(lines).strip() for lines in found.values())
+                section, line = "differs", DIFFERS.sub("", line)
+            sections[section].append(line)
+        sections[section].append("")
+    return tuple("\n".join(lines).strip() for lines in sections.values())
 
 
 @cache
@@ -93,18 +92,19 @@ def method_class(tree: ast.Module) -> ast.ClassDef:
 
 def _attributes(tree: ast.Module) -> dict[str, Any]:
     """Literal class attributes of the method's class, its own and those of the methods it extends."""
-    own, found = method_class(tree), {}
-    for base in own.bases:
+    attributes: dict[str, Any] = {}
+    method = method_class(tree)
+    for base in method.bases:
         parent = registry.ROOT / "models" / f"{ast.unparse(base).split('.')[0]}.py"
         if isinstance(base, ast.Attribute) and parent.exists():  # `from models import er`, then er.ER
-            found |= _attributes(_tree(parent))
-    for line in own.body:
+            attributes |= _attributes(_tree(parent))
+    for line in method.body:
         if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name):
             try:
-                found[line.targets[0].id] = ast.literal_eval(line.value)
+                attributes[line.targets[0].id] = ast.literal_eval(line.value)
             except ValueError:
                 continue
-    return found
+    return attributes
 
 
 def _built(tree: ast.Module, path: Path) -> tuple[str, ...]:

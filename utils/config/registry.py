@@ -58,16 +58,16 @@ def default_dir() -> Path:
 @cache
 def names(kind: str) -> dict[str, Path]:
     """Plugin name → file, for `kind` in models, datasets, backbones, sorted by name."""
-    found: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     for path in sorted((ROOT / kind).glob("*.py")):
         if path.stem in CONTRACTS[kind] | {"__init__"}:
             continue
         for name in _literal_names(path) or (path.stem,):
             name = name.replace("_", "-") if kind == "datasets" else name
-            if name in found:
-                raise RuntimeError(f"{WORDS[kind]} '{name}' is defined by both {found[name]} and {path}")
-            found[name] = path
-    return found
+            if name in paths:
+                raise RuntimeError(f"{WORDS[kind]} '{name}' is defined by both {paths[name]} and {path}")
+            paths[name] = path
+    return paths
 
 
 @cache
@@ -113,11 +113,11 @@ def load(kind: str, name: str) -> ModuleType:
 
 def plugin_class(module: ModuleType, base: type[Plugin]) -> type[Plugin]:
     """The one subclass of `base` that a plugin module defines."""
-    found = [
+    classes = [
         c
         for _, c in inspect.getmembers(module, inspect.isclass)
         if issubclass(c, base) and c is not base and c.__module__ == module.__name__
     ]
-    if len(found) != 1:
-        raise TypeError(f"{module.__file__} must define exactly one {base.__name__}, found {len(found)}")
-    return found[0]
+    if len(classes) != 1:
+        raise TypeError(f"{module.__file__} must define exactly one {base.__name__}, not {len(classes)}")
+    return classes[0]

@@ -13,14 +13,14 @@ NAMES = {"experiment_name", "run_name"}
 
 def run_key(flags: dict[str, Any]) -> str:
     """Twelve digits that stand for what a resolved configuration computes."""
-    told = {k: v for k, v in flags.items() if k not in OPERATIONAL | NAMES}
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+    computed = {k: v for k, v in flags.items() if k not in OPERATIONAL | NAMES}
+    return hashlib.sha256(json.dumps(computed, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def command_line_of(flags: dict[str, Any]) -> str:
     """A command that runs this resolved configuration: every flag written out, so that no default counts."""
-    kept = {k: v for k, v in flags.items() if k not in OPERATIONAL | NAMES}
-    return " ".join(["python main.py", *map(shlex.quote, arguments(kept))])
+    computed = {k: v for k, v in flags.items() if k not in OPERATIONAL | NAMES}
+    return " ".join(["python main.py", *map(shlex.quote, arguments(computed))])
 
 
 def arguments(flags: dict[str, Any]) -> list[str]:

@@ -145,12 +145,12 @@ def parse_options(text: str) -> dict[str, str]:
 def minutes(text: str) -> int:
     """Minutes in a time as sbatch takes it: `240`, `04:00:00`, `1-12:00:00` (days-hours:minutes:seconds)."""
     days, dash, clock = text.rpartition("-")
-    parts = clock.split(":")
-    if not all(part.isdigit() for part in [*parts, *([days] if dash else [])]) or len(parts) not in (
+    numbers = clock.split(":")
+    if not all(number.isdigit() for number in [*numbers, *([days] if dash else [])]) or len(numbers) not in (
         (3,) if dash else (1, 3)
     ):
         raise UserError(f"--slurm time={text}: expected minutes, HOURS:MINUTES:SECONDS or DAYS-HH:MM:SS")
-    hours_to_seconds = [int(part) for part in parts] if len(parts) == 3 else [0, int(parts[0]), 0]
+    hours_to_seconds = [int(number) for number in numbers] if len(numbers) == 3 else [0, int(numbers[0]), 0]
     hours, whole_minutes, seconds = hours_to_seconds
     total = 24 * 60 * int(days or 0) + 60 * hours + whole_minutes + (seconds > 0)
     if not total:

@@ -1,4 +1,4 @@
-"""Tracking process: MLflow in a process of its own, for a run does not need to wait for it.
+"""Background tracker: MLflow in a process of its own, so that a run does not wait for it.
 
 MLflow takes longer to import than torch. Its process starts with the run and imports it while the run
 builds its network and trains; calls go there through a pipe and are carried out in their order by
@@ -102,7 +102,7 @@ class TrackerProcess(Tracker):
         self._ask("flush")
 
     def finish(self, status: str) -> None:
-        """Waits until it is done."""
+        """Close the run in MLflow and wait until that is done."""
         self._ask("finish", status)
 
     def close(self) -> None:

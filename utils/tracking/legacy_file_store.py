@@ -97,17 +97,17 @@ def _texts(folder: Path) -> dict[str, str]:
 
 
 def _histories(folder: Path) -> dict[str, list[tuple[int, float, int]]]:
-    found = {}
+    histories = {}
     for name, text in _files(folder):
         lines = [line.split() for line in text.splitlines() if line.strip()]
         try:
-            found[name] = [
+            histories[name] = [
                 (int(words[0]), float(words[1]), int(words[2]) if len(words) > 2 else i)
                 for i, words in enumerate(lines)
             ]
         except (ValueError, IndexError):
             raise UserError(f"{folder / name}: expected lines of time, value and step") from None
-    return found
+    return histories
 
 
 def aligned(histories: dict[str, list]) -> dict[str, list[tuple[int, float, int]]]:
@@ -117,21 +117,21 @@ def aligned(histories: dict[str, list]) -> dict[str, list[tuple[int, float, int]
     others end with the last task. Names that already stand at their tasks, as ours do, stay.
     """
     n_rows = len(histories.get("mean_acc_class_il", []))
-    found = {}
+    result = {}
     for name, history in histories.items():
         steps = [step for *_, step in history]
         task = re.search(r"_task_(\d+)$", name)
         late = int(task[1]) if task else n_rows - len(history)
         if PER_TASK.fullmatch(name) and late > 0 and steps == list(range(len(steps))):
             history = [(time, value, step + late) for time, value, step in history]
-        found[name] = history
-    return found
+        result[name] = history
+    return result
 
 
 def matrix(run: OldRun, view: str) -> np.ndarray | None:
     """R (T, T) as fractions, NaN where nothing was logged; None without accuracies of single tasks."""
     named = {k: re.fullmatch(rf"acc_{view}_task_(\d+)", k) for k in run.metrics}
-    columns = {int(found[1]): run.metrics[k] for k, found in named.items() if found}
+    columns = {int(match[1]): run.metrics[k] for k, match in named.items() if match}
     if not columns:
         return None
     T = max(columns) + 1

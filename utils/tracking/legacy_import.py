@@ -1,7 +1,7 @@
 """Tracking import: the runs of an old file store, written into our MLflow store once."""
 
 from collections import defaultdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -9,6 +9,9 @@ from engram.utils.errors import UserError
 from engram.utils.tracking import mlflow_store as store
 from engram.utils.tracking.legacy_file_store import OldRun
 from engram.utils.tracking.mlflow_tracker import METRICS_PER_BATCH, PARAMS_PER_BATCH, experiment_id
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
 
 # The tag by which an imported run is recognised; a run of which only this arrived is still "RUNNING".
 MARK = "imported_run"
@@ -18,31 +21,32 @@ MAX_VALUE = 5000  # characters of a parameter or tag; MLflow refuses longer ones
 
 def write(runs: list[OldRun], uri: str | None) -> int:
     """Add what is not there yet; returns how many that were."""
-    where = store.resolve_uri(uri)
-    failures = store.import_mlflow(where)
-    path = store.sqlite_path(where)
+    uri = store.resolve_uri(uri)
+    failures = store.import_mlflow(uri)
+    path = store.sqlite_path(uri)
     try:
         with store.quiet():
             with store.exclusive(path):
                 if path is not None and not path.exists():
                     store.create_database(path)
-                client, experiments, known = _prepare(runs, where)
-            missing = [run for run in runs if run.id not in known]
+                client, experiments, imported = _prepare(runs, uri)
+            missing = [run for run in runs if run.id not in imported]
             for run in tqdm(missing, unit="run", disable=None):
                 with store.exclusive(path):  # one by one: runs in training want to log too
                     _write_run(client, experiments[run.experiment], run)
     except failures as error:
-        raise UserError(f"MLflow {store.redact(where)}: {store.redact(str(error))}") from None
+        raise UserError(f"MLflow {store.redact(uri)}: {store.redact(str(error))}") from None
     return len(missing)
 
 
-def _prepare(runs: list[OldRun], uri: str) -> tuple[Any, dict[str, str], set[str]]:
+def _prepare(runs: list[OldRun], uri: str) -> tuple["MlflowClient", dict[str, str], set[str]]:
     """(client, experiment name → id, ids of the old runs that are there whole)."""
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(tracking_uri=uri)
     experiments = {name: experiment_id(client, uri, name) for name in sorted({r.experiment for r in runs})}
-    known, token = set(), None
+    imported: set[str] = set()
+    token = None
     while True:
         page = client.search_runs(
             list(experiments.values()), f"tags.{MARK} != ''", max_results=1000, page_token=token
@@ -51,18 +55,18 @@ def _prepare(runs: list[OldRun], uri: str) -> tuple[Any, dict[str, str], set[str
             if run.info.status == "RUNNING":  # an import was killed here
                 client.delete_run(run.info.run_id)
             else:
-                known.add(run.data.tags[MARK])
+                imported.add(run.data.tags[MARK])
         token = page.token
         if not token:
-            return client, experiments, known
+            return client, experiments, imported
 
 
-def _write_run(client: Any, experiment: str, run: OldRun) -> None:
+def _write_run(client: "MlflowClient", experiment: str, run: OldRun) -> None:
     from mlflow.entities import Metric, Param
 
     tags = {name: run.params[name] for name in SEARCHABLE if name in run.params}
-    kept = {k: v for k, v in run.tags.items() if k not in ("mlflow.runName", "mlflow.parentRunId")}
-    tags |= {name: value[:MAX_VALUE] for name, value in kept.items()}
+    other_tags = {k: v for k, v in run.tags.items() if k not in ("mlflow.runName", "mlflow.parentRunId")}
+    tags |= {name: value[:MAX_VALUE] for name, value in other_tags.items()}
     tags |= {"mlflow.runName": run.name, MARK: run.id}
     new = client.create_run(experiment, start_time=run.start, tags=tags, run_name=run.name).info.run_id
     params = [Param(name, value[:MAX_VALUE]) for name, value in run.params.items()]
@@ -71,7 +75,7 @@ def _write_run(client: Any, experiment: str, run: OldRun) -> None:
         for name, history in run.metrics.items()
         for time, value, step in history
     ]
-    batches = defaultdict(dict)
+    batches: dict[int, dict[str, Any]] = defaultdict(dict)
     for kind, items, size in (
         ("params", params, PARAMS_PER_BATCH),
         ("metrics", values, METRICS_PER_BATCH - PARAMS_PER_BATCH),

@@ -14,10 +14,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from engram.utils.config.config import Config, git_commit
 from engram.utils.tracking import mlflow_store as store
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+    from engram.utils.tracking.background_tracker import TrackerProcess
 
 logger = logging.getLogger(__name__)
 Value = TypeVar("Value")
@@ -131,30 +136,30 @@ class MlflowTracker(Tracker):
             resume_id = self._started_here(experiment, tags["run_dir"])
         if resume_id and self._continue(resume_id):
             self._log_tags(tags)
-            known = self._client.get_run(resume_id).data.params
-            self._log_params({name: value for name, value in flags.items() if name not in known})
+            logged = self._client.get_run(resume_id).data.params
+            self._log_params({name: value for name, value in flags.items() if name not in logged})
             return
         name = flags["run_name"] or "{model} {dataset} seed {seed}".format(**flags)
         self.run_id = self._client.create_run(experiment, run_name=name, tags=tags).info.run_id
         self._log_params(flags)
 
     def _started_here(self, experiment: str, run_dir: str) -> str | None:
-        """The run of this folder, if there is one."""
+        """Id of the MLflow run that was started from this folder, if there is one."""
         quoted = run_dir.replace("'", "''")
-        found = self._client.search_runs([experiment], f"tags.run_dir = '{quoted}'", max_results=1)
-        return found[0].info.run_id if found else None
+        runs = self._client.search_runs([experiment], f"tags.run_dir = '{quoted}'", max_results=1)
+        return runs[0].info.run_id if runs else None
 
     def _continue(self, run_id: str) -> bool:
         """Open an existing run again; False, with a warning, when the store does not have it."""
         from mlflow.exceptions import MlflowException
 
         try:
-            found = self._client.get_run(run_id).info.lifecycle_stage == "active"
+            exists = self._client.get_run(run_id).info.lifecycle_stage == "active"
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-            found = False
-        if not found:
+            exists = False
+        if not exists:
             logger.warning(f"MLflow run {run_id} is not in {store.redact(self.uri)}; a new one continues it")
             return False
         self._client.update_run(run_id, status="RUNNING")
@@ -205,11 +210,15 @@ def wanted(config: Config) -> bool:
 
 
 def open_tracker(
-    config: Config, run_dir: Path, resume_id: str | None = None, resumed: bool = False, process: Any = None
+    config: Config,
+    run_dir: Path,
+    resume_id: str | None = None,
+    resumed: bool = False,
+    process: "TrackerProcess | None" = None,
 ) -> Tracker:
     """The tracker that the flags ask for; `NullTracker`, after a warning, when its store cannot be used.
 
-    process: that of `tracking_process.prepared`, which logs in this one's place and warns later.
+    process: the one of `background_tracker.prepared`; it logs instead of this process and warns later.
     """
     if not wanted(config):
         return NullTracker()
@@ -221,19 +230,19 @@ def open_tracker(
     return tracker if tracker.active else NullTracker()
 
 
-def experiment_id(client: Any, uri: str, name: str) -> str:
+def experiment_id(client: "MlflowClient", uri: str, name: str) -> str:
     """Id of the experiment, which another process may be creating at this moment."""
     from mlflow.exceptions import MlflowException
 
-    found = client.get_experiment_by_name(name)
-    if found is None:
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
         try:  # without the tag the browser takes it for an experiment with language models
             return client.create_experiment(name, store.artifact_location(uri, name), tags=EXPERIMENT_TAGS)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-            found = client.get_experiment_by_name(name)
-    return found.experiment_id
+            experiment = client.get_experiment_by_name(name)
+    return experiment.experiment_id
 
 
 def run_tags(flags: dict[str, Any], run_dir: Path) -> dict[str, str]:
