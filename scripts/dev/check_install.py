@@ -29,6 +29,7 @@ import engram, engram.main, engram.datasets.seq_digits, engram.utils.errors
 from pathlib import Path
 here, packages = Path.cwd().resolve(), Path(engram.__file__).resolve().parent
 assert utils.MARK == "local" and Path(utils.__file__).resolve().parent == here, utils.__file__
+assert callable(engram.train)
 assert packages.name == "site-packages" and Path(engram.main.__file__).parent == packages / "engram"
 assert not hasattr(datasets, "seq_digits") and "engram" not in Path(datasets.__file__).parts
 print("engram:", engram.__file__)
