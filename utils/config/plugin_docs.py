@@ -60,7 +60,7 @@ def _plugin(kind: str, name: str, path: Path) -> Plugin:
     summary, _, rest = (ast.get_docstring(tree) or "").partition("\n")
     sections = split(rest)
     attributes = _attributes(tree) if kind == "models" else {}
-    scenarios = attributes.get("scenarios", SCENARIOS) if kind == "models" else _built(tree, path)
+    scenarios = attributes.get("scenarios", SCENARIOS) if kind == "models" else _built(tree)
     scenarios = tuple(scenarios) if kind != "backbones" else ()
     return Plugin(kind, name, path, summary.strip(), *sections, scenarios, attributes)
 
@@ -107,8 +107,8 @@ def _attributes(tree: ast.Module) -> dict[str, Any]:
     return attributes
 
 
-def _built(tree: ast.Module, path: Path) -> tuple[str, ...]:
-    """The scenarios of a benchmark: of what it builds its stream with, here or in a file it imports."""
+def _built(tree: ast.Module) -> tuple[str, ...]:
+    """The scenarios of a benchmark: by the function that builds its stream, else by its docstring."""
     called = {
         node.id if isinstance(node, ast.Name) else node.attr
         for node in ast.walk(tree)
@@ -118,12 +118,5 @@ def _built(tree: ast.Module, path: Path) -> tuple[str, ...]:
         return ("domain-il",)
     if "class_incremental" in called:
         return ("class-il", "task-il")
-    for node in (node for node in tree.body if isinstance(node, ast.ImportFrom)):
-        room, _, stem = node.module.partition(".")
-        stems = [stem] if stem else [alias.name for alias in node.names]
-        others = [path.with_name(f"{other}.py") for other in stems if room == "datasets"]
-        for other in others:
-            if other.exists() and other.stem not in registry.CONTRACTS["datasets"]:
-                return _built(_tree(other), other)
     said = re.search("class-IL|domain-IL", ast.get_docstring(tree) or "")
     return (said[0].lower(),) if said else ()
