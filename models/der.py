@@ -54,7 +54,7 @@ class DER(RehearsalMethod):
         )  # fmt: skip
 
     def stream_loss(self, batch: Batch, outputs: Tensor) -> Tensor:
-        """CE of the stream's batch, whose outputs (N, C) are kept for the memory."""
+        """CE of the stream's batch; keeps its outputs (N, C) for `after_step`, which stores them."""
         self.outputs = outputs.detach().float()
         return F.cross_entropy(self.mask_heads(outputs, batch.task_id), batch.y)
 
@@ -70,7 +70,7 @@ class DER(RehearsalMethod):
         stored = self.buffer.stored()
         same = stored["index"].view(-1, 1) == batch.index
         same &= stored["task_id"].view(-1, 1) == batch.task_id
-        heads = torch.rand(len(batch.y), generator=self.coins) * (self.epoch + 1) < 1
-        same &= heads.to(self.device)
+        renewed = torch.rand(len(batch.y), generator=self.coins) * (self.epoch + 1) < 1
+        same &= renewed.to(self.device)
         new = self.outputs[same.to(torch.uint8).argmax(1)]
         stored["logits"].copy_(torch.where(same.any(1, keepdim=True), new, stored["logits"]))

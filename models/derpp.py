@@ -30,7 +30,7 @@ class DERpp(der.DER):
     def loss(self, batch: Batch) -> Tensor:
         """CE(stream) + α MSE(h(x'), z') + β CE(h(x''), y''), with two independent draws ' and ''."""
         if not self.buffer:
-            return super().loss(batch)
+            return self.stream_loss(batch, *self.separate_passes(batch))
         first, second = (self.buffer.sample(self.n_replayed) for _ in range(2))
         replayed = [self.augmented(sample) for sample in (first, second)]
         outputs, first_outputs, second_outputs = self.separate_passes(batch, *replayed)

@@ -14,8 +14,8 @@ from torch import Tensor
 from engram.backbones.backbone import Backbone
 from engram.datasets.benchmark import Batch
 from engram.models.method import Method, Setup
+from engram.utils.buffers.factory import ring_for
 from engram.utils.buffers.memory import Memory
-from engram.utils.buffers.per_task_ring import ring_for
 from engram.utils.buffers.reservoir import Buffer
 from engram.utils.buffers.ring import RingMemory
 from engram.utils.config.options import OptionSet, option
@@ -92,9 +92,10 @@ class RehearsalMethod(Method):
             self.buffer.add(x=batch.x_raw, y=batch.y, task_id=batch.task_id, index=batch.index, **extra)
 
     def separate_passes(self, *batches: Batch | Examples) -> list[Tensor]:
-        """(N_i, C) unmasked logits of several batches, each of which is a pass of its own.
+        """(N_i, C) unmasked logits of several batches, computed as if each were a pass of its own.
 
-        Without batch norm their samples do not affect each other, and one pass gives the same in less time.
+        With batch norm each is one. Without it samples do not affect each other, and a single pass over all
+        gives the same in less time.
         """
         net = self.net
         if net.mixes_samples or len(batches) == 1:

@@ -42,7 +42,6 @@ TESTS = {
     ],
     "utils/buffers/selection.py": ["tests/unit/test_selection.py", "tests/unit/test_reservoirs.py"],
     "utils/buffers/factory.py": ["tests/unit/test_memory.py"],
-    "utils/buffers/per_task_ring.py": ["tests/unit/test_memory.py"],
     "models/parts/quadratic.py": ["tests/unit/test_quadratic.py"],
     "models/parts/importance.py": ["tests/reference/test_importance.py"],
     "utils/training/accuracy_log.py": ["tests/unit/test_logged_values.py", "tests/unit/test_training.py"],

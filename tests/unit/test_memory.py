@@ -12,9 +12,8 @@ import torch
 
 from engram.utils import buffers
 from engram.utils.buffers.exemplar_memory import ExemplarMemory
-from engram.utils.buffers.factory import MEMORIES, memory_for
+from engram.utils.buffers.factory import MEMORIES, memory_for, ring_for
 from engram.utils.buffers.memory import Memory, StreamMemory
-from engram.utils.buffers.per_task_ring import ring_for
 from engram.utils.buffers.reservoir import Buffer, FIFOBuffer, UnlimitedBuffer
 from engram.utils.buffers.ring import KeyedRing, RingMemory
 from engram.utils.buffers.weighted_reservoirs import (

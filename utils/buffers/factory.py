@@ -1,8 +1,8 @@
-"""Memories by name: what `--memory` chooses from."""
+"""How memories are built: by the names that `--memory` takes, and the ring per task of GEM and its kin."""
 
 from engram.utils.buffers.memory import MemorySetup
 from engram.utils.buffers.reservoir import Buffer, FIFOBuffer
-from engram.utils.buffers.ring import KeyedRing
+from engram.utils.buffers.ring import KeyedRing, RingMemory
 from engram.utils.buffers.weighted_reservoirs import BalancedBuffer, LossAwareBalancedBuffer, LossAwareBuffer
 from engram.utils.errors import UserError
 
@@ -33,3 +33,17 @@ def memory_for(kind: str, size: int, setup: MemorySetup, rule: str = "uniform") 
             f"least {n_groups}, or 0 for no memory"
         )
     return KeyedRing(key, n_groups, size // n_groups, generator, device)
+
+
+def ring_for(method: str, buffer_size: int, setup: MemorySetup) -> RingMemory:
+    """A ring for each task (GEM, A-GEM, HAL), of `buffer_size` samples in total, shared equally by the tasks.
+
+    method: its name, for the `UserError` that a size smaller than the number of tasks raises.
+    """
+    n_tasks = len(setup.benchmark.tasks)
+    if 0 < buffer_size < n_tasks:
+        raise UserError(
+            f"--buffer_size {buffer_size}: {method} keeps a memory per task and there are {n_tasks} tasks; "
+            f"give at least {n_tasks}, or 0 for no memory"
+        )
+    return RingMemory(n_tasks, buffer_size // n_tasks, setup.generator("buffer"), setup.device)

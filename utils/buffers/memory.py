@@ -30,7 +30,7 @@ class Memory(Protocol):
         """All samples it holds, each field (len(self), ...); empty before the first sample."""
 
     def sample(self, n: int) -> dict[str, Tensor]:
-        """Samples drawn uniformly from a memory that is not empty; each field (n, ...)."""
+        """Samples drawn uniformly from a memory that is not empty; each field (at most n, ...)."""
 
     def state_dict(self) -> State:
         """Contents, counters and the state of the generator, safe to load with `weights_only=True`."""

@@ -47,12 +47,12 @@ def parse(argv: list[str]) -> Request:
         print(general_help(chooser))
         sys.exit(0)
     if given.resume and not given.help:
-        return Request(resume=given.resume, overrides=_typed_flags(rest, GROUPS) | _chosen(given))
+        return Request(resume=given.resume, overrides=_given_flags(rest, GROUPS) | _chosen(given))
     sets = _option_sets(chosen)
     if given.help:
         print(_parser(sets, chosen, chooser).format_help())
         sys.exit(0)
-    flags = _typed_flags(rest, sets) | _chosen(given)
+    flags = _given_flags(rest, sets) | _chosen(given)
     layers = [(f"--config {given.config}", file), ("command line", flags)]
     if given.load_best_args:
         layers.insert(0, best_args(chosen["model"], chosen["dataset"], {**file, **flags}))
@@ -106,7 +106,7 @@ def _option_sets(chosen: dict[str, str | None]) -> dict[str, type[OptionSet]]:
     return sets
 
 
-def _typed_flags(argv: list[str], sets: dict[str, type[OptionSet]]) -> dict[str, Any]:
+def _given_flags(argv: list[str], sets: dict[str, type[OptionSet]]) -> dict[str, Any]:
     """Flag → raw string for everything given; unknown flags are refused with near matches."""
     return _parser(sets, {}, None).read(argv, other_flags=_chooser().flags)
 

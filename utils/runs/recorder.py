@@ -23,7 +23,7 @@ from engram.utils.training.trainer import Trainer
 
 
 class Recorder(Generic[TaskT, BatchT]):
-    """Writes results after every task; a context manager that ends the MLflow run whatever happens."""
+    """Writes results after every task; a context manager that ends the MLflow run on leaving."""
 
     def __init__(
         self,

@@ -158,7 +158,7 @@ class Trainer(Generic[TaskT, BatchT]):
             raise InterruptedRunError(self.signals.requested)
 
     def _finish(self, task: TaskT) -> None:
-        """Evaluate after the task, save, report."""
+        """Evaluate the row of R, count the memory, save, report; stop where that is asked for."""
         self._evaluate_row(task)
         counts = memory_counts(self.method, task.id)
         if counts is not None:
