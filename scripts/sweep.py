@@ -27,6 +27,7 @@ import yaml
 from tqdm import tqdm
 
 from engram.utils import files
+from engram.utils.credentials import redact
 from engram.utils.errors import UserError
 from engram.utils.sweeps import process_pool, slurm_pool
 from engram.utils.sweeps.job_pool import JobPool
@@ -139,7 +140,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     if code > 128:
-        print(f"to go on:\n  python scripts/sweep.py {shlex.join(argv)}", file=sys.stderr)
+        print(f"to go on:\n  python scripts/sweep.py {redact(shlex.join(argv))}", file=sys.stderr)
     return code
 
 

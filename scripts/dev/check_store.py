@@ -19,6 +19,7 @@ from pathlib import Path
 
 from engram.utils.config.cli import parse
 from engram.utils.config.config import Config
+from engram.utils.credentials import redact
 from engram.utils.errors import UserError
 from engram.utils.tracking import mlflow_store as store
 from engram.utils.tracking.mlflow_tracker import open_tracker
@@ -142,7 +143,7 @@ def main(argv: list[str] | None = None) -> int:
             try:
                 return 1 if check(uri, args.writers, args.rounds) else 0
             except failures as error:
-                raise UserError(f"{store.redact(uri)}: {store.redact(str(error))}") from None
+                raise UserError(f"{redact(uri)}: {redact(str(error))}") from None
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

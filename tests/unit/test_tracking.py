@@ -12,6 +12,7 @@ import engram
 from engram.utils.config.config import Config, LogOptions, RunOptions, StreamOptions, TrainOptions
 from engram.utils.config.options import OptionSet
 from engram.utils.config.registry import ROOT
+from engram.utils.credentials import redact
 from engram.utils.errors import UserError
 from engram.utils.tracking import mlflow_store
 from engram.utils.tracking.mlflow_tracker import MlflowTracker, NullTracker, open_tracker
@@ -208,7 +209,7 @@ def test_a_bug_is_not_hidden(uri, tmp_path):
 
 
 def test_passwords_are_not_shown():
-    assert mlflow_store.redact("postgresql://me:pa55@host/db") == "postgresql://***@host/db"
+    assert redact("postgresql://me:pa55@host/db") == "postgresql://***@host/db"
     assert mlflow_store.how_to_browse("http://me:pa55@host:5000") == "http://***@host:5000"
 
 

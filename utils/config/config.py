@@ -16,6 +16,7 @@ import engram
 from engram.utils.config import registry
 from engram.utils.config.flags import build_sets, convert_layer, fields_of, flatten
 from engram.utils.config.options import OptionError, OptionSet, option
+from engram.utils.credentials import redact
 from engram.utils.errors import UserError
 
 
@@ -180,8 +181,9 @@ class Config:
     architecture: OptionSet
 
     def flat(self) -> dict[str, Any]:
-        """Flag name → value, tuples as lists: what is saved, logged and read back."""
-        return flatten(getattr(self, group.name) for group in dataclasses.fields(self))
+        """Flag name → value, tuples as lists: what is saved, logged and read back, so without passwords."""
+        flags = flatten(getattr(self, group.name) for group in dataclasses.fields(self))
+        return flags | {"tracking_uri": flags["tracking_uri"] and redact(flags["tracking_uri"])}
 
 
 def version() -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from engram.utils import files
+from engram.utils.credentials import redact
 from engram.utils.errors import UserError
 from engram.utils.runs.run_record import FILE_NAME, RunRecord
 
@@ -63,8 +64,10 @@ class RunDir:
         )
 
     def save_config(self, flags: dict[str, Any]) -> None:
-        """config.yaml; with --config it starts the same run again."""
-        files.write_text(yaml.safe_dump(flags, sort_keys=False), self.config)
+        """Write config.yaml, without passwords; with --config it starts the same run again."""
+        uri = flags.get("tracking_uri")
+        stored = flags | ({"tracking_uri": redact(uri)} if uri else {})
+        files.write_text(yaml.safe_dump(stored, sort_keys=False), self.config)
 
     def load_config(self) -> dict[str, Any]:
         """The flags this run was started with."""

@@ -17,6 +17,7 @@ import numpy as np
 
 from engram.utils.config.config import up_to_date
 from engram.utils.config.run_key import run_key
+from engram.utils.credentials import redact
 from engram.utils.metrics.statistics import mean_std_ci
 from engram.utils.runs.run_dir import RunDir
 from engram.utils.runs.run_record import RunRecord
@@ -54,7 +55,7 @@ def write_parents(sweep_name: str, paths: list[str], uri: str | None) -> int:
         with store.quiet(), store.exclusive(store.sqlite_path(uri)):
             _write_all(sweep_name, settings, uri)
     except failures as error:
-        print(f"MLflow: the study's parent runs could not be written ({error})", file=sys.stderr)
+        print(f"MLflow: the study's parent runs could not be written ({redact(str(error))})", file=sys.stderr)
         return 1
     return 0
 
@@ -92,7 +93,7 @@ def _write_parent(
     title = f"{label(flags)}: {len(runs)} seeds"
     parent = client.create_run(experiment, run_name=title, tags=tags).info
     params = {name: value for name, value in flags.items() if name not in VARYING | {"run_name"}}
-    stored = [Param(name, store.redact(str(value))) for name, value in params.items()]
+    stored = [Param(name, redact(str(value))) for name, value in params.items()]
     client.log_batch(parent.run_id, params=stored[:100])
     metrics = [Metric(name, value, parent.start_time, step) for step, name, value in statistics(records)]
     for i in range(0, len(metrics), METRICS_PER_BATCH):

@@ -5,6 +5,7 @@ to save its state, is put back into Slurm's queue and goes on from its checkpoin
 folders must be the same paths on every node (a shared file system). What trains knows nothing of Slurm.
 """
 
+import dataclasses
 import shutil
 import signal
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import TYPE_CHECKING
 
+from engram.utils.credentials import moved_to_environment
 from engram.utils.errors import UserError
 from engram.utils.processes import child_process_environment
 from engram.utils.sweeps import process_pool
@@ -57,7 +59,8 @@ class SlurmPool(JobPool["submitit.Job[int]"]):
         return self.max_jobs is None or len(self.running) < self.max_jobs
 
     def start(self, job: Job) -> "submitit.Job[int]":
-        """Submit the job with sbatch."""
+        """Submit the job with sbatch; submitit writes its arguments to a file, so without passwords."""
+        job = dataclasses.replace(job, arguments=moved_to_environment(job.arguments))
         options = {k: v for k, v in self.options.items() if job.gpu or k not in GPU_OPTIONS}
         self.executor.update_parameters(
             name=job.name, timeout_min=self.timeout_min, cpus_per_task=self.cpus_per_run,

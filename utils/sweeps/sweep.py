@@ -66,7 +66,7 @@ class Sweep:
 
     def _flags(self, run: PlannedRun, n_threads: int) -> dict[str, Any]:
         """The flags of the run; small networks stay on one thread (utils/device.py)."""
-        flags = run.config.flat()
+        flags = run.config.flat() | {"tracking_uri": run.config.log.tracking_uri}  # with its password
         if not flags["num_threads"] and flags["backbone"] != "mlp":
             flags["num_threads"] = n_threads
         if not flags["run_name"]:

@@ -20,6 +20,7 @@ import yaml
 from engram.utils.config import cli, registry
 from engram.utils.config.config import Config
 from engram.utils.config.run_key import arguments, run_key
+from engram.utils.credentials import redact
 from engram.utils.errors import UserError
 
 KEYS = ("name", "fixed", "grid", "runs")
@@ -49,8 +50,8 @@ class PlannedRun:
 
     @property
     def command(self) -> str:
-        """The command that starts the same run."""
-        return " ".join(["python main.py", *map(shlex.quote, self.argv)])
+        """The command that starts the same run; passwords in it are hidden."""
+        return redact(" ".join(["python main.py", *map(shlex.quote, self.argv)]))
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class SweepSpec:
     def document(self) -> dict[str, Any]:
         """The content of a file that `read_spec` reads back."""
         content = {"name": self.name, "fixed": self.fixed, "grid": self.grid, "runs": list(self.runs)}
-        return {key: value for key, value in content.items() if value}
+        return {key: _redacted(value) for key, value in content.items() if value}
 
 
 def read_spec(path: Path) -> SweepSpec:
@@ -134,6 +135,15 @@ def varying(points: list[dict[str, Any]]) -> list[str]:
 def _plain(flags: dict[Any, Any]) -> dict[str, Any]:
     """The flags without the dashes that a person may have written before them."""
     return {str(name).removeprefix("--"): value for name, value in flags.items()}
+
+
+def _redacted(value: Any) -> Any:
+    """The value, in whatever lists and dicts, without the passwords of tracking URIs."""
+    if isinstance(value, dict):
+        return {key: _redacted(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_redacted(item) for item in value]
+    return redact(value) if isinstance(value, str) else value
 
 
 def _many(value: Any) -> list:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from engram.utils.credentials import redact
 from engram.utils.errors import UserError
 from engram.utils.tracking import mlflow_store as store
 from engram.utils.tracking.legacy_file_store import OldRun
@@ -35,7 +36,7 @@ def write(runs: list[OldRun], uri: str | None) -> int:
                 with store.exclusive(path):  # one by one: runs in training want to log too
                     _write_run(client, experiments[run.experiment], run)
     except failures as error:
-        raise UserError(f"MLflow {store.redact(uri)}: {store.redact(str(error))}") from None
+        raise UserError(f"MLflow {redact(uri)}: {redact(str(error))}") from None
     return len(missing)
 
 

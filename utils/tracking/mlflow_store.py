@@ -12,6 +12,7 @@ from typing import IO
 
 from engram.utils import compat
 from engram.utils.config.registry import default_dir
+from engram.utils.credentials import completed, redact
 from engram.utils.errors import UserError
 
 # A dead server must cost seconds, not MLflow's four minutes; nothing is sent to third parties, and the
@@ -30,13 +31,20 @@ DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 
 
 def resolve_uri(flag: str | None) -> str:
-    """--tracking_uri, else MLflow's own variable, else the database that `mlflow ui` opens by default."""
+    """--tracking_uri, else MLflow's own variable, else the database that `mlflow ui` opens by default.
+
+    Raises `UserError` for one that was stored without its password when the environment does not hold it.
+    """
+    return completed(_named_uri(flag))
+
+
+def _named_uri(flag: str | None) -> str:
     return flag or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{default_dir() / 'mlflow.db'}"
 
 
 def how_to_browse(flag: str | None) -> str:
     """What to type or open to see the runs of the store that --tracking_uri `flag` names."""
-    uri = resolve_uri(flag)
+    uri = _named_uri(flag)
     if uri.startswith(("http://", "https://")):
         return redact(uri)
     store = "" if sqlite_path(uri) == default_dir() / "mlflow.db" else f" --backend-store-uri {redact(uri)}"
@@ -61,11 +69,6 @@ def artifact_location(uri: str, experiment: str) -> str | None:
     path = sqlite_path(uri)
     folder = re.sub(r"[^\w-]+", "_", experiment)
     return ((path.parent if path else default_dir()) / "mlruns" / folder).as_uri()
-
-
-def redact(text: str) -> str:
-    """Without the user name and password of any URI in it."""
-    return re.sub(r"://[^@/\s]+@", "://***@", text)
 
 
 def import_mlflow(uri: str) -> tuple[type[Exception], ...]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from engram.utils.config.config import Config, git_commit
+from engram.utils.credentials import redact
 from engram.utils.tracking import mlflow_store as store
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class MlflowTracker(Tracker):
         `resumed`: the run may have been killed between making its MLflow run and noting the id.
         """
         self.active = True
-        opening = f"opening {store.redact(self.uri)}"
+        opening = f"opening {redact(self.uri)}"
         self._guarded(opening, lambda: self._start(flags, resume_id, resumed))
 
     def log_history(self, rows: Sequence[tuple[int, Mapping[str, float | None]]]) -> None:
@@ -160,7 +161,7 @@ class MlflowTracker(Tracker):
                 raise
             exists = False
         if not exists:
-            logger.warning(f"MLflow run {run_id} is not in {store.redact(self.uri)}; a new one continues it")
+            logger.warning(f"MLflow run {run_id} is not in {redact(self.uri)}; a new one continues it")
             return False
         self._client.update_run(run_id, status="RUNNING")
         self.run_id = run_id
@@ -170,7 +171,7 @@ class MlflowTracker(Tracker):
         from mlflow.entities import Param
 
         # --tracking_uri may carry a password
-        params = [Param(name, store.redact(str(value))) for name, value in flags.items()]
+        params = [Param(name, redact(str(value))) for name, value in flags.items()]
         for batch in _batches(params, PARAMS_PER_BATCH):
             self._client.log_batch(self.run_id, params=batch)
 
@@ -196,7 +197,7 @@ class MlflowTracker(Tracker):
                 return work()
         except self._failures as error:
             self.active = False
-            reason = store.redact(_shortened(str(error))) or type(error).__name__
+            reason = _shortened(redact(str(error))) or type(error).__name__
             logger.warning(
                 f"MLflow: {doing} failed; nothing more is logged there, training goes on and its results "
                 f"are kept in {self.run_dir} ({reason})"
