@@ -80,3 +80,8 @@ def test_holm_by_hand():
     assert holm([0.9, 0.8]) == [1.0, 1.0]
     corrected = holm([0.02, math.nan])
     assert corrected[0] == 0.02 and math.isnan(corrected[1])
+
+
+def test_standard_deviations_of_nested_lists():
+    """Of 1, 3 and of 2, 8: √2 and √18."""
+    assert standard_deviation([[1, 2], [3, 8]]) == pytest.approx([math.sqrt(2), math.sqrt(18)])
