@@ -12,7 +12,6 @@ by `scripts/interop/write_gem_file.py`.
 """
 
 import sys
-import zipfile
 from dataclasses import dataclass
 from math import isqrt
 from pathlib import Path
@@ -26,6 +25,7 @@ from engram.datasets.augment import Augment, normalised_as_asked
 from engram.datasets.benchmark import Benchmark, Task
 from engram.datasets.sources import Source
 from engram.datasets.streams import scenario_of, stored, with_own_outputs, with_validation
+from engram.utils.checkpoint import DamagedFileError, load_verified
 from engram.utils.config.config import Config
 from engram.utils.config.options import OptionSet, option
 from engram.utils.errors import DataError
@@ -77,12 +77,11 @@ def read(path: Path) -> object:
     if not path.is_file():
         raise DataError(f"--gem_file {path}: no such file")
     try:
-        return torch.load(path, weights_only=True, map_location="cpu", mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # unpickling damaged bytes can raise anything
-        reason = " ".join(str(error).split())[:150]
+        return load_verified(path, mmap=True)
+    except DamagedFileError as error:
         raise DataError(
-            f"{path}: damaged, or holds more than tensors, lists, numbers and text ({type(error).__name__}: "
-            f"{reason}); write it again, e.g. with scripts/interop/write_gem_file.py"
+            f"{path}: damaged, or holds more than tensors, lists, numbers and text ({error}); write it "
+            "again, e.g. with scripts/interop/write_gem_file.py"
         ) from error
 
 

@@ -5,7 +5,6 @@ that go to `shards.py` instead, as `storage.py` decides.
 """
 
 import os
-import pickle
 import struct
 import sys
 from collections.abc import Callable, Iterable
@@ -21,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from engram.datasets.image_files import Listing, class_names, fingerprint
+from engram.utils.checkpoint import DamagedFileError, load_verified
 from engram.utils.errors import DataError
 
 FIELDS = ("train_x", "train_y", "test_x", "test_y")
@@ -159,8 +159,11 @@ def cached(path: Path | None, key: str, decode_all: Callable[[], Decoded]) -> De
 def _load(path: Path, key: str) -> Decoded | None:
     """None when there is no file, or one that is damaged or of other images: it is then made anew."""
     try:
-        saved = torch.load(path, weights_only=True, mmap=True)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError):
+        saved = load_verified(path, mmap=True)
+    except FileNotFoundError:
+        return None
+    except DamagedFileError as error:
+        print(f"{path}: damaged ({error}); it is made anew", file=sys.stderr)
         return None
     if not isinstance(saved, dict) or saved.pop("key", None) != key:
         return None

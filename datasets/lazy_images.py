@@ -26,12 +26,18 @@ LARGE = 32 << 10  # bytes of an image; smaller ones come with what the system re
 Transform = Callable[[Tensor], Tensor]  # raw uint8 images (N, C, H, W) → the task's uint8 images
 # submit(function, *arguments) → the future of its result: a thread pool's, or `run_now`
 Submit = Callable[..., "Future[Any]"]
+# verify(images, rows): raises `DataError` if the images read for these rows are not those that were written
+Verify = Callable[[NDArray[np.uint8], NDArray[np.integer]], None]
 PendingImages = Callable[[], Tensor]  # waits for images that are being read and returns them
 
 
 def identity(raw: Tensor) -> Tensor:
     """The transform of a task that shows the images unchanged."""
     return raw
+
+
+def unverified(images: NDArray[np.uint8], rows: NDArray[np.integer]) -> None:
+    """The `Verify` of files without checksums."""
 
 
 class LazyImages:
@@ -102,7 +108,8 @@ class DiskImages(LazyImages):
     """Images in files, or some of them, and the transform that is applied when they are read.
 
     files: arrays (n, C, H, W) over `mmap`s, all as long as the first but the last. rows: which images, and
-    in which order (all). note: a line for the user on where they are and why.
+    in which order (all). note: a line for the user on where they are and why. verify: is called with the
+    images and rows of every read, in the reader's thread.
     """
 
     def __init__(
@@ -112,18 +119,20 @@ class DiskImages(LazyImages):
         rows: NDArray[np.integer] | None = None,
         transform: Transform = identity,
         note: str = "",
+        verify: Verify = unverified,
     ):
-        self.files, self.transform, self.note = files, transform, note
+        self.files, self.transform, self.note, self.verify = files, transform, note, verify
         self.rows = np.arange(sum(map(len, files))) if rows is None else rows
         super().__init__((len(self.rows), *files[0].shape[1:]), device)
 
     def to(self, device: torch.device | str) -> "DiskImages":
         """The same images, for a reader on another device."""
-        return DiskImages(self.files, device, self.rows, self.transform, self.note)
+        return DiskImages(self.files, device, self.rows, self.transform, self.note, self.verify)
 
     def subset(self, rows: Tensor, transform: Transform = identity) -> "DiskImages":
         """The images at `rows` (n,), still unread, to be transformed when they are read."""
-        return DiskImages(self.files, self.device, self.rows[rows.numpy()], transform, self.note)
+        rows_in_files = self.rows[rows.numpy()]
+        return DiskImages(self.files, self.device, rows_in_files, transform, self.note, self.verify)
 
     def prefetch(self, rows: NDArray[np.integer], submit: Submit) -> PendingImages:
         """Have the images copied into memory that a GPU can fetch from while it computes (pinned)."""
@@ -151,6 +160,7 @@ class DiskImages(LazyImages):
                 self.files[i].take(row, axis=0, out=images, mode="clip")
             else:
                 images[in_file] = self.files[i].take(row[in_file], axis=0)
+        self.verify(images, rows)
 
 
 class ConcatenatedImages(LazyImages):
@@ -189,7 +199,7 @@ def concatenate(groups: Sequence[Images]) -> LazyImages:
         alike = (group.files is first.files and group.transform is first.transform for group in on_disk)
         if all(alike):
             rows = np.concatenate([group.rows for group in on_disk])
-            return DiskImages(first.files, first.device, rows, first.transform, first.note)
+            return DiskImages(first.files, first.device, rows, first.transform, first.note, first.verify)
     return ConcatenatedImages(groups)
 
 

@@ -118,11 +118,16 @@ def on_disk(
     fill: shards.Fill,
     reason: str,
 ) -> Decoded:
-    """The data set in a folder of shards, which is written first if it does not exist; see `shards.write`.
+    """The data set in a folder of shards, which is written first if it is missing or damaged.
 
     reason: why the images are on disk, for the line that the run shows.
     """
-    if not folder.is_dir():
-        shards.write(folder, key, shape, classes, labels, fill)
     n_bytes = prod(shape) * sum(len(y) for y in labels.values())
-    return shards.read(folder, key, f"on disk, {format_bytes(n_bytes)} in {folder} ({reason})")
+    note = f"on disk, {format_bytes(n_bytes)} in {folder} ({reason})"
+    try:
+        return shards.read(folder, key, note)
+    except DataError as error:
+        if folder.is_dir():
+            print(f"made anew now: {error}", file=sys.stderr)
+    shards.write(folder, key, shape, classes, labels, fill)
+    return shards.read(folder, key, note)

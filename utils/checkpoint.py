@@ -1,21 +1,23 @@
-"""Checkpoints: written atomically, read back with `weights_only=True`."""
+"""Checkpoints: written atomically, read back with `weights_only=True` and with their bytes verified."""
 
 import os
-import struct
 import zipfile
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 
 from engram.utils.config.config import OPERATIONAL, Config, up_to_date
 from engram.utils.errors import UserError
-from engram.utils.files import put_in_place
+from engram.utils.files import damage_in_zip, put_in_place
 
 
 class CheckpointError(UserError):
     """A checkpoint that is missing, damaged or of another run; the message says what to do."""
+
+
+class DamagedFileError(ValueError):
+    """A file that is not what `torch.save` wrote; the message says why, without its name."""
 
 
 def write(content: dict[str, Any], path: Path) -> None:
@@ -29,16 +31,32 @@ def write(content: dict[str, Any], path: Path) -> None:
     put_in_place(temporary, path)
 
 
+def load_verified(path: Path, mmap: bool = False) -> object:
+    """What `torch.save` wrote to the file, on the CPU: the one way in which this project opens such files.
+
+    mmap: leave tensors on the disk until they are used. Nothing in the file can run code. Raises
+    `FileNotFoundError`, and `DamagedFileError` for a file that cannot be loaded or whose bytes have changed.
+    """
+    try:
+        if reason := damage_in_zip(path):
+            raise DamagedFileError(reason[:150])
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
+    except (FileNotFoundError, DamagedFileError):
+        raise
+    except Exception as error:  # unpickling damaged bytes can raise anything
+        reason = " ".join(str(error).split()) or "no message"
+        raise DamagedFileError(f"{type(error).__name__}: {reason[:150]}") from error
+
+
 def read(path: Path) -> dict[str, Any]:
     """Load a checkpoint onto the CPU; nothing in the file can run code."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_verified(path)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint file") from None
-    except (RuntimeError, EOFError, UnpicklingError, zipfile.BadZipFile, struct.error, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except DamagedFileError as error:
         raise CheckpointError(
-            f"{path}: damaged or not a checkpoint ({reason[:120]}); remove it, or start the run again"
+            f"{path}: damaged or not a checkpoint ({error}); remove it, or start the run again"
         ) from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: not a checkpoint of this project")

@@ -9,7 +9,6 @@ stores. Never pickled.
 import hashlib
 import json
 import os
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,6 @@ from torch import Tensor
 
 from engram.utils import files
 from engram.utils.errors import UserError
-
-DAMAGED = (OSError, ValueError, EOFError, zipfile.BadZipFile)
 
 
 def order_hash(labels: Tensor) -> str:
@@ -52,8 +49,11 @@ def write(path: str | Path, settings: dict[str, Any], **arrays: Any) -> Path:
 
 def load(path: str | Path, *needed: str) -> dict[str, NDArray[Any]]:
     """All arrays of a .npz (settings as a JSON string) or the vector of a .npy as `scores`."""
+    file = Path(path).expanduser()
     try:
-        content = np.load(Path(path).expanduser(), allow_pickle=False)
+        if reason := files.damage_in_zip(file):
+            raise ValueError(reason)
+        content = np.load(file, allow_pickle=False)
         if isinstance(content, np.ndarray):
             content = {"scores": content}
         else:
@@ -61,7 +61,7 @@ def load(path: str | Path, *needed: str) -> dict[str, NDArray[Any]]:
                 content = {name: content[name] for name in content.files}
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except DAMAGED as error:
+    except Exception as error:  # parsing damaged bytes can raise anything
         raise UserError(f"{path}: cannot be read ({error}); expected .npz with 'scores', or .npy") from None
     for name in needed:
         if name not in content:

@@ -33,6 +33,7 @@ from engram.scripts.analysis.table import mean_std
 from engram.scripts.interop import adapt_importance
 from engram.scripts.studies.program import run_study, study_parser
 from engram.scripts.trained_run import TrainedRun, open_trained_run
+from engram.utils import checkpoint
 from engram.utils.errors import UserError
 
 FLAGS = [
@@ -97,9 +98,7 @@ def measure(folder: Path, images: Tensor, y: Tensor) -> dict[str, dict[str, floa
     for copy in COPIES:
         run = open_trained_run(str(folder / copy), "", "cpu")
         R = run.trainer.results.R["task_il"]
-        start = torch.load(folder / f"{copy}_start.pt", weights_only=True)["method"]["quadratic"][
-            "importance"
-        ]
+        start = checkpoint.read(folder / f"{copy}_start.pt")["method"]["quadratic"]["importance"]
         measured[copy] = {
             "before": before,
             "after": accuracy(run, images, y),

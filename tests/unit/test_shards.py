@@ -255,7 +255,7 @@ def rewrite(**change):
         (lambda path: truncate(path.parent / "header.json"), "header.json: missing or damaged"),
         (lambda path: (path.parent / "header.json").unlink(), "header.json: missing or damaged"),
         (lambda path: zero(path.parent / "train_y.npy"), "train_y.npy: damaged"),
-        (rewrite(version=shards.VERSION + 1), "of version 2"),
+        (rewrite(version=shards.VERSION + 1), "of version 3"),
         (rewrite(key="other"), "other images"),
     ],
 )
