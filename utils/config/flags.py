@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 import yaml
 
+from engram.utils import yaml_files
 from engram.utils.config.options import OptionError, OptionSet, convert, value_type
 from engram.utils.config.registry import suggest
 
@@ -83,7 +84,7 @@ def flag_keywords(field: dataclasses.Field, default: Any) -> dict[str, Any]:
 def read_config_file(path: str) -> dict[str, Any]:
     """The flags in a YAML file: a flat mapping from flag name to value."""
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml_files.read(Path(path))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise OptionError(f"--config {path}: cannot be read: {error}") from None
     if not isinstance(content, dict):

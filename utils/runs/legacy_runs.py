@@ -1,5 +1,6 @@
 """Run folders made of the runs in an old MLflow file store, so that reports read them like our own."""
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -51,7 +52,13 @@ def write_run_dir(run: OldRun, output_dir: Path) -> bool:
     record = record_of(run)
     if record is None:
         return False
-    path = output_dir / _safe(record.config["dataset"]) / _safe(record.config["model"]) / run.id / FILE_NAME
+    path = (
+        output_dir
+        / _safe(record.config["dataset"])
+        / _safe(record.config["model"])
+        / _safe_id(run.id)
+        / FILE_NAME
+    )
     if path.exists():
         return False
     try:
@@ -67,8 +74,9 @@ def _config_of(run: OldRun) -> dict[str, Any]:
     params = {k: _typed(v) for k, v in run.params.items() if not ADMINISTRATIVE.fullmatch(k)}
     config = {"model": "unknown", "dataset": run.experiment} | params
     config |= {"run_name": run.name, "experiment_name": run.experiment}
-    if config.get("seed") is None:
-        config["seed"] = int(run.id[:7], 16)  # drawn at random then: each run is a sample of its own
+    if not isinstance(config.get("seed"), int):  # drawn at random then: each run is a sample of its own
+        hexadecimal = run.id if re.match("[0-9a-f]{7}", run.id) else _digest(run.id)
+        config["seed"] = int(hexadecimal[:7], 16)
     return config
 
 
@@ -79,10 +87,21 @@ def _typed(text: str) -> Any:
         return words[text]
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 
 def _safe(name: Any) -> str:
-    """The name with every character that a file name may not have as an underscore."""
-    return re.sub(r"[^\w.-]+", "_", str(name))
+    """Name of one folder: at most 100 characters, those that a file name may not have as an underscore."""
+    safe = re.sub(r"[^\w.-]+", "_", str(name))[:100]
+    return safe if safe.strip(".") else "unnamed"  # `..` would lead out of the output folder
+
+
+def _safe_id(run_id: str) -> str:
+    """Name of a run's folder; an id that is no such name gets a digest, so that two of them stay apart."""
+    safe = _safe(run_id)
+    return safe if safe == run_id else f"{safe[:80]}-{_digest(run_id)[:12]}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", errors="replace")).hexdigest()

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from engram.utils import files
+from engram.utils import files, yaml_files
 from engram.utils.credentials import redact
 from engram.utils.errors import UserError
 from engram.utils.runs.run_record import FILE_NAME, RunRecord
@@ -72,7 +72,7 @@ class RunDir:
     def load_config(self) -> dict[str, Any]:
         """The flags this run was started with."""
         try:
-            flags = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+            flags = yaml_files.read(self.config)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise UserError(f"{self.config}: damaged ({error}); the run cannot be resumed") from None
         if not isinstance(flags, dict):

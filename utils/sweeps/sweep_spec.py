@@ -9,6 +9,7 @@ A run is known by its resolved configuration: what it computes, not what it is c
 """
 
 import itertools
+import math
 import shlex
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,12 +18,14 @@ from typing import Any
 
 import yaml
 
+from engram.utils import yaml_files
 from engram.utils.config import cli, registry
 from engram.utils.config.config import Config
 from engram.utils.config.run_key import arguments, run_key
 from engram.utils.credentials import redact
 from engram.utils.errors import UserError
 
+MAX_RUNS = 100_000  # every one is resolved before the first starts
 KEYS = ("name", "fixed", "grid", "runs")
 NOT_FOR_RUNS = {"resume", "help", "version", "list"}
 
@@ -73,6 +76,9 @@ class SweepSpec:
 
     def points(self) -> list[dict[str, Any]]:
         """The flags of each run, in order."""
+        n_runs = max(1, len(self.runs)) * math.prod(map(len, self.grid.values()))
+        if n_runs > MAX_RUNS:
+            raise UserError(f"the grid has {n_runs:,} runs; a study may have {MAX_RUNS:,}: split it")
         combined = [
             dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())
         ]
@@ -105,7 +111,7 @@ class SweepSpec:
 def read_spec(path: Path) -> SweepSpec:
     """The study in a YAML file; its name is the file's unless the file says another."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml_files.read(path)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
     if not isinstance(content, dict):

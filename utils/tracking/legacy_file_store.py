@@ -6,6 +6,7 @@
 MLflow 3 refuses such stores. Nothing in them is executed or changed.
 """
 
+import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,10 +16,15 @@ from typing import Any
 import numpy as np
 import yaml
 
+from engram.utils import yaml_files
 from engram.utils.errors import UserError
 
-Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+logger = logging.getLogger(__name__)
 STATUSES = {1: "RUNNING", 2: "SCHEDULED", 3: "FINISHED", 4: "FAILED", 5: "KILLED"}
+MAX_TASKS = 10_000  # R has as many rows and columns
+MAX_TEXT = 1 << 20  # characters of a parameter or tag that are read
+MAX_HISTORY = 1 << 28  # characters of a metric's file
+INT64 = 2**63
 # Metrics logged once a task; the old logger numbered each name's values from 0.
 PER_TASK = re.compile(r"(train_|mean_)?acc_.*|forgetting.*|[bf]wt.*")
 
@@ -69,42 +75,71 @@ def _run(folder: Path, meta: dict[str, Any], experiment: str) -> OldRun:
         experiment=experiment,
         name=str(meta.get("run_name") or tags.get("mlflow.runName") or folder.name),
         status=STATUSES.get(status, str(status)),
-        start=int(meta.get("start_time") or 0),
-        end=int(meta["end_time"]) if meta.get("end_time") else None,
+        start=_time(meta, "start_time") or 0,
+        end=_time(meta, "end_time"),
         params=_texts(folder / "params"),
         tags=tags,
         metrics=aligned(_histories(folder / "metrics")),
-        artifacts=artifacts if artifacts.is_dir() and any(artifacts.iterdir()) else None,
+        artifacts=artifacts if artifacts.is_dir() and _copyable(artifacts) else None,
     )
+
+
+def _time(meta: dict[str, Any], key: str) -> int | None:
+    """Milliseconds since 1970, None where the file has no such time."""
+    try:
+        value = int(meta.get(key) or 0)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return value if 0 < value < INT64 else None
+
+
+def _copyable(artifacts: Path) -> bool:
+    """Whether there are artifacts; those with a link among them are left out: it may lead anywhere."""
+    paths = list(artifacts.rglob("*"))
+    if any(path.is_symlink() for path in (artifacts, *paths)):
+        logger.warning(f"{artifacts}: holds links; the artifacts of this run are not imported")
+        return False
+    return bool(paths)
 
 
 def _meta(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader)  # a safe loader, as named above
+        content = yaml_files.read(path)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path}: damaged: {error}") from None
     return content if isinstance(content, dict) else {}
 
 
-def _files(folder: Path) -> Iterator[tuple[str, str]]:
+def _files(folder: Path, max_chars: int) -> Iterator[tuple[str, str]]:
+    """Name and text of each file; links, which may lead out of the store, are no files of it."""
+    if folder.is_symlink():
+        return
     for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            yield path.relative_to(folder).as_posix(), path.read_text(encoding="utf-8", errors="replace")
+        if path.is_file() and not path.is_symlink():
+            with open(path, encoding="utf-8", errors="replace") as file:
+                text = file.read(max_chars + 1)
+            if len(text) > max_chars:
+                raise UserError(
+                    f"{path}: more than {max_chars >> 20} MB; no parameter or metric is that long"
+                )
+            yield path.relative_to(folder).as_posix(), text
 
 
 def _texts(folder: Path) -> dict[str, str]:
-    return dict(_files(folder))
+    return dict(_files(folder, MAX_TEXT))
 
 
 def _histories(folder: Path) -> dict[str, list[tuple[int, float, int]]]:
     histories = {}
-    for name, text in _files(folder):
+    for name, text in _files(folder, MAX_HISTORY):
         lines = [line.split() for line in text.splitlines() if line.strip()]
         try:
             histories[name] = [
                 (int(words[0]), float(words[1]), int(words[2]) if len(words) > 2 else i)
                 for i, words in enumerate(lines)
             ]
+            if any(not 0 <= number < INT64 for time, _, step in histories[name] for number in (time, step)):
+                raise ValueError
         except (ValueError, IndexError):
             raise UserError(f"{folder / name}: expected lines of time, value and step") from None
     return histories
@@ -135,6 +170,8 @@ def matrix(run: OldRun, view: str) -> np.ndarray | None:
     if not columns:
         return None
     T = max(columns) + 1
+    if T > MAX_TASKS:
+        raise UserError(f"run {run.id!r}: a metric of task {T - 1}; at most {MAX_TASKS} tasks are imported")
     R = np.full((T, T), np.nan)
     for task, history in columns.items():
         for _, value, row in history:
