@@ -6,18 +6,24 @@ from scipy.linalg import solve_triangular
 from scipy.optimize import nnls
 from torch import Tensor
 
+BLOCK = 2**20  # columns of G that are in float64 at a time: 8 MB per past task
+
 
 def solve_dual(gram: np.ndarray, dots: np.ndarray, margin: float, eps: float) -> np.ndarray:
-    """The v that minimises ½ vᵀ(GGᵀ + eps·I)v + (Gg)ᵀv subject to v ≥ margin.
+    """The v that minimises ½ vᵀPv + (Gg)ᵀv, P = GGᵀ + eps·diag(GGᵀ), subject to v ≥ margin.
 
-    gram: (T, T) GGᵀ. dots: (T,) Gg. With v = u + margin and P = LLᵀ this is the non-negative
-    least-squares problem min ‖Lᵀu − b‖², b = −L⁻¹(Gg + P·margin), u ≥ 0.
+    gram: (T, T) GGᵀ. dots: (T,) Gg. Both in float64. With v = u + margin and P = LLᵀ this is the non-negative
+    least-squares problem min ‖Lᵀu − b‖², b = −L⁻¹(Gg + P·margin), u ≥ 0. Every past gradient is divided by
+    its norm first, so that P has ones (plus eps) on its diagonal and stays positive definite at every scale.
     """
-    P = (gram + gram.T) / 2 + eps * np.eye(len(dots))
+    norms = np.sqrt(np.diag(gram))
+    norms[norms == 0] = 1  # a gradient of zero constrains nothing
+    P = (gram + gram.T) / 2 / np.outer(norms, norms) + eps * np.eye(len(dots))
     L = np.linalg.cholesky(P)
-    b = solve_triangular(L, -(dots + margin * P.sum(1)), lower=True)
+    # in these coordinates v_k is v_k · norm_k, and so is the margin
+    b = solve_triangular(L, -(dots / norms + P @ (margin * norms)), lower=True)
     u, _ = nnls(L.T, b, maxiter=max(100, 30 * len(dots)))
-    return u + margin
+    return u / norms + margin
 
 
 def project(g: Tensor, past: Tensor, margin: float, eps: float) -> Tensor | None:
@@ -26,11 +32,17 @@ def project(g: Tensor, past: Tensor, margin: float, eps: float) -> Tensor | None
     g: (P,). past: G, (T, P). None when no constraint is violated. That flag is read from the device,
     as is the (T, T) Gram matrix when there is something to solve; the solution goes back.
     """
-    dots = past @ g
-    if not (dots < 0).any():
+    if not (past @ g < 0).any():
         return None
-    gram = (past @ past.T).double().cpu().numpy()
-    if not np.isfinite(gram).all():  # a diverged network: the trainer reports its loss
+    # in float64: rounded to float32, the Gram matrix of near-parallel gradients is not positive definite
+    gram, dots = (products(past, other).cpu().numpy() for other in (past, g.unsqueeze(0)))
+    if not (np.isfinite(gram).all() and np.isfinite(dots).all()):  # a diverged network: the trainer says so
         return None
-    v = solve_dual(gram, dots.double().cpu().numpy(), margin, eps)
+    v = solve_dual(gram, dots[:, 0], margin, eps)
     return g + past.T @ torch.from_numpy(v).to(past)
+
+
+def products(a: Tensor, b: Tensor) -> Tensor:
+    """ABᵀ (m, n) in float64 of A (m, P) and B (n, P)."""
+    blocks = zip(a.split(BLOCK, dim=1), b.split(BLOCK, dim=1), strict=True)
+    return torch.stack([x.double() @ y.double().T for x, y in blocks]).sum(0)

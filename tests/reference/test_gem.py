@@ -1,19 +1,27 @@
 """GEM: the projection against other solvers, the ring against a deque, the step against the algorithm."""
 
 import itertools
+import operator
 from collections import deque
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from scipy.optimize import minimize
+from scipy.optimize import lsq_linear, minimize
 
+from engram.memorization import proxies
+from engram.models.build import build_method
 from engram.models.gem import EPS
+from engram.models.parts import projection
+from engram.models.parts.inner_steps import InnerSteps
 from engram.models.parts.projection import project, solve_dual
 from engram.utils.buffers.ring import RingMemory
+from engram.utils.config import cli
 from engram.utils.errors import UserError
 from engram.utils.training.optimizers import build_optimizer
+from engram.utils.training.progress import DivergedError
+from engram.utils.training.trainer import Trainer
 from tests.conftest import tiny_method
 
 
@@ -27,7 +35,7 @@ def problem(seed: int, n_tasks: int, size: int = 30) -> tuple[torch.Tensor, torc
 
 def active_sets(gram: np.ndarray, dots: np.ndarray, margin: float, eps: float) -> np.ndarray:
     """The dual's solution by trying every set of variables that sit on their bound v = margin."""
-    P, n = gram + eps * np.eye(len(dots)), len(dots)
+    P, n = gram + eps * np.diag(np.diag(gram)), len(dots)
     best, best_value = None, np.inf
     for bound in itertools.product([True, False], repeat=n):
         free = [i for i in range(n) if not bound[i]]
@@ -56,7 +64,7 @@ def test_dual_equals_enumeration_of_active_sets(seed, n_tasks, margin):
 def test_dual_equals_a_general_solver_with_twenty_tasks(margin):
     g, past = problem(0, 20, size=100)
     gram, dots = (past @ past.T).numpy(), (past @ g).numpy()
-    P = gram + EPS * np.eye(20)
+    P = gram + EPS * np.diag(np.diag(gram))
     found = solve_dual(gram, dots, margin, EPS)
     other = minimize(
         lambda v: 0.5 * v @ P @ v + dots @ v,
@@ -75,17 +83,18 @@ def test_dual_of_dependent_and_vanishing_gradients():
     past = torch.tensor([[1.0, 0, 0], [1.0, 0, 0], [-1.0, 0, 0], [0, 0, 0]], dtype=torch.float64)
     gram, dots = (past @ past.T).numpy(), (past @ g).numpy()
     found = solve_dual(gram, dots, 0.0, EPS)
-    np.testing.assert_allclose(found, active_sets(gram, dots, 0.0, EPS), atol=1e-9)
+    np.testing.assert_allclose(found[:3], active_sets(gram[:3, :3], dots[:3], 0.0, EPS), atol=1e-9)
+    assert found[3] == 0  # a gradient of zero constrains nothing
 
 
 @pytest.mark.parametrize("n_tasks", [1, 3, 10])
 @pytest.mark.parametrize("seed", range(5))
 def test_every_constraint_holds_up_to_eps(seed, n_tasks):
-    """KKT: G(g + Gᵀv) + eps·v ≥ 0, with equality where v > margin; exactly ≥ 0 as eps → 0."""
+    """KKT: G(g + Gᵀv) + eps·‖g_k‖²·v ≥ 0, with equality where v > margin; exactly ≥ 0 as eps → 0."""
     g, past = problem(seed, n_tasks)
     projected = project(g, past, margin=0.0, eps=EPS)
     v = torch.linalg.lstsq(past.T, projected - g).solution
-    slack = past @ projected + EPS * v
+    slack = past @ projected + EPS * past.square().sum(1) * v
     assert (slack >= -1e-9).all()
     assert (slack[v > 1e-6].abs() < 1e-6).all()
     assert (past @ project(g, past, margin=0.0, eps=1e-10) >= -1e-7).all()
@@ -105,15 +114,93 @@ def test_projection_is_the_nearest_feasible_gradient():
     np.testing.assert_allclose(found, nearest.x, atol=1e-6)
 
 
+def bounded_least_squares(g: torch.Tensor, past: torch.Tensor, margin: float, eps: float) -> torch.Tensor:
+    """The projection by SciPy's solver of min ½‖g + Gᵀv‖² + ½ eps Σ ‖g_k‖² v_k², v ≥ margin."""
+    G, norms = past.double().numpy(), past.double().norm(dim=1).numpy()
+    v = lsq_linear(
+        np.vstack([G.T, np.sqrt(eps) * np.diag(norms)]),
+        np.concatenate([-g.double().numpy(), np.zeros(len(G))]),
+        bounds=(margin, np.inf),
+        method="bvls",
+        tol=1e-14,
+    ).x
+    return g.double() + past.double().T @ torch.from_numpy(v)
+
+
+@pytest.mark.parametrize("spread", [1e-5, 1e-2, 1.0])
+@pytest.mark.parametrize("n_tasks", [1, 2, 5, 10, 20])
+def test_projection_equals_a_qp_solver_at_every_scale(n_tasks, spread):
+    """float32 gradients of norm 1e-6 to 1e6, from nearly parallel to independent, of rank 1 to T.
+
+    The problem scales with its gradients: the solver sees them at norm 1, the projection at every norm.
+    """
+    for seed, rank in enumerate(sorted({1, (n_tasks + 1) // 2, n_tasks})):
+        generator = torch.Generator().manual_seed(seed)
+        basis = torch.randn(rank, 200, generator=generator, dtype=torch.float64)
+        mixing = torch.randn(n_tasks, rank, generator=generator, dtype=torch.float64)
+        past = F.normalize(basis[0] + spread * mixing @ basis).float()
+        g = F.normalize(torch.randn(200, generator=generator), dim=0) - 0.3 * past[0]
+        reference = bounded_least_squares(g, past, 0.5, EPS)
+        for norm in (1e-6, 1e-3, 1.0, 30.0, 100.0, 1e4, 1e6):
+            projected = project(norm * g, norm * past, margin=0.5, eps=EPS).double() / norm
+            torch.testing.assert_close(projected, reference, rtol=1e-3, atol=2e-5)
+
+
+def test_past_gradients_of_very_different_norms_all_count():
+    """Norms 1e-6 to 1e6 within one problem, margin 0: each constraint holds relative to its own norm."""
+    g, past = problem(3, 7, size=50)
+    past = past * torch.logspace(-6, 6, 7, dtype=torch.float64).unsqueeze(1)
+    projected = project(g, past, margin=0.0, eps=EPS)
+    torch.testing.assert_close(projected, bounded_least_squares(g, F.normalize(past), 0.0, EPS))
+
+
+def test_near_parallel_gradients_of_large_norm_are_projected():
+    """Ten of norm 300 that differ by 1e-4: rounded to float32 their Gram matrix is not positive definite."""
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        past = torch.randn(1, 2000, generator=generator) + 1e-4 * torch.randn(10, 2000, generator=generator)
+        past = 300 * F.normalize(past)
+        g = torch.randn(2000, generator=generator) - past[0]
+        projected = project(g, past, margin=0.0, eps=EPS)
+        assert (F.normalize(past) @ projected > -EPS * g.norm()).all()
+
+
+def test_blocks_of_columns_add_up_to_the_gram_matrix(monkeypatch):
+    a, b = torch.randn(2, 3, 100, generator=torch.Generator().manual_seed(0)).unbind()
+    monkeypatch.setattr(projection, "BLOCK", 7)
+    torch.testing.assert_close(projection.products(a, b), a.double() @ b.double().T, rtol=1e-12, atol=1e-12)
+
+
 def test_nothing_is_projected_without_a_violation():
     g, past = torch.tensor([1.0, 1.0]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     assert project(g, past, margin=0.5, eps=EPS) is None
     assert project(torch.tensor([1.0, 0.0]), past, margin=0.5, eps=EPS) is None  # orthogonal: not violated
 
 
-def test_a_diverged_network_is_left_to_the_trainer():
-    past = torch.tensor([[1.0, float("nan")], [-1.0, 0.0]])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_diverged_network_is_left_to_the_trainer(value):
+    past = torch.tensor([[1.0, value], [-1.0, 0.0]])
     assert project(torch.tensor([1.0, 0.0]), past, margin=0.5, eps=EPS) is None
+    past = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    assert project(torch.tensor([-1.0, value]), past, margin=0.5, eps=EPS) is None
+
+
+def test_a_diverging_run_ends_with_the_divergence_message(tmp_path, monkeypatch):
+    """Past gradients that are nearly parallel, against the batch's, and three times larger at every step."""
+    norms = itertools.accumulate(itertools.repeat(3.0), operator.mul)
+
+    def gradients(self, learning, samples, counts):
+        g = torch.cat([p.grad.flatten() for p in learning.values()])
+        noise = torch.randn(len(counts), len(g), generator=torch.Generator().manual_seed(0))
+        return -next(norms) * (g + 1e-4 * g.norm() / len(g) ** 0.5 * noise)
+
+    monkeypatch.setattr(InnerSteps, "gradients_by_part", gradients)
+    flags = ["--model=gem", "--dataset=seq-digits", "--device=cpu", "--lr=1e-6", "--n_iters=8"]
+    config = cli.parse([*flags, "--batch_size=20"]).config
+    method = build_method(config, torch.device("cpu"), proxies.create)
+    with pytest.raises(DivergedError, match="the loss became"):
+        Trainer(config, method, folder=tmp_path, quiet=True).run()
+    assert next(norms) > 3.0**20  # at least three past tasks were projected onto
 
 
 # --- the memory ---------------------------------------------------------------------------------
