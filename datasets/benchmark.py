@@ -80,6 +80,7 @@ class Benchmark:
 
     scenario: `class-il` or `domain-il`, or `task-il` when every task has its own head.
     transforms: what was drawn for the tasks' transforms (angles, permutations), to be saved with the run.
+    train_classes: class-il: the classes of the training softmax, `all`, `seen` or `task` (`--train_classes`).
     """
 
     def __init__(
@@ -93,11 +94,12 @@ class Benchmark:
         seed: int,
         device: torch.device | str,
         transforms: Mapping[str, Sequence[object]] | None = None,
+        train_classes: str = "all",
     ):
         self.build_seconds = 0.0  # that reading the data took; models/build.py sets it
         self.transforms = transforms or {}
         self.name, self.scenario, self.tasks = name, scenario, tasks
-        self.augment, self.seed = augment, seed
+        self.augment, self.seed, self.train_classes = augment, seed, train_classes
         self.device = torch.device(device)
         self.n_classes, self.n_train = 1 + max(c for task in tasks for c in task.classes), len(source.train_y)
         self.input_shape = tuple(source.train_x.shape[1:])

@@ -24,7 +24,7 @@ from engram.datasets import scenarios
 from engram.datasets.augment import Augment, normalised_as_asked
 from engram.datasets.benchmark import Benchmark, Task
 from engram.datasets.sources import Source
-from engram.datasets.streams import scenario_of, stored, with_own_outputs, with_validation
+from engram.datasets.streams import scenario_of, stored, train_classes_of, with_own_outputs, with_validation
 from engram.utils.checkpoint import DamagedFileError, load_verified
 from engram.utils.config.config import Config
 from engram.utils.config.options import OptionSet, option
@@ -178,4 +178,5 @@ def assemble(
     if scenario == "class-il":
         tasks = with_own_outputs(tasks)
     augment = normalised_as_asked(Augment(), config, source.train_x.shape[1])
-    return Benchmark("gem-file", scenario, source, tasks, augment, order, seed, device)
+    trained = train_classes_of(config, scenario)
+    return Benchmark("gem-file", scenario, source, tasks, augment, order, seed, device, train_classes=trained)

@@ -56,6 +56,7 @@ def refuse_task_flags(stream: StreamOptions) -> None:
         f"--scenario {stream.scenario}": stream.scenario not in (None, "class-il"),
         "--permute_classes": stream.permute_classes,
         "--class_order": stream.class_order,
+        f"--train_classes {stream.train_classes}": stream.train_classes != "all",
     }
     for flag, is_given in given.items():
         if is_given:

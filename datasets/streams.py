@@ -60,7 +60,8 @@ def class_incremental(
     scenario = scenario_of(config, "class-il")
     if scenario == "domain-il":
         tasks = with_same_outputs(tasks)
-    return Benchmark(name, scenario, source, tasks, augment, order, seed, device)
+    trained = train_classes_of(config, scenario)
+    return Benchmark(name, scenario, source, tasks, augment, order, seed, device, train_classes=trained)
 
 
 def domain_incremental(
@@ -92,12 +93,24 @@ def domain_incremental(
     scenario = scenario_of(config, "domain-il")
     if scenario == "class-il":
         tasks = with_own_outputs(tasks)
-    return Benchmark(name, scenario, source, tasks, augment, order, seed, device, drawn)
+    trained = train_classes_of(config, scenario)
+    return Benchmark(name, scenario, source, tasks, augment, order, seed, device, drawn, trained)
 
 
 def scenario_of(config: Config, default: str) -> str:
     """The scenario that --scenario or --multi_head asks for, else the benchmark's own."""
     return config.stream.scenario or ("task-il" if config.stream.multi_head else default)
+
+
+def train_classes_of(config: Config, scenario: str) -> str:
+    """What --train_classes says; it is refused outside class-IL, where a task's classes are all there are."""
+    classes = config.stream.train_classes
+    if classes != "all" and scenario != "class-il":
+        raise UserError(
+            f"--train_classes {classes} chooses among the classes of a class-il stream, and this one is "
+            f"{scenario}; leave it out"
+        )
+    return classes
 
 
 def with_same_outputs(tasks: list[Task]) -> list[Task]:

@@ -44,6 +44,7 @@ class BiC(ExemplarMethod):
 
     options: Options
     scenarios = ("class-il",)
+    chooses_classes = True
     off_switch = "it also distils, with or without a memory"
 
     def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:

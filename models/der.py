@@ -50,13 +50,13 @@ class DER(RehearsalMethod):
         outputs, replayed_outputs = self.separate_passes(batch, self.augmented(sample))
         return (
             self.stream_loss(batch, outputs)
-            + self.options.alpha * F.mse_loss(replayed_outputs, sample["logits"])
+            + self.options.alpha * self.logit_distance(replayed_outputs, sample["logits"], sample["task_id"])
         )  # fmt: skip
 
     def stream_loss(self, batch: Batch, outputs: Tensor) -> Tensor:
         """CE of the stream's batch; keeps its outputs (N, C) for `after_step`, which stores them."""
         self.outputs = outputs.detach().float()
-        return F.cross_entropy(self.mask_heads(outputs, batch.task_id), batch.y)
+        return F.cross_entropy(self.mask_classes(outputs, batch.task_id), batch.y)
 
     def after_step(self, batch: Batch) -> None:
         """Offer the batch and its outputs; after the first epoch renew outputs of stored samples."""

@@ -34,9 +34,9 @@ class DERpp(der.DER):
         first, second = (self.buffer.sample(self.n_replayed) for _ in range(2))
         replayed = [self.augmented(sample) for sample in (first, second)]
         outputs, first_outputs, second_outputs = self.separate_passes(batch, *replayed)
-        second_outputs = self.mask_heads(second_outputs, second["task_id"])
+        second_outputs = self.mask_classes(second_outputs, second["task_id"])
         return (
             self.stream_loss(batch, outputs)
-            + self.options.alpha * F.mse_loss(first_outputs, first["logits"])
+            + self.options.alpha * self.logit_distance(first_outputs, first["logits"], first["task_id"])
             + self.options.beta * F.cross_entropy(second_outputs, second["y"])
         )

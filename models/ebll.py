@@ -74,7 +74,7 @@ class EBLL(lwf.LwF):
         if not len(self.bias):
             return super().loss(batch)
         features = self.net.features(batch.x)
-        logits = self.mask_heads(self.net.head(features, batch.task_id), batch.task_id)
+        logits = self.mask_classes(self.net.head(features, batch.task_id), batch.task_id)
         answers, old_codes = self.answers.of(self.task, batch).tensor_split([-len(self.bias)], 1)
         distilled = self.distilled(self.students(features), answers)
         # all tasks' codes have one size, so the sum of their means is the mean times their number
@@ -108,7 +108,7 @@ class EBLL(lwf.LwF):
             for rows in order.split(BATCH):
                 F_, y, task_id = features[rows], samples.y[rows], samples.task_id[rows]
                 rebuilt = decoder(encoder(F_).sigmoid())
-                logits = self.mask_heads(self.net.head(rebuilt, task_id), task_id)
+                logits = self.mask_classes(self.net.head(rebuilt, task_id), task_id)
                 loss = self.options.ebll_rho * F.mse_loss(rebuilt, F_) + F.cross_entropy(logits, y)
                 gradients = torch.autograd.grad(loss, parameters)
                 for parameter, gradient in zip(parameters, gradients, strict=True):

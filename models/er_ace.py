@@ -42,8 +42,8 @@ class ERACE(RehearsalMethod):
         if replayed is None:
             return F.cross_entropy(self.logits(batch.x, batch.task_id), batch.y)
         stream, memory = self.separate_passes(batch, replayed)
-        stream = self.mask_heads(stream, batch.task_id).masked_fill(self.absent(batch.y), -torch.inf)
-        memory = self.mask_heads(memory, replayed.task_id)
+        stream = self.mask_classes(stream, batch.task_id).masked_fill(self.absent(batch.y), -torch.inf)
+        memory = self.mask_classes(memory, replayed.task_id)
         return (
             F.cross_entropy(stream, batch.y)
             + F.cross_entropy(memory, replayed.y)

@@ -99,7 +99,8 @@ class EWC(Method):
             return
         if options.ewc_variant == "mer":
             first = Samples(**self.first)
-            self.quadratic.add(fisher.batched(self.net, self.benchmark, parameters, first, len(first.y)))
+            new = fisher.batched(self.net, self.benchmark, parameters, first, len(first.y), task)
+            self.quadratic.add(new)
             return
         new = fisher.of_task(
             self.net, self.benchmark, parameters, task, options.fisher_n, self.draws, options.fisher,

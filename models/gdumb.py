@@ -126,9 +126,9 @@ class GDumb(RehearsalMethod):
                 learner.step()
 
     def mixed_loss(self, x: Tensor, y: Tensor, task_id: Tensor) -> Tensor:
-        """Cross-entropy, of a mixed batch by chance; with per-task heads images of other tasks do not mix."""
-        heads = self.benchmark.scenario == "task-il"
-        if heads or torch.rand((), generator=self.draws) >= self.options.cutmix_prob:
+        """Cross-entropy, of a mixed batch by chance; images whose classes do not compete do not mix."""
+        apart = self.benchmark.scenario == "task-il" or self.benchmark.train_classes == "task"
+        if apart or torch.rand((), generator=self.draws) >= self.options.cutmix_prob:
             return F.cross_entropy(self.logits(x, task_id), y)
         x, other, share = cutmix(x, y, self.draws)
         logits = self.logits(x, task_id)

@@ -81,7 +81,7 @@ class HAL(TaskRingMethod):
         e, _, owner = self.anchors.values()
         with evaluating(self.net):
             change = self.net(e, owner) - functional_call(self.net, moved, (e, owner))
-        return change if self.head_mask is None else change * self.head_mask[owner]
+        return change if self.allowed_classes is None else change * self.allowed_classes[owner]
 
     def after_step(self, batch: Batch) -> None:
         """Renew the means of features; write the batch to the current task's ring."""
@@ -115,7 +115,7 @@ class HAL(TaskRingMethod):
         for rows in order.split(train.batch_size):
             x, y, task_id = self.augmented({name: field[rows] for name, field in stored.items()})
             optimizer.zero_grad()
-            F.cross_entropy(self.mask_heads(tuned(x, task_id), task_id), y).backward()
+            F.cross_entropy(self.mask_classes(tuned(x, task_id), task_id), y).backward()
             optimizer.step()
         return tuned.eval()
 
@@ -134,7 +134,7 @@ class HAL(TaskRingMethod):
         """Scalar sum over anchors: what θM has forgotten of them, less γ times how far they are out."""
         features = self.net.features(e)
         logits = torch.cat((tuned(e, owner), self.net.head(features, owner)))
-        losses = F.cross_entropy(self.mask_heads(logits, owner.repeat(2)), y.repeat(2), reduction="none")
+        losses = F.cross_entropy(self.mask_classes(logits, owner.repeat(2)), y.repeat(2), reduction="none")
         after, before = losses.chunk(2)
         far = (features.flatten(1) - self.mean_features[y]).square().sum()
         return after.sum() - before.sum() - self.options.gamma * far

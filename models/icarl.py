@@ -35,6 +35,7 @@ class ICaRL(ExemplarMethod):
 
     options: Options
     scenarios = ("class-il",)
+    chooses_classes = True
     off_switch = "it has another loss: binary cross-entropy"
 
     def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:

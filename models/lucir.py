@@ -43,6 +43,7 @@ class LUCIR(ExemplarMethod):
 
     options: Options
     scenarios = ("class-il",)
+    chooses_classes = True
     off_switch = "it has another head: cosines"
 
     def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:

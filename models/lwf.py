@@ -39,7 +39,7 @@ class Options(OptionSet):
     lwf_temperature: float = option(2.0, "temperature T of both softmaxes", gt=0)
     lwf_distill: str | None = option(
         None, "one softmax per old task, one over all, or one over all and the new task's classes "
-        "(default: head with --multi_head, otherwise joint)",
+        "(default: head with --multi_head or --train_classes task, otherwise joint)",
         choices=("head", "joint", "seen"),
     )  # fmt: skip
     lwf_warmup: int = option(0, "epochs in which only the new task's outputs learn", ge=0)
@@ -55,7 +55,8 @@ class LwF(Method):
 
     def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
         super().__init__(net, options, setup)
-        by_default = "head" if setup.benchmark.scenario == "task-il" else "joint"
+        apart = setup.benchmark.scenario == "task-il" or setup.benchmark.train_classes == "task"
+        by_default = "head" if apart else "joint"
         self.distill = options.lwf_distill or by_default
         self.teacher = Teacher(net)
         self.answers = Answers(setup.benchmark, lambda x: self.asked(self.teacher.net, x))
@@ -95,7 +96,7 @@ class LwF(Method):
         if not (self.n_old and self.options.lwf_lambda):
             return super().loss(batch)
         features = self.net.features(batch.x)
-        logits = self.mask_heads(self.net.head(features, batch.task_id), batch.task_id)
+        logits = self.mask_classes(self.net.head(features, batch.task_id), batch.task_id)
         distilled = self.distilled(self.students(features), self.answers.of(self.task, batch))
         return (
             F.cross_entropy(logits, batch.y)
@@ -129,7 +130,7 @@ class LwF(Method):
                 for batch in self.benchmark.batches(task, epoch, train.batch_size):
                     with torch.no_grad():
                         features = self.net.features(batch.x)
-                    logits = self.mask_heads(head(features, batch.task_id), batch.task_id)
+                    logits = self.mask_classes(head(features, batch.task_id), batch.task_id)
                     gradients = torch.autograd.grad(F.cross_entropy(logits, batch.y), parameters)
                     if shared:  # the rows of old classes stay as they are
                         gradients = [g * new.view(-1, *[1] * (g.dim() - 1)) for g in gradients]

@@ -22,6 +22,7 @@ class LwFMC(Method):
     """Binary cross-entropy on the task's own classes, and distillation of all old ones."""
 
     needs_boundaries = True
+    chooses_classes = True
     off_switch = "it has another loss: a sigmoid per class"
 
     def __init__(self, net: Backbone, options: OptionSet, setup: Setup) -> None:

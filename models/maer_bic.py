@@ -33,7 +33,7 @@ class MAERBiC(WatchedReplay, bic.BiC):
     def renew(self, task: Task) -> None:
         """Each of the task's classes keeps what the policy takes of its ranking."""
         samples, n_old = self.task_samples(task), len(self.buffer)
-        memorization = self.chooser.memorization(Samples(*self.benchmark.train(task)))
+        memorization = self.chooser.memorization(Samples(*self.benchmark.train(task)), task)
         policy = self.options.buffer_policy
 
         def choose(rows: Tensor, k: int) -> Tensor:

@@ -105,7 +105,9 @@ class MAS(Method):
         """Name → importance over any images (N, C, H, W) uint8, seen as images of `task`; no labels."""
         parameters = self.quadratic.parameters
         if self.options.mas_local:
-            return hebbian.of_images(self.net, self.benchmark.augment.normalise, parameters, images, task)
+            allowed = None if self.allowed_classes is None else self.allowed_classes[task.id]
+            normalise = self.benchmark.augment.normalise
+            return hebbian.of_images(self.net, normalise, parameters, images, task, allowed)
         quantities = NORMS[self.options.mas_norm]
         return importance.of_images(self.net, self.benchmark, parameters, images, task, quantities, 1)
 

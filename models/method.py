@@ -15,7 +15,7 @@ from torch import Tensor
 from engram.backbones import compiled
 from engram.backbones.backbone import Backbone
 from engram.datasets.benchmark import Batch, Benchmark, Task
-from engram.models.parts.inference import evaluating, head_mask
+from engram.models.parts.inference import allowed_classes, evaluating
 from engram.utils import distributed, seeding, state
 from engram.utils.batching import CHUNK
 from engram.utils.config import registry
@@ -70,6 +70,8 @@ class Method:
     stream: ClassVar[str] = "sequential"
     # True: may be run in several processes, which find what one would (tests/integration/test_parallel.py).
     data_parallel: ClassVar[bool] = False
+    # True: the method's own loss says which classes compete, so --train_classes is refused.
+    chooses_classes: ClassVar[bool] = False
     # True: gradients of gradients are taken in a step, which compiled passes do not have.
     second_derivatives: ClassVar[bool] = False
     # For the contract tests: the flags that make the method plain SGD, bit for bit, or a sentence that says
@@ -78,7 +80,7 @@ class Method:
     quick_flags: ClassVar[dict[str, Any]] = {}
 
     # Attributes that are not the method's state: the trainer provides them, or they hold none.
-    _PROVIDED = ("inner", "options", "setup", "device", "task", "epoch", "optimizer", "head_mask")
+    _PROVIDED = ("inner", "options", "setup", "device", "task", "epoch", "optimizer", "allowed_classes")
 
     def __init__(self, net: Backbone, options: OptionSet, setup: Setup):
         self.net, self.options, self.setup, self.device = net, options, setup, setup.device
@@ -86,7 +88,7 @@ class Method:
         self.epoch = 0
         self.optimizer: torch.optim.Optimizer | None = None
         self.replay_draws = setup.generator("replay augmentation", self.device)
-        self.head_mask = head_mask(net, setup.benchmark)
+        self.allowed_classes = allowed_classes(net, setup.benchmark, setup.benchmark.tasks[0])
 
     # --- hooks -----------------------------------------------------------------------------------
 
@@ -132,14 +134,24 @@ class Method:
     # --- for subclasses --------------------------------------------------------------------------
 
     def logits(self, x: Tensor, task_id: Tensor) -> Tensor:
-        """(N, C) training logits; with per-task heads other tasks' classes are −inf."""
-        return self.mask_heads(self.net(x, task_id), task_id)
+        """(N, C) training logits; classes that may not compete (`allowed_classes`) are −inf."""
+        return self.mask_classes(self.net(x, task_id), task_id)
 
-    def mask_heads(self, logits: Tensor, task_id: Tensor) -> Tensor:
-        """(N, C) logits with those of other tasks' heads −inf; as they are where all tasks share a head."""
-        if self.head_mask is None:
+    def mask_classes(self, logits: Tensor, task_id: Tensor) -> Tensor:
+        """(N, C) logits, −inf outside the classes allowed to samples of these tasks (N,).
+
+        The others are of other tasks' heads, or left out by `--train_classes`.
+        """
+        if self.allowed_classes is None:
             return logits
-        return logits.masked_fill(~self.head_mask[task_id], -torch.inf)
+        return logits.masked_fill(~self.allowed_classes[task_id], -torch.inf)
+
+    def logit_distance(self, outputs: Tensor, stored: Tensor, task_id: Tensor) -> Tensor:
+        """Scalar mean of (outputs − stored)² over (N, C); with `--train_classes` over the classes allowed."""
+        if self.benchmark.train_classes == "all":
+            return F.mse_loss(outputs, stored)
+        allowed = self.allowed_classes[task_id]
+        return (outputs - stored).masked_fill(~allowed, 0).square().sum() / allowed.sum()
 
     def augment(self, x_raw: Tensor) -> Tensor:
         """Replayed uint8 images, augmented and normalised exactly as the stream's."""
@@ -176,6 +188,7 @@ class Method:
     def enter(self, task: Task) -> None:
         """Make `task` the current one; `begin_task` follows unless a checkpoint is resumed."""
         self.task = task
+        self.allowed_classes = allowed_classes(self.net, self.benchmark, task)
         everything = tuple(range(len(self.benchmark.tasks)))
         self.net.head.select(everything if self.rehearses else task.parts)
 
@@ -223,6 +236,11 @@ def check_scenario(method: type[Method], name: str, benchmark: Benchmark) -> Non
         raise UserError(
             f"--model {name} needs to know where tasks end; {benchmark.name} is a stream without tasks. "
             "Choose a method that does not, such as er or derpp (python main.py --list)"
+        )
+    if method.chooses_classes and benchmark.train_classes != "all":
+        raise UserError(
+            f"--model {name} chooses the classes of its loss itself; leave --train_classes "
+            f"{benchmark.train_classes} out"
         )
     if benchmark.scenario not in method.scenarios:
         raise UserError(

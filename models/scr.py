@@ -40,6 +40,7 @@ class SCR(RehearsalMethod):
 
     options: Options
     scenarios = ("class-il", "domain-il")
+    chooses_classes = True
     off_switch = "it has another loss: contrastive"
 
     def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:

@@ -42,6 +42,7 @@ class XDER(ExemplarMethod):
 
     options: Options
     scenarios = ("class-il",)
+    chooses_classes = True
     off_switch = "it has another loss: among the task's own classes"
 
     def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:

@@ -135,7 +135,7 @@ def paper_tables(report: PaperReport, folder: Path) -> str:
     """The paper's tables and where the numbers come from; its other files are written into the folder."""
     text = report.markdown()
     report.write_files(folder)
-    return "\n\n".join([text, study_tables.provenance(report.run_set.runs)])
+    return "\n\n".join([text, study_tables.provenance(report.run_set.runs, report.deviation)])
 
 
 def name_left_out(run_set: RunSet) -> None:

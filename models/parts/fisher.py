@@ -1,8 +1,10 @@
-"""The Fisher information's diagonal, in the four ways that public code estimates it.
+"""The Fisher information's diagonal, in the five ways that public code estimates it.
 
-F_i = (1/N) Σ_n E_y [(∂ log p(y|x_n) / ∂θ_i)²], per sample and in eval mode, with y
+F_i = (1/N) Σ_n E_y [(∂ log p(y|x_n) / ∂θ_i)²], per sample and in eval mode, with y among the classes that
+compete in the training softmax:
     all      every label, weighted by the network's own probability: exact
     sampled  one label drawn from the network's probabilities: unbiased
+    argmax   the label that the network predicts (van de Ven & Tolias 2019's code)
     true     the data's label: the "empirical Fisher", not an estimate of F
 and, for comparison with GEM, MER and Avalanche,
     batched  the square of a mini-batch's mean gradient, true labels, averaged over batches: up to a
@@ -10,17 +12,19 @@ and, for comparison with GEM, MER and Avalanche,
 van de Ven 2025, "On the computation of the Fisher information in continual learning" (arXiv 2502.11756).
 """
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engram.datasets.benchmark import Benchmark, Samples, Task
 from engram.models.parts import importance
-from engram.models.parts.inference import evaluating, head_mask
+from engram.models.parts.inference import allowed_classes, evaluating
 from engram.models.parts.inner_steps import gradient, split
 
-KINDS = ("all", "sampled", "true", "batched")
-CHUNK = 1000  # images per forward pass when labels are drawn
+KINDS = ("all", "sampled", "argmax", "true", "batched")
+CHUNK = 1000  # images per forward pass when labels are drawn or predicted
 
 
 def of_task(
@@ -39,11 +43,13 @@ def of_task(
     """
     samples = importance.subset(benchmark.train(task), n, draws)
     if kind == "batched":
-        return batched(net, benchmark, parameters, samples, batch_size)
+        return batched(net, benchmark, parameters, samples, batch_size, task)
     if kind == "all":
         return importance.of_images(net, benchmark, parameters, samples.x_raw, task, log_probabilities, 2)
     if kind == "true":
         y = columns_of_labels(net, benchmark, task, samples.y)
+    elif kind == "argmax":
+        y = predicted_labels(net, benchmark, task, samples)
     else:
         y = sample_labels(net, benchmark, task, samples, draws)
     return importance.of_images(net, benchmark, parameters, samples.x_raw, task, log_likelihood, 2, y)
@@ -62,28 +68,38 @@ def log_likelihood(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def columns_of_labels(net: nn.Module, benchmark: Benchmark, task: Task, y: Tensor) -> Tensor:
-    """(N,) column of each label among the logits that the task's importance sees: its own head's."""
-    if head_mask(net, benchmark) is None:
-        return y
-    column = torch.zeros(benchmark.n_classes, dtype=torch.long, device=y.device)
-    column[torch.tensor(task.classes, device=y.device)] = torch.arange(len(task.classes), device=y.device)
-    return column[y]
+    """(N,) column of each label among the logits that the importance sees: those of allowed classes."""
+    allowed = allowed_classes(net, benchmark, task)
+    return y if allowed is None else (allowed[task.id].cumsum(0) - 1)[y]
 
 
-@torch.no_grad()
 def sample_labels(
     net: nn.Module, benchmark: Benchmark, task: Task, samples: Samples, draws: torch.Generator
 ) -> Tensor:
-    """(N,) one label per sample from the network's probabilities, drawn on the host."""
+    """(N,) one label per sample from the network's probabilities, drawn on the host, as a column."""
     chances = torch.rand(len(samples.y), generator=draws, dtype=torch.float64).to(samples.y.device)
-    restrict = importance.of_own_classes(net, benchmark, task, lambda logits: logits)
-    normalise, labels = benchmark.augment.normalise, []
-    with evaluating(net):
-        parts = (t.split(CHUNK) for t in (samples.x_raw, samples.task_id, chances))
-        for raw, task_id, chance in zip(*parts, strict=True):
-            below = restrict(net(normalise(raw), task_id)).double().softmax(1).cumsum(1)
-            labels.append((below[:, :-1] < chance.view(-1, 1)).sum(1))
+    labels = []
+    for logits, chance in zip(
+        allowed_logits(net, benchmark, task, samples), chances.split(CHUNK), strict=True
+    ):
+        below = logits.double().softmax(1).cumsum(1)
+        labels.append((below[:, :-1] < chance.view(-1, 1)).sum(1))
     return torch.cat(labels)
+
+
+def predicted_labels(net: nn.Module, benchmark: Benchmark, task: Task, samples: Samples) -> Tensor:
+    """(N,) the label of highest probability of each sample, as a column."""
+    return torch.cat([logits.argmax(1) for logits in allowed_logits(net, benchmark, task, samples)])
+
+
+def allowed_logits(net: nn.Module, benchmark: Benchmark, task: Task, samples: Samples) -> Iterator[Tensor]:
+    """(CHUNK, K) logits of the samples in eval mode, a column for each class that competes in the task."""
+    restrict = importance.of_allowed_classes(net, benchmark, task, lambda logits: logits)
+    normalise = benchmark.augment.normalise
+    for raw, task_id in zip(samples.x_raw.split(CHUNK), samples.task_id.split(CHUNK), strict=True):
+        with torch.no_grad(), evaluating(net):
+            logits = restrict(net(normalise(raw), task_id))
+        yield logits
 
 
 def batched(
@@ -92,16 +108,17 @@ def batched(
     parameters: dict[str, nn.Parameter],
     samples: Samples,
     batch_size: int,
+    task: Task,
 ) -> dict[str, Tensor]:
     """Name → mean over mini-batches of the square of the mean loss's gradient, in eval mode."""
-    mask, normalise = head_mask(net, benchmark), benchmark.augment.normalise
+    mask, normalise = allowed_classes(net, benchmark, task), benchmark.augment.normalise
     raw, labels, task_ids, _ = (field.split(batch_size) for field in samples)
     names, values = list(parameters), list(parameters.values())
     squares = torch.zeros(sum(p.numel() for p in values), device=benchmark.device)
     with evaluating(net):
         for images, y, task_id in zip(raw, labels, task_ids, strict=True):
             logits = net(normalise(images), task_id)
-            if mask is not None:  # as in training: other tasks' heads do not compete
+            if mask is not None:  # as in training
                 logits = logits.masked_fill(~mask[task_id], -torch.inf)
             squares = squares + gradient(F.cross_entropy(logits, y), values).square()
     return dict(zip(names, split(squares / len(labels), values), strict=True))

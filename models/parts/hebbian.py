@@ -32,8 +32,12 @@ def of_images(
     parameters: dict[str, nn.Parameter],
     images: Tensor,
     task: Task,
+    allowed: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Mean Hebbian importance of `parameters` over images (N, C, H, W) uint8, seen as images of `task`."""
+    """Mean Hebbian importance of `parameters` over images (N, C, H, W) uint8, seen as images of `task`.
+
+    allowed: (C,) bool, the outputs of a shared head that count; None for all.
+    """
     totals = {name: torch.zeros_like(p) for name, p in parameters.items()}
     watched = layers.known_layers(net, totals)
     if watched is None:
@@ -45,13 +49,18 @@ def of_images(
     with evaluating(net), unsharded(net):
         size = importance.chunk_size(net, totals, normalise(images[:1]), task_ids[:1])
         for rows in importance.chunks(len(images), size):
-            accumulate(totals, net, watched, normalise(images[rows]), task_ids[rows])
+            accumulate(totals, net, watched, normalise(images[rows]), task_ids[rows], allowed)
     sums = distributed.all_reduce_sum(totals.values())
     return {name: total / len(images) for name, total in zip(totals, sums, strict=True)}
 
 
 def accumulate(
-    totals: dict[str, Tensor], net: nn.Module, watched: dict[str, nn.Module], x: Tensor, task_id: Tensor
+    totals: dict[str, Tensor],
+    net: nn.Module,
+    watched: dict[str, nn.Module],
+    x: Tensor,
+    task_id: Tensor,
+    allowed: Tensor | None,
 ) -> None:
     """Add Σ_n of every layer's products over the samples x (N, C, H, W) to `totals`, by name."""
     ones = torch.ones(len(x), device=x.device, dtype=x.dtype)
@@ -61,7 +70,7 @@ def accumulate(
         layers.add(totals, name, layer, a, y, ones, 1)
 
     def note(name: str, layer: nn.Module, args: tuple, output: Tensor) -> None:
-        y = output if name == "head" else output.relu()
+        y = output_of_head(output, allowed) if name == "head" else output.relu()
         if isinstance(layer, nn.Conv2d):
             waiting[id(output)] = (name, layer, args[0], y, output)
             return
@@ -75,3 +84,8 @@ def accumulate(
         net(x, task_id)
     for name, layer, a, y, _ in waiting.values():
         add(name, layer, a, y)
+
+
+def output_of_head(output: Tensor, allowed: Tensor | None) -> Tensor:
+    """(N, C) outputs of a shared head, 0 outside the classes allowed (C,)."""
+    return output if allowed is None else output.masked_fill(~allowed, 0)

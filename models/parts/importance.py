@@ -18,7 +18,7 @@ from engram.backbones.heads import TaskHeads
 from engram.backbones.row_parallel import unsharded
 from engram.datasets.benchmark import Benchmark, Samples, Task
 from engram.models.parts import layers
-from engram.models.parts.inference import evaluating, head_mask
+from engram.models.parts.inference import allowed_classes, evaluating
 from engram.utils import distributed
 from engram.utils.buffers.reservoir import distinct
 from engram.utils.config.options import OptionSet, option
@@ -67,13 +67,13 @@ def of_images(
 ) -> dict[str, Tensor]:
     """Mean importance of `parameters` over images (N, C, H, W) uint8, seen as images of `task`.
 
-    given: tensors (N, ...) that `quantities` gets beside the logits, such as labels. With per-task heads
-    over separate classes the logits are those of the task's own classes, as in its training loss.
+    given: tensors (N, ...) that `quantities` gets beside the logits, such as labels. The logits are those of
+    the classes that compete in the task's training loss.
     """
     normalise = benchmark.augment.normalise
     totals = {name: torch.zeros_like(p) for name, p in parameters.items()}
     task_ids = torch.full((len(images),), task.id, device=images.device)
-    quantities = of_own_classes(net, benchmark, task, quantities)
+    quantities = of_allowed_classes(net, benchmark, task, quantities)
     with evaluating(net), unsharded(net):
         size = chunk_size(net, totals, normalise(images[:1]), task_ids[:1])
         for rows in chunks(len(images), size):
@@ -89,11 +89,14 @@ def chunks(n: int, size: int) -> Iterator[slice]:
     return (slice(i, min(i + size, shard.stop)) for i in range(shard.start, shard.stop, size))
 
 
-def of_own_classes(net: nn.Module, benchmark: Benchmark, task: Task, quantities: Quantities) -> Quantities:
-    """`quantities` of the logits of the task's own classes, where other heads give the others."""
-    if head_mask(net, benchmark) is None:
+def of_allowed_classes(
+    net: nn.Module, benchmark: Benchmark, task: Task, quantities: Quantities
+) -> Quantities:
+    """`quantities` of the logits of the classes that compete in the task's training loss."""
+    allowed = allowed_classes(net, benchmark, task)
+    if allowed is None:
         return quantities
-    columns = torch.tensor(task.classes, device=benchmark.device)
+    columns = allowed[task.id].nonzero().view(-1)
     return lambda logits, *given: quantities(logits[:, columns], *given)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from engram.backbones.backbone import Backbone
 from engram.datasets.benchmark import Batch, Samples, Task
 from engram.models.method import Setup
-from engram.models.parts.inference import head_mask
+from engram.models.parts.inference import allowed_classes
 from engram.models.rehearsal import RehearsalMethod, ReplayOptions
 from engram.utils.buffers import selection
 from engram.utils.config.options import option
@@ -72,18 +72,18 @@ class MemorizationSelector:
         if self.proxy:
             self.proxy.update(batch.index, logits.detach(), batch.y)
 
-    def memorization(self, samples: Samples) -> Tensor:
-        """(n,) of the samples; not finite where nothing is known or a sample was never learned."""
+    def memorization(self, samples: Samples, task: Task) -> Tensor:
+        """(n,) of the samples when `task` ends; not finite where nothing is known or never learned."""
         if self.given is not None:
             return self.given[samples.index]
-        mask = head_mask(self.net, self.benchmark)
+        mask = allowed_classes(self.net, self.benchmark, task)
         allowed = None if mask is None else mask[samples.task_id]
         return self.proxy.scores(self.net, self.benchmark.augment, samples, allowed)
 
     def choose(self, task: Task, n: int) -> Tensor:
         """At most `n` rows of the task's training samples, by class as the policy wants."""
         samples = self.benchmark.train(task)
-        memorization = self.memorization(samples)
+        memorization = self.memorization(samples, task)
         ranking = ranked(memorization)
         # chances of the policy `randomized`, from 0 up
         weights = memorization - memorization[ranking[:1]].clamp_max(0).sum()
@@ -145,7 +145,7 @@ class WatchedReplay(MemorizationReplay):
         with first_outputs(self.net) as outputs:
             result = super().observe(batch)
         stream = outputs[0][: len(batch.y)].float()
-        self.chooser.watch(batch, self.mask_heads(stream, batch.task_id))
+        self.chooser.watch(batch, self.mask_classes(stream, batch.task_id))
         return result
 
 

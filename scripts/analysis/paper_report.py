@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 import yaml
 
 from engram.scripts.analysis.run_set import RunSet, Setting, StoredRecord
-from engram.scripts.analysis.table import MISSING, Table
+from engram.scripts.analysis.table import MISSING, STANDARD_DEVIATION, Table
 from engram.utils.errors import UserError
 
 PAPERS_DIR = Path(__file__).with_name("papers")
@@ -69,6 +69,7 @@ class PaperReport(ABC):
 
     name: ClassVar[str]  # the word on the command line
     benchmarks: ClassVar[dict[str, str]] = {}  # data set → title; empty: every data set is shown
+    deviation: ClassVar[str] = STANDARD_DEVIATION  # what stands behind the ± of its tables
 
     def __init__(self, run_set: RunSet) -> None:
         self.run_set = run_set

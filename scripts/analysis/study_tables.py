@@ -8,7 +8,15 @@ import numpy as np
 
 from engram.scripts.analysis.pairing import Comparison, compare, unpaired_note
 from engram.scripts.analysis.run_set import RunSet, Setting, StoredRecord, commits
-from engram.scripts.analysis.table import MISSING, Column, Table, make_table, mean_std, number_text
+from engram.scripts.analysis.table import (
+    MISSING,
+    STANDARD_DEVIATION,
+    Column,
+    Table,
+    make_table,
+    mean_std,
+    number_text,
+)
 from engram.utils.metrics.statistics import holm
 from engram.utils.runs.run_record import VIEW_NAMES
 
@@ -157,14 +165,11 @@ def caption(settings: list[Setting]) -> str:
     return ", ".join([*common, *(f"buffer {size}" for size in sizes if len(sizes) == 1)])
 
 
-def provenance(runs: list[StoredRecord]) -> str:
-    """The sentence below a table that says where its numbers come from."""
+def provenance(runs: list[StoredRecord], deviation: str = STANDARD_DEVIATION) -> str:
+    """The sentence below a table that says where its numbers come from, and what stands behind their ±."""
     devices = ", ".join(sorted({run.device or "unknown" for run in runs}))
     versions = ", ".join(sorted({run.versions.get("torch") or "unknown" for run in runs}))
-    return (
-        f"In %, mean ± standard deviation over seeds (ddof = 1). devices: {devices}; torch: {versions}; "
-        f"commits: {commits(runs)}."
-    )
+    return f"In %, mean ± {deviation}. devices: {devices}; torch: {versions}; commits: {commits(runs)}."
 
 
 def view_name(settings: list[Setting], view: str) -> str:

@@ -11,9 +11,10 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from engram.utils.metrics.statistics import mean_std_ci
+from engram.utils.metrics.statistics import Spread, mean_std_ci
 
 MISSING = "–"
+STANDARD_DEVIATION = "standard deviation over seeds (ddof = 1)"
 LATEX = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "±": r"$\pm$", "λ": r"$\lambda$", "–": "--", "−": "$-$", "<": "$<$", ">": "$>$",
@@ -84,11 +85,20 @@ def mean_std(values: ArrayLike, scale: float = 100, digits: int = 2) -> str:
 
     One value has no deviation. Without values, or if one of them is NaN, the text is `–`.
     """
+    return _mean_and(lambda spread: spread.std, values, scale, digits)
+
+
+def mean_error(values: ArrayLike, scale: float = 100, digits: int = 2) -> str:
+    """`86.40 ± 0.23`, as `mean_std`, but with the mean's standard error, std / √n."""
+    return _mean_and(lambda spread: spread.std / spread.n**0.5, values, scale, digits)
+
+
+def _mean_and(deviation: Callable[[Spread], float], values: ArrayLike, scale: float, digits: int) -> str:
     scaled = scale * np.asarray(values, dtype=np.float64)
     if not len(scaled) or np.isnan(scaled).any():
         return MISSING
     spread = mean_std_ci(scaled)
-    return f"{spread.mean:.{digits}f}" + (f" ± {spread.std:.{digits}f}" if spread.n > 1 else "")
+    return f"{spread.mean:.{digits}f}" + (f" ± {deviation(spread):.{digits}f}" if spread.n > 1 else "")
 
 
 def number_text(value: object) -> str:

@@ -3,15 +3,18 @@
 # (400-400 units, Adam 1e-3, 2,000 steps of 128 samples per task) and permuted MNIST (10 tasks, 1000-1000
 # units, Adam 1e-4, 5,000 steps of 256), every method of the importance family beside the bounds. As in that
 # paper's code Adam's state is kept from task to task, each seed splits the digits its own way, and permuted
-# images have a black border.
+# images have a black border; in class-IL the softmax of training is over the classes seen so far, and the Fisher
+# information is that of the labels the network predicts, on all training samples. The strengths of ewc, its
+# online form and si are that code's (github.com/GMvandeVen/continual-learning, commit 9945f84, param_values.py).
 #
-#     scripts/reproduce/scenarios.sh [split|perm|all]         5 seeds on the test set
-#     scripts/reproduce/scenarios.sh split tune               the grid the strengths below were chosen from:
+#     scripts/reproduce/scenarios.sh [split|perm|all]         on the test set
+#     scripts/reproduce/scenarios.sh split tune               the grid the other strengths were chosen from:
 #                                                             seed 0, 10 % of the training data held out
 #     python scripts/report.py scenarios runs/scenarios [--update RESULTS.md]
 #     python scripts/report.py runs/scenarios-tune
 #
-# Environment: SEEDS (default "0 1 2 3 4"), JOBS (2), DATA_DIR (~/.cache/engram), OUTPUT_DIR (runs/scenarios,
+# Environment: SEEDS (default "0 1 2 3 4"; split MNIST in domain-IL "1 2 ... 20", the paper's, as the pairs of
+# digits that a seed draws move its accuracy by several points), JOBS (2), DATA_DIR (~/.cache/engram), OUTPUT_DIR (runs/scenarios,
 # runs/scenarios-tune), ITERS (steps per task), ONLY (an extended regular expression on the run's name, e.g.
 # ONLY='-task-il-(ewc|si)'), DRY_RUN=1 to print. Finished runs are skipped. On one core a run of split MNIST
 # takes about a minute, one of permuted MNIST three quarters of an hour.
@@ -24,19 +27,21 @@ case $which-$stage in split-run | perm-run | all-run | split-tune | perm-tune | 
   exit 2 ;;
 esac
 if [ "$stage" = tune ]; then
-  output=${OUTPUT_DIR:-runs/scenarios-tune} seeds=0 held="--validation 10"
+  output=${OUTPUT_DIR:-runs/scenarios-tune} held="--validation 10"
 else
-  output=${OUTPUT_DIR:-runs/scenarios} seeds=${SEEDS:-0 1 2 3 4} held=
+  output=${OUTPUT_DIR:-runs/scenarios} held=
 fi
+
+fisher="--fisher argmax --fisher_n 0"
 
 # lwf has that paper's loss: λ = T² = 4 and the mean over classes (models/lwf.py), so T²/C for each head.
 # benchmark method | flags for all scenarios | strength in task-IL | domain-IL | class-IL
 table() {
-  sed -e '/^ *#/d' -e '/^ *$/d' <<'TABLE'
+  sed -e '/^ *#/d' -e '/^ *$/d' <<TABLE
 split sgd        | | | |
-split ewc        | --ewc_mode separate | --e_lambda 1e5 | --e_lambda 1e3 | --e_lambda 1e5
-split ewc_online | --model ewc --ewc_mode online | --e_lambda 1e5 | --e_lambda 1e3 | --e_lambda 1e5
-split si         | | --si_c 10 | --si_c 10 | --si_c 10
+split ewc        | --ewc_mode separate $fisher | --e_lambda 1e7 | --e_lambda 1e6 | --e_lambda 1e8
+split ewc_online | --model ewc --ewc_mode online $fisher | --e_lambda 1e8 --gamma 0.8 | --e_lambda 1e8 --gamma 0.7 | --e_lambda 1e9 --gamma 0.8
+split si         | | --si_c 50 | --si_c 500 | --si_c 0.5
 split mas        | --mas_n 1000 | --mas_lambda 0.1 | --mas_lambda 1 | --mas_lambda 1
 split rwalk      | | --rwalk_lambda 1 | --rwalk_lambda 10 | --rwalk_lambda 10
 split lwf        | | --lwf_lambda 2 | --lwf_lambda 4 --lwf_distill seen | --lwf_lambda 4 --lwf_distill seen
@@ -46,9 +51,9 @@ split imm_mean   | | --imm_lambda 0.1 | --imm_lambda 0.001 | --imm_lambda 0.001
 split imm_mode   | | --imm_lambda 0.1 | --imm_lambda 0.001 | --imm_lambda 0.001
 split joint      | --model joint --n_iters 10000 | | |
 perm sgd         | | | |
-perm ewc         | --ewc_mode separate | --e_lambda 100 | --e_lambda 100 | --e_lambda 100
-perm ewc_online  | --model ewc --ewc_mode online | --e_lambda 100 | --e_lambda 100 | --e_lambda 100
-perm si          | | --si_c 10 | --si_c 10 | --si_c 10
+perm ewc         | --ewc_mode separate $fisher | --e_lambda 500 | --e_lambda 500 | --e_lambda 1
+perm ewc_online  | --model ewc --ewc_mode online $fisher | --e_lambda 500 --gamma 0.8 | --e_lambda 1000 --gamma 0.9 | --e_lambda 5 --gamma 1
+perm si          | | --si_c 5 | --si_c 5 | --si_c 0.1
 perm mas         | --mas_n 1000 | --mas_lambda 0.1 | --mas_lambda 0.1 | --mas_lambda 0.1
 perm lwf         | | --lwf_lambda 0.4 | --lwf_lambda 4 --lwf_distill seen | --lwf_lambda 4 --lwf_distill seen
 perm joint       | --model joint --n_iters 50000 | | |
@@ -78,6 +83,21 @@ common_of() {
   fi
 }
 
+# In class-IL the softmax is over the classes seen so far; lwf_mc has none.
+softmax_of() {
+  [ "$1" != class-il ] || [ "$2" = lwf_mc ] || echo "--train_classes seen"
+}
+
+seeds_of() {
+  if [ "$stage" = tune ]; then
+    echo 0
+  elif [[ $1 == split-domain-il-* ]]; then
+    echo "${SEEDS:-$(seq -s " " 1 20)}"
+  else
+    echo "${SEEDS:-0 1 2 3 4}"
+  fi
+}
+
 # name | flags of every run of a benchmark, method and scenario
 runs() {
   table | while IFS='|' read -r name flags task domain class; do
@@ -85,7 +105,8 @@ runs() {
     [ "$which" = all ] || [ "$which" = "$benchmark" ] || continue
     [[ $flags == *--model* ]] || flags="--model $method $flags"
     for pair in "task-il:$task" "domain-il:$domain" "class-il:$class"; do
-      scenario=${pair%%:*} strength=${pair#*:}
+      scenario=${pair%%:*}
+      strength="$(softmax_of "$scenario" "$method") ${pair#*:}"
       if [ "$stage" = run ]; then
         echo "$benchmark-$scenario-$method | $(common_of "$benchmark") --scenario $scenario $flags $strength"
         continue
@@ -106,7 +127,7 @@ todo() {
   runs | while IFS='|' read -r name flags; do
     name=${name%% *}
     [[ $name =~ ${ONLY:-.} ]] || continue
-    for seed in $seeds; do
+    for seed in $(seeds_of "$name"); do
       folder=$output/$name-seed$seed
       finished "$folder" && continue
       echo "$flags --optimizer adam --keep_optimizer --seed $seed --data_dir $data --output_dir $folder" \

@@ -28,7 +28,7 @@ def started(scenario: str, tasks: int = 1, **flags):
 def own_classes(method, task_id: int) -> list[int]:
     """Columns that a sample of the task may use."""
     tasks = method.setup.benchmark.tasks
-    return list(tasks[task_id].classes) if method.head_mask is not None else list(range(6))
+    return list(tasks[task_id].classes) if method.allowed_classes is not None else list(range(6))
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)

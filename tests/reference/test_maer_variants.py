@@ -22,8 +22,8 @@ def watched_choice(method) -> dict:
     """Keeps what the chooser knew at the end of the last task: scores and samples."""
     kept, ask = {}, method.chooser.memorization
 
-    def asked(samples):
-        kept["scores"], kept["samples"] = ask(samples), samples
+    def asked(samples, task):
+        kept["scores"], kept["samples"] = ask(samples, task), samples
         return kept["scores"]
 
     method.chooser.memorization = asked

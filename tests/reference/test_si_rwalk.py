@@ -74,8 +74,8 @@ class Naive:
         """One SGD step on CE + strength Σ Ω (θ − θ*)²; returns the gradient of CE alone."""
         known = {n: p for n, p in self.net.named_parameters() if p.requires_grad}
         logits = self.net(batch.x, batch.task_id)
-        if self.method.head_mask is not None:
-            logits = logits.masked_fill(~self.method.head_mask[batch.task_id], -torch.inf)
+        if self.method.allowed_classes is not None:
+            logits = logits.masked_fill(~self.method.allowed_classes[batch.task_id], -torch.inf)
         loss = F.cross_entropy(logits, batch.y)
         task = dict(
             zip(known, torch.autograd.grad(loss, list(known.values()), retain_graph=True), strict=True)

@@ -89,7 +89,7 @@ def looked_at(request):
     method, _ = tiny_method("sgd", request.param, backbone="cnn", channels=(3, 4))
     benchmark = method.setup.benchmark
     samples = benchmark.train(benchmark.tasks[1])
-    allowed = None if method.head_mask is None else method.head_mask[samples.task_id]
+    allowed = None if method.allowed_classes is None else method.allowed_classes[samples.task_id]
     method.net.eval()
     logits = method.logits(benchmark.augment.normalise(samples.x_raw), samples.task_id)
     method.net.train()
@@ -195,8 +195,8 @@ def test_maer_can_choose_by_every_proxy(name, scenario):
     method, config = tiny_method("maer", scenario, mem_proxy=name, buffer_size=12, n_epochs=2, lr=0.1)
     kept, choose = {}, method.chooser.memorization
 
-    def watched(samples):
-        kept["scores"], kept["samples"] = choose(samples), samples
+    def watched(samples, task):
+        kept["scores"], kept["samples"] = choose(samples, task), samples
         return kept["scores"]
 
     method.chooser.memorization = watched

@@ -81,6 +81,11 @@ class StreamOptions(OptionSet):
         "(default: the benchmark's; task-il is --multi_head)",
         choices=("class-il", "domain-il", "task-il"),
     )  # fmt: skip
+    train_classes: str = option(
+        "all", "class-il: classes of the training softmax: all of the stream (as in mammoth), those seen so "
+        "far (van de Ven & Tolias 2019), or the sample's own task's; every benchmark's own choice is all",
+        choices=("all", "seen", "task"),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from engram.scripts.analysis.paper_report import Cell, Cells, PaperReport, with_published
 from engram.scripts.analysis.run_set import Setting, StoredRecord
-from engram.scripts.analysis.table import MISSING, Column, Table, make_table, mean_std
+from engram.scripts.analysis.table import MISSING, Column, Table, make_table, mean_error
 
 SCENARIOS = ("task-il", "domain-il", "class-il")  # in the published order
 STRENGTHS = ("e_lambda", "mas_lambda", "si_c", "rwalk_lambda", "imm_lambda", "lwf_lambda", "ebll_alpha")
@@ -18,6 +18,7 @@ class ScenariosReport(PaperReport):
     """Average accuracy in each scenario as in van de Ven & Tolias 2019."""
 
     name = "scenarios"
+    deviation = "standard error over seeds (standard deviation / √n), as published"
     benchmarks: ClassVar = {"seq-mnist": "Split MNIST", "perm-mnist": "Permuted MNIST"}
 
     def cell(self, run: StoredRecord) -> Cell:
@@ -49,11 +50,11 @@ class ScenariosReport(PaperReport):
 
 
 def _accuracy_and_strength(setting: Setting | None, published: str) -> str:
-    """`98.70 ± 0.10 (98.64 ± 0.22), λ 100000`."""
+    """`98.70 ± 0.10 (98.64 ± 0.22), λ 100000`; both ± are standard errors of the mean."""
     if setting is None:
         return with_published(MISSING, published)
     view = "class_il" if setting.first.scenario == "class-il" else "task_il"
-    accuracy = mean_std(setting.values(view, "average_accuracy"))
+    accuracy = mean_error(setting.values(view, "average_accuracy"))
     config = setting.first.config
     strength = ", ".join(f"{config[name]:g}" for name in STRENGTHS if name in config)
     return with_published(accuracy, published) + (f", λ {strength}" if strength else "")
