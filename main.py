@@ -1,33 +1,26 @@
 """Train a continual-learning method on a benchmark: parse, build, train, report."""
 
-import os
 import sys
 from typing import TYPE_CHECKING
 
 from engram.utils.config import cli
 from engram.utils.config.config import Config
-from engram.utils.errors import UserError
+from engram.utils.door import guarded
 from engram.utils.tracking.background_tracker import prepared
 
 if TYPE_CHECKING:
     from engram.utils.runs.run_dir import RunDir
 
 
+@guarded
 def main(argv: list[str] | None = None) -> int:
     """Run what the command line asks for; returns the exit code."""
-    try:
-        request = cli.parse(sys.argv[1:] if argv is None else argv)
-        if request.config:
-            return run(request.config)[0]
-        from engram.utils.runs import resume  # numpy is not for --help to wait for
+    request = cli.parse(sys.argv[1:] if argv is None else argv)
+    if request.config:
+        return run(request.config)[0]
+    from engram.utils.runs import resume  # numpy is not for --help to wait for
 
-        return run(*resume.find_run(request), resumed=True)[0]
-    except UserError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # of torchrun's processes one on each machine says it
-            print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    return run(*resume.find_run(request), resumed=True)[0]
 
 
 def run(

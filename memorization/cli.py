@@ -22,6 +22,7 @@ from engram.utils.config.flags import (
     read_config_file,
 )
 from engram.utils.config.options import OptionError, OptionSet
+from engram.utils.door import guarded
 from engram.utils.errors import UserError
 
 SETTINGS = "settings.json"
@@ -140,17 +141,12 @@ def require(options: OptionSet, *names: str) -> None:
             raise OptionError(f"--{name} is missing (see --help)")
 
 
+@guarded
 def main(program: str) -> int:
     """Run a program; an error that the user can mend is printed as one line and gives exit code 2.
 
     The program is run under its import name rather than as `__main__`, so that its classes can be sent to
     worker processes.
     """
-    try:
-        importlib.import_module(f"engram.memorization.{program}").run(sys.argv[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    importlib.import_module(f"engram.memorization.{program}").run(sys.argv[1:])
     return 0

@@ -25,6 +25,7 @@ import yaml
 from engram.scripts.docs_pages import index_page, plugin_page, run_flags_page
 from engram.utils.config import registry
 from engram.utils.config.plugin_docs import KINDS, plugins
+from engram.utils.door import guarded
 from engram.utils.errors import UserError
 
 GUIDES = {"README.md": "index.md", "RESULTS.md": "RESULTS.md", "CONTRIBUTING.md": "CONTRIBUTING.md"}
@@ -97,6 +98,7 @@ def build(out: Path) -> int:
     return n_plugins
 
 
+@guarded
 def main(argv: list[str] | None = None) -> int:
     """Build the site; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -104,11 +106,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, default=registry.default_dir() / "runs" / "docs", metavar="DIR")
     out = parser.parse_args(argv).out
-    try:
-        n_plugins = build(out)
-    except (OSError, UserError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    n_plugins = build(out)
     print(f"{n_plugins} plugin pages: {out / 'index.html'}")
     return 0
 

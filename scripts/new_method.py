@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from engram.utils.config import registry
+from engram.utils.door import guarded
 from engram.utils.errors import UserError
 
 METHOD = '''"""TITLE: one line for --help, at most 100 characters, that ends with a period.
@@ -111,6 +112,7 @@ def write(name: str, root: Path) -> list[Path]:
     return list(made)
 
 
+@guarded
 def main(argv: list[str] | None = None) -> int:
     """Write the skeleton that the command line names; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -118,11 +120,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("name", help="of the method and its file, e.g. my_idea")
     name = parser.parse_args(argv).name
-    try:
-        written = write(name, registry.checkout())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    written = write(name, registry.checkout())
     print("\n".join(f"written: {path}" for path in written))
     print(f"next:    python -m pytest tests/reference/test_{name}.py tests/contract -k {name}")
     return 0

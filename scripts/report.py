@@ -27,6 +27,7 @@ from engram.scripts.analysis.papers.rehearsal import RehearsalReport
 from engram.scripts.analysis.papers.scenarios import ScenariosReport
 from engram.scripts.analysis.run_set import RunSet, collect
 from engram.scripts.analysis.table import update
+from engram.utils.door import guarded
 from engram.utils.errors import UserError
 from engram.utils.sweeps.sweep_spec import read_spec
 
@@ -108,26 +109,23 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@guarded
 def main(argv: list[str] | None = None) -> int:
     """Print the tables, and write the report or put them into a file; returns the exit code."""
     args = build_parser().parse_args(argv)
     paper = PAPERS.get(args.folders[0])
-    try:
-        folders = [run_folder(folder) for folder in args.folders[paper is not None :]]
-        if not folders:
-            raise UserError("no folder given")
-        run_set = collect(folders)
-        text = paper_tables(paper(run_set), folders[0]) if paper else markdown(run_set)
-        if args.update:
-            update(args.update, folders[0].name, text)
-            return 0
-        print(text)
-        if not paper:
-            name_left_out(run_set)
-            write(run_set, f"Study {folders[0].name}", args.out or folders[0] / "report", args.against)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    folders = [run_folder(folder) for folder in args.folders[paper is not None :]]
+    if not folders:
+        raise UserError("no folder given")
+    run_set = collect(folders)
+    text = paper_tables(paper(run_set), folders[0]) if paper else markdown(run_set)
+    if args.update:
+        update(args.update, folders[0].name, text)
+        return 0
+    print(text)
+    if not paper:
+        name_left_out(run_set)
+        write(run_set, f"Study {folders[0].name}", args.out or folders[0] / "report", args.against)
     return 0
 
 

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from engram.utils import files
 from engram.utils.credentials import redact
+from engram.utils.door import guarded
 from engram.utils.errors import UserError
 from engram.utils.sweeps import process_pool, slurm_pool
 from engram.utils.sweeps.job_pool import JobPool
@@ -116,29 +117,24 @@ def _one(name: str, values: list[str]) -> Any:
     return values[0] if values else "1"
 
 
+@guarded
 def main(argv: list[str] | None = None) -> int:
     """Run or print the study that the command line asks for; returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    try:
-        options, study = parse(argv)
-        _check(options)
-        here = not (options.dry_run or options.address or options.slurm)
-        if here:  # the fork server imports torch while this process resolves the runs
-            process_pool.start_server(preload(study.points()))
-        runs = study.resolved()
-        index = RunIndex({run.config.run.output_dir for run in runs})
-        sweep = Sweep(runs, index, options.seeds_together)
-        if options.dry_run:
-            print(sweep.plan(n_at_a_time(options, sweep)))
-            return 0
-        Path(study.fixed["output_dir"]).expanduser().mkdir(parents=True, exist_ok=True)
-        keep(study)
-        code = carry_out(sweep, study.name or "study", options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    options, study = parse(argv)
+    _check(options)
+    here = not (options.dry_run or options.address or options.slurm)
+    if here:  # the fork server imports torch while this process resolves the runs
+        process_pool.start_server(preload(study.points()))
+    runs = study.resolved()
+    index = RunIndex({run.config.run.output_dir for run in runs})
+    sweep = Sweep(runs, index, options.seeds_together)
+    if options.dry_run:
+        print(sweep.plan(n_at_a_time(options, sweep)))
+        return 0
+    Path(study.fixed["output_dir"]).expanduser().mkdir(parents=True, exist_ok=True)
+    keep(study)
+    code = carry_out(sweep, study.name or "study", options)
     if code > 128:
         print(f"to go on:\n  python scripts/sweep.py {redact(shlex.join(argv))}", file=sys.stderr)
     return code

@@ -36,6 +36,7 @@ from engram.scripts.strengths import START_STRENGTHS
 from engram.utils.config import cli, registry
 from engram.utils.config import config as settings
 from engram.utils.config.config import Config, resolve
+from engram.utils.door import guarded
 from engram.utils.errors import UserError
 from engram.utils.runs.run_record import FILE_NAME, RunRecord
 
@@ -214,17 +215,14 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+@guarded
 def main(argv: list[str] | None = None) -> int:
     """Tune what the command line asks for; returns the exit code."""
     args, rest = parser().parse_known_args(argv)
-    try:
-        config = cli.parse(rest).config
-        if config is None:
-            raise UserError("--resume: not for tuning, which resumes its runs by itself")
-        return tune(args, config)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    config = cli.parse(rest).config
+    if config is None:
+        raise UserError("--resume: not for tuning, which resumes its runs by itself")
+    return tune(args, config)
 
 
 def checked(args: argparse.Namespace, config: Config) -> dict[str, float]:

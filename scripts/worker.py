@@ -6,26 +6,22 @@ what is above it.
 
 import functools
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 from engram import main
-from engram.utils.errors import UserError
+from engram.utils.door import guarded
 from engram.utils.runs import resume
 from engram.utils.training.interleaved import InterleavedJob, run_interleaved
 
 
+@guarded
 def execute_run(path: str, flags: dict[str, Any]) -> int:
     """Start the run of these flags in the folder `path`, or continue it; returns the exit code."""
-    try:
-        config, run_dir = resume.open_or_create(Path(path), flags)
-        if run_dir.finished:
-            return 0
-        return main.run(config, run_dir, resumed=True, wait=True)[0]
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    config, run_dir = resume.open_or_create(Path(path), flags)
+    if run_dir.finished:
+        return 0
+    return main.run(config, run_dir, resumed=True, wait=True)[0]
 
 
 def execute_interleaved(runs: list[tuple[str, dict[str, Any]]]) -> int:

@@ -20,6 +20,7 @@ from pathlib import Path
 from engram.utils.config.cli import parse
 from engram.utils.config.config import Config
 from engram.utils.credentials import redact
+from engram.utils.door import guarded
 from engram.utils.errors import UserError
 from engram.utils.tracking import mlflow_store as store
 from engram.utils.tracking.mlflow_tracker import open_tracker
@@ -127,6 +128,7 @@ def one_round(uri: str, n_writers: int) -> tuple[list[str], float]:
     return faults, seconds
 
 
+@guarded
 def main(argv: list[str] | None = None) -> int:
     """Check the store that the command line names; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -136,17 +138,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--writers", type=int, default=8, metavar="N", help="processes (default: 8)")
     parser.add_argument("--rounds", type=int, default=10, metavar="N", help="times (default: 10)")
     args = parser.parse_args(argv)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            uri = args.tracking_uri or f"sqlite:///{folder}/mlflow.db"
-            failures = store.import_mlflow(uri)
-            try:
-                return 1 if check(uri, args.writers, args.rounds) else 0
-            except failures as error:
-                raise UserError(f"{redact(uri)}: {redact(str(error))}") from None
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    with tempfile.TemporaryDirectory() as folder:
+        uri = args.tracking_uri or f"sqlite:///{folder}/mlflow.db"
+        failures = store.import_mlflow(uri)
+        try:
+            return 1 if check(uri, args.writers, args.rounds) else 0
+        except failures as error:
+            raise UserError(f"{redact(uri)}: {redact(str(error))}") from None
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from engram.utils.door import guarded
 from engram.utils.errors import UserError
 from engram.utils.tracking import mlflow_store as store
 
@@ -181,6 +182,7 @@ def take(browser: Browser, url: str, experiment: str, out: Path) -> None:
         browser.shot(f"{base}/{run}/artifacts/{picture}", f"{has}('{picture}')", path)
 
 
+@guarded
 def main(argv: list[str] | None = None) -> int:
     """Take the pictures that the command line asks for; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -193,28 +195,22 @@ def main(argv: list[str] | None = None) -> int:
     add("--report", type=Path, metavar="FILE", help="also this HTML page, whole")
     add("--out", type=Path, default=Path("runs/screenshots"), help="folder (default: runs/screenshots)")
     args = parser.parse_args(argv)
+    program = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if program is None:
+        raise UserError(f"no browser; install one of {', '.join(BROWSERS)} (Debian: apt install chromium)")
+    args.out.mkdir(parents=True, exist_ok=True)
+    browser = Browser(program)
     try:
-        program = next(filter(None, map(shutil.which, BROWSERS)), None)
-        if program is None:
-            raise UserError(
-                f"no browser; install one of {', '.join(BROWSERS)} (Debian: apt install chromium)"
-            )
-        args.out.mkdir(parents=True, exist_ok=True)
-        browser = Browser(program)
-        try:
-            if args.report:
-                page = args.report.absolute().as_uri()
-                browser.shot(page, "document.readyState == 'complete'", args.out / "report.png", whole=True)
-            if args.experiment and args.url:
-                take(browser, args.url.rstrip("/"), args.experiment, args.out)
-            elif args.experiment:
-                with server(store.resolve_uri(args.tracking_uri)) as url:
-                    take(browser, url, args.experiment, args.out)
-        finally:
-            browser.close()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        if args.report:
+            page = args.report.absolute().as_uri()
+            browser.shot(page, "document.readyState == 'complete'", args.out / "report.png", whole=True)
+        if args.experiment and args.url:
+            take(browser, args.url.rstrip("/"), args.experiment, args.out)
+        elif args.experiment:
+            with server(store.resolve_uri(args.tracking_uri)) as url:
+                take(browser, url, args.experiment, args.out)
+    finally:
+        browser.close()
     return 0
 
 

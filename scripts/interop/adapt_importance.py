@@ -21,6 +21,7 @@ from engram.datasets import unlabeled
 from engram.models.mas import MAS
 from engram.scripts.trained_run import TrainedRun, open_trained_run
 from engram.utils import checkpoint
+from engram.utils.door import guarded
 from engram.utils.errors import UserError
 
 
@@ -51,6 +52,7 @@ def save(run: TrainedRun, out: Path) -> None:
     checkpoint.write(run.saved | {"method": run.method.state_dict()}, out / "checkpoint.pt")
 
 
+@guarded
 def main(argv: list[str] | None = None) -> int:
     """Adapt the run that the command line names; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -62,14 +64,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output_dir", default="runs", help="where runs are looked for (default: runs)")
     parser.add_argument("--device", default="auto", help="auto (CUDA when there is one), cpu, cuda or cuda:N")
     args = parser.parse_args(argv)
-    try:
-        run = open_trained_run(args.run, args.output_dir, args.device)
-        out = args.out or run.run_dir.path.with_name(f"{run.run_dir.id}-adapted")
-        n_images = adapt(run, args.images_dir)
-        save(run, out)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    run = open_trained_run(args.run, args.output_dir, args.device)
+    out = args.out or run.run_dir.path.with_name(f"{run.run_dir.id}-adapted")
+    n_images = adapt(run, args.images_dir)
+    save(run, out)
     left = len(run.trainer.tasks) - run.n_learned
     print(f"{out}: importance of {run.n_learned} tasks from {n_images} images; {left} tasks left")
     if left:

@@ -13,6 +13,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from engram.utils.door import guarded
+
 
 def read(folder: Path) -> list[tuple[float, float]]:
     """(right after the task, at the end) of each task, as fractions."""
@@ -46,6 +48,7 @@ def table(pairs: list[tuple[float, float]]) -> str:
     return "\n".join(lines)
 
 
+@guarded
 def main(argv: list[str] | None = None) -> None:
     """Print the table of the folder that the command line names."""
     parser = argparse.ArgumentParser(
@@ -56,4 +59,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

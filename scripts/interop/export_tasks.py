@@ -30,6 +30,7 @@ from engram.backbones.heads import SharedHead, TaskHeads
 from engram.scripts.strengths import START_STRENGTHS
 from engram.scripts.trained_run import TrainedRun, open_trained_run
 from engram.utils import checkpoint, files
+from engram.utils.door import guarded
 from engram.utils.errors import UserError
 
 
@@ -94,6 +95,7 @@ def export(run: TrainedRun, folder: Path) -> None:
             files.write_text(text + "\n", task_folder / f"{name}.txt")
 
 
+@guarded
 def main(argv: list[str] | None = None) -> int:
     """Export the run that the command line names; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -103,12 +105,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("dir", type=Path, help="the folder to write")
     parser.add_argument("--output_dir", default="runs", help="where runs are looked for (default: runs)")
     args = parser.parse_args(argv)
-    try:
-        run = open_trained_run(args.run, args.output_dir, device="cpu")
-        export(run, args.dir)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    run = open_trained_run(args.run, args.output_dir, device="cpu")
+    export(run, args.dir)
     print(f"{args.dir}: {run.n_learned} tasks")
     return 0
 

@@ -17,11 +17,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from engram.utils.errors import UserError
+from engram.utils.door import guarded
 from engram.utils.runs import legacy_runs
 from engram.utils.tracking import legacy_file_store, legacy_import
 
 
+@guarded
 def main(argv: list[str] | None = None) -> int:
     """Import what the command line names; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -32,14 +33,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--tracking_uri", help="MLflow server or database (default: mlflow.db here)")
     parser.add_argument("--disable_log", action="store_true", help="run folders only, no MLflow")
     args = parser.parse_args(argv)
-    try:
-        runs = legacy_file_store.read(args.folder)
-        output_dir = Path(args.output_dir).expanduser()
-        n_folders = sum(legacy_runs.write_run_dir(run, output_dir) for run in runs)
-        n_runs = 0 if args.disable_log else legacy_import.write(runs, args.tracking_uri)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    runs = legacy_file_store.read(args.folder)
+    output_dir = Path(args.output_dir).expanduser()
+    n_folders = sum(legacy_runs.write_run_dir(run, output_dir) for run in runs)
+    n_runs = 0 if args.disable_log else legacy_import.write(runs, args.tracking_uri)
     print(f"{len(runs)} runs found; new: {n_runs} in MLflow, {n_folders} run folders in {args.output_dir}")
     return 0
 

@@ -17,6 +17,7 @@ import torch
 from engram.datasets.benchmark import Benchmark
 from engram.utils.config import registry
 from engram.utils.config.config import resolve
+from engram.utils.door import guarded
 from engram.utils.errors import UserError
 
 
@@ -30,6 +31,7 @@ def content(benchmark: Benchmark) -> list[list]:
     return splits
 
 
+@guarded
 def main(argv: list[str] | None = None) -> int:
     """Write the file that the command line asks for; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -46,13 +48,12 @@ def main(argv: list[str] | None = None) -> int:
         parser.add_argument(flag, default=argparse.SUPPRESS, help=text)
     flags = vars(parser.parse_args(argv))
     name, out = flags.pop("benchmark"), flags.pop("out")
+    config = resolve([("command line", {"model": "sgd", "dataset": name, **flags})])
+    benchmark = registry.load("datasets", name).build(config, torch.device("cpu"))
     try:
-        config = resolve([("command line", {"model": "sgd", "dataset": name, **flags})])
-        benchmark = registry.load("datasets", name).build(config, torch.device("cpu"))
         torch.save(content(benchmark), out)
-    except (UserError, OSError, RuntimeError) as error:  # torch.save raises the last two
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{out}: cannot be written: {error}") from None
     print(f"{out}: {len(benchmark.tasks)} tasks, {out.stat().st_size / 1e6:,.0f} MB")
     return 0
 

@@ -1,12 +1,11 @@
 """The program around a study: its command line, and the table that it prints and puts into a file."""
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from engram.scripts.analysis.table import update
-from engram.utils.errors import UserError
+from engram.utils.door import guarded
 
 
 def study_parser(doc: str, output_dir: str) -> argparse.ArgumentParser:
@@ -19,16 +18,13 @@ def study_parser(doc: str, output_dir: str) -> argparse.ArgumentParser:
     return parser
 
 
+@guarded
 def run_study(study: Callable[[argparse.Namespace], str], marker: str, args: argparse.Namespace) -> int:
     """Run a study that returns its table; print it, and put it between the markers of --update's file.
 
     Returns the exit code: 2 after an error of the user.
     """
-    try:
-        text = study(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    text = study(args)
     print(text)
     if args.update:
         update(args.update, marker, text)
