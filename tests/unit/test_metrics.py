@@ -34,10 +34,21 @@ def test_forgetting_is_negative_when_old_tasks_improve():
     assert accuracy_matrix.forgetting_over_tasks([[0.5, 0.0], [0.7, 0.9]]) == 0
 
 
+def test_forgetting_counts_what_a_network_knew_before_the_task_was_trained():
+    """Chaudhry et al. 2018, eq. 3: task 0 lost nothing, task 1 fell from .7, before its turn, to .5."""
+    matrix = np.array([[0.5, 0.7, 0.1], [0.5, 0.6, 0.1], [0.5, 0.5, 0.9]])
+    assert accuracy_matrix.forgetting(matrix) == pytest.approx(0.10)
+    assert accuracy_matrix.summary(matrix)["forgetting"] == pytest.approx(0.10)
+    assert accuracy_matrix.mean_known_forgetting(matrix) == pytest.approx(0.10)
+    assert accuracy_matrix.forgetting_over_tasks(matrix) == pytest.approx(0.1 / 3)  # from the task's own row
+    matrix[np.triu_indices(3, 1)] = np.nan  # --ignore_other_metrics: the rows that are known
+    assert accuracy_matrix.forgetting(matrix) == pytest.approx(0.05)
+
+
 def test_fm_is_forgetting_times_share_when_nothing_improves():
     """The relation between the memorization paper's FM and its logged forgetting."""
     rng = np.random.default_rng(0)
-    matrix = np.sort(rng.uniform(size=(7, 7)), axis=0)[::-1]  # columns fall: nothing improves
+    matrix = np.tril(np.sort(rng.uniform(size=(7, 7)), axis=0)[::-1])  # class-IL whose columns fall
     assert accuracy_matrix.forgetting_over_tasks(matrix) == pytest.approx(
         accuracy_matrix.forgetting(matrix) * 6 / 7
     )
@@ -47,7 +58,7 @@ def test_against_loops():
     rng = np.random.default_rng(1)
     for T in (2, 3, 8):
         matrix, b = rng.uniform(size=(T, T)), rng.uniform(size=T)
-        drops = [max(matrix[i][j] for i in range(j, T - 1)) - matrix[T - 1][j] for j in range(T - 1)]
+        drops = [max(matrix[i][j] for i in range(T - 1)) - matrix[T - 1][j] for j in range(T - 1)]
         assert accuracy_matrix.forgetting(matrix) == pytest.approx(sum(drops) / (T - 1))
         gains = [matrix[T - 1][j] - matrix[j][j] for j in range(T - 1)]
         assert accuracy_matrix.backward_transfer(matrix) == pytest.approx(sum(gains) / (T - 1))

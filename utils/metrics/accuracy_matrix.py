@@ -60,14 +60,15 @@ def forward_transfer(R: ArrayLike, b: ArrayLike) -> float:
 def forgetting(R: ArrayLike) -> float:
     """F = mean_{j<T-1} (max_{i<T-1} R[i, j] − R[T-1, j]); negative when old tasks improve.
 
-    Chaudhry et al. 2018 (RWalk), eq. 3; the maximum is over evaluated rows from the task's own on.
+    Chaudhry et al. 2018 (RWalk), eq. 3; the maximum is over all rows before the last that were evaluated,
+    those before task j was trained included: a network may know a task before its turn (task-IL, domain-IL).
     """
     return _mean(_drops(_matrix(R)))
 
 
 def _drops(R: NDArray[np.float64]) -> NDArray[np.float64]:
     """(T − 1,) for each task but the last: its best accuracy before the last task minus its final one."""
-    return np.array([_best(R[j:-1, j]) - R[-1, j] for j in range(len(R) - 1)])
+    return np.array([_best(R[:-1, j]) - R[-1, j] for j in range(len(R) - 1)])
 
 
 def mean_known_forgetting(R: ArrayLike) -> float:
@@ -77,7 +78,7 @@ def mean_known_forgetting(R: ArrayLike) -> float:
 
 
 def forgetting_over_tasks(R: ArrayLike) -> float:
-    """FM = 1/T Σ_j (max_i R[i, j] − R[T-1, j]), the maximum over all rows, the last included.
+    """FM = 1/T Σ_j (max_{i≥j} R[i, j] − R[T-1, j]), the maximum over rows from the task's own to the last.
 
     Kozal et al. 2025 (the memorization paper's tables).
     """
