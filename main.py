@@ -30,6 +30,9 @@ def run(
 
     run_dir: where the run lies, a new folder by default. wait: for another process that runs it now.
     """
+    if resumed and run_dir and run_dir.ended_without_checkpoint:
+        print(f"{run_dir.path}: the run is finished; its checkpoint is gone, so it is left as it is")
+        return 0, run_dir
     with prepared(config) as tracking:  # MLflow is imported while this process imports torch
         # The one late import: parsing, and so --help, needs no torch.
         from engram.memorization import proxies

@@ -1,5 +1,6 @@
 """Checkpoints: written atomically, read back with `weights_only=True` and with their bytes verified."""
 
+import io
 import os
 import zipfile
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 
 from engram.utils.config.config import OPERATIONAL, Config, up_to_date
 from engram.utils.errors import UserError
-from engram.utils.files import damage_in_zip, put_in_place
+from engram.utils.files import damage_in_zip, disk_error, put_in_place, remove
 
 
 class CheckpointError(UserError):
@@ -21,14 +22,33 @@ class DamagedFileError(ValueError):
 
 
 def write(content: dict[str, Any], path: Path) -> None:
-    """Save so that a crash at any moment leaves either the old file or the new one, complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Save so that a crash at any moment leaves either the old file or the new one, complete.
+
+    Raises `DiskError` where the disk does not take it.
+    """
     temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    put_in_place(temporary, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        put_in_place(temporary, path)
+    except (OSError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__  # torch hides a full disk
+        if not isinstance(cause, OSError):
+            raise
+        remove(temporary)  # before the bytes that are free are counted
+        raise disk_error(path, cause, _n_bytes(content)) from error
+    finally:
+        remove(temporary)
+
+
+def _n_bytes(content: dict[str, Any]) -> int:
+    """The size of a file with this content."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.tell()
 
 
 def load_verified(path: Path, mmap: bool = False) -> object:

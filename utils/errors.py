@@ -7,3 +7,7 @@ class UserError(ValueError):
 
 class DataError(UserError):
     """A data set is missing, incomplete or damaged; the message names the file and what to do."""
+
+
+class DiskError(UserError, OSError):
+    """A file that cannot be written, e.g. on a full disk; the message says which, why and what it takes."""

@@ -2,24 +2,58 @@
 
 import os
 import secrets
+import shutil
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from engram.utils.errors import DiskError
 
 ZIP_START = b"PK\x03\x04"
 
 
 def write_text(text: str, path: Path) -> None:
     """Write the file so that a crash at any moment leaves either the old one or the new one, complete."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a path to write to; the file written there then takes the place of `path`, whole or not at all.
+
+    Raises `DiskError` where the disk does not take it: the old file is unchanged and nothing is left over.
+    """
     # a unique name: another process may be writing the same file
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
+        yield temporary
+        with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         put_in_place(temporary, path)
+    except OSError as error:
+        n_bytes = temporary.stat().st_size if temporary.exists() else 0
+        remove(temporary)  # before the bytes that are free are counted
+        raise disk_error(path, error, n_bytes) from error
     finally:
+        remove(temporary)
+
+
+def remove(temporary: Path) -> None:
+    """Delete a file if it exists and the disk allows it: one that was made read-only does not."""
+    with suppress(OSError):
         temporary.unlink(missing_ok=True)
+
+
+def disk_error(path: Path, error: OSError, n_bytes: int) -> DiskError:
+    """The error that names the file, the reason, the bytes that it takes at least and those that are free."""
+    if isinstance(error, DiskError):
+        return error
+    existing = next((folder for folder in path.absolute().parents if folder.exists()), Path("/"))
+    free = shutil.disk_usage(existing).free
+    need = f"it takes {n_bytes:,} bytes or more, {free:,} are free" if n_bytes else f"{free:,} bytes are free"
+    return DiskError(f"{path}: cannot be written ({error.strerror or error}): {need}")
 
 
 def put_in_place(temporary: Path, path: Path) -> None:

@@ -1,11 +1,13 @@
 """Everything a run leaves behind: on the terminal, in its folder and in MLflow."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Generic
 
 from engram.utils import checkpoint, files
 from engram.utils.config.config import Config
+from engram.utils.errors import DiskError
 from engram.utils.metrics import accuracy_matrix
 from engram.utils.metrics.measurements import VIEWS
 from engram.utils.runs import text_summary
@@ -65,9 +67,10 @@ class Recorder(Generic[TaskT, BatchT]):
 
     def __exit__(self, *exception: object) -> None:
         if self.status == "failed":
-            self._write("failed")
+            self._write_if_possible("failed")
         self.tracker.finish(self.status)
-        self._note_tracking(pending=self.status != "finished" or self._store_failed())
+        with suppress(DiskError):  # it has been said, and "pending" stands in the folder since the start
+            self._note_tracking(pending=self.status != "finished" or self._store_failed())
 
     # --- MLflow ----------------------------------------------------------------------------------
 
@@ -124,14 +127,19 @@ class Recorder(Generic[TaskT, BatchT]):
         record.write(self.run_dir.results)
         return record
 
+    def _write_if_possible(self, status: str) -> None:
+        """Write the results of a run that ends early, where the disk takes them."""
+        with suppress(DiskError):
+            self._write(status)
+
     # --- at the end ------------------------------------------------------------------------------
 
     def finished(self) -> None:
         """Tables, figures, artifacts, the last lines."""
-        self.status = "finished"
-        record = self._write("finished")
         if self.config.log.savecheck:
             self._save_weights("last.pt")
+        record = self._write("finished")
+        self.status = "finished"
         self.tracker.log_artifacts(self._artifacts(record))
         self.tracker.describe(text_summary.headline(record))
         self.tracker.flush()
@@ -144,14 +152,18 @@ class Recorder(Generic[TaskT, BatchT]):
         order = self.run_dir.path / "class_order.json"
         benchmark = self.trainer.benchmark
         named = {"class_order": benchmark.class_order.tolist(), "class_names": benchmark.class_names}
-        files.write_text(json.dumps(named) + "\n", order)
-        drawn = figures.write_all(record, self.run_dir.path)
-        return [self.run_dir.results, self.run_dir.config, order, *drawn]
+        try:
+            files.write_text(json.dumps(named) + "\n", order)
+            drawn = [order, *figures.write_all(record, self.run_dir.path)]
+        except OSError as error:  # the run is finished all the same
+            self.run_dir.say(f"figures not written: {error}", True)
+            drawn = []
+        return [self.run_dir.results, self.run_dir.config, *drawn]
 
     def interrupted(self, stop: InterruptedRunError) -> None:
         """Say how to go on."""
         self.status = stop.status
-        self._write(stop.status)
+        self._write_if_possible(stop.status)
         self.run_dir.say(
             f"{stop}: checkpoint saved; continue with\n  python main.py --resume {self.run_dir.path}", True
         )
@@ -159,9 +171,14 @@ class Recorder(Generic[TaskT, BatchT]):
 
     def failed(self, reason: str) -> None:
         """Keep what was measured; say why it ended."""
-        self._write("failed")
+        self._write_if_possible("failed")
         self.run_dir.say(f"error: {reason}", True)
         self.run_dir.say(f"results: {self.run_dir.results}")
+
+    def not_written(self, error: DiskError) -> None:
+        """Say what the disk did not take and how to go on."""
+        command = f"python main.py --resume {self.run_dir.path}"
+        self.run_dir.say(f"error: {error}; free some space, then continue with {command}", True)
 
 
 def record_of(

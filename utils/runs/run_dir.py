@@ -1,11 +1,13 @@
 """The folder of a run: OUTPUT_DIR/DATASET/MODEL/ID with its resolved config, log, checkpoint and results."""
 
 import fcntl
+import glob
+import re
 import secrets
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from engram.utils.credentials import redact
 from engram.utils.errors import UserError
 from engram.utils.runs.run_record import FILE_NAME, RunRecord
 
+# What `files` and `checkpoint` write before they rename it. config.yaml is written by who has no claim yet.
+TEMPORARY = re.compile(r"(?!config\.yaml).+\.[0-9a-f]{8}\.tmp|(checkpoint|last|task_\d+)\.tmp")
 PENDING = "pending"  # in the file that names the MLflow run: something has yet to be sent
 
 
@@ -54,10 +58,17 @@ class RunDir:
     @classmethod
     def find(cls, run: str, output_dir: str) -> "RunDir":
         """An existing run by its folder or by its id under `output_dir`."""
-        candidates = [Path(run).expanduser(), *Path(output_dir).expanduser().glob(f"*/*/{Path(run).name}")]
-        for path in candidates:
-            if (path / "config.yaml").is_file():
-                return cls(path)
+        path = Path(run).expanduser()
+        if (path / "config.yaml").is_file():
+            return cls(path)
+        folders = Path(output_dir).expanduser().glob(f"*/*/{glob.escape(path.name)}")
+        of_that_id = [folder for folder in sorted(folders) if (folder / "config.yaml").is_file()]
+        if len(of_that_id) == 1:
+            return cls(of_that_id[0])
+        if of_that_id:
+            raise UserError(
+                f"--resume {run}: several runs: {', '.join(map(str, of_that_id))}; give one folder"
+            )
         raise UserError(
             f"--resume {run}: no run folder of that path, and no run of that id under {output_dir}; "
             "a run folder holds config.yaml and checkpoint.pt"
@@ -98,6 +109,14 @@ class RunDir:
         """Whether MLflow has all that it is to have: a run killed in the last moment has yet to be sent."""
         return PENDING not in self._tracking()
 
+    @property
+    def ended_without_checkpoint(self) -> bool:
+        """Whether the run has come to its end and cannot be opened again: it would be trained anew."""
+        try:
+            return RunRecord.read(self.path).finished and not (self.path / "checkpoint.pt").exists()
+        except UserError:
+            return False
+
     def track(self, run_id: str | None, pending: bool) -> None:
         """Remember the MLflow run, if it is known yet, and whether something has yet to be sent to it."""
         words = ([run_id] if run_id else []) + ([PENDING] if pending else [])
@@ -112,18 +131,33 @@ class RunDir:
 
     @contextmanager
     def claimed(self, wait: bool = False) -> Iterator[None]:
-        """Nobody else runs in this folder meanwhile; the system ends the claim with the process."""
-        with open(self.path / "lock", "a") as file:
+        """Nobody else runs in this folder meanwhile; the system ends the claim with the process.
+
+        Half-written files that a killed process has left are removed.
+        """
+        try:
+            lock = open(self.path / "lock", "a")
+        except OSError as error:
+            raise UserError(f"{self.path}: the run's folder cannot be written: {error.strerror}") from None
+        with lock as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
                 raise UserError(f"{self.path}: another process is running this run; wait for it") from None
             except OSError:  # a file system without locks
                 pass
+            else:
+                self._remove_half_written()
             yield
 
+    def _remove_half_written(self) -> None:
+        for path in (*self.path.glob("*.tmp"), *self.path.glob("weights/*.tmp")):
+            if TEMPORARY.fullmatch(path.name):
+                with suppress(OSError):
+                    path.unlink()
+
     def say(self, text: str, error: bool = False) -> None:
-        """Print, and keep in log.txt."""
+        """Print, and keep in log.txt if the disk takes it."""
         print(text, file=sys.stderr if error else sys.stdout, flush=True)
-        with open(self.path / "log.txt", "a", encoding="utf-8") as log:
+        with suppress(OSError), open(self.path / "log.txt", "a", encoding="utf-8") as log:
             log.write(text + "\n")

@@ -7,6 +7,7 @@ from typing import Generic
 
 from engram.utils import distributed
 from engram.utils.config.config import Config
+from engram.utils.errors import DiskError
 from engram.utils.runs.recorder import Recorder
 from engram.utils.runs.run_dir import RunDir
 from engram.utils.tracking.background_tracker import TrackerProcess
@@ -18,7 +19,8 @@ from engram.utils.training.trainer import Trainer
 
 
 class Session(Generic[TaskT, BatchT]):
-    """Context manager around `train` and `report`; a run that is interrupted or diverges ends inside it.
+    """Context manager around `train` and `report`; a run that is interrupted, diverges or fills the disk
+    ends inside it.
 
     Of several processes (torchrun) the main one trains and records; the others take the same steps and
     write nothing. run_dir: an existing folder, or None for a new one. resumed: go on from its checkpoint.
@@ -92,6 +94,9 @@ class Session(Generic[TaskT, BatchT]):
             self.exit_code = error.code
         elif isinstance(error, DivergedError):
             self.recorder.failed(str(error))
+            self.exit_code = 1
+        elif isinstance(error, DiskError):
+            self.recorder.not_written(error)
             self.exit_code = 1
         else:
             return False
