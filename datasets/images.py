@@ -22,6 +22,7 @@ from tqdm import tqdm
 from engram.datasets.image_files import Listing, class_names, fingerprint
 from engram.utils.checkpoint import DamagedFileError, load_verified
 from engram.utils.errors import DataError
+from engram.utils.files import replacing
 
 FIELDS = ("train_x", "train_y", "test_x", "test_y")
 USER_CACHE = "~/.cache/engram"
@@ -171,11 +172,8 @@ def _load(path: Path, key: str) -> Decoded | None:
 
 
 def _save(decoded: Decoded, key: str, path: Path) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        torch.save({**decoded, "key": key}, partial)
-        os.replace(partial, path)
+        with replacing(path) as temporary:
+            torch.save({**decoded, "key": key}, temporary)
     except (OSError, RuntimeError) as error:  # a full disk costs the cache, not the run
         print(f"{path}: decoded images not cached: {error}", file=sys.stderr)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ from engram.memorization.correlate import CorrelateOptions
 from engram.memorization.estimator import split_half_reliability
 from engram.utils import scores
 from engram.utils.errors import UserError
+from engram.utils.files import replacing
 
 MIN_COMMON = 10  # examples that two files must have in common
 HEADS = (
@@ -128,7 +129,7 @@ def noise_ceiling(content: Arrays, rng: np.random.Generator) -> str:
 def write_csv(rows: list[Row], path: Path) -> None:
     """Write one line for each row."""
     lines = [row.csv() for row in rows]
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(lines)

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from engram.utils.errors import UserError
-from engram.utils.runs.run_record import FILE_NAME, RunRecord
+from engram.utils.runs.run_record import FILE_NAME, RunRecord, read_all
 
 
 def finished_runs(folder: Path, flag: str) -> list[RunRecord]:
     """The record of every finished run below `folder`; errors name the flag that it was given by."""
-    records = [RunRecord.read(path) for path in sorted(folder.rglob(FILE_NAME))]
-    finished = [record for record in records if record.finished]
+    readable = read_all(sorted(folder.rglob(FILE_NAME)))
+    finished = [record for _, record in readable if record.finished]
     if not finished:
         raise UserError(f"{flag} {folder}: no finished run there")
     return finished

@@ -27,6 +27,7 @@ from engram.scripts.analysis.papers.rehearsal import RehearsalReport
 from engram.scripts.analysis.papers.scenarios import ScenariosReport
 from engram.scripts.analysis.run_set import RunSet, collect
 from engram.scripts.analysis.table import update
+from engram.utils import files
 from engram.utils.door import guarded
 from engram.utils.errors import UserError
 from engram.utils.sweeps.sweep_spec import read_spec
@@ -65,7 +66,7 @@ def write(run_set: RunSet, title: str, folder: Path, baseline: str | None) -> No
     if baseline is not None and baseline not in labels:
         raise UserError(f"--against '{baseline}': no such setting; there is: {'; '.join(sorted(labels))}")
     about = study_tables.provenance(run_set.runs)
-    files = {
+    texts = {
         "report.md": markdown(run_set) + "\n",
         "report.tex": latex(run_set),
         "report.csv": study_tables.run_table(run_set).csv(),
@@ -73,11 +74,11 @@ def write(run_set: RunSet, title: str, folder: Path, baseline: str | None) -> No
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in files.items():
-            (folder / name).write_text(text, encoding="utf-8")
+        for name, text in texts.items():
+            files.write_text(text, folder / name)
     except OSError as error:
         raise UserError(f"--out {folder}: cannot be written: {error}") from None
-    print(f"written: {', '.join(str(folder / name) for name in files)}", file=sys.stderr)
+    print(f"written: {', '.join(str(folder / name) for name in texts)}", file=sys.stderr)
 
 
 def run_folder(given: str) -> Path:

@@ -33,6 +33,7 @@ import yaml
 
 from engram import main as program
 from engram.scripts.strengths import START_STRENGTHS
+from engram.utils import files
 from engram.utils.config import cli, registry
 from engram.utils.config import config as settings
 from engram.utils.config.config import Config, resolve
@@ -127,7 +128,7 @@ class Trials:
         """Call main.py, its output in log.txt; returns 0 or `DIVERGED`, ends the program with others."""
         begun = sorted(folder.glob("*/*/*/config.yaml"))
         file = folder / "flags.yaml"
-        file.write_text(yaml.safe_dump(flags), encoding="utf-8")
+        files.write_text(yaml.safe_dump(flags), file)
         arguments = ["--resume", str(begun[-1].parent)] if begun else ["--config", str(file)]
         log = folder / "log.txt"
         with open(log, "a", encoding="utf-8") as out:
@@ -179,7 +180,7 @@ def write_preset(path: Path, dataset: str, size: Any, flags: dict[str, Any]) -> 
     presets = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
     presets[dataset] = presets.get(dataset, {}) | {size: flags}
     text = yaml.dump(presets, Dumper=Plain, sort_keys=False, allow_unicode=True, width=110)
-    path.write_text(HEADER + text, encoding="utf-8")
+    files.write_text(HEADER + text, path)
 
 
 def strengths(text: str) -> dict[str, float]:

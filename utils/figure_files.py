@@ -5,6 +5,8 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from engram.utils.files import replacing
+
 DPI = 100
 WIDTH = 12.8  # inches: 1280 pixels
 
@@ -16,8 +18,9 @@ def canvas(width: float, height: float) -> Figure:
     return figure
 
 
-def save(figure: Figure, path: Path | None) -> Figure:
-    """Write the figure as PNG where a path is given."""
+def save(figure: Figure, path: Path | None, dpi: int = DPI) -> Figure:
+    """Write the figure, whole or not at all, where a path is given; its ending names the format (PNG)."""
     if path is not None:
-        figure.savefig(path, dpi=DPI)
+        with replacing(path) as temporary:
+            figure.savefig(temporary, dpi=dpi, format=path.suffix[1:] or "png")
     return figure

@@ -25,6 +25,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Raises `DiskError` where the disk does not take it: the old file is unchanged and nothing is left over.
     """
+    path = path.resolve() if path.is_symlink() else path  # the link stays, its target is replaced
+    if path.exists() and not path.is_file():
+        raise DiskError(f"{path}: cannot be written: a folder or device, not a file")
     # a unique name: another process may be writing the same file
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:

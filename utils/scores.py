@@ -8,7 +8,6 @@ stores. Never pickled.
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +30,13 @@ def write(path: str | Path, settings: dict[str, Any], **arrays: Any) -> Path:
     file = Path(path).expanduser()
     if file.suffix not in (".npz", ".npy"):
         raise UserError(f"{path}: the name of a score file ends in .npz, or .npy for the bare vector")
-    temporary = file.with_name(file.name + ".tmp")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as target:
+        with files.replacing(file) as temporary, open(temporary, "wb") as target:
             if file.suffix == ".npy":
                 np.save(target, arrays["scores"])
             else:
                 np.savez_compressed(target, settings=json.dumps(settings), **arrays)
-            target.flush()
-            os.fsync(target.fileno())
-        files.put_in_place(temporary, file)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error}") from None
     return file

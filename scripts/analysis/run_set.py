@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from engram.utils.config.config import OPERATIONAL, up_to_date
 from engram.utils.config.run_key import NAMES
 from engram.utils.errors import UserError
-from engram.utils.runs.run_record import FILE_NAME, RunRecord
+from engram.utils.runs.run_record import FILE_NAME, RunRecord, read_all
 
 # Flags that say where and how a run ran and what it is called; they do not change what it computes.
 INCIDENTAL = OPERATIONAL | NAMES | {"seed"}
@@ -146,14 +145,9 @@ def group(records: Iterable[StoredRecord]) -> RunSet:
 def _read(folders: Sequence[Path]) -> list[StoredRecord]:
     """The records below the folders, in the order of their paths; damaged files are left out and named."""
     records = []
-    for path in (path for folder in folders for path in sorted(folder.rglob(FILE_NAME))):
-        if path.parent.name == "artifacts":  # MLflow's copy of a run that lies elsewhere
-            continue
-        try:
-            record = RunRecord.read(path)
-        except UserError as error:
-            print(f"left out: {error}", file=sys.stderr)
-            continue
+    paths = (path for folder in folders for path in sorted(folder.rglob(FILE_NAME)))
+    # not MLflow's copy of a run that lies elsewhere
+    for path, record in read_all(path for path in paths if path.parent.name != "artifacts"):
         # what an imported log does not mention need not have had our defaults
         config = up_to_date(record.config) if record.imported_run is None else record.config
         values = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}

@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike
 
+from engram.utils import files
 from engram.utils.metrics.statistics import Spread, mean_std_ci
 
 MISSING = "–"
@@ -113,7 +114,7 @@ def update(path: Path, name: str, text: str) -> None:
     if start not in content or end not in content:
         sys.exit(f"error: {path} has no markers '{start}' and '{end}'")
     before, after = content.split(start)[0], content.split(end)[1]
-    path.write_text(f"{before}{start}\n{text}\n{end}{after}", encoding="utf-8")
+    files.write_text(f"{before}{start}\n{text}\n{end}{after}", path)
 
 
 def _latex(text: str) -> str:

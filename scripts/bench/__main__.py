@@ -33,6 +33,7 @@ from engram.scripts.bench.startup import overhead, startup
 from engram.scripts.bench.steps import AGAINST, Settings, steps
 from engram.scripts.bench.timing import Figure, cpu_name
 from engram.scripts.bench.trainer import trainer_mlp, trainer_resnet
+from engram.utils import figure_files, files
 from engram.utils.training.environment import versions
 
 PARTS = {
@@ -126,7 +127,7 @@ def main(argv: list[str] | None = None) -> None:
         measured[name] = figures(name, args)
         print("\n".join(figure.text for figure in measured[name]), flush=True)
         if args.json:  # after each part: an interrupted benchmark keeps what it has measured
-            args.json.write_text(json.dumps(document(system, measured), indent=1), encoding="utf-8")
+            files.write_text(json.dumps(document(system, measured), indent=1), args.json)
     if args.plot:
         plot(measured, system, args.plot)
     if args.update:
@@ -157,7 +158,7 @@ def plot(measured: dict[str, list[Figure]], system: str, path: Path) -> None:
     axes.margins(x=0.15)
     axes.tick_params(axis="y", labelsize=8)
     axes.set_xlabel(f"time of the first / time of the second\n{system.split(';')[0]}")
-    picture.savefig(path, dpi=120)
+    figure_files.save(picture, path, dpi=120)
 
 
 if __name__ == "__main__":

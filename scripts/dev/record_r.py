@@ -21,6 +21,7 @@ import torch
 from engram.memorization import proxies
 from engram.models.build import build_method
 from engram.models.method import Method
+from engram.utils import files
 from engram.utils.config import cli, registry
 from engram.utils.errors import UserError
 from engram.utils.training.progress import DivergedError
@@ -133,7 +134,7 @@ def main(argv: list[str] | None = None) -> int:
             records[name] = run(flags)
             if sys.stderr.isatty():
                 print(f"\r{len(records)} runs, {name:<50}", end="", file=sys.stderr)
-    args.out.write_text(json.dumps(records), encoding="utf-8")
+    files.write_text(json.dumps(records), args.out)
     print(f"{len(records)} runs recorded in {args.out}")
     if args.against is None:
         return 0

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from engram.datasets.benchmark import Benchmark
+from engram.utils import files
 from engram.utils.config import registry
 from engram.utils.config.config import resolve
 from engram.utils.door import guarded
@@ -51,7 +52,8 @@ def main(argv: list[str] | None = None) -> int:
     config = resolve([("command line", {"model": "sgd", "dataset": name, **flags})])
     benchmark = registry.load("datasets", name).build(config, torch.device("cpu"))
     try:
-        torch.save(content(benchmark), out)
+        with files.replacing(out) as temporary:
+            torch.save(content(benchmark), temporary)
     except (OSError, RuntimeError) as error:
         raise UserError(f"{out}: cannot be written: {error}") from None
     print(f"{out}: {len(benchmark.tasks)} tasks, {out.stat().st_size / 1e6:,.0f} MB")

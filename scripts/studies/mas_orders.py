@@ -24,7 +24,7 @@ from engram.scripts.analysis.table import mean_std
 from engram.scripts.studies.program import run_study, study_parser
 from engram.utils.errors import UserError
 from engram.utils.metrics.statistics import standard_deviation
-from engram.utils.runs.run_record import FILE_NAME, RunRecord
+from engram.utils.runs.run_record import FILE_NAME, RunRecord, read_all
 
 ORDERS = {
     "0-1 first": "0,1,2,3,4,5,6,7,8,9",
@@ -42,8 +42,7 @@ FIXED = ["--model", "mas", "--mas_n", "1000", "--dataset", "seq-mnist", "--multi
 def runs(folder: Path, grid: list[str], fixed: list[str], jobs: str) -> list[RunRecord]:
     """The records of a sweep's runs that finished, those of earlier starts included."""
     sweep.main([*grid, "--output_dir", str(folder), "--jobs", jobs, "--retries", "0", "--", *FIXED, *fixed])
-    records = [RunRecord.read(path) for path in folder.glob(f"*/*/*/{FILE_NAME}")]
-    return [record for record in records if record.finished]
+    return [record for _, record in read_all(folder.glob(f"*/*/*/{FILE_NAME}")) if record.finished]
 
 
 def accuracy(record: RunRecord) -> float:

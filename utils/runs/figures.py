@@ -20,6 +20,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from engram.utils.figure_files import WIDTH, canvas, save
+from engram.utils.files import replacing
 from engram.utils.metrics import accuracy_matrix
 from engram.utils.metrics.measurements import CurvePoint, MemoryCounts
 from engram.utils.runs.run_record import VIEW_NAMES, RunRecord
@@ -53,7 +54,7 @@ def write_all(record: RunRecord, folder: Path) -> list[Path]:
 
 def write_matrix_csv(R: ArrayLike, path: Path) -> None:
     """R as fractions, one row per task learned, one column per task evaluated; empty: not evaluated."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         rows = np.asarray(R, dtype=np.float64).tolist()
         writer.writerow(["after_task", *(f"task_{j}" for j in range(len(rows)))])

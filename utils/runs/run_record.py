@@ -6,7 +6,8 @@ measured; the file has `null` there. This module needs no torch, so that a repor
 
 import json
 import math
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -213,6 +214,21 @@ class RunRecord:
             imported_run=content.get("imported_run"),
             schema_version=version,
         )
+
+
+def read_all(paths: Iterable[Path]) -> Iterator[tuple[Path, RunRecord]]:
+    """The records in these files; damaged ones are left out, named and counted on stderr."""
+    n_damaged = 0
+    for path in paths:
+        try:
+            record = RunRecord.read(path)
+        except UserError as error:
+            print(f"left out: {error}", file=sys.stderr)
+            n_damaged += 1
+        else:
+            yield path, record
+    if n_damaged:
+        print(f"left out: {n_damaged} damaged {FILE_NAME} in all", file=sys.stderr)
 
 
 # --- checks of what a file holds ------------------------------------------------------------------

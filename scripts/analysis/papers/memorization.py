@@ -15,6 +15,7 @@ from engram.scripts.analysis.pairing import Comparison, compare, unpaired_note
 from engram.scripts.analysis.paper_report import Cell, Cells, PaperReport
 from engram.scripts.analysis.run_set import Setting, StoredRecord
 from engram.scripts.analysis.table import MISSING, Column, Table, make_table, mean_std, number_text
+from engram.utils import files
 
 BASELINE = "er balanced"
 ORDER = ("er", BASELINE, "maer min", "maer middle", "maer max", "maer_high min", "maer_adaptive")
@@ -51,8 +52,8 @@ class MemorizationReport(PaperReport):
     def write_files(self, folder: Path) -> None:
         """Write memorization.tex, accuracy and FM side by side, and memorization.csv, every run."""
         tables = [_latex_table(benchmark, cells).latex() for benchmark, cells in self.cells.items()]
-        (folder / "memorization.tex").write_text("\n\n".join(tables) + "\n", encoding="utf-8")
-        (folder / "memorization.csv").write_text(self._run_table().csv(), encoding="utf-8")
+        files.write_text("\n\n".join(tables) + "\n", folder / "memorization.tex")
+        files.write_text(self._run_table().csv(), folder / "memorization.csv")
 
     def _run_table(self) -> Table:
         columns = [

@@ -9,6 +9,7 @@ from typing import ClassVar
 from engram.scripts.analysis.paper_report import Cell, Cells, PaperReport, with_published
 from engram.scripts.analysis.run_set import StoredRecord
 from engram.scripts.analysis.table import MISSING, Column, Table, make_table, mean_std
+from engram.utils import figure_files, files
 
 METRICS = {"RA": "average_accuracy", "LA": "learning_accuracy", "BTI": "bti"}  # in the published order
 LARGE_MEMORIES = (0, 5100, 5120)  # what the figure shows: 100 tasks of 51 samples are the paper's 5,120
@@ -43,7 +44,7 @@ class MerReport(PaperReport):
             return
         head = ["benchmark", *next(iter(tables.values())).head]
         rows = [[benchmark, *row] for benchmark, table in tables.items() for row in table.rows]
-        (folder / "mer.csv").write_text(Table("", head, rows).csv(), encoding="utf-8")
+        files.write_text(Table("", head, rows).csv(), folder / "mer.csv")
         self._plot(folder / "mer.png")
 
     def _columns(self, benchmark: str, cells: Cells) -> list[Column[Cell]]:
@@ -73,4 +74,4 @@ class MerReport(PaperReport):
             }
             for benchmark, cells in self.cells.items()
         }
-        figures.retained_accuracy(panels).savefig(path, dpi=100)
+        figure_files.save(figures.retained_accuracy(panels), path)
