@@ -194,7 +194,9 @@ def carry_out(sweep: Sweep, name: str, options: argparse.Namespace) -> int:
             return 128 + (stop.args[0] if stop.args else signal.SIGINT)
     print("\n".join(failed), file=sys.stderr, end="\n" * bool(failed))
     n_now = n_done - n_before - len(failed)
-    print(f"{n_runs} runs: {n_before} finished before, {n_now} now, {len(failed)} failed")
+    line = f"{n_runs} runs: {n_before} finished before, {n_now} now, {len(failed)} failed"
+    n_unlogged = sweep.n_unlogged()
+    print(line + (f"; {n_unlogged} not in MLflow: start the sweep again to send them" if n_unlogged else ""))
     return 1 if failed else 0
 
 

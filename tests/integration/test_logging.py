@@ -1,6 +1,7 @@
 """A run in MLflow: names, steps, tags and artifacts read back through its own client."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -8,6 +9,9 @@ import pytest
 from engram import main as program
 from engram.scripts import worker
 from engram.utils.runs.run_dir import RunDir
+from engram.utils.sweeps.run_index import RunIndex
+from engram.utils.sweeps.sweep import Sweep
+from engram.utils.sweeps.sweep_spec import SweepSpec
 from engram.utils.tracking.mlflow_tracker import MlflowTracker
 
 FLAGS = ["--model", "er", "--dataset", "seq-digits", "--n_epochs", "1", "--batch_size", "20"]
@@ -143,9 +147,53 @@ def test_what_a_store_failed_to_take_the_next_start_sends(tmp_path, monkeypatch,
     assert json.loads((path / "results.json").read_text())["class_il"] == before["class_il"]
 
 
+@pytest.mark.parametrize("apart", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_store_that_is_away_at_the_start_gets_the_whole_run_later(tmp_path, monkeypatch, caplog, apart):
+    from mlflow.tracking import MlflowClient
+
+    if apart:  # as in a program that has not imported MLflow
+        monkeypatch.delitem(sys.modules, "mlflow")
+    (tmp_path / "store").write_text("a file where the database's folder should be")
+    uri = f"sqlite:///{tmp_path}/store/mlflow.db"
+    assert program.main([*FLAGS, "--tracking_uri", uri, "--output_dir", str(tmp_path / "runs")]) == 0
+    assert "nothing more is logged there" in caplog.text
+    (path,) = (tmp_path / "runs").glob("*/*/*")
+    assert not RunDir(path).logged and RunDir(path).tracking_id is None
+    (tmp_path / "store").unlink()
+    assert program.main(["--resume", str(path)]) == 0
+    client = MlflowClient(uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("seq-digits").experiment_id])
+    assert list(history(client, run, "mean_acc_class_il")) == [0, 1, 2, 3, 4]
+    assert run.info.status == "FINISHED" and RunDir(path).finished
+
+
+def test_a_deleted_experiment_is_told_and_the_run_waits(logged, tmp_path, caplog):
+    client, _, results, _ = logged
+    name, uri = "deleted one", results["config"]["tracking_uri"]
+    client.delete_experiment(number := client.create_experiment(name))
+    flags = [*FLAGS, "--tracking_uri", uri, "--output_dir", str(tmp_path / "runs"), "--experiment_name", name]
+    assert program.main(flags) == 0
+    assert f"mlflow experiments restore -x {number}" in caplog.text
+    (path,) = (tmp_path / "runs").glob("*/*/*")
+    assert not RunDir(path).logged
+    client.restore_experiment(number)
+    assert program.main(["--resume", str(path)]) == 0
+    assert len(client.search_runs([number])) == 1 and RunDir(path).finished
+
+
 def test_resuming_logs_nothing_twice(logged):
     client, run, _, folder = logged
     before = history(client, run, "mean_acc_class_il")
     assert program.main(["--resume", str(folder)]) == 0
     assert history(client, run, "mean_acc_class_il") == before
     assert len(client.search_runs([run.info.experiment_id])) == 1
+
+
+def test_a_sweep_counts_the_runs_that_mlflow_lacks(tmp_path):
+    fixed = {"model": "er", "output_dir": str(tmp_path)}
+    study = Sweep(SweepSpec(fixed=fixed, grid={"seed": [0, 1, 2]}).resolved(), RunIndex({str(tmp_path)}))
+    for n, path in enumerate(study.paths.values()):
+        run_dir = RunDir.at(path, fixed)
+        run_dir.results.write_text("{}")
+        run_dir.track("id" if n else None, pending=n < 2)
+    assert study.n_unlogged() == 2

@@ -75,15 +75,15 @@ class Recorder(Generic[TaskT, BatchT]):
     # --- MLflow ----------------------------------------------------------------------------------
 
     def _store_failed(self) -> bool:
-        """Whether the store has the run but stopped taking what it was sent; another start sends the rest."""
-        return wanted(self.config) and bool(self._tracking_id()) and not self.tracker.active
+        """Whether the store lacks something, or the whole run; another start sends what it lacks."""
+        return wanted(self.config) and not self.tracker.active
 
     def _tracking_id(self) -> str | None:
         return self.tracker.run_id or self.run_dir.tracking_id
 
     def _note_tracking(self, pending: bool) -> None:
         """Keep in the folder which MLflow run is its own, and whether something has yet to be sent to it."""
-        if self.tracker.active or self._tracking_id() or not pending:
+        if wanted(self.config) or self._tracking_id() or not pending:
             self.run_dir.track(self._tracking_id(), pending)
 
     def _log_missed_tasks(self) -> None:

@@ -93,6 +93,10 @@ class Sweep:
         job = replace(job_exit.job, output=self._output_file(run))
         return JobExit(job, 0 if RunDir(self.paths[run.key]).finished else job_exit.code)
 
+    def n_unlogged(self) -> int:
+        """Number of runs that have ended but of which MLflow lacks something."""
+        return sum(not RunDir(path).logged for path in self.paths.values() if RunDir(path).results.exists())
+
     def _output_file(self, run: PlannedRun) -> str:
         """The file that takes what the run prints."""
         return str(self.paths[run.key].absolute() / "output.txt")

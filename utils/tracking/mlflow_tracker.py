@@ -243,6 +243,11 @@ def experiment_id(client: "MlflowClient", uri: str, name: str) -> str:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
             experiment = client.get_experiment_by_name(name)
+    if experiment.lifecycle_stage == "deleted":
+        raise MlflowException(
+            f"the experiment was deleted: mlflow experiments restore -x {experiment.experiment_id}, or give "
+            f"another --experiment_name than {name}; then start the run again, which sends its numbers"
+        )
     return experiment.experiment_id
 
 
