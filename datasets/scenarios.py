@@ -95,10 +95,26 @@ def positions_of(y: NDArray[np.int64], classes: tuple[int, ...]) -> NDArray[np.i
 
 
 def hold_out(y: NDArray[np.int64], percent: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Positions (for training, held out) of a split that takes `percent` % of every class, each ascending."""
+    """Positions (for training, held out) of a split that takes `percent` % of every class, each ascending.
+
+    Both parts hold at least one sample of every class: where a share rounds to none, one is drawn. Raises
+    `ValueError` for a class of one sample and for a share of less than one sample per class.
+    """
     from sklearn.model_selection import train_test_split  # seconds, which few runs need
 
     training, held_out = train_test_split(
         np.arange(len(y)), test_size=percent / 100, stratify=y, random_state=seed, shuffle=True
     )
-    return np.sort(training), np.sort(held_out)
+    held_out = np.concatenate([held_out, _one_of_missing(y, training, held_out, seed)])
+    training = np.setdiff1d(training, held_out)
+    training = np.concatenate([training, _one_of_missing(y, held_out, training, seed)])
+    return np.sort(training), np.setdiff1d(held_out, training)
+
+
+def _one_of_missing(
+    y: NDArray[np.int64], these: NDArray[np.int64], those: NDArray[np.int64], seed: int
+) -> NDArray[np.int64]:
+    """One position of `these`, drawn, for every class that has none among `those`."""
+    rng = np.random.default_rng(seed)
+    missing = np.setdiff1d(y, y[those])
+    return np.array([rng.choice(these[y[these] == label]) for label in missing], dtype=np.int64)

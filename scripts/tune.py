@@ -148,9 +148,13 @@ def record_in(folder: Path) -> RunRecord | None:
 
 
 def learning_accuracy(record: RunRecord, n_tasks: int) -> float:
-    """Mean over the first tasks of the accuracy on each when it had just been learned."""
+    """Mean over the first tasks of the accuracy on each when it had just been learned; all must have one."""
     view = record.class_il if record.scenario == "class-il" else record.task_il
-    return float(view.R.diagonal()[:n_tasks].mean())
+    accuracies = view.R.diagonal()[:n_tasks]
+    if np.isnan(accuracies).any():
+        task = int(np.isnan(accuracies).argmax())
+        raise UserError(f"task {task} has no accuracy: no validation data of it; give a larger --validation")
+    return float(accuracies.mean())
 
 
 def flags_of_method(config: Config) -> set[str]:

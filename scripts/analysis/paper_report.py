@@ -4,6 +4,7 @@ A cell of such a table is one setting: runs that differ in their seed alone. A p
 declares what a cell is called, the columns, and what is special; its published numbers lie beside it in YAML.
 """
 
+import sys
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from dataclasses import dataclass
@@ -94,8 +95,11 @@ class PaperReport(ABC):
             if self._shows(run):
                 _refuse_repeated(run, self.run_set.settings)
         benchmarks: dict[str, Cells] = defaultdict(dict)
+        tested = {s.first.dataset for s in self.run_set.settings if s.first.evaluated_on == "test"}
         for setting in self.run_set.settings:
-            if self._shows(setting.first):
+            if setting.first.evaluated_on != "test" and setting.first.dataset in tested:
+                print(f"left out: {setting.label}, evaluated on validation data", file=sys.stderr)
+            elif self._shows(setting.first):
                 cells, cell = benchmarks[setting.first.dataset], self._cell(setting.first)
                 if cell in cells:
                     _refuse_differing(cells[cell].first, setting.first)

@@ -105,7 +105,10 @@ class RunSet:
 
     @cached_property
     def benchmarks(self) -> dict[str, list[Setting]]:
-        """Benchmark → its settings; the name includes the scenario if the data set was run in several."""
+        """Benchmark → its settings; the name includes the scenario if the data set was run in several.
+
+        Runs evaluated on validation data are a benchmark of their own, which is named so.
+        """
         scenarios = defaultdict(set)
         for setting in self.settings:
             scenarios[setting.first.dataset].add(setting.first.scenario)
@@ -113,7 +116,10 @@ class RunSet:
         for setting in self.settings:
             dataset, scenario = setting.first.dataset, setting.first.scenario
             several = len(scenarios[dataset]) > 1
-            benchmarks[f"{dataset}, {scenario}" if several else dataset].append(setting)
+            words = [dataset, *([scenario] if several else [])]
+            if setting.first.evaluated_on != "test":
+                words.append(f"{setting.first.evaluated_on} data")
+            benchmarks[", ".join(words)].append(setting)
         return dict(benchmarks)
 
 
@@ -132,7 +138,7 @@ def group(records: Iterable[StoredRecord]) -> RunSet:
     records = list(records)
     benchmarks = defaultdict(list)
     for record in sorted((r for r in records if r.finished), key=lambda r: r.scenario):
-        benchmarks[record.dataset, record.scenario].append(record)
+        benchmarks[record.dataset, record.scenario, record.evaluated_on].append(record)
     settings, repeated = [], []
     for _, runs in sorted(benchmarks.items(), key=lambda item: item[0][0], reverse=True):
         names = _differing_flags(runs)

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import yaml
 
@@ -69,6 +70,9 @@ def test_learning_accuracy_is_the_diagonal_of_the_scenarios_view():
     assert learning_accuracy(class_il, 2) == pytest.approx(0.8)
     assert learning_accuracy(task_il, 2) == 0.75
     assert learning_accuracy(class_il, 1) == 0.9
+    class_il.views["class_il"].R[1, 1] = np.nan
+    with pytest.raises(UserError, match="task 1 has no accuracy"):
+        learning_accuracy(class_il, 2)
 
 
 class Untouchable:

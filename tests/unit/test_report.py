@@ -146,3 +146,7 @@ def test_headline():
     assert (
         text_summary.headline(record(scenario="domain-il")) == "domain-IL accuracy 80.7 %, forgetting 12.5 %"
     )
+
+
+def test_a_validation_run_is_marked_in_its_headline():
+    assert text_summary.headline(record(evaluated_on="validation")).endswith("; on validation data")

@@ -83,3 +83,19 @@ def test_hold_out_depends_on_the_seed_alone():
     y = np.arange(300) % 3
     assert np.array_equal(scenarios.hold_out(y, 20, 0)[1], scenarios.hold_out(y, 20, 0)[1])
     assert not np.array_equal(scenarios.hold_out(y, 20, 0)[1], scenarios.hold_out(y, 20, 1)[1])
+
+
+@pytest.mark.parametrize("percent", [2.0, 5.0, 97.0])
+def test_a_rare_class_has_a_sample_on_both_sides(percent):
+    y = np.repeat(np.arange(4), [300, 300, 50, 3])
+    for seed in range(5):
+        training, held_out = scenarios.hold_out(y, percent, seed)
+        assert set(y[training]) == set(y[held_out]) == {0, 1, 2, 3}
+        assert sorted([*training, *held_out]) == list(range(653))
+        assert (np.diff(training) > 0).all() and (np.diff(held_out) > 0).all()
+        assert abs(len(held_out) - 6.53 * percent) < 3
+
+
+def test_a_class_of_one_sample_cannot_be_held_out():
+    with pytest.raises(ValueError, match="only 1 member"):
+        scenarios.hold_out(np.array([0] * 50 + [1]), 10, 0)

@@ -19,7 +19,7 @@ from engram.scripts.analysis.table import Column, Table, make_table, mean_std
 from engram.utils.config.config import resolve
 from engram.utils.errors import UserError
 from engram.utils.metrics import accuracy_matrix
-from tests.unit.stored_records import stored_record, view
+from tests.unit.stored_records import run_set, stored_record, view
 
 T = 3
 CONFIG = {
@@ -388,3 +388,12 @@ def test_what_cannot_be_reported(folder, tmp_path, capsys):
         collect([tmp_path / "nothing"])
     assert report.main([str(folder), "--against", "gem"]) == 2
     assert "no such setting; there is: er, buffer 50" in capsys.readouterr().err
+
+
+def test_validation_runs_have_a_table_of_their_own():
+    config = {"model": "er", "dataset": "seq-digits", "seed": 0, "validation": 0.0}
+    held_out = stored_record(config | {"validation": 10.0}, "runs/y", evaluated_on="validation")
+    tables = run_set(stored_record(config), held_out).benchmarks
+    assert {name: len(settings) for name, settings in tables.items()} == {
+        "seq-digits": 1, "seq-digits, validation data": 1,
+    }  # fmt: skip

@@ -4,9 +4,11 @@ import time
 from contextlib import suppress
 
 import pytest
+import torch
 
 from engram.utils import checkpoint
 from engram.utils.checkpoint import CheckpointError
+from engram.utils.errors import UserError
 from engram.utils.runs.recorder import record_of
 from engram.utils.training import environment, progress, trainer
 from engram.utils.training.accuracy_log import AccuracyLog
@@ -185,3 +187,11 @@ def readings(trainer, monkeypatch) -> list[int]:
     monkeypatch.setattr(trainer.losses, "read", lambda: found.append(trainer.position.total) or real())
     trainer.run()
     return found
+
+
+def test_early_stopping_refuses_a_task_without_validation_data(folder, monkeypatch):
+    made = trainer_of(folder, validation=20.0, early_stopping_patience=2)
+    nothing = torch.full((3, 2), torch.nan)
+    monkeypatch.setattr(trainer, "accuracies", lambda *_, **__: nothing)
+    with pytest.raises(UserError, match="task 0 has no validation data"):
+        made.run()

@@ -45,7 +45,12 @@ class Recorder(Generic[TaskT, BatchT]):
         self.tracker = open_tracker(
             self.config, self.run_dir.path, self.run_dir.tracking_id, self.resumed, self.process
         )
-        self.tracker.set_tags({"device": device_name(self.trainer.benchmark.device)})
+        self.tracker.set_tags(
+            {
+                "device": device_name(self.trainer.benchmark.device),
+                "evaluated_on": evaluated_on(self.config.flat()),
+            }
+        )
         self._note_tracking(pending=True)
         self._log_missed_tasks()
         return self
@@ -181,6 +186,11 @@ class Recorder(Generic[TaskT, BatchT]):
         self.run_dir.say(f"error: {error}; free some space, then continue with {command}", True)
 
 
+def evaluated_on(flags: dict[str, Any]) -> str:
+    """The data that accuracies of a run with these flags are measured on: validation or test."""
+    return "validation" if flags["validation"] else "test"
+
+
 def record_of(
     results: AccuracyLog, status: str, config: dict[str, Any], benchmark: Stream[TaskT, BatchT]
 ) -> RunRecord:
@@ -193,7 +203,7 @@ def record_of(
         views={view: ViewResult(results.R[view], results.metrics(view)) for view in VIEWS},
         seed=config["seed"],
         scenario=results.scenario,
-        evaluated_on="validation" if config["validation"] else "test",
+        evaluated_on=evaluated_on(config),
         fwt=results.forward_transfer,
         b=results.b.tolist(),
         curve=results.curve,

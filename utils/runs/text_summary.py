@@ -109,7 +109,8 @@ def headline(record: RunRecord) -> str:
         text = f"{name} accuracy {percent(result.metric('average_accuracy'), '–')} %"
         forgetting = result.metric("forgetting")
         texts.append(text if math.isnan(forgetting) else f"{text}, forgetting {percent(forgetting)} %")
-    return "; ".join(texts)
+    marked = [] if record.evaluated_on == "test" else [f"on {record.evaluated_on} data"]
+    return "; ".join([*texts, *marked])
 
 
 def percent(fraction: float, missing: str = "·") -> str:

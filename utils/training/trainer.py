@@ -1,5 +1,6 @@
 """The one loop that takes a method through a stream of tasks, measures it and can be resumed."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from engram.utils import checkpoint
 from engram.utils.config.config import Config
+from engram.utils.errors import UserError
 from engram.utils.training import interleaved, memorization_groups
 from engram.utils.training.accuracy_log import AccuracyLog
 from engram.utils.training.evaluation import accuracies, memory_counts
@@ -208,6 +210,8 @@ class Trainer(Generic[TaskT, BatchT]):
         with self.results.timed("eval"):
             of_task = accuracies(self.method, task.id + 1, task.id + 1)[list(task.parts), 1]
         accuracy = of_task.mean().item()
+        if math.isnan(accuracy):
+            raise UserError(f"--early_stopping_patience: task {task.id} has no validation data")
         self.n_worse = 0 if accuracy > self.best else self.n_worse + 1
         self.best = max(self.best, accuracy)
         return self.n_worse >= patience
