@@ -95,6 +95,6 @@ def load_weights(network: Backbone, state: dict[str, torch.Tensor]) -> None:
     wrong = [k for k in current.keys() | state.keys() if k not in current or k not in state]
     wrong += [k for k in current.keys() & state.keys() if current[k].shape != state[k].shape]
     if wrong:
-        listed = ", ".join(sorted(wrong)[:4])
+        listed = ", ".join(sorted(map(str, wrong))[:4])
         raise UserError(f"the weights belong to another network; {len(wrong)} tensors differ: {listed}")
     network.load_state_dict(state)

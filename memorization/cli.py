@@ -75,12 +75,14 @@ def saved_settings(folder: str) -> dict[str, Any]:
     """What the networks in a folder were made with; empty for a new folder."""
     file = Path(folder).expanduser() / SETTINGS
     try:
-        settings: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return settings
+        settings = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: damaged ({error}); restore it or use a new folder") from None
+    if not isinstance(settings, dict):
+        raise UserError(f"{file}: damaged (no named values); restore it or use a new folder")
+    return settings
 
 
 def _first_reading(argv: list[str]) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 import io
 import os
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -86,15 +88,34 @@ def read(path: Path) -> dict[str, Any]:
 def read_weights(path: str) -> dict[str, torch.Tensor]:
     """The network weights, by name, in a file that --savecheck wrote or in a run's checkpoint."""
     content = read(Path(path).expanduser())
-    weights = content.get("method", content).get("net")
-    if not isinstance(weights, dict):
+    method = content.get("method", content)
+    weights = method.get("net") if isinstance(method, dict) else None
+    if not isinstance(weights, dict) or not all(isinstance(w, torch.Tensor) for w in weights.values()):
         raise CheckpointError(f"{path}: holds no network weights; give a file made by --savecheck")
     return weights
 
 
+@contextmanager
+def reading_parts(path: Path) -> Iterator[None]:
+    """Inside, a part that is missing or of another form is a `CheckpointError` that names the file."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:150]
+        raise CheckpointError(
+            f"{path}: a part is missing or of another form ({type(error).__name__}: {reason}); "
+            "start the run again"
+        ) from error
+
+
 def check_same_run(saved: dict[str, Any], config: Config, classes: list[str], path: Path) -> None:
     """Refuse a checkpoint of another configuration, or of other classes or another order of them."""
-    flags, stored = config.flat(), up_to_date(saved.get("config", {}))
+    flags, settings = config.flat(), saved.get("config")
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{path}: not a checkpoint of a run: it holds no configuration")
+    stored = up_to_date(settings)
     names = [k for k in flags if k not in OPERATIONAL and flags[k] != stored.get(k)]
     if names:
         differ = ", ".join(f"--{k} is {flags[k]}, there {stored.get(k)}" for k in names[:3])

@@ -5,8 +5,12 @@ import pickle
 import pytest
 import torch
 
+from engram.backbones.backbone import load_weights
+from engram.memorization.cli import SETTINGS, saved_settings
 from engram.utils import checkpoint, state
 from engram.utils.checkpoint import CheckpointError
+from engram.utils.errors import UserError
+from engram.utils.runs.run_dir import RunDir
 
 
 def test_round_trip_and_no_leftovers(tmp_path):
@@ -73,3 +77,29 @@ def test_a_generator_of_another_kind_of_device_starts_anew():
     before = fresh.get_state()
     state.unpack({"draws": fresh}, {"draws": torch.zeros(16, dtype=torch.uint8)}, torch.device("cpu"), "x")
     assert torch.equal(fresh.get_state(), before)
+
+
+@pytest.mark.parametrize(
+    "content", [{"net": {"a": 1}}, {"net": {1: "x"}}, {"method": None}, {"method": {}}, {}]
+)
+def test_weights_of_another_form_are_one_line(tmp_path, content):
+    checkpoint.write(content, tmp_path / "w.pt")
+    with pytest.raises(CheckpointError, match=r"w\.pt: holds no network weights"):
+        checkpoint.read_weights(str(tmp_path / "w.pt"))
+
+
+def test_weights_with_odd_names_are_named():
+    with pytest.raises(UserError, match="2 tensors differ: 7, weight"):
+        load_weights(torch.nn.Linear(2, 2, bias=False), {7: torch.zeros(2)})
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "3", "{"])
+def test_damaged_settings_of_a_study_are_one_line(tmp_path, content):
+    (tmp_path / SETTINGS).write_text(content)
+    with pytest.raises(UserError, match=r"settings\.json: damaged"):
+        saved_settings(str(tmp_path))
+
+
+def test_a_damaged_name_of_the_mlflow_run_is_no_traceback(tmp_path):
+    (tmp_path / "mlflow_run").write_bytes(b"\xff\xfe pending")
+    assert not RunDir(tmp_path).logged

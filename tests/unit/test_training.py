@@ -161,6 +161,30 @@ def test_a_checkpoint_that_does_not_tell_its_classes_is_refused(folder):
         trainer_of(folder).load()
 
 
+def without(name):
+    return lambda saved: {key: value for key, value in saved.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *map(without, ("config", "position", "results", "early_stopping", "method")),
+        lambda saved: saved | {"config": None},
+        lambda saved: saved | {"position": [1, 2]},
+        lambda saved: saved | {"position": {"tasks": 1}},
+        lambda saved: saved | {"results": {}},
+        lambda saved: saved | {"method": None},
+    ],
+)
+def test_a_checkpoint_without_a_part_is_one_line(folder, damage):
+    trainer_of(folder).run()
+    path = folder / "checkpoint.pt"
+    checkpoint.write(damage(checkpoint.read(path)), path)
+    with pytest.raises(CheckpointError) as error:
+        trainer_of(folder).load()
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     "step, checkpoint, expected",
     [

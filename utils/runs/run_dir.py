@@ -127,7 +127,7 @@ class RunDir:
 
     def _tracking(self) -> list[str]:
         path = self.path / "mlflow_run"
-        return path.read_text(encoding="utf-8").split() if path.is_file() else []
+        return path.read_text(encoding="utf-8", errors="replace").split() if path.is_file() else []
 
     @contextmanager
     def claimed(self, wait: bool = False) -> Iterator[None]:

@@ -257,10 +257,11 @@ class Trainer(Generic[TaskT, BatchT]):
             return
         saved = checkpoint.read(path)
         checkpoint.check_same_run(saved, self.config, self.benchmark.class_names, path)
-        self.position = Position(**saved["position"])
-        self.results.load_state_dict(saved["results"])
-        self.best, self.n_worse = saved["early_stopping"]
-        self.method.load_state_dict(saved["method"])
+        with checkpoint.reading_parts(path):
+            self.position = Position(**saved["position"])
+            self.results.load_state_dict(saved["results"])
+            self.best, self.n_worse = saved["early_stopping"]
+            self.method.load_state_dict(saved["method"])
         self._resumed = saved
 
     # --- small things ----------------------------------------------------------------------------
