@@ -124,6 +124,26 @@ def test_it_goes_on_from_its_saved_state(kind):
         assert all(torch.equal(expected[name], actual[name]) for name in expected)
 
 
+@every_memory
+def test_a_saved_state_of_an_empty_memory_stays_empty(kind):
+    """Neither the memory that gave a state nor the one that took it changes the state."""
+    memory, restored = BUILDERS[kind](), BUILDERS[kind]()
+    state, untouched = memory.state_dict(), BUILDERS[kind]().state_dict()
+    restored.load_state_dict(state)
+    for m in (memory, restored):
+        store(m, 0)
+        assert state.keys() == untouched.keys() and state["fields"] == {}
+        for name in state.keys() - {"fields"}:
+            assert torch.equal(torch.as_tensor(state[name]), torch.as_tensor(untouched[name])), name
+
+
+def test_an_unlimited_memory_has_no_slots_at_first():
+    memory, restored = (UnlimitedBuffer(generator(), "cpu") for _ in range(2))
+    assert memory.size == 0
+    restored.load_state_dict(memory.state_dict())
+    assert restored.size == 0
+
+
 @pytest.mark.parametrize("kind", MEMORIES)
 def test_the_factory_makes_every_kind(kind):
     memory = memory_for(kind, SIZE, SETUP)

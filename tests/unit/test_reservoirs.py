@@ -12,13 +12,16 @@ from scipy import stats
 from engram.utils.buffers import selection
 from engram.utils.buffers.weighted_reservoirs import (
     BalancedBuffer,
+    EvictingBuffer,
     LossAwareBalancedBuffer,
     LossAwareBuffer,
+    ProtectedBuffer,
     last_entry,
     pick,
 )
 
 SIZE, N, C = 8, 60, 3
+KINDS = ["balanced", "protected", "loss aware", "loss aware balanced"]
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -28,17 +31,26 @@ def generator(seed: int = 0) -> torch.Generator:
 def build(kind: str, seed: int = 0):
     if kind == "loss aware":
         return LossAwareBuffer(SIZE, generator(seed), "cpu")
-    cls = {"balanced": BalancedBuffer, "loss aware balanced": LossAwareBalancedBuffer}[kind]
-    return cls(SIZE, C, generator(seed), "cpu")
+    classes = {
+        "balanced": BalancedBuffer,
+        "protected": ProtectedBuffer,
+        "loss aware balanced": LossAwareBalancedBuffer,
+    }
+    return classes[kind](SIZE, C, generator(seed), "cpu")
 
 
 def stream(seed: int = 3) -> dict[str, torch.Tensor]:
     y = torch.randint(C, (N,), generator=generator(seed))
-    return {"x": torch.arange(N), "y": y, "score": torch.rand(N, generator=generator(seed + 1))}
+    fields = {"x": torch.arange(N), "y": y, "score": torch.rand(N, generator=generator(seed + 1))}
+    return fields | {"protected": torch.arange(N) % 4 == 1}
 
 
-def naive_weights(kind: str, y: list[int], loss: list[float]) -> list[float]:
+def naive_weights(kind: str, y: list[int], loss: list[float], protected: list[bool]) -> list[float]:
     """Chances of eviction, written out."""
+    if kind == "protected":
+        free = [label for label, kept in zip(y, protected, strict=True) if not kept]
+        crowded = max(range(C), key=free.count)
+        return [float(c == crowded and not kept) for c, kept in zip(y, protected, strict=True)]
     sizes = [y.count(c) for c in y]
     if kind == "balanced":
         crowded = [y.count(c) for c in range(C)].index(max(sizes))
@@ -53,17 +65,17 @@ def naive_weights(kind: str, y: list[int], loss: list[float]) -> list[float]:
 def naive_buffer(kind: str, samples: dict, draws: list[float], chances: list[float]) -> list[int]:
     """One sample at a time: accepted as in a reservoir, the victim by inversion of the cumulated weights."""
     kept, left = [], iter(chances)
-    y, loss = samples["y"].tolist(), samples["score"].tolist()
+    fields = [samples[name].tolist() for name in ("y", "score", "protected")]
     for k in range(N):
         if k < SIZE:
             kept.append(k)
         elif int(draws[k] * (k + 1)) < SIZE:
-            weights = np.cumsum(naive_weights(kind, [y[i] for i in kept], [loss[i] for i in kept]))
+            weights = np.cumsum(naive_weights(kind, *([values[i] for i in kept] for values in fields)))
             kept[int((weights > next(left) * weights[-1]).argmax())] = k
     return kept
 
 
-@pytest.mark.parametrize("kind", ["balanced", "loss aware", "loss aware balanced"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("batch", [1, 7, 60])
 def test_batches_leave_what_one_by_one_insertion_leaves(kind, batch):
     samples, buffer, source = stream(), build(kind, 5), generator(5)
@@ -79,6 +91,19 @@ def test_batches_leave_what_one_by_one_insertion_leaves(kind, batch):
     assert stored["x"].tolist() == expected
     assert torch.equal(stored["y"], samples["y"][expected])
     assert torch.equal(stored["score"], samples["score"][expected])
+
+
+def test_samples_that_are_protected_are_never_evicted_nor_counted():
+    """Class 0 has three samples and class 1 two, but two of class 0 are protected."""
+    buffer = ProtectedBuffer(5, 2, generator(), "cpu")
+    protected = torch.tensor([True, False, True, False, False])
+    buffer.add(x=torch.arange(5), y=torch.tensor([0, 0, 0, 1, 1]), protected=protected)
+    assert buffer.weights().tolist() == [0, 0, 0, 1, 1]
+
+
+def test_a_reservoir_without_weights_is_refused():
+    with pytest.raises(NotImplementedError):
+        EvictingBuffer(SIZE, generator(), "cpu").weights()
 
 
 def test_well_learned_samples_are_evicted_in_proportion():
@@ -109,12 +134,17 @@ def test_pick_never_takes_a_slot_without_weight():
     assert [pick(weights, c).item() for c in chances.split(1)] == [1, 1, 1, 3, 3]
 
 
+def test_pick_takes_the_last_slot_where_none_has_weight():
+    """As in a memory whose samples are all protected."""
+    assert pick(torch.zeros(3), torch.tensor([0.5])).tolist() == [2]
+
+
 def test_of_several_rows_for_one_slot_the_last_is_written_everywhere():
     rows = last_entry(torch.tensor([4, 1, 4, 4, 2]), torch.tensor([10, 11, 12, 13, 14]))
     assert rows.tolist() == [13, 11, 13, 13, 14]
 
 
-@pytest.mark.parametrize("kind", ["balanced", "loss aware", "loss aware balanced"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_restored_buffer_continues_exactly(kind):
     samples, first, second = stream(), build(kind, 0), build(kind, 1)
     half, rest = ({n: v[part] for n, v in samples.items()} for part in (slice(0, 30), slice(30, None)))
