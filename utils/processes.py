@@ -3,13 +3,17 @@
 import os
 import signal
 import sys
+import tempfile
 import threading
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import util
 
 import engram
 from engram.utils.config.registry import ROOT
+
+MAX_TMPDIR_BYTES = 60  # multiprocessing adds /pymp-XXXXXXXX/listener-XXXXXXXX
 
 
 @contextmanager
@@ -20,6 +24,7 @@ def child_process_environment() -> Iterator[None]:
     everybody else's packages. The script that calls us is not for them to run again. Ctrl-C reaches every
     process of a terminal and is for that script alone.
     """
+    shorten_socket_paths()
     before = os.environ.get("PYTHONPATH")
     on_main_thread = threading.current_thread() is threading.main_thread()
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if on_main_thread else None
@@ -35,6 +40,19 @@ def child_process_environment() -> Iterator[None]:
             del os.environ["PYTHONPATH"]
         else:
             os.environ["PYTHONPATH"] = before
+
+
+def shorten_socket_paths() -> None:
+    """Let multiprocessing keep its sockets below /tmp when TMPDIR is too long for their 108 characters."""
+    here = tempfile.gettempdir()
+    if len(os.fsencode(here)) <= MAX_TMPDIR_BYTES:
+        return
+    short = next((path for path in ("/tmp", "/var/tmp", "/dev/shm") if os.access(path, os.W_OK)), here)
+    try:
+        tempfile.tempdir = short
+        util.get_temp_dir()  # made once for each process and remembered
+    finally:
+        tempfile.tempdir = here
 
 
 def python_path() -> str:

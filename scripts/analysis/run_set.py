@@ -26,7 +26,10 @@ SHORT_NAMES = {"buffer_size": "buffer", "buffer_policy": "policy", "e_lambda": "
 
 @dataclass(frozen=True, eq=False)
 class StoredRecord(RunRecord):
-    """A run's record, the folder it was read from and the time at which its file was written."""
+    """A run's record, the folder it was read from and the time at which the run ended.
+
+    That is when its file was written; for an imported run, whose file is younger, what its log says.
+    """
 
     folder: Path = Path()
     written: float = 0.0  # seconds since 1970
@@ -157,7 +160,7 @@ def _read(folders: Sequence[Path]) -> list[StoredRecord]:
         # what an imported log does not mention need not have had our defaults
         config = up_to_date(record.config) if record.imported_run is None else record.config
         values = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
-        more = {"config": config, "folder": path.parent, "written": path.stat().st_mtime}
+        more = {"config": config, "folder": path.parent, "written": record.ended or path.stat().st_mtime}
         records.append(StoredRecord(**values | more))
     return records
 

@@ -37,7 +37,7 @@ class RunOptions(OptionSet):
         False, "compile the network's training passes (on a GPU: CUDA graphs) where the run is long enough"
     )
     num_threads: int = option(
-        0, "CPU threads; 0 takes 1 for a fully connected net, all cores otherwise", ge=0
+        0, "CPU threads; 0 takes 1 for a fully connected net, all cores otherwise", ge=0, le=1024
     )
     data_dir: str = option("~/.cache/engram", "where data sets lie or are downloaded to")
     images: str = option(
@@ -171,6 +171,7 @@ OPERATIONAL = {
     "device", "num_threads", "data_dir", "images", "output_dir", "tracking_uri", "disable_log",
     "checkpoint_every", "stop_after",
 }  # fmt: skip
+MAX_NAME = 250  # characters of an experiment's or run's name in MLflow's tables
 
 
 @dataclass(frozen=True)
@@ -268,6 +269,10 @@ def _last(layers: list[tuple[str, dict[str, Any]]], key: str, options: type[Opti
 
 
 def _cross_check(config: Config) -> None:
+    for flag in ("experiment_name", "run_name"):
+        given = getattr(config.log, flag)
+        if given and len(given) > MAX_NAME:
+            raise OptionError(f"--{flag}: {len(given)} characters; MLflow's databases take {MAX_NAME}")
     if config.stream.multi_head and config.stream.scenario not in (None, "task-il"):
         raise OptionError(f"--multi_head is task-il; leave it or --scenario {config.stream.scenario} out")
     if config.train.early_stopping_patience and not config.stream.validation:

@@ -11,6 +11,7 @@ import dataclasses
 import math
 import types
 import typing
+from pathlib import Path
 from typing import Any
 
 from engram.utils.errors import UserError
@@ -94,8 +95,21 @@ def _scalar(field: dataclasses.Field, kind: type, raw: Any) -> Any:
         if text.lower() in truth:
             return truth[text.lower()]
         raise OptionError(f"--{field.name} {raw}: expected 0 or 1 (also true/false, yes/no)")
+    if "\0" in text:
+        raise OptionError(f"--{field.name} {text!r}: holds a NUL character, which no name or path may")
+    if kind is str and text.startswith("~"):
+        _refuse_unknown_home(field.name, text)
     try:
         return kind(text)
     except ValueError:
         wanted = {int: "a whole number", float: "a number", str: "text"}[kind]
         raise OptionError(f"--{field.name} {raw}: expected {wanted}") from None
+
+
+def _refuse_unknown_home(name: str, path: str) -> None:
+    try:
+        Path(path).expanduser()
+    except RuntimeError:  # HOME is not set and the user has no entry in /etc/passwd, or `~nobody`
+        raise OptionError(
+            f"--{name} {path}: there is no such home directory; give a path without ~"
+        ) from None

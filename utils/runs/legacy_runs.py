@@ -44,6 +44,7 @@ def record_of(run: OldRun) -> RunRecord | None:
         device=run.params.get("device", "unknown"),
         git_commit=run.tags.get("mlflow.source.git.commit"),
         imported_run=run.id,
+        ended=(run.end or run.start) / 1000,
     )
 
 

@@ -87,6 +87,7 @@ class RunRecord:
     class_order: list[int] | None = None
     transforms: dict[str, list[Any]] = field(default_factory=dict)  # what was drawn for the tasks' transforms
     imported_run: str | None = None  # id of the old MLflow run that this record was made from
+    ended: float | None = None  # when that run ended, in seconds since 1970
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -170,9 +171,8 @@ class RunRecord:
             "class_order": self.class_order,
             "transforms": self.transforms,
         }
-        imported = {} if self.imported_run is None else {"imported_run": self.imported_run}
-        content: dict[str, Any] = _nan_to_none(document | imported)
-        return content
+        imported = {"imported_run": self.imported_run, "ended": self.ended}
+        return dict(_nan_to_none(document | (imported if self.imported_run else {})))
 
     @classmethod
     def from_json(cls, document: Any) -> "RunRecord":
@@ -212,6 +212,7 @@ class RunRecord:
             class_order=content.get("class_order"),
             transforms=_mapping(content.get("transforms", {}), "transforms"),
             imported_run=content.get("imported_run"),
+            ended=_optional_number(content.get("ended"), "ended"),
             schema_version=version,
         )
 

@@ -1,6 +1,7 @@
 """Tracking store: which database or server MLflow writes to, and how to share it between processes."""
 
 import fcntl
+import hashlib
 import logging
 import os
 import re
@@ -27,6 +28,7 @@ ENVIRONMENT = {
 CHATTY = ("mlflow", "alembic", "urllib3")
 ENGINE_ATTEMPTS = 4  # of opening a database
 LOCK_SECONDS = 60
+MAX_FOLDER_BYTES = 200  # a file system takes 255
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 
 
@@ -68,6 +70,9 @@ def artifact_location(uri: str, experiment: str) -> str | None:
         return None
     path = sqlite_path(uri)
     folder = re.sub(r"[^\w-]+", "_", experiment)
+    if len(folder.encode()) > MAX_FOLDER_BYTES:
+        digest = hashlib.sha256(experiment.encode()).hexdigest()[:12]
+        folder = f"{folder.encode()[:MAX_FOLDER_BYTES].decode(errors='ignore')}-{digest}"
     return ((path.parent if path else default_dir()) / "mlruns" / folder).as_uri()
 
 
