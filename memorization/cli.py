@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import engram
 from engram.memorization.settings import DATASETS, OPERATIONAL, DataOptions, StudyConfig
 from engram.utils.config import registry
 from engram.utils.config.flags import (
@@ -104,8 +105,9 @@ def _with_backbone(sets: Sets, defaults: dict[str, Any], backbone: str | None) -
 
 
 def _parser(program: str, text: str, sets: Sets, defaults: dict[str, Any]) -> Parser:
+    package = "engram.memorization" if engram.is_installed else "memorization"
     parser = Parser(
-        prog=f"python -m memorization.{program}", description=text, argument_default=argparse.SUPPRESS
+        prog=f"python -m {package}.{program}", description=text, argument_default=argparse.SUPPRESS
     )
     parser.add_argument("-h", "--help", action="store_true", help="this text")
     parser.add_argument("--config", metavar="FILE", help="YAML file of flags; the command line wins over it")

@@ -235,7 +235,7 @@ def check_scenario(method: type[Method], name: str, benchmark: Benchmark) -> Non
     if method.needs_boundaries and benchmark.task_free:
         raise UserError(
             f"--model {name} needs to know where tasks end; {benchmark.name} is a stream without tasks. "
-            "Choose a method that does not, such as er or derpp (python main.py --list)"
+            f"Choose a method that does not, such as er or derpp ({registry.command()} --list)"
         )
     if method.chooses_classes and benchmark.train_classes != "all":
         raise UserError(

@@ -8,6 +8,7 @@ from engram.models.build import build_method
 from engram.models.method import Method
 from engram.utils import checkpoint
 from engram.utils import device as devices
+from engram.utils.config import registry
 from engram.utils.config.config import resolve
 from engram.utils.errors import UserError
 from engram.utils.runs.run_dir import RunDir
@@ -52,6 +53,6 @@ def open_trained_run(run: str, output_dir: str, device: str) -> TrainedRun:
         next_stop = trainer.position.task + 1
         raise UserError(
             f"{run_dir.path}: stopped inside task {trainer.position.task}; let it be learned first: "
-            f"python main.py --resume {run_dir.path} --stop_after {next_stop}"
+            f"{registry.command()} --resume {run_dir.path} --stop_after {next_stop}"
         )
     return TrainedRun(run_dir, trainer, checkpoint.read(path))

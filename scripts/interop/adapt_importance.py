@@ -21,6 +21,7 @@ from engram.datasets import unlabeled
 from engram.models.mas import MAS
 from engram.scripts.trained_run import TrainedRun, open_trained_run
 from engram.utils import checkpoint
+from engram.utils.config import registry
 from engram.utils.door import guarded
 from engram.utils.errors import UserError
 
@@ -71,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
     left = len(run.trainer.tasks) - run.n_learned
     print(f"{out}: importance of {run.n_learned} tasks from {n_images} images; {left} tasks left")
     if left:
-        print(f"continue with\n  python main.py --resume {out}")
+        print(f"continue with\n  {registry.command()} --resume {out}")
     return 0
 
 

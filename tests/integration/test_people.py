@@ -66,6 +66,14 @@ def test_a_docstring_is_taken_apart():
     )
 
 
+@pytest.mark.parametrize("kind", plugin_docs.KINDS)
+def test_the_listing_cuts_no_source_short(kind):
+    """No "e.g" without its example, no parenthesis that stays open."""
+    for plugin in plugin_docs.plugins(kind):
+        paper = plugin_docs.paper(plugin.source)
+        assert not paper.endswith("e.g") and paper.count("(") == paper.count(")"), plugin.name
+
+
 def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
     """Its cells in order, as Jupyter would run them; it is stored without outputs."""
     monkeypatch.chdir(tmp_path)

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 import engram
+from engram.memorization import correlate
 from engram.scripts import new_method, tune
 from engram.utils.config import config as settings
 from engram.utils.config import registry
@@ -220,6 +221,18 @@ def test_help_of_a_choice_shows_its_flags_and_defaults(capsys):
     assert "--buffer_policy min|max|middle|0.1min|0.9max|randomized" in text
     assert "method maer" in text and "--width" in text
     assert "passes over each task's data (default: 50)" in text
+
+
+@pytest.mark.parametrize("given", [[], ["--model", "er"]])
+def test_the_help_of_an_installed_copy_names_commands_that_work_there(given, monkeypatch, capsys):
+    monkeypatch.setattr(engram, "is_installed", True)
+    with pytest.raises(SystemExit):
+        parse([*given, "--help"])
+    text = capsys.readouterr().out
+    assert text.startswith("usage: engram ") and "main.py" not in text
+    with pytest.raises(SystemExit):
+        correlate.run(["--help"])
+    assert capsys.readouterr().out.startswith("usage: python -m engram.memorization.correlate ")
 
 
 def test_an_installed_copy_writes_nothing_among_its_files(tmp_path, monkeypatch, capsys):

@@ -61,7 +61,7 @@ def parse(argv: list[str]) -> Request:
 
 def _chooser() -> Parser:
     """The flags that decide which other flags exist."""
-    parser = Parser(prog="main.py")
+    parser = Parser(prog=registry.command())
     parser.add_argument(
         "-h", "--help", action="store_true", help="this text; with --model X, X's own flags too"
     )
@@ -113,7 +113,7 @@ def _given_flags(argv: list[str], sets: dict[str, type[OptionSet]]) -> dict[str,
 
 def _parser(sets: dict[str, type[OptionSet]], chosen: dict, chooser: Parser | None) -> Parser:
     parents = [chooser] if chooser else []
-    parser = Parser(prog="main.py", argument_default=argparse.SUPPRESS, parents=parents)
+    parser = Parser(prog=registry.command(), argument_default=argparse.SUPPRESS, parents=parents)
     defaults = settings.benchmark_defaults(chosen["dataset"]) if chosen.get("dataset") else {}
     names = {flag: chosen.get(flag) or "" for flag, _ in PLUGINS.values()}
     for group, options in sets.items():
@@ -146,7 +146,7 @@ def best_args(model: str | None, dataset: str | None, given: dict[str, Any]) -> 
 def general_help(chooser: Parser) -> str:
     """Usage, and every method, benchmark and backbone with one line each; imports no plugin."""
     parser = _parser(GROUPS, {}, chooser)
-    parser.usage = "python main.py --model NAME [--dataset NAME] [flags]"
+    parser.usage = f"{registry.command()} --model NAME [--dataset NAME] [flags]"
     parts = [parser.format_help()]
     for kind, title in (("models", "methods"), ("datasets", "benchmarks"), ("backbones", "backbones")):
         lines = registry.summaries(kind)
@@ -156,8 +156,9 @@ def general_help(chooser: Parser) -> str:
         )
     parts.append(
         "Defaults of --n_epochs, --batch_size, --lr, --n_tasks, --backbone, --permute_classes and the\n"
-        "scheduler depend on the benchmark: python main.py --model er --dataset seq-cifar100 --help\n"
-        "shows the values in force. Example: python main.py --model er --buffer_size 500 --dataset seq-mnist"
+        f"scheduler depend on the benchmark: {registry.command()} --model er --dataset seq-cifar100 --help\n"
+        "shows the values in force. "
+        f"Example: {registry.command()} --model er --buffer_size 500 --dataset seq-mnist"
     )
     return "\n\n".join(parts)
 

@@ -51,8 +51,12 @@ def listing() -> str:
 
 
 def paper(source: str) -> str:
-    """The first sentence of a source: authors, year and title."""
-    return re.split(r"(?<=\))[,;.]|;|(?<! al)\. ", " ".join(source.split()), maxsplit=1)[0].rstrip(".")
+    """The first sentence of a source: authors, year and title.
+
+    A semicolon inside parentheses does not end it, nor does the full stop of "et al." and "e.g.".
+    """
+    ends = r"(?<=\))[,;.:]|;(?![^()]*\))|(?<! al)(?<!e\.g)\. "
+    return re.split(ends, " ".join(source.split()), maxsplit=1)[0].rstrip(".")
 
 
 def _plugin(kind: str, name: str, path: Path) -> Plugin:

@@ -55,6 +55,11 @@ def default_dir() -> Path:
     return Path.cwd() if engram.is_installed else ROOT
 
 
+def command() -> str:
+    """How a person starts this program: `python main.py` in the project's folder, `engram` when installed."""
+    return "engram" if engram.is_installed else "python main.py"
+
+
 @cache
 def names(kind: str) -> dict[str, Path]:
     """Plugin name → file, for `kind` in models, datasets, backbones, sorted by name."""

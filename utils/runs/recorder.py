@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Generic
 
 from engram.utils import checkpoint, files
+from engram.utils.config import registry
 from engram.utils.config.config import Config
 from engram.utils.errors import DiskError
 from engram.utils.metrics import accuracy_matrix
@@ -169,9 +170,8 @@ class Recorder(Generic[TaskT, BatchT]):
         """Say how to go on."""
         self.status = stop.status
         self._write_if_possible(stop.status)
-        self.run_dir.say(
-            f"{stop}: checkpoint saved; continue with\n  python main.py --resume {self.run_dir.path}", True
-        )
+        command = f"{registry.command()} --resume {self.run_dir.path}"
+        self.run_dir.say(f"{stop}: checkpoint saved; continue with\n  {command}", True)
         self.run_dir.say(f"results: {self.run_dir.results}")
 
     def failed(self, reason: str) -> None:
@@ -182,7 +182,7 @@ class Recorder(Generic[TaskT, BatchT]):
 
     def not_written(self, error: DiskError) -> None:
         """Say what the disk did not take and how to go on."""
-        command = f"python main.py --resume {self.run_dir.path}"
+        command = f"{registry.command()} --resume {self.run_dir.path}"
         self.run_dir.say(f"error: {error}; free some space, then continue with {command}", True)
 
 
