@@ -189,5 +189,6 @@ def test_the_halves_are_equal_disjoint_and_drawn_anew(monkeypatch):
     for first, second in zip(halves[::2], halves[1::2], strict=True):
         assert len(first) == len(second) == 4 and len({*first, *second}) == 8
     assert len({tuple(half) for half in halves}) > 30
-    assert split_half_reliability(values, member, lambda a, b: 0.5, rng, n_splits=3) == pytest.approx(2 / 3)
+    lists = values.tolist(), member.tolist()
+    assert split_half_reliability(*lists, lambda a, b: 0.5, rng, n_splits=3) == pytest.approx(2 / 3)
     assert len(halves) == 46

@@ -204,6 +204,17 @@ def test_distinct_is_distinct(population, n):
     assert ((rows >= 0) & (rows < population)).all()
 
 
+def test_distinct_permutes_the_population_only_when_n_squared_exceeds_it():
+    """Two of four and three of a hundred are drawn directly, four of ten from a permutation; none of none."""
+    for population, n in ((4, 2), (100, 3)):
+        direct = torch.randint(population, (n,), generator=generator())
+        assert len(direct.unique()) == n
+        assert torch.equal(distinct(population, n, generator()), direct)
+    permuted = torch.randperm(10, generator=generator())
+    assert torch.equal(distinct(10, 4, generator()), permuted[:4])
+    assert distinct(0, 0, generator()).tolist() == []
+
+
 def test_sample_gives_what_there_is():
     buffer = filled(9, 4, 4)
     assert sorted(buffer.sample(20)["x"].tolist()) == [0, 1, 2, 3]
@@ -304,6 +315,18 @@ def test_unlimited_holds_everything_in_order_and_survives_saving():
     assert torch.equal(buffer.sample(5)["x"], restored.sample(5)["x"])
 
 
+def test_unlimited_doubles_its_slots_or_takes_what_a_larger_batch_needs():
+    """Three samples, then one: 2 · 3 slots. Two more just fit; ten more need 16, more than 2 · 6."""
+    buffer, restored = (UnlimitedBuffer(generator(), "cpu") for _ in range(2))
+    sizes = []
+    for n in (3, 1, 2, 10):
+        buffer.add(x=torch.arange(n), image=torch.zeros(n, 2))
+        sizes.append((buffer.size, *(len(values) for values in buffer.fields.values())))
+    assert sizes == [(3, 3, 3), (6, 6, 6), (6, 6, 6), (16, 16, 16)]
+    restored.load_state_dict(buffer.state_dict())
+    assert restored.size == 16 and len(restored) == 16
+
+
 def test_fill_holds_exactly_these():
     buffer = filled(9, 100, 13)
     buffer.fill(x=torch.tensor([5, 6, 7]), y=torch.tensor([1, 1, 0]))
@@ -354,7 +377,7 @@ def test_rows_where_the_mask_is_empty_is_one_valid_position(n):
     assert len(rows.unique()) <= 1 and all(0 <= row < 5 for row in rows.tolist())
 
 
-@pytest.mark.parametrize("shape", [(), (3,), (4,), (16,), (2, 8), (5, 7)])
+@pytest.mark.parametrize("shape", [(), (3,), (4,), (15,), (16,), (17,), (2, 8), (5, 7)])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float32, torch.bool])
 def test_copy_rows_is_index_assignment(shape, dtype):
     draws = generator(11)

@@ -155,6 +155,13 @@ def test_the_factory_makes_every_kind(kind):
 def test_a_ring_without_a_slot_for_each_group_is_refused():
     with pytest.raises(UserError, match="--memory class_ring needs a slot for each of 4 classes"):
         memory_for("class_ring", 3, SETUP)
+    with pytest.raises(UserError, match="--memory task_ring needs a slot for each of 2 tasks"):
+        memory_for("task_ring", 1, SETUP)
     with pytest.raises(UserError, match="GEM keeps a memory per task and there are 2 tasks"):
         ring_for("GEM", 1, SETUP)
     assert memory_for("class_ring", 0, SETUP).size == ring_for("GEM", 0, SETUP).size == 0
+
+
+def test_the_tasks_share_a_ring_equally():
+    ring = ring_for("GEM", 7, SETUP)
+    assert ring.per_task == 3 and ring.size == 6
