@@ -122,6 +122,12 @@ def test_equal_losses_are_evicted_uniformly():
     assert same.tolist() == [1, 1, 1, 1]
 
 
+def test_loss_aware_balanced_goes_by_class_size_alone_when_all_losses_are_zero():
+    """Sizes 3, 3, 3, 1 over their mean 2.5 are 1.2, 1.2, 1.2, 0.4; the smallest becomes 0."""
+    weights = selection.loss_aware_balanced(torch.zeros(4), torch.tensor([0, 0, 0, 1]), 2)
+    assert weights.tolist() == pytest.approx([0.8, 0.8, 0.8, 0])
+
+
 def test_loss_aware_balanced_weighs_both_terms_alike():
     """Classes of 3 and 1, losses 1 and 3: s = 3 / 2.5 − 1 / 1.5 and 1 / 2.5 − 3 / 1.5."""
     weights = selection.loss_aware_balanced(torch.tensor([1.0, 1.0, 1.0, 3.0]), torch.tensor([0, 0, 0, 1]), 2)

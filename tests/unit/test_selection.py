@@ -124,6 +124,7 @@ def test_herding_of_one_is_the_sample_nearest_to_the_mean_and_prefixes_agree():
     points = features(30)
     assert torch.equal(selection.herding(points, 1), selection.mean_of_features(points, 1))
     assert torch.equal(selection.herding(points, 20)[:7], selection.herding(points, 7))
+    assert selection.herding(points[:1], 1).tolist() == [0]
 
 
 def radius(points: np.ndarray, chosen) -> float:
@@ -144,6 +145,12 @@ def test_k_center_is_greedy_and_within_twice_the_best_of_all_choices(seed):
     assert radius(points.numpy(), chosen) <= 2 * best + 1e-12
 
 
+def test_k_center_by_hand():
+    """Mean 10; 25 is 15 away; 0 is 10 away; then 14 is 4 away from 10, and 1 only 1 away from 0."""
+    points = torch.tensor([[0.0], [1.0], [10.0], [14.0], [25.0]])
+    assert selection.k_center(points, 5).tolist() == [2, 4, 0, 3, 1]
+
+
 @pytest.mark.parametrize("choose", [selection.herding, selection.k_center, selection.mean_of_features])
 def test_equal_features_are_still_chosen_once_each(choose):
     assert sorted(choose(torch.zeros(5, 2), 5).tolist()) == [0, 1, 2, 3, 4]
@@ -160,6 +167,12 @@ def test_at_most_k_are_chosen_by_features(choose, k):
 def test_mean_of_features_by_hand():
     points = torch.tensor([[0.0], [4.0], [5.0], [11.0]])  # mean 5
     assert selection.mean_of_features(points, 3).tolist() == [2, 1, 0]
+
+
+def test_ties_keep_the_order_of_the_samples():
+    """With 100 samples, since a sort that is not stable keeps the order of a few."""
+    assert selection.mean_of_features(torch.ones(100, 2), 100).tolist() == list(range(100))
+    assert selection.entropy(torch.zeros(100, 3), 100).tolist() == list(range(100))
 
 
 def naive_grasp(points: np.ndarray, y: np.ndarray, n: int, chances: np.ndarray) -> list[int]:
@@ -195,6 +208,29 @@ def test_grasp_takes_prototypes_before_outliers():
     apart = 1 - torch.nn.functional.cosine_similarity(points, mean)
     order = selection.grasp(points, torch.zeros(20, dtype=torch.long), 2000, generator(6))
     assert apart[order[:20]].mean() < apart[order[-200:]].mean()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_grasp_by_hand_with_classes_of_different_sizes(seed):
+    """Class 0: three samples at distance 0, each with a third of the chance, again after a draw.
+
+    Class 1: both samples at the same distance d; the one drawn first is then at 2d, so its chance is 1/3.
+    """
+    points = torch.tensor([[1, 0], [1, 0], [1, 0], [10, 1], [10, -1]], dtype=torch.float64)
+    chances = torch.rand(2, 2, generator=generator(seed), dtype=torch.float64)
+    (a, b), (c, d) = chances.tolist()
+    split = 1 / 3 if b < 0.5 else 2 / 3
+    expected = [int(3 * a), 3 + (b >= 0.5), int(3 * c), 3 + (d >= split)]
+    found = selection.grasp(points, torch.tensor([0, 0, 0, 1, 1]), 4, generator(seed))
+    assert found.tolist() == expected
+
+
+def test_grasp_draws_one_number_per_class_and_round():
+    """Eight positions of three classes take three rounds."""
+    source, twin = generator(), generator()
+    selection.grasp(features(6) + 1, torch.tensor([0, 0, 1, 1, 2, 2]), 8, source)
+    torch.rand(3, 3, generator=twin, dtype=torch.float64)
+    assert torch.equal(source.get_state(), twin.get_state())
 
 
 # --- by prediction, by gradient, at random --------------------------------------------------------
@@ -239,3 +275,26 @@ def test_gss_refuses_samples_that_point_as_the_memory_does():
     slots, replace = selection.gss_greedy(torch.rand(6), torch.tensor([1.0, 1.7, 0.0, 0.0]), generator())
     assert replace[:2].tolist() == [False, False] and replace[2:].tolist() == [True, True]
     assert len(slots.unique()) == 4
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_gss_draws_uniformly_among_slots_of_score_zero(seed):
+    """All chances are equal then, and the slots with the largest random keys are drawn."""
+    slots, _ = selection.gss_greedy(torch.zeros(6), torch.zeros(2), generator(seed))
+    keys = torch.rand(6, generator=generator(seed), dtype=torch.float64)
+    assert slots.tolist() == keys.argsort(descending=True)[:2].tolist()
+
+
+def test_gss_keeps_a_slot_when_the_coin_equals_the_chance():
+    """A chance of c means a coin below c. Here c / (c + 1 - c) is exactly the coin that will be drawn."""
+    source = generator()
+    torch.rand(1, generator=source, dtype=torch.float64)  # the key of the slot
+    coin = torch.rand(1, generator=source)
+    assert selection.gss_greedy(coin, 1 - coin, generator())[1].tolist() == [False]
+    assert selection.gss_greedy(coin + 1e-3, 1 - coin, generator())[1].tolist() == [True]
+
+
+def test_gss_keeps_slots_whose_score_is_rounded_below_zero():
+    """A cosine of -1 may come out as -1.0000001 in float32."""
+    rounded = torch.full((20,), -1e-7)
+    assert not selection.gss_greedy(rounded, rounded, generator())[1].any()
