@@ -118,7 +118,8 @@ def test_a_store_that_cannot_be_opened_is_told_once_and_harms_nothing(tmp_path):
     flags = [*FLAGS, "--tracking_uri", f"sqlite:///{tmp_path}/file/mlflow.db"]
     done = run_main(*flags, "--output_dir", str(tmp_path / "runs"), cwd=ROOT)
     assert done.stderr.count("MLflow: opening") == 1 and "File exists" in done.stderr
-    assert "mlflow ui" not in done.stdout and not (run_folder(tmp_path) / "mlflow_run").exists()
+    assert "mlflow ui" not in done.stdout
+    assert (run_folder(tmp_path) / "mlflow_run").read_text() == "pending\n", "the next start sends it"
     assert json.loads((run_folder(tmp_path) / "results.json").read_text())["status"] == "finished"
 
 

@@ -81,7 +81,7 @@ def test_of_convolutions_it_is_the_local_derivative(backbone):
     totals = {name: torch.zeros_like(p) for name, p in parameters.items()}
     watched = hebbian.layers.known_layers(method.net, totals)
     with torch.no_grad():
-        hebbian.accumulate(totals, method.net, watched, x.double(), task_id)
+        hebbian.accumulate(totals, method.net, watched, x.double(), task_id, None)
     assert totals.keys() == expected.keys()
     for name, value in expected.items():
         assert value.max() > 0, name
