@@ -6,6 +6,7 @@ def main(argv: list[str] | None = None) -> int: ...
 
 import functools
 import os
+import select
 import sys
 import tempfile
 import traceback
@@ -18,6 +19,7 @@ from engram.utils.errors import UserError
 
 Arguments = ParamSpec("Arguments")
 WRONG_INPUT, INTERRUPTED = 2, 130
+READER_GONE = 141  # 128 + SIGPIPE, what a shell shows for other programs before `| head`
 BROKEN = 70  # as in sysexits.h; 1 is a run that diverged, or a failed run of a sweep
 MAX_LENGTH = 300  # characters of an error that are shown; the log has all of them
 
@@ -28,19 +30,58 @@ def guarded(program: Callable[Arguments, int | None]) -> Callable[Arguments, int
     @functools.wraps(program)
     def enter(*args: Arguments.args, **keywords: Arguments.kwargs) -> int:
         try:
-            return program(*args, **keywords) or 0
-        except UserError as error:
-            # of torchrun's processes one on each machine says it
-            if os.environ.get("LOCAL_RANK", "0") == "0":
-                print(f"error: {redact(str(error))}", file=sys.stderr)
-            return WRONG_INPUT
-        except KeyboardInterrupt:
-            return INTERRUPTED
-        except Exception as error:  # MemoryError, OSError, RecursionError, and what nobody thought of
-            print(f"error: {_shortened(error)} (details: {_write_log(error)})", file=sys.stderr)
+            try:
+                return _exit_code(lambda: program(*args, **keywords))
+            finally:  # --help leaves by SystemExit; what it has printed may still be in the buffer
+                _flush()
+        except BrokenPipeError:
+            _silence()
+            return READER_GONE
+        except OSError as error:  # of the flush: standard output is a file on a full disk
+            _silence()
+            print(f"error: the output cannot be written: {error.strerror}", file=sys.stderr)
             return BROKEN
 
     return enter
+
+
+def _exit_code(program: Callable[[], int | None]) -> int:
+    """Run the program and tell what it raised; raises `BrokenPipeError` if nobody reads the output."""
+    try:
+        return program() or 0
+    except UserError as error:
+        # of torchrun's processes one on each machine says it
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"error: {redact(str(error))}", file=sys.stderr)
+        return WRONG_INPUT
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as error:  # MemoryError, OSError, RecursionError, and what nobody thought of
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+            raise
+        print(f"error: {_shortened(error)} (details: {_write_log(error)})", file=sys.stderr)
+        return BROKEN
+
+
+def _flush() -> None:
+    if sys.stdout is not None:  # it is None where it was closed: `>&-`
+        sys.stdout.flush()
+
+
+def _reader_is_gone() -> bool:
+    """Whether standard output is a pipe that its reader has closed; a connection may break, too."""
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        return any(event & select.POLLERR for _, event in poll.poll(0))
+    except (AttributeError, OSError, ValueError):  # there is no standard output, or it is no file
+        return False
+
+
+def _silence() -> None:
+    """Let what is still in the buffer go nowhere: the interpreter would write it at its end, and complain."""
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def _shortened(error: Exception) -> str:

@@ -18,6 +18,7 @@ import argparse
 import json
 import os
 import platform
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from engram.scripts.bench.steps import AGAINST, Settings, steps
 from engram.scripts.bench.timing import Figure, cpu_name
 from engram.scripts.bench.trainer import trainer_mlp, trainer_resnet
 from engram.utils import figure_files, files
+from engram.utils.door import guarded
 from engram.utils.training.environment import versions
 
 PARTS = {
@@ -118,6 +120,7 @@ def machine(device: str) -> str:
     return f"{platform.machine()}, {os.cpu_count()} cores, {cpu_name()}{gpu}; {listed}"
 
 
+@guarded
 def main(argv: list[str] | None = None) -> None:
     """Measure the parts asked for; print, and write what --json, --plot and --update name."""
     args = completed(parser().parse_args(argv))
@@ -162,4 +165,4 @@ def plot(measured: dict[str, list[Figure]], system: str, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -30,6 +30,7 @@ from engram.models.parts import importance, layers
 from engram.models.parts.fisher import log_probabilities
 from engram.models.parts.norms import squared_norm
 from engram.scripts.bench.timing import cpu_name
+from engram.utils.door import guarded
 
 ROUNDS = 3
 
@@ -133,6 +134,7 @@ def held(net: nn.Module, x: Tensor) -> str:
     return "held beside the result: " + ", ".join(f"{size / 1e6:.1f} MB" for size in sizes)
 
 
+@guarded
 def main(argv: list[str] | None = None) -> None:
     """Print the machine and a line for every part asked for."""
     parser = argparse.ArgumentParser(
@@ -149,4 +151,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -17,6 +17,7 @@ import os
 import platform
 import resource
 import statistics
+import sys
 import time
 from dataclasses import dataclass
 
@@ -32,6 +33,7 @@ from engram.memorization.worker_pool import JobFunction, NetworkProgress, Report
 from engram.scripts.bench.buffer import CIFAR, pil_transform
 from engram.scripts.bench.timing import cpu_name, random_source
 from engram.utils import device as devices
+from engram.utils.door import guarded
 
 N, R = 5000, 32
 
@@ -165,6 +167,7 @@ def compare(name: str, device: str, rounds: int) -> str:
     return "\n".join(lines)
 
 
+@guarded
 def main(argv: list[str] | None = None) -> None:
     """Measure the parts asked for and print their lines."""
     parser = argparse.ArgumentParser(
@@ -187,4 +190,4 @@ if __name__ == "__main__":
     # under its import name: worker processes are sent a plan of a class that they can import
     from engram.scripts.bench import memorization
 
-    memorization.main()
+    sys.exit(memorization.main())

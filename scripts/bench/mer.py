@@ -12,6 +12,7 @@ a kernel have one figure. "original" are the authors' codes, measured on another
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from engram.scripts.analysis.table import update
 from engram.scripts.bench.timing import cpu_name
 from engram.utils import device as devices
 from engram.utils.config.config import resolve
+from engram.utils.door import guarded
 from engram.utils.training.environment import versions
 from engram.utils.training.optimizers import build_optimizer
 
@@ -121,6 +123,7 @@ def measure(name: str, data_dir: str, rounds: int) -> list[str]:
     return [*cells, f"{slow:,.1f}", f"{ratio:.1f}", original]
 
 
+@guarded
 def main(argv: list[str] | None = None) -> None:
     """Measure, print, and put the table into a file."""
     parser = argparse.ArgumentParser(
@@ -145,4 +148,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

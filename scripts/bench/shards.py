@@ -16,6 +16,7 @@ import argparse
 import os
 import shutil
 import statistics
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -33,6 +34,7 @@ from engram.datasets.images import Put
 from engram.datasets.sources import Source
 from engram.datasets.streams import class_incremental
 from engram.utils.config.config import resolve
+from engram.utils.door import guarded
 
 SHAPE, N_CLASSES, N_TEST, CHUNK = (3, 224, 224), 100, 200, 64
 EVERY = 4
@@ -156,6 +158,7 @@ def throughput(source: Source, n: int, batch_size: int, rounds: int = 7) -> str:
     )
 
 
+@guarded
 def main(argv: list[str] | None = None) -> None:
     """Write the images, measure both passes, print, and remove the images."""
     parser = argparse.ArgumentParser(
@@ -189,4 +192,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

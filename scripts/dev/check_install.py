@@ -19,6 +19,8 @@ import venv
 import zipfile
 from pathlib import Path
 
+from engram.utils.door import guarded
+
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("backbones", "datasets", "memorization", "models", "scripts", "utils")
 # What stays out of a wheel on purpose: shell studies, the notebook and a picture for the documentation.
@@ -27,6 +29,7 @@ THREE_NAMES = """
 import datasets, utils
 import engram, engram.main, engram.datasets.seq_digits, engram.utils.errors
 from pathlib import Path
+from engram.utils.door import guarded
 here, packages = Path.cwd().resolve(), Path(engram.__file__).resolve().parent
 assert utils.MARK == "local" and Path(utils.__file__).resolve().parent == here, utils.__file__
 assert callable(engram.train)
@@ -115,6 +118,7 @@ def check_program(bin_: Path, folder: Path) -> str:
     return trained.stdout.splitlines()[-1]
 
 
+@guarded
 def main(argv: list[str] | None = None) -> int:
     """Build, install and check; returns the exit code."""
     parser = argparse.ArgumentParser(

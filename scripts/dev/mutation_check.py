@@ -27,6 +27,7 @@ from threading import Lock
 import yaml
 
 from engram.scripts.dev.mutants import Mutant, mutants_of
+from engram.utils.door import guarded
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVER = "scripts/dev/mutation_server.py"
@@ -170,6 +171,7 @@ def table(files: list[str], state: State) -> tuple[str, int]:
     return "\n".join([*rows, " | ".join(["all", *map(str, totals)])]), totals[-1]
 
 
+@guarded
 def main(argv: list[str] | None = None) -> int:
     """The exit code: 1 when a mutant is left."""
     parser = argparse.ArgumentParser(

@@ -23,6 +23,7 @@ from engram.models.build import build_method
 from engram.models.method import Method
 from engram.utils import files
 from engram.utils.config import cli, registry
+from engram.utils.door import guarded
 from engram.utils.errors import UserError
 from engram.utils.training.progress import DivergedError
 from engram.utils.training.trainer import Trainer
@@ -118,6 +119,7 @@ def moved(before: dict, after: dict) -> list[str]:
     return lines
 
 
+@guarded
 def main(argv: list[str] | None = None) -> int:
     """The program; returns its exit code."""
     parser = argparse.ArgumentParser(

@@ -34,6 +34,7 @@ from engram.scripts.interop import adapt_importance
 from engram.scripts.studies.program import run_study, study_parser
 from engram.scripts.trained_run import TrainedRun, open_trained_run
 from engram.utils import checkpoint
+from engram.utils.door import guarded
 from engram.utils.errors import UserError
 
 FLAGS = [
@@ -147,6 +148,7 @@ def study(args: argparse.Namespace) -> str:
     return table(by_seed)
 
 
+@guarded
 def main(argv: list[str] | None = None) -> int:
     """Run the study; returns the exit code."""
     parser = study_parser(__doc__, "runs/mas-adaptation")

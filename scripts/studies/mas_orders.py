@@ -22,6 +22,7 @@ from scipy import stats
 from engram.scripts import sweep
 from engram.scripts.analysis.table import mean_std
 from engram.scripts.studies.program import run_study, study_parser
+from engram.utils.door import guarded
 from engram.utils.errors import UserError
 from engram.utils.metrics.statistics import standard_deviation
 from engram.utils.runs.run_record import FILE_NAME, RunRecord, read_all
@@ -112,6 +113,7 @@ def study(args: argparse.Namespace) -> str:
     return table(accuracies, strengths)
 
 
+@guarded
 def main(argv: list[str] | None = None) -> int:
     """Run the study; returns the exit code."""
     parser = study_parser(__doc__, "runs/mas-orders")

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from engram.scripts.analysis.table import update
-from engram.utils.door import guarded
 
 
 def study_parser(doc: str, output_dir: str) -> argparse.ArgumentParser:
@@ -18,7 +17,6 @@ def study_parser(doc: str, output_dir: str) -> argparse.ArgumentParser:
     return parser
 
 
-@guarded
 def run_study(study: Callable[[argparse.Namespace], str], marker: str, args: argparse.Namespace) -> int:
     """Run a study that returns its table; print it, and put it between the markers of --update's file.
 

@@ -1,7 +1,10 @@
 """The guard at every program's door: one line, an exit code, and the traceback in a file."""
 
 import ast
+import os
 import re
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -11,7 +14,7 @@ from engram import main as program
 from engram.scripts import report, sweep, tune, worker
 from engram.scripts.interop import compute_forgetting, import_mlruns
 from engram.utils.config import cli
-from engram.utils.door import BROKEN, guarded
+from engram.utils.door import BROKEN, READER_GONE, guarded
 from engram.utils.errors import UserError
 from tests.conftest import ROOT
 
@@ -71,10 +74,64 @@ def test_a_sweeps_worker_has_the_door(monkeypatch, tmp_path):
     assert worker.execute_run(str(tmp_path), {}) == BROKEN
 
 
-def test_every_program_for_users_has_the_door():
-    paths = [*ROOT.glob("scripts/*.py"), *ROOT.glob("scripts/interop/*.py"), ROOT / "main.py"]
-    for path in paths:
-        functions = [n for n in ast.parse(path.read_text()).body if isinstance(n, ast.FunctionDef)]
-        for function in functions:
-            if function.name == "main":
-                assert [ast.unparse(name) for name in function.decorator_list] == ["guarded"], path
+NO_DOOR = {
+    "scripts/dev/mutation_server.py"
+}  # the tests that it starts must be the first to import the project
+
+
+def programs() -> list[Path]:
+    """Every file that can be started, but those of memorization/, which go through `cli.main`."""
+    rooms = [
+        ROOT / "main.py",
+        *(p for room in ("scripts", "utils", "models") for p in ROOT.glob(f"{room}/**/*.py")),
+    ]
+    return [path for path in rooms if '__name__ == "__main__"' in path.read_text()]
+
+
+def test_every_program_has_the_door():
+    without = set()
+    for path in programs():
+        functions = {n.name: n for n in ast.parse(path.read_text()).body if isinstance(n, ast.FunctionDef)}
+        decorators = functions["main"].decorator_list if "main" in functions else []
+        if [ast.unparse(name) for name in decorators] != ["guarded"]:
+            without.add(str(path.relative_to(ROOT)))
+    assert without == NO_DOOR
+
+
+def test_every_program_of_memorization_goes_through_the_door():
+    for path in ROOT.glob("memorization/*.py"):
+        if path.name != "cli.py" and '__name__ == "__main__"' in path.read_text():
+            assert path.read_text().endswith(f'sys.exit(cli.main("{path.stem}"))\n'), path
+
+
+def test_every_programs_exit_code_leaves_it():
+    for path in programs():
+        if str(path.relative_to(ROOT)) not in NO_DOOR:
+            assert re.search(r"\n    sys\.exit\((memorization\.)?main\(\)\)", path.read_text()), path
+
+
+# --- output that nobody reads ---------------------------------------------------------------------
+
+
+def shell(command: str) -> subprocess.CompletedProcess:
+    """A command line in bash, `$PYTHON` being this interpreter; the exit code is the first command's."""
+    environment = os.environ | {"PYTHON": sys.executable}
+    words = ["bash", "-c", f"{command}; exit ${{PIPESTATUS[0]}}"]
+    return subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def test_help_into_head_ends_silently():
+    done = shell("$PYTHON main.py --list | true")
+    assert (done.returncode, done.stderr) == (READER_GONE, "")
+
+
+@pytest.mark.parametrize("flag", ["--version", "--help"])
+def test_output_onto_a_full_disk_is_one_line(flag):
+    done = shell(f"$PYTHON main.py {flag} > /dev/full")
+    assert done.returncode == BROKEN
+    assert done.stderr.count("\n") == 1 and "No space left on device" in done.stderr
+
+
+def test_a_broken_connection_is_not_a_broken_output(capsys):
+    assert guarded(raising(BrokenPipeError(32, "Broken pipe")))() == BROKEN
+    assert capsys.readouterr().err.startswith("error: BrokenPipeError")

@@ -117,3 +117,9 @@ def test_a_grid_beyond_sense_is_refused():
     grid = {name: list(range(100)) for name in ("seed", "buffer_size", "n_epochs", "batch_size")}
     with pytest.raises(UserError, match="100,000,000 runs"):
         SweepSpec(fixed={"model": "er"}, grid=grid).points()
+
+
+def test_a_folder_in_place_of_config_yaml_is_one_line(tmp_path):
+    (tmp_path / "config.yaml").mkdir()
+    with pytest.raises(UserError, match=r"config\.yaml: damaged .*cannot be resumed"):
+        RunDir(tmp_path).load_config()
