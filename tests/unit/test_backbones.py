@@ -61,6 +61,17 @@ def test_mer_network_and_its_xavier_initialisation():
         assert 0.95 * bound < largest <= bound and not layer.bias.any()
 
 
+def test_an_mlp_with_pytorchs_initialisation():
+    """As van de Ven & Tolias 2019: weights and biases within ±1/√fan_in, the head's included."""
+    net = network("mlp", shape=(1, 28, 28), hidden_sizes=(100, 100), mlp_init="torch")
+    layers = [m for m in net.modules() if isinstance(m, torch.nn.Linear)]
+    assert len(layers) == 3
+    for layer in layers:
+        bound = layer.in_features**-0.5
+        assert 0.95 * bound < layer.weight.abs().max().item() <= bound
+        assert 0.5 * bound < layer.bias.abs().max().item() <= bound
+
+
 @pytest.mark.parametrize("name", list(registry.names("backbones")))
 @pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 64, 64)])
 def test_interface(name, shape):

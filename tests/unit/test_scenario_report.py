@@ -13,7 +13,7 @@ from tests.unit.stored_records import run_set, stored_record, view
 
 
 def run(model: str, scenario: str, seed: int, accuracy: float, **config) -> StoredRecord:
-    flags = {"hidden_sizes": [400, 400], "n_iters": 2000, "batch_size": 128, "lr": 0.001}
+    flags = {"hidden_sizes": [400, 400], "mlp_init": "torch", "n_iters": 2000, "batch_size": 128, "lr": 0.001}
     used, unused = view([[accuracy]]), view([[0.0]])
     class_il, task_il = (used, unused) if scenario == "class-il" else (unused, used)
     return stored_record(
@@ -34,7 +34,8 @@ def test_a_row_per_method_with_the_published_numbers_and_the_strength():
     ]
     lines = ScenariosReport(run_set(*records)).markdown().splitlines()
     assert lines[0] == (
-        "**Split MNIST**: 400-400 units, 2000 steps per task of 128 samples, Adam 0.001; test data"
+        "**Split MNIST**: 400-400 units, weights drawn as torch, 2000 steps per task of 128 samples, "
+        "Adam 0.001; test data"
     )
     assert lines[2] == (
         "| method | task-il (published) | domain-il (published) | class-il (published) | seeds |"
@@ -68,7 +69,7 @@ def test_every_command_of_the_script_is_one_the_program_takes():
     split = next(c for c in configs if c.run.dataset == "seq-mnist" and c.run.model == "ewc")
     assert (split.train.optimizer, split.train.lr, split.train.batch_size) == ("adam", 0.001, 128)
     assert (split.architecture.hidden_sizes, split.train.n_iters) == ((400, 400), 2000)
-    assert all(c.stream.validation == 0 for c in configs)
+    assert all(c.stream.validation == 0 and c.architecture.mlp_init == "torch" for c in configs)
 
 
 def test_tuning_never_reads_the_test_set():

@@ -77,5 +77,7 @@ def _common_flags(cells: Cells) -> str:
     steps, batch, lr = (
         values(lambda run, flag=flag: run.config[flag]) for flag in ("n_iters", "batch_size", "lr")
     )
+    init = values(lambda run: run.config.get("mlp_init", "xavier"))  # older runs knew no other
     data = values(lambda run: run.evaluated_on)
-    return f"{units} units, {steps} steps per task of {batch} samples, Adam {lr}; {data} data"
+    steps = f"{steps} steps per task of {batch} samples"
+    return f"{units} units, weights drawn as {init}, {steps}, Adam {lr}; {data} data"
