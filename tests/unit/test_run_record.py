@@ -32,7 +32,7 @@ def record(**more) -> RunRecord:
         "b": [0.1, NAN],
         "curve": [CurvePoint(5, 0, {"class_il": [0.25], "task_il": [0.75]})],
         "memory": [MemoryCounts(0, [1, 2], [3, 0])],
-        "groups": {"high": {"class_il": ViewResult(R, {"forgetting": 0.1})}},
+        "groups": {"high": {"class_il": ViewResult(R, {"forgetting": 0.5 - 1 / 3})}},
         "seconds": Seconds(1.5, 1.0, 0.25, 0.25),
         "images_per_second": 12.5,
         "peak_memory_bytes": 10**12,
@@ -43,6 +43,20 @@ def record(**more) -> RunRecord:
         "transforms": {"angles": [0.5, 1.25]},
     }
     return RunRecord(**values | more)
+
+
+def test_forgetting_of_an_old_file_is_made_of_its_matrix_again():
+    """Its maximum once began at the task's own row: .05 here, where the row before it was better."""
+    matrix = np.array([[0.5, 0.7, 0.1], [0.5, 0.6, 0.1], [0.5, 0.5, 0.9]])
+    old = ViewResult(matrix, {"average_accuracy": 0.6333, "forgetting": 0.05})
+    not_measured = ViewResult(R, {"forgetting": NAN, "fm": 0.2})
+    document = record(views={"class_il": old, "task_il": not_measured}).to_json()
+    some_absent = [[0.5, 0.7, None], [0.5, 0.6, None], [None, 0.5, 0.9]]
+    document["groups"] = {"high": {"class_il": {"R": some_absent, "forgetting": 0.0}}}
+    read = RunRecord.from_json(document)
+    assert read.class_il.metrics == {"average_accuracy": 0.6333, "forgetting": pytest.approx(0.1)}
+    assert math.isnan(read.task_il.metric("forgetting")) and read.task_il.metric("fm") == 0.2
+    assert read.groups["high"]["class_il"].metric("forgetting") == pytest.approx(0.2)
 
 
 def test_what_is_written_is_read_back(tmp_path):

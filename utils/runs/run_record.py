@@ -10,20 +10,20 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from engram.utils import files
 from engram.utils.errors import UserError
+from engram.utils.metrics import accuracy_matrix
 from engram.utils.metrics.measurements import VIEWS, CurvePoint, MemoryCounts
+from engram.utils.runs.json_checks import NAN, list_of, mapping, number, optional_number, square_matrix, text
 
 FILE_NAME = "results.json"
 SCHEMA_VERSION = 1  # the layout of the file; files from before this key was written have it too
 VIEW_NAMES = {"class_il": "class-IL", "task_il": "task-IL"}
-NAN = float("nan")
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,11 +45,19 @@ class ViewResult:
         return {"R": self.R.tolist(), **self.metrics}
 
     @classmethod
-    def from_json(cls, value: Any, name: str) -> "ViewResult":
-        """The checked view; `name` says in errors which one it is."""
-        view = _mapping(value, name)
-        metrics = {key: _number(number, f"{name}.{key}") for key, number in view.items() if key != "R"}
-        return cls(_square_matrix(view.get("R"), f"{name}.R"), metrics)
+    def from_json(
+        cls, value: Any, name: str, forgetting: Callable[[ArrayLike], float] = accuracy_matrix.forgetting
+    ) -> "ViewResult":
+        """The checked view; `name` says in errors which one it is.
+
+        `forgetting` is made of R again: files from before its maximum was over all rows hold another value.
+        """
+        view = mapping(value, name)
+        metrics = {key: number(item, f"{name}.{key}") for key, item in view.items() if key != "R"}
+        R = square_matrix(view.get("R"), f"{name}.R")
+        if not math.isnan(metrics.get("forgetting", NAN)):
+            metrics["forgetting"] = forgetting(R)
+        return cls(R, metrics)
 
 
 @dataclass(frozen=True)
@@ -177,42 +185,44 @@ class RunRecord:
     @classmethod
     def from_json(cls, document: Any) -> "RunRecord":
         """The record in a parsed file; raises `UserError` that names the key at fault."""
-        content = _mapping(document, "the file")
+        content = mapping(document, "the file")
         version = content.get("schema_version", 1)
         if not isinstance(version, int) or not 1 <= version <= SCHEMA_VERSION:
             raise UserError(
                 f"schema_version {version!r}, known up to {SCHEMA_VERSION}: another version of this program "
                 "wrote it"
             )
-        config = _mapping(content.get("config"), "config")
+        config = mapping(content.get("config"), "config")
         return cls(
             config=config,
-            status=_text(content.get("status"), "status"),
+            status=text(content.get("status"), "status"),
             views={view: ViewResult.from_json(content.get(view), view) for view in VIEWS},
-            seed=int(_number(content.get("seed", config.get("seed", 0)), "seed")),
-            scenario=_text(content.get("scenario", "class-il"), "scenario"),
-            evaluated_on=_text(content.get("evaluated_on", "test"), "evaluated_on"),
-            fwt=_number(content.get("fwt"), "fwt"),
-            b=_list(content.get("b", []), "b", lambda value: _number(value, "b")),
-            curve=_list(content.get("curve", []), "curve", CurvePoint.from_json),
-            memory=_list(content.get("memory", []), "memory", MemoryCounts.from_json),
+            seed=int(number(content.get("seed", config.get("seed", 0)), "seed")),
+            scenario=text(content.get("scenario", "class-il"), "scenario"),
+            evaluated_on=text(content.get("evaluated_on", "test"), "evaluated_on"),
+            fwt=number(content.get("fwt"), "fwt"),
+            b=list_of(content.get("b", []), "b", lambda value: number(value, "b")),
+            curve=list_of(content.get("curve", []), "curve", CurvePoint.from_json),
+            memory=list_of(content.get("memory", []), "memory", MemoryCounts.from_json),
             groups={
                 group: {
-                    view: ViewResult.from_json(result, f"groups.{group}.{view}")
-                    for view, result in _mapping(views, f"groups.{group}").items()
+                    view: ViewResult.from_json(
+                        result, f"groups.{group}.{view}", accuracy_matrix.mean_known_forgetting
+                    )
+                    for view, result in mapping(views, f"groups.{group}").items()
                 }
-                for group, views in _mapping(content.get("groups", {}), "groups").items()
+                for group, views in mapping(content.get("groups", {}), "groups").items()
             },
             seconds=_seconds(content.get("seconds", {})),
-            images_per_second=_optional_number(content.get("images_per_second"), "images_per_second"),
+            images_per_second=optional_number(content.get("images_per_second"), "images_per_second"),
             peak_memory_bytes=content.get("peak_memory_bytes"),
             device=content.get("device"),
-            versions=_mapping(content.get("versions", {}), "versions"),
+            versions=mapping(content.get("versions", {}), "versions"),
             git_commit=content.get("git_commit"),
             class_order=content.get("class_order"),
-            transforms=_mapping(content.get("transforms", {}), "transforms"),
+            transforms=mapping(content.get("transforms", {}), "transforms"),
             imported_run=content.get("imported_run"),
-            ended=_optional_number(content.get("ended"), "ended"),
+            ended=optional_number(content.get("ended"), "ended"),
             schema_version=version,
         )
 
@@ -232,64 +242,10 @@ def read_all(paths: Iterable[Path]) -> Iterator[tuple[Path, RunRecord]]:
         print(f"left out: {n_damaged} damaged {FILE_NAME} in all", file=sys.stderr)
 
 
-# --- checks of what a file holds ------------------------------------------------------------------
-
-
-def _mapping(value: Any, name: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise UserError(f"{name}: expected an object with named values, got {_shown(value)}")
-    return value
-
-
-def _text(value: Any, name: str) -> str:
-    if not isinstance(value, str):
-        raise UserError(f"{name}: expected text, got {_shown(value)}")
-    return value
-
-
-def _number(value: Any, name: str) -> float:
-    if value is None:
-        return NAN
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UserError(f"{name}: expected a number or null, got {_shown(value)}")
-    return float(value)
-
-
-def _optional_number(value: Any, name: str) -> float | None:
-    return None if value is None else _number(value, name)
-
-
 def _seconds(value: Any) -> Seconds:
-    measured = _mapping(value, "seconds")
+    measured = mapping(value, "seconds")
     names = Seconds.__dataclass_fields__
-    return Seconds(**{name: _optional_number(measured.get(name), f"seconds.{name}") for name in names})
-
-
-def _list(value: Any, name: str, convert: Callable[[Any], Item]) -> list[Item]:
-    if not isinstance(value, list):
-        raise UserError(f"{name}: expected a list, got {_shown(value)}")
-    try:
-        return [convert(item) for item in value]
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{name}: incomplete entry ({error!r})") from None
-
-
-def _square_matrix(value: Any, name: str) -> NDArray[np.float64]:
-    rows = _list(value, name, lambda row: _list(row, name, lambda cell: _number(cell, name)))
-    lengths = {len(row) for row in rows}
-    if lengths != {len(rows)}:
-        raise UserError(
-            f"{name}: expected a square matrix, got {len(rows)} rows of {sorted(lengths)} numbers"
-        )
-    R = np.array(rows, dtype=np.float64)
-    if (R < 0).any() or (R > 1).any():  # NaN is neither
-        raise UserError(f"{name}: expected accuracies as fractions from 0 to 1")
-    return R
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else f"{text[:40]}…"
+    return Seconds(**{name: optional_number(measured.get(name), f"seconds.{name}") for name in names})
 
 
 def _nan_to_none(value: Any) -> Any:
