@@ -1,20 +1,23 @@
-"""Image files: lists the JPEG and PNG files of a data set: which split and which class each belongs to.
+"""Image files: lists the images of a data set: which split and which class each belongs to.
 
+Files that are no images, by their ending, are counted and said in one line.
 `fingerprint` identifies such a listing: what was decoded from it is used again only while no file changes.
 """
 
 import csv
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from engram.datasets.folder_scan import SUFFIXES, is_folder, is_image, kind_of, say_skipped, scan, shown
 from engram.utils.errors import DataError
 
+MAX_SIDE = 4096  # of what --img_size makes: 48 MiB an image
 FORMAT = 1  # of what is cached: a new number makes every old file unread
-SUFFIXES = (".jpg", ".jpeg", ".png")
-LAYOUT = "expected {0}/<class>/*.jpg|png, or {0}.csv with columns path,label"
+LAYOUT = f"expected {{0}}/<class>/ with images ({' '.join(SUFFIXES)}), or {{0}}.csv with columns path,label"
 OMNIGLOT = ("images_background", "images_evaluation")
 
 
@@ -30,23 +33,25 @@ def list_folder(root: Path) -> tuple[Listing, Listing]:
 
     Class folders and the files in them are taken in alphabetical order.
     """
-    splits = []
+    splits, skipped = [], Counter[str]()
     for split in ("train", "test"):
         table = root / f"{split}.csv"
-        splits.append(_list_table(table) if table.is_file() else _list_classes(root, split))
+        splits.append(_list_table(table) if table.is_file() else _list_classes(root, split, skipped))
+    say_skipped(root, skipped)
     return splits[0], splits[1]
 
 
 def list_tiny_imagenet(root: Path) -> tuple[Listing, Listing]:
     """Files of the official `tiny-imagenet-200`; its validation set is the test set."""
-    train = Listing([], [])
+    train, skipped = Listing([], []), Counter[str]()
     for name in _lines(root / "wnids.txt"):
-        paths = _images_in(root, f"train/{name}/images")
+        paths = _images_in(root, f"train/{name}/images", skipped)
         train.paths.extend(paths)
         train.labels.extend([name] * len(paths))
     rows = [line.split("\t")[:2] for line in _lines(root / "val/val_annotations.txt")]
     if any(len(row) != 2 for row in rows):
         raise DataError(f"{root}/val/val_annotations.txt: damaged; expected file and class on each line")
+    say_skipped(root, skipped)
     return train, Listing([f"val/images/{file}" for file, _ in rows], [name for _, name in rows])
 
 
@@ -55,15 +60,16 @@ def list_omniglot(root: Path) -> tuple[Listing, Listing]:
 
     Classes are called PART/ALPHABET/CHARACTER, so that the background set sorts before the evaluation set.
     """
-    train, test = Listing([], []), Listing([], [])
+    train, test, skipped = Listing([], []), Listing([], []), Counter[str]()
     folders = [folder for background in OMNIGLOT for folder in root.glob(f"{background}/*/*/")]
     for folder in sorted(f.relative_to(root).as_posix() for f in folders):
-        paths = _images_in(root, folder)
+        paths = _images_in(root, folder, skipped)
         if len(paths) != 20:
             raise DataError(f"{root / folder}: {len(paths)} drawings, 20 expected; delete {root}")
         for split, drawings in ((train, paths[:15]), (test, paths[15:])):
             split.paths.extend(drawings)
             split.labels.extend([folder] * len(drawings))
+    say_skipped(root, skipped)
     return train, test
 
 
@@ -79,25 +85,36 @@ def class_names(root: Path, train: Listing, test: Listing) -> tuple[str, ...]:
     return tuple(sorted(names, key=int if all(n.isdecimal() for n in names) else None))
 
 
-def _list_classes(root: Path, split: str) -> Listing:
+def _list_classes(root: Path, split: str, skipped: Counter[str]) -> Listing:
     if not (root / split).is_dir():
         raise DataError(f"{root / split}: no such folder; " + LAYOUT.format(split))
     listing = Listing([], [])
-    for name in sorted(f.name for f in os.scandir(root / split) if f.is_dir() and f.name[0] != "."):
-        paths = _images_in(root, f"{split}/{name}")
-        listing.paths.extend(paths)
-        listing.labels.extend([name] * len(paths))
+    for entry in scan(root / split):
+        if not is_folder(entry):
+            skipped[f"{kind_of(entry)} outside a class folder"] += 1
+        elif entry.name[0] != ".":
+            paths = _images_in(root, f"{split}/{entry.name}", skipped)
+            listing.paths.extend(paths)
+            listing.labels.extend([entry.name] * len(paths))
+        else:
+            skipped["hidden folder"] += 1
     if not listing.paths:
         raise DataError(f"{root / split}: empty; " + LAYOUT.format(split))
     return listing
 
 
-def _images_in(root: Path, folder: str) -> list[str]:
+def _images_in(root: Path, folder: str, skipped: Counter[str]) -> list[str]:
+    """The images of a folder, relative to `root`, by name; `skipped` counts what else lies there."""
     if not (root / folder).is_dir():
         raise DataError(f"{root / folder}: no such folder; the data set is incomplete, unpack it again")
-    names = sorted(f.name for f in os.scandir(root / folder) if f.name.lower().endswith(SUFFIXES))
+    names = []
+    for entry in scan(root / folder):
+        if is_image(entry):
+            names.append(entry.name)
+        else:
+            skipped[kind_of(entry)] += 1
     if not names:
-        raise DataError(f"{root / folder}: no .jpg or .png file; add images or remove the folder")
+        raise DataError(f"{root / folder}: no image ({' '.join(SUFFIXES)}); add some or remove the folder")
     return [f"{folder}/{name}" for name in names]
 
 
@@ -143,10 +160,11 @@ def fingerprint(root: Path, splits: Iterable[Listing], *settings: object) -> str
         for path, label in zip(*split, strict=True):
             try:
                 stat = os.stat(os.path.join(root, path))
-            except OSError:
+            except (OSError, ValueError) as error:  # a NUL in a path is a ValueError
+                missing = isinstance(error, FileNotFoundError)
+                reason = "no such file, though the listing names it" if missing else f"unreadable ({error})"
                 raise DataError(
-                    f"{os.path.join(root, path)}: no such file, though the listing names it; put it there or "
-                    "take it out of the listing"
+                    f"{shown(os.path.join(root, path))}: {reason}; put it there or take it out of the listing"
                 ) from None
             text.append(f"{path}\t{label}\t{stat.st_size}\t{stat.st_mtime_ns}")
         text.append("")

@@ -1,11 +1,10 @@
-"""Images: decodes the JPEG and PNG files of a data set to uint8 tensors and caches the result.
+"""Images: decodes the image files of a data set to uint8 tensors and caches the result.
 
 The cache is one file for each data set and setting, loaded into memory whole; images that are too many for
 that go to `shards.py` instead, as `storage.py` decides.
 """
 
 import os
-import struct
 import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
+from engram.datasets.image_decoding import DECODER, read_rgb
 from engram.datasets.image_files import Listing, class_names, fingerprint
 from engram.utils.checkpoint import DamagedFileError, load_verified
 from engram.utils.errors import DataError
@@ -27,8 +27,6 @@ from engram.utils.files import replacing
 FIELDS = ("train_x", "train_y", "test_x", "test_y")
 USER_CACHE = "~/.cache/engram"
 CHUNK = 64
-# What Pillow raises for a file that is cut short, damaged, or no image at all.
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
 class Decoded(TypedDict):
@@ -56,7 +54,7 @@ def read_folder(
     """
     classes = class_names(root, *splits)
     number = {name: i for i, name in enumerate(classes)}
-    key = fingerprint(root, splits, resize)
+    key = decoding_key(root, splits, resize)
 
     def decode_all() -> Decoded:
         n = sum(len(split.paths) for split in splits)
@@ -68,6 +66,11 @@ def read_folder(
         }  # fmt: skip
 
     return cached(cache and cache / f"{root.name}-{key[:16]}.pt", key, decode_all)
+
+
+def decoding_key(root: Path, splits: Iterable[Listing], resize: int | None) -> str:
+    """Identifies what is decoded from these files: it changes with them, the size and the decoder's rules."""
+    return fingerprint(root, splits, resize, DECODER)
 
 
 def _decode_splits(
@@ -84,7 +87,13 @@ def _decode_splits(
 
 def decode(files: list[Path], shape: tuple[int, int, int], resize: int | None, fixed: bool = False) -> Tensor:
     """(N, 3, H, W) uint8 images of the files; `shape` is the (H, W, 3) that each must have."""
-    images = torch.empty(len(files), 3, *shape[:2], dtype=torch.uint8)
+    try:
+        images = torch.empty(len(files), 3, *shape[:2], dtype=torch.uint8)
+    except RuntimeError:
+        raise DataError(
+            f"{len(files):,} images of {shape[1]}x{shape[0]} pixels do not fit into memory; give --images "
+            "disk or a smaller --img_size"
+        ) from None
     rows = images.numpy()
 
     def put(start: int, chunk: NDArray[np.uint8]) -> None:
@@ -120,15 +129,8 @@ def decode_into(
 
 
 def read_image(file: Path, resize: int | None = None) -> NDArray[np.uint8]:
-    """The image of a file, (H, W, 3) uint8: grey becomes RGB; `resize` cuts a centre square of that side.
-
-    Raises `DataError` for a file that is damaged or no image.
-    """
-    try:
-        with Image.open(file) as image:
-            rgb = image.convert("RGB")
-    except UNREADABLE as error:
-        raise DataError(f"{file}: not a readable image ({error}); replace or remove it") from error
+    """The image of a file, (H, W, 3) uint8, see `read_rgb`; `resize` cuts a centre square of that side."""
+    rgb = read_rgb(file)
     if resize:
         rgb = ImageOps.fit(rgb, (resize, resize), Image.Resampling.BILINEAR)
     return np.asarray(rgb)

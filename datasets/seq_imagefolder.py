@@ -1,9 +1,15 @@
-"""Split image folder: your own JPEG or PNG images, split by class (see --image_dir).
+"""Split image folder: your own images, split by class (see --image_dir).
 
-Folder: `train/<class>/*.jpg|png` and `test/<class>/...`, or `train.csv` and `test.csv` with columns
+Folder: images in `train/<class>/` and `test/<class>/`, or `train.csv` and `test.csv` with columns
 `path,label` (paths relative to the folder), which also fix the order of the samples. Training settings of
 seq-cifar10; crop padding is an eighth of the image's side. Pixels are scaled to [-1, 1] (mean and
 deviation 0.5), whatever the images.
+
+Images are `.jpg`, `.jpeg`, `.png`, `.bmp`, `.gif`, `.pgm`, `.ppm`, `.tif`, `.tiff` or `.webp`, in upper or
+lower case; what else lies in the folders is skipped, counted and said. All become 8-bit RGB: grey is
+repeated, 16 bits keep the upper 8, transparent parts are composited on white, EXIF orientation is applied,
+CMYK is converted without a colour profile. Animations, several pages, 32-bit and floating-point pixels are
+refused.
 """
 
 from dataclasses import dataclass
@@ -13,6 +19,7 @@ import torch
 from engram.datasets import sources
 from engram.datasets.augment import Augment
 from engram.datasets.benchmark import Benchmark
+from engram.datasets.image_files import MAX_SIDE
 from engram.datasets.storage import Storage
 from engram.datasets.streams import class_incremental
 from engram.utils.config.config import Config
@@ -33,7 +40,7 @@ class Options(OptionSet):
     )
     img_size: int | None = option(
         None, "bring every image to this side: shorter side scaled, centre cropped (default: as they are)",
-        ge=8,
+        ge=8, le=MAX_SIDE,
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ detects a file that was zeroed or exchanged, at once and whatever its size. An i
 whenever it is read, so that a single byte that changed is noticed too, at about 0.3 s per GB read.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -61,7 +62,10 @@ def write(
             return
         for leftover in (folder, partial):  # damaged, or left by a process that was killed
             shutil.rmtree(leftover, ignore_errors=True)
+        n_bytes = sum(len(y) for y in labels.values()) * prod(shape)
         try:
+            if n_bytes > (free := shutil.disk_usage(folder.parent).free):
+                raise OSError(errno.ENOSPC, f"{free / 1e9:.1f} GB are free on that disk")
             partial.mkdir()
             files: dict[str, dict[str, Any]] = {}
             for split, y in labels.items():
@@ -76,7 +80,6 @@ def write(
                 _sync(path)
             partial.rename(folder)
         except OSError as error:
-            n_bytes = sum(len(y) for y in labels.values()) * prod(shape)
             raise DataError(
                 f"{folder}: not written ({error}); it takes {n_bytes / 1e9:.1f} GB: free them, or give a "
                 "--data_dir on another disk"

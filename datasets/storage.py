@@ -105,7 +105,7 @@ def read_folder(
         files = [root / path for path in listings[split].paths]
         images.decode_into(put, files, shape, resize, fixed=side is not None)
 
-    key = image_files.fingerprint(root, splits, resize)
+    key = images.decoding_key(root, splits, resize)
     return on_disk(storage.folder(root.name, key), key, (3, *shape[:2]), classes, labels, fill, reason)
 
 

@@ -1,8 +1,9 @@
-"""Unlabeled images: reads any folder of JPEG and PNG files as uint8 tensors of a benchmark's shape.
+"""Unlabeled images: reads any folder of image files as uint8 tensors of a benchmark's shape.
 
 For methods that learn from other images besides the stream; nothing is cached.
 """
 
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from engram.datasets.image_files import SUFFIXES
-from engram.datasets.images import UNREADABLE
+from engram.datasets.folder_scan import SUFFIXES, images_below, say_skipped
+from engram.datasets.image_decoding import read_rgb
 from engram.utils.errors import DataError
 
 
@@ -21,10 +22,12 @@ def files(folder: str | Path) -> list[Path]:
     """All image files below a folder, in alphabetical order of their paths."""
     root = Path(folder).expanduser()
     if not root.is_dir():
-        raise DataError(f"{folder}: no such folder; give one that holds .jpg or .png files")
-    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
+        raise DataError(f"{folder}: no such folder; give one that holds images")
+    skipped = Counter[str]()
+    paths = sorted(images_below(root, skipped))
     if not paths:
-        raise DataError(f"{folder}: no .jpg or .png file in it or below it; put the images there")
+        raise DataError(f"{folder}: no image in it or below it ({' '.join(SUFFIXES)}); put them there")
+    say_skipped(root, skipped)
     return paths
 
 
@@ -33,11 +36,8 @@ def read(paths: list[Path], shape: tuple[int, int, int]) -> Tensor:
     channels, height, width = shape
 
     def decode(path: Path) -> NDArray[np.uint8]:
-        try:
-            with Image.open(path) as image:
-                converted = image.convert("L" if channels == 1 else "RGB")
-        except UNREADABLE as error:
-            raise DataError(f"{path}: not a readable image ({error}); replace or remove it") from error
+        rgb = read_rgb(path)
+        converted = rgb.convert("L") if channels == 1 else rgb
         pixels = np.asarray(ImageOps.fit(converted, (width, height), Image.Resampling.BILINEAR))
         return pixels.reshape(height, width, -1).transpose(2, 0, 1)
 

@@ -7,6 +7,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from engram.datasets.image_files import MAX_SIDE
 from engram.utils.config.flags import flatten
 from engram.utils.config.options import OptionError, OptionSet, option
 
@@ -32,7 +33,7 @@ class DataOptions(OptionSet):
     dataset_size: float = option(1.0, "share of the training set used (stratified, drawn once)", gt=0, le=1)
     data_dir: str = option("~/.cache/engram", "where data sets lie or are downloaded to")
     image_dir: str | None = option(None, "imagefolder: folder with train/ and test/ (default: --data_dir)")
-    img_size: int | None = option(None, "imagefolder: bring every image to this side", ge=8)
+    img_size: int | None = option(None, "imagefolder: bring every image to this side", ge=8, le=MAX_SIDE)
 
 
 @dataclass(frozen=True)

@@ -164,7 +164,7 @@ def remove(path: Path) -> None:
 ERRORS = {
     "no train": (lambda f: (f / "train").rename(f / "t"), r"own/train: no such folder; expected train/"),
     "no test": (lambda f: (f / "test").rename(f / "t"), r"own/test: no such folder; expected test/<class>"),
-    "empty class": (lambda f: remove(f / "train/cat"), r"own/train/cat: no \.jpg or \.png file; add"),
+    "empty class": (lambda f: remove(f / "train/cat"), r"own/train/cat: no image \(\.jpg .*\); add"),
     "empty split": (lambda f: [remove(f / "test" / c) or (f / "test" / c).rmdir() for c in ("cat", "dog")],
                     r"own/test: empty; expected"),
     "untested": (lambda f: remove(f / "test/cat") or (f / "test/cat").rmdir(), r"'cat' has no test images"),
@@ -182,6 +182,20 @@ ERRORS = {
     "lost": (lambda f: (f / "train.csv").write_text("path,label\nx.png,cat\ny.png,dog\n"),
              r"own/x\.png: no such file, though"),
     "binary": (lambda f: (f / "train.csv").write_bytes(b"path,label\n\xff\xfe,cat\n"), r"csv: unreadable"),
+    "NUL": (lambda f: (f / "train.csv").write_bytes(b"path,label\nx\0y,cat\nz,dog\n"),
+            r"x.y: unreadable \(embedded null byte\)|csv: unreadable"),
+    "loop in a class": (lambda f: (f / "train/cat/9.png").symlink_to("9.png"),
+                        r"cat/9\.png: .*Too many levels"),
+    "loop of classes": (lambda f: (f / "train/x").symlink_to("x"), r"train/x: Too many levels"),
+    "loop to the top": (lambda f: (f / "train/x").symlink_to(".."), r"own/train/x: no image"),
+    "broken link": (lambda f: (f / "train/cat/9.png").symlink_to("lost"),
+                    r"cat/9\.png: not a file \(a broken"),
+    "folder": (lambda f: (f / "train/cat/9.png").mkdir(), r"cat/9\.png: not a file \(a broken link, a fold"),
+    "file not UTF-8": (lambda f: write(f / os.fsdecode(b"train/cat/\xe9.png"), colour(0)),
+                       r"cat/\\xe9\.png: its name is not UTF-8; rename it"),
+    "class not UTF-8": (lambda f: (f / os.fsdecode(b"train/\xe9")).mkdir(), r"train/\\xe9: its name is not"),
+    "animation": (lambda f: colour(0).save(f / "train/cat/9.gif", save_all=True, append_images=[colour(1)]),
+                  r"cat/9\.gif: holds several images"),
 }  # fmt: skip
 
 
@@ -192,6 +206,64 @@ def test_every_fault_of_a_folder_is_one_clear_error(folder, case):
     with pytest.raises(DataError, match=message) as caught:
         read(folder)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("locked", ["train", "train/cat"])
+def test_a_folder_that_cannot_be_read_is_named(folder, locked, monkeypatch):
+    scandir = os.scandir
+
+    def denied(path):
+        if os.fspath(path) == os.fspath(folder / locked):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    with pytest.raises(DataError, match=rf"own/{locked}: the folder cannot be read \(Permission denied\)"):
+        read(folder)
+
+
+@pytest.mark.parametrize("ending", [".BMP", ".webp", ".tif", ".TIFF", ".Jpg", ".PPM", ".gif", ".pgm"])
+def test_every_kind_of_image_is_found_in_a_class_folder(folder, ending):
+    write(folder / f"train/cat/9{ending}", colour(0, mode="L" if ending == ".pgm" else "RGB"))
+    assert len(read(folder).train_x) == 7
+
+
+def test_what_is_skipped_is_counted_and_said_in_one_line(folder, capsys):
+    for name in ("train/cat/a.txt", "test/dog/b.TXT", "train/dog/film.mov"):
+        (folder / name).write_text("no image")
+    assert len(read(folder).train_x) == 6
+    first = capsys.readouterr().err.splitlines()
+    assert first[0] == f"{folder}: 3 files skipped: 2 .txt, 1 .mov" and len(first) == 2
+    write(folder / "train/9.png", colour(0))
+    write(folder / "train/cat/more/9.png", colour(0))
+    (folder / "train/cat/.DS_Store").write_text("no image")
+    (folder / os.fsdecode(b"train/cat/\xe9")).write_text("no image")
+    read(folder)
+    (again,) = capsys.readouterr().err.splitlines()
+    kinds = again.removeprefix(f"{folder}: 7 files skipped: ").split(", ")
+    assert set(kinds) == {
+        "2 .txt", "1 .mov", "1 .png outside a class folder", "1 subfolder", "1 .DS_Store", "1 \\xe9"
+    }  # fmt: skip
+
+
+def test_what_older_rules_decoded_is_not_trusted(folder, monkeypatch):
+    key = {}
+    for decoder in (images.DECODER - 1, images.DECODER):
+        monkeypatch.setattr(images, "DECODER", decoder)
+        read(folder)
+        key[decoder] = images.decoding_key(folder, image_files.list_folder(folder), None)
+    assert len(list((folder.parent / "decoded").iterdir())) == 2 and len(set(key.values())) == 2
+    before = image_files.fingerprint(folder, image_files.list_folder(folder), None)
+    assert before not in key.values()  # the key of caches from before there were rules
+
+
+def test_images_that_no_memory_holds_are_refused(folder, monkeypatch):
+    def full(*sizes, **_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(images.torch, "empty", full)
+    with pytest.raises(DataError, match=r"6 images of 8x8 pixels do not fit into memory; give --images disk"):
+        read(folder)
 
 
 def test_a_folder_that_is_not_there_names_the_flag(tmp_path):

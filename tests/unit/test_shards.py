@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -282,6 +283,13 @@ def test_a_full_disk_is_said(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"No space left on device\); it takes 0.0 GB: free them, or give"):
         written(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["a.shards.lock"]
+
+
+def test_a_disk_that_is_too_small_is_said_before_anything_is_decoded(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards.shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
+    monkeypatch.setattr(shards, "_write_images", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(DataError, match=r"0\.0 GB are free on that disk\); it takes 0\.0 GB: free them"):
+        written(tmp_path)
 
 
 KILLED = """

@@ -1,5 +1,7 @@
 """Folders of unlabeled images: shapes, colours, order, and what is wrong with them."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -20,6 +22,25 @@ def test_files_are_found_below_the_folder_in_order(tmp_path):
     (tmp_path / "notes.txt").write_text("no image")
     found = [path.relative_to(tmp_path).as_posix() for path in unlabeled.files(tmp_path)]
     assert found == ["a/deep/9.jpg", "b/1.png", "b/2.PNG", "c.jpeg"]
+
+
+def test_links_in_a_circle_and_locked_folders(tmp_path, monkeypatch, capsys):
+    save(tmp_path / "a/1.png", np.zeros((2, 2, 3)))
+    (tmp_path / "a/up").symlink_to("..")
+    (tmp_path / "a/self").symlink_to("self")
+    assert unlabeled.files(tmp_path) == [tmp_path / "a/1.png"]
+    skipped = capsys.readouterr().err.strip().removeprefix(f"{tmp_path}: 2 files skipped: ")
+    assert set(skipped.split(", ")) == {"1 subfolder", "1 link in a circle"}
+    (tmp_path / "a/9.png").symlink_to("9.png")
+    with pytest.raises(DataError, match=r"a/9\.png: .*Too many levels"):
+        unlabeled.files(tmp_path)
+    monkeypatch.setattr(os, "scandir", locked)
+    with pytest.raises(DataError, match="the folder cannot be read"):
+        unlabeled.files(tmp_path)
+
+
+def locked(path):
+    raise PermissionError(13, "Permission denied")
 
 
 def test_images_of_the_right_size_keep_their_pixels(tmp_path):
@@ -49,7 +70,7 @@ def test_the_centre_is_kept(tmp_path):
 def test_what_cannot_be_read_is_named(tmp_path):
     with pytest.raises(DataError, match="no such folder"):
         unlabeled.files(tmp_path / "missing")
-    with pytest.raises(DataError, match=r"no \.jpg or \.png file"):
+    with pytest.raises(DataError, match="no image in it or below it"):
         unlabeled.files(tmp_path)
     (tmp_path / "broken.png").write_bytes(b"nothing")
     with pytest.raises(DataError, match=r"broken\.png: not a readable image"):

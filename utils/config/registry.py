@@ -25,8 +25,8 @@ ROOT = Path(__file__).resolve().parents[2]  # the folder of models/, datasets/, 
 CONTRACTS = {
     "models": {"build", "method", "rehearsal"},
     "datasets": {
-        "augment", "benchmark", "image_files", "images", "lazy_images", "rotation", "scenarios", "shards",
-        "sources", "storage", "streams", "unlabeled",
+        "augment", "benchmark", "folder_scan", "image_decoding", "image_files", "images", "lazy_images",
+        "rotation", "scenarios", "shards", "sources", "storage", "streams", "unlabeled",
     },
     "backbones": {"backbone", "compiled", "heads", "row_parallel"},
 }  # fmt: skip
