@@ -149,7 +149,7 @@ class Benchmark:
         if self._current is None or self._current[0] is not task:
             self._current = None  # free the previous task before the next is made
             parts = (self._select("train", self.tasks[i], lazy=True) for i in task.parts)
-            self._current = (task, concatenate(parts, self._n_samples(task)))
+            self._current = (task, concatenate(parts, self.n_samples(task)))
         return self._current[1]
 
     def test(self, n_tasks: int) -> Samples:
@@ -198,12 +198,13 @@ class Benchmark:
         y = labels[positions] + task.label_shift
         return Samples(x, y, torch.full_like(positions, task.id), positions)
 
-    def _n_samples(self, task: Task) -> int:
+    def n_samples(self, task: Task) -> int:
+        """Training samples that the task presents in an epoch."""
         return sum(len(self.tasks[i].train_index) for i in task.parts)
 
     def n_steps(self, task: Task, batch_size: int) -> int:
         """Steps per epoch; the last batch may be smaller."""
-        return -(-self._n_samples(task) // batch_size)
+        return -(-self.n_samples(task) // batch_size)
 
     def batches(self, task: Task, epoch: int, batch_size: int, start: int = 0) -> Iterator[Batch]:
         """Shuffled, augmented batches of one epoch, from step `start` on.

@@ -22,6 +22,7 @@ from engram.memorization.training import (
     check_finite,
     epoch_order,
     learning_rate,
+    refuse_last_batch_of_one,
     sgd,
     stacked_windows,
     train_step,
@@ -88,6 +89,8 @@ class StreamTraining(StackedTraining):
         self.n_replayed = config.stream.minibatch_size or self.recipe.batch_size  # for each step
         self.n_epochs = len(task_rows) * self.recipe.n_epochs  # of the whole stream
         self.memory = Reservoirs(len(repeats), config.stream.buffer_size, data.device)
+        if not self.memory.size:
+            refuse_last_batch_of_one(config, data, [rows.shape[1] for rows in task_rows])
         shape = (len(task_rows), len(repeats), len(data))
         self.outputs = {name: torch.full(shape, torch.nan) for name in ("loss", "task_loss", "correct")}
 

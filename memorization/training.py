@@ -27,7 +27,7 @@ from engram.memorization.stacked_networks import (
     uses_dropout,
 )
 from engram.memorization.study_data import StudyData
-from engram.utils import checkpoint, seeding
+from engram.utils import checkpoint, seeding, single_samples
 from engram.utils import device as devices
 from engram.utils.config import registry
 from engram.utils.errors import UserError
@@ -102,6 +102,7 @@ class CohortTraining(StackedTraining):
         super().__init__(config, data, repeats)
         self.rows = rows
         self.n_epochs = self.recipe.n_epochs
+        refuse_last_batch_of_one(config, data, [rows.shape[1]])
 
     def run_epoch(self, observe: Observer | None = None) -> None:
         """Train for one epoch; `observe(rows, logits, y)`, each (K, n, ...), is called at every step."""
@@ -144,6 +145,16 @@ def train_to_end(
         if time.monotonic() - saved_at >= 60 * minutes:
             checkpoint.write(training.state_dict(), path)
             saved_at = time.monotonic()
+
+
+def refuse_last_batch_of_one(config: StudyConfig, data: StudyData, counts: list[int]) -> None:
+    """Raise `UserError` where the last batch of so many examples is one that batch norm cannot take."""
+    size = config.recipe.batch_size
+    sample = torch.zeros(data.images.shape[1:], device=data.device)
+    if single_samples.leaves_one(counts, size) and single_samples.cannot_learn(
+        build_network(config, data, 0), sample
+    ):
+        single_samples.refuse(counts, size)
 
 
 def sgd(stacked: StackedNetworks, recipe: RecipeOptions) -> torch.optim.SGD:

@@ -10,6 +10,7 @@ from engram.backbones import row_parallel
 from engram.backbones.backbone import build_network, load_weights
 from engram.datasets.benchmark import Benchmark
 from engram.models.method import Method, Setup, check_parallel, check_scenario
+from engram.models.parts.single_samples import refuse_last_batch_of_one
 from engram.utils import checkpoint, distributed, scores
 from engram.utils import device as devices
 from engram.utils.config import registry
@@ -33,7 +34,9 @@ def build_method(config: Config, device: torch.device, create_proxy: CreateProxy
     if config.log.loadcheck:
         load_weights(net, checkpoint.read_weights(config.log.loadcheck))
     row_parallel.shard_rows(net)
-    return method_class(net, config.method, build_setup(config, benchmark, create_proxy))
+    method = method_class(net, config.method, build_setup(config, benchmark, create_proxy))
+    refuse_last_batch_of_one(method, config)
+    return method
 
 
 def build_benchmark(config: Config, device: torch.device) -> Benchmark:

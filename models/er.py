@@ -68,6 +68,7 @@ class ER(RehearsalMethod):
     """Cross-entropy on the stream's batch and one drawn from the memory, together."""
 
     options: Options
+    joins_replay = True
     data_parallel = True
 
     def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:

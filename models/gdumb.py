@@ -92,6 +92,7 @@ class GDumb(RehearsalMethod):
     """A sampler during the stream, a learner at the end of a task."""
 
     options: Options
+    joins_replay = True
     off_switch = "it trains on the memory alone"
     quick_flags: ClassVar = {"fitting_epochs": 2}
 

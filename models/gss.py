@@ -39,6 +39,7 @@ class GSS(RehearsalMethod):
     """ER whose memory prefers samples unlike those it holds."""
 
     options: Options
+    joins_replay = True
 
     def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
         super().__init__(net, options, setup)

@@ -45,6 +45,7 @@ class HAL(TaskRingMethod):
     """ER with a second-order penalty on the anchors' outputs."""
 
     options: Options
+    joins_replay = True
     off_switch: ClassVar = {"buffer_size": 0, "hal_lambda": 0}
     quick_flags: ClassVar = {"anchor_steps": 3}
     second_derivatives = True

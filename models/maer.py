@@ -29,6 +29,7 @@ class MAER(MemorizationReplay):
     """ER whose memory is rewritten at the end of each task."""
 
     options: Options
+    joins_replay = True
 
     def make_buffer(self) -> BalancedBuffer:
         """A reservoir that evicts from the most populated class."""

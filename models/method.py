@@ -66,6 +66,8 @@ class Method:
     needs_boundaries: ClassVar[bool] = False
     # True: old tasks' samples are trained on again, so per-task heads stay trainable.
     rehearses: ClassVar[bool] = False
+    # True: a batch of one is learned together with replayed samples, or not at all: batch norm takes it.
+    joins_replay: ClassVar[bool] = False
     # "sequential"; for upper bounds "joint" (all tasks at once) or "cumulative" (all up to the current one).
     stream: ClassVar[str] = "sequential"
     # True: may be run in several processes, which find what one would (tests/integration/test_parallel.py).

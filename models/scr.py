@@ -39,6 +39,7 @@ class SCR(RehearsalMethod):
     """Contrastive loss in place of a classifier."""
 
     options: Options
+    joins_replay = True  # each sample is seen twice
     scenarios = ("class-il", "domain-il")
     chooses_classes = True
     off_switch = "it has another loss: contrastive"

@@ -12,7 +12,7 @@ from typing import Generic
 import torch
 from torch.optim.lr_scheduler import LRScheduler
 
-from engram.utils import checkpoint
+from engram.utils import checkpoint, single_samples
 from engram.utils.config.config import Config
 from engram.utils.errors import UserError
 from engram.utils.training import interleaved, memorization_groups
@@ -78,7 +78,7 @@ class Trainer(Generic[TaskT, BatchT]):
         if self.position.task < len(self.tasks) or not self.results.environments:
             self.results.record_environment(self.benchmark.device)
         try:
-            with self.handle_signals() as self.signals:
+            with self.handle_signals() as self.signals, single_samples.explained():
                 self._measure_untrained()
                 while self.position.task < len(self.tasks):
                     self._run_task(self.tasks[self.position.task])
