@@ -113,6 +113,7 @@ class Benchmark:
         self._current: tuple[Task, Samples] | None = None
         self._test: Samples | None = None
         self.test_ends = np.cumsum([len(task.test_index) for task in tasks])
+        self.source_labels = source.train_y  # (n_train,), before classes were put in order
         self.order_hash = order_hash(source.train_y)
         masks = torch.zeros(len(tasks), self.n_classes, dtype=torch.bool)  # the classes of each task
         for task in tasks:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 
 from engram.utils.errors import UserError
+from engram.utils.scores import drawn_fraction
 
 Positions = NDArray[np.int64]
 
@@ -36,10 +37,7 @@ def in_class_range(labels: NDArray[np.int64], first: int, last: int) -> Position
 
 def fraction(labels: NDArray[np.int64], share: float) -> Positions:
     """Positions of a stratified `share` of the examples, in the drawn (shuffled) order; all for 1."""
-    if share == 1:
-        return np.arange(len(labels))
-    flag = f"--dataset_size {share}"
-    return _split(labels, share, 42, flag)[1]
+    return drawn_fraction(labels, share, f"--dataset_size {share}")
 
 
 def half(labels: NDArray[np.int64], repeat: int, ratio: float = 0.5) -> Positions:

@@ -60,6 +60,7 @@ def build_setup(config: Config, benchmark: Benchmark, create_proxy: CreateProxy)
     """What the method may know: the stream, how it is trained, and what is known of memorization."""
     path, n_train, given = config.log.memorization_scores, benchmark.n_train, None
     if path:
-        given = scores.read(path, n_train, benchmark.order_hash).to(benchmark.device)
+        labels, fraction = benchmark.source_labels, config.log.memorization_fraction
+        given = scores.read(path, labels, fraction).to(benchmark.device)
     proxy = functools.partial(create_proxy, n_train=n_train, device=benchmark.device)
     return Setup(benchmark, config.train, config.run.seed, given, proxy)

@@ -3,7 +3,10 @@
 A file is a plain .npy vector with a number for every training sample, or a .npz holding at least `scores`
 (n,), and as written here also `stderr` (n,), `index` (n,) positions in the training set that were
 measured, `n_train`, `dataset`, `order_hash`, `settings` (JSON) and whatever else the program that wrote it
-stores. Never pickled.
+stores. Never pickled. A score is a difference of two probabilities: a finite number in [-1, 1].
+
+A vector of a data fraction, as the memorization paper publishes them, has a number for every sample that
+scikit-learn's `train_test_split(test_size=fraction, random_state=42, stratify=labels)` draws, in that order.
 """
 
 import hashlib
@@ -18,6 +21,9 @@ from torch import Tensor
 
 from engram.utils import files
 from engram.utils.errors import UserError
+
+FRACTION_SEED = 42  # of the memorization paper's code
+ROUNDING = 1e-6  # by which a score may lie outside [-1, 1]
 
 
 def order_hash(labels: Tensor) -> str:
@@ -43,7 +49,10 @@ def write(path: str | Path, settings: dict[str, Any], **arrays: Any) -> Path:
 
 
 def load(path: str | Path, *needed: str) -> dict[str, NDArray[Any]]:
-    """All arrays of a .npz (settings as a JSON string) or the vector of a .npy as `scores`."""
+    """All arrays of a .npz (settings as a JSON string) or the vector of a .npy as `scores`.
+
+    Refused: a file without the arrays that are needed; where `scores` are, those that cannot be scores.
+    """
     file = Path(path).expanduser()
     try:
         if reason := files.damage_in_zip(file):
@@ -61,35 +70,78 @@ def load(path: str | Path, *needed: str) -> dict[str, NDArray[Any]]:
     for name in needed:
         if name not in content:
             raise UserError(f"{path}: holds no array called '{name}'; it has {', '.join(content)}")
+    if "scores" in needed:
+        _refuse_wrong_values(path, content["scores"])
     return content
 
 
-def read(path: str, n_train: int, expected_hash: str) -> Tensor:
-    """(n_train,) float64 scores for a training set, NaN where the file's study measured none.
+def _refuse_wrong_values(path: str | Path, scores: NDArray[Any]) -> None:
+    wanted = "memorization scores are finite numbers in [-1, 1], with decimals"
+    if not np.issubdtype(scores.dtype, np.floating):
+        what = f"of type {scores.dtype}"
+    elif n_wrong := int((~np.isfinite(scores)).sum()):
+        what = f"not finite in {n_wrong:,} of {scores.size:,} places"
+    elif n_wrong := int((np.abs(scores) > 1 + ROUNDING).sum()):
+        what = f"between {scores.min():.4g} and {scores.max():.4g}, {n_wrong:,} of {scores.size:,} outside"
+    else:
+        return
+    raise UserError(f"{path}: the values are {what}; {wanted}: give a file of those, not of labels or ranks")
 
-    Refused: a vector of another length, and a file made from another data set or sample order.
+
+def read(path: str, labels: Tensor, fraction: float = 1.0) -> Tensor:
+    """(N,) float64 scores of a training set with the original `labels` (N,), NaN where none was measured.
+
+    fraction: share of the training set that a bare vector is about. Refused: a vector of another length, and
+    a file made from another data set or sample order.
     """
     flag = f"--memorization_scores {path}"
     try:
         content = load(path, "scores")
     except UserError as error:
         raise UserError(f"--memorization_scores {error}") from None
-    scores, index = content["scores"], content.get("index")
-    if "order_hash" in content and str(content["order_hash"]) != expected_hash:
+    scores, n_train = content["scores"], len(labels)
+    if "order_hash" in content and str(content["order_hash"]) != order_hash(labels):
         raise UserError(f"{flag}: the scores belong to another data set or sample order")
-    if not (np.issubdtype(scores.dtype, np.number) and np.isfinite(scores).all()):
-        raise UserError(f"{flag}: scores must be finite numbers")
-    if index is None and scores.shape != (n_train,):
-        raise UserError(
-            f"{flag}: has shape {scores.shape}, the training set needs ({n_train},): "
-            "the scores belong to another data set or a part of it"
-        )
-    whole = torch.full((n_train,), torch.nan, dtype=torch.float64)
-    positions = np.arange(n_train) if index is None else index
+    positions = content.get("index")
+    if positions is None:
+        positions = drawn_fraction(labels.cpu().numpy(), fraction, f"--memorization_fraction {fraction:g}")
+        if scores.shape != positions.shape:
+            raise UserError(f"{flag}: {_wrong_length(scores, positions, n_train)}")
+    elif fraction != 1:
+        raise UserError(f"{flag}: names its samples itself ('index'); leave --memorization_fraction out")
     if scores.shape != positions.shape or positions.ndim != 1 or not _within(positions, n_train):
         raise UserError(f"{flag}: its 'index' {positions.shape} does not fit {n_train} training samples")
+    whole = torch.full((n_train,), torch.nan, dtype=torch.float64)
     whole[torch.from_numpy(positions.astype(np.int64))] = torch.from_numpy(scores.astype(np.float64))
     return whole
+
+
+def _wrong_length(scores: NDArray[Any], positions: NDArray[Any], n_train: int) -> str:
+    text = f"has shape {scores.shape}, the training set needs ({n_train},)"
+    if len(positions) < n_train:
+        text = f"has shape {scores.shape}, the fraction of {n_train} training samples needs {positions.shape}"
+    text += ": the scores belong to another data set or a part of it"
+    if scores.ndim == 1 and 0 < len(scores) < n_train:
+        text += f", whose share is named by --memorization_fraction (here {len(scores) / n_train:.6g})"
+    return text
+
+
+def drawn_fraction(labels: NDArray[np.int64], fraction: float, flag: str) -> NDArray[np.int64]:
+    """Positions of a stratified share of the samples, in the drawn (shuffled) order; all, ascending, for 1.
+
+    flag: what the user gave, for the error where the labels cannot be divided so.
+    """
+    if fraction == 1:
+        return np.arange(len(labels))
+    from sklearn.model_selection import train_test_split  # takes seconds, which few runs need
+
+    try:
+        drawn: NDArray[np.int64] = train_test_split(
+            np.arange(len(labels)), test_size=fraction, random_state=FRACTION_SEED, stratify=labels
+        )[1]
+        return drawn
+    except ValueError as error:
+        raise UserError(f"{flag}: {len(labels)} examples cannot be split so: {error}") from error
 
 
 def _within(positions: NDArray[Any], n: int) -> bool:

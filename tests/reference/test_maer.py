@@ -47,7 +47,7 @@ def test_the_memory_holds_what_the_policy_takes_from_the_learning_order(policy):
 
 def test_given_scores_follow_samples_under_permuted_classes(folder):
     """Bottom-k by score, per class, whatever order the seed gives the classes."""
-    scores = np.random.default_rng(0).permutation(90).astype(float)
+    scores = np.random.default_rng(0).permutation(90) / 90
     np.save(folder / "scores.npy", scores)
     flags = {"permute_classes": True, "seed": 5, "memorization_scores": str(folder / "scores.npy")}
     method, config = tiny_method("maer", buffer_policy="min", buffer_size=12, **flags)

@@ -14,7 +14,7 @@ from engram.utils import checkpoint, scores
 from engram.utils.errors import DataError, UserError
 
 N_FLIPS = 150
-VALUES = torch.randn(300, generator=torch.Generator().manual_seed(0))
+VALUES = torch.rand(300, generator=torch.Generator().manual_seed(0))
 RAW = torch.randint(0, 256, (20, 3, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 LABELS = {"train": torch.arange(20), "test": torch.arange(4)}
 

@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.model_selection import train_test_split
 
 from engram.utils.scores import load, order_hash, read, write
+from tests.conftest import synthetic_source, tiny_config, tiny_method
+from tests.contract.test_methods import train
 
 LABELS = torch.tensor([3, 1, 2, 2])
 HASH = order_hash(LABELS)
@@ -15,7 +18,7 @@ def test_npy_and_npz(tmp_path):
     np.save(tmp_path / "a.npy", values)
     np.savez(tmp_path / "a.npz", scores=values, stderr=values, dataset="tiny", order_hash=HASH)
     for name in ("a.npy", "a.npz"):
-        assert read(str(tmp_path / name), 4, HASH).tolist() == values.astype(np.float64).tolist()
+        assert read(str(tmp_path / name), LABELS).tolist() == values.astype(np.float64).tolist()
 
 
 def with_numpy(write, *args, **kwargs):
@@ -33,7 +36,21 @@ def with_numpy(write, *args, **kwargs):
         (lambda path: path.write_bytes(b"not numpy"), "cannot be read"),
         (with_numpy(np.save, np.array([{}], dtype=object), allow_pickle=True), "cannot be read"),
         (with_numpy(np.save, np.zeros(5)), r"has shape \(5,\).*needs \(4,\)"),
-        (with_numpy(np.save, np.array([0, np.nan, 0, 0])), "finite"),
+        (with_numpy(np.save, np.array([0, np.nan, 0, 0])), r"not finite in 1 of 4 places; .* in \[-1, 1\]"),
+        (with_numpy(np.save, np.array([0, -np.inf, 0, 0])), "not finite in 1 of 4"),
+        (
+            with_numpy(np.save, np.array([0.5, -1.01, 1.5, 0])),
+            "between -1.01 and 1.5, 2 of 4 outside; memoriz",
+        ),
+        (with_numpy(np.save, np.arange(4.0)), r"between 0 and 3, 2 of 4 outside.*not of labels or ranks"),
+        (
+            with_numpy(np.save, np.zeros(4, dtype=np.int64)),
+            "the values are of type int64; memorization scores",
+        ),
+        (with_numpy(np.save, np.zeros(4, dtype=bool)), "the values are of type bool"),
+        (with_numpy(np.savez, scores=np.zeros(2, np.uint8), index=np.arange(2)), "are of type uint8"),
+        (with_numpy(np.save, np.zeros((4, 1))), r"has shape \(4, 1\)"),
+        (with_numpy(np.save, np.zeros(2)), r"needs \(4,\): .*--memorization_fraction \(here 0\.5\)"),
         (with_numpy(np.savez, other=np.zeros(4)), "no array called 'scores'"),
         (with_numpy(np.savez, scores=np.zeros(4), order_hash="ff"), "another data set or sample"),
         (with_numpy(np.savez, scores=np.zeros(2), index=np.array([0, 4])), "does not fit 4 training samples"),
@@ -45,7 +62,7 @@ def test_wrong_files(tmp_path, make, message):
     path = tmp_path / "scores.bin"
     make(path)
     with pytest.raises(ValueError, match=message):
-        read(str(path), 4, HASH)
+        read(str(path), LABELS)
 
 
 def test_the_hash_tells_orders_apart():
@@ -57,16 +74,74 @@ def test_a_study_of_a_part_leaves_the_rest_unknown(tmp_path):
     path = write(
         tmp_path / "new" / "part.npz", {"lr": 0.1}, scores=np.array([0.5, 0.1]), index=np.array([3, 0])
     )
-    found = read(str(path), 4, HASH).tolist()
+    found = read(str(path), LABELS).tolist()
     assert found[0] == 0.1 and found[3] == 0.5 and np.isnan(found[1:3]).all()
     assert str(load(path)["settings"]) == '{"lr": 0.1}'
     assert [p.name for p in path.parent.iterdir()] == ["part.npz"], "nothing unfinished is left"
 
 
 def test_a_bare_vector_can_be_written(tmp_path):
-    path = write(tmp_path / "bare.npy", {}, scores=np.arange(4.0), stderr=np.ones(4))
-    assert read(str(path), 4, HASH).tolist() == [0, 1, 2, 3]
+    path = write(tmp_path / "bare.npy", {}, scores=np.arange(4) / 4, stderr=np.ones(4))
+    assert read(str(path), LABELS).tolist() == [0, 0.25, 0.5, 0.75]
     with pytest.raises(ValueError, match=r"ends in \.npz"):
         write(tmp_path / "scores.txt", {}, scores=np.arange(4.0))
     with pytest.raises(ValueError, match="holds no array called 'stderr'; it has scores"):
         load(path, "stderr")
+
+
+def test_rounding_does_not_count(tmp_path):
+    np.save(tmp_path / "a.npy", np.array([1 + 1e-7, -1 - 1e-7, 1, -1]))
+    np.save(tmp_path / "b.npy", np.array([1, -1, 0.5, 0], dtype=np.float16))
+    for name in ("a.npy", "b.npy"):
+        assert len(read(str(tmp_path / name), LABELS)) == 4
+
+
+def test_every_reader_refuses_what_cannot_be_scores(tmp_path):
+    path = tmp_path / "labels.npy"
+    np.save(path, np.arange(4))
+    with pytest.raises(ValueError, match=f"^{path}: the values are of type int64; memorization scores are"):
+        load(path, "scores")
+    assert load(path)["scores"].tolist() == [0, 1, 2, 3]  # positions of --exclude are read so
+
+
+MANY = torch.from_numpy(np.random.default_rng(0).integers(0, 5, 203))
+
+
+def test_a_vector_of_a_fraction_belongs_to_the_samples_that_were_drawn(tmp_path):
+    """As in the memorization paper's code; samples that were not drawn have no score."""
+    _, drawn = train_test_split(list(range(203)), test_size=0.1, random_state=42, stratify=MANY.numpy())
+    values = np.linspace(-1, 1, len(drawn))
+    np.save(tmp_path / "a.npy", values)
+    whole = read(str(tmp_path / "a.npy"), MANY, 0.1)
+    assert whole[drawn].tolist() == values.tolist() and sorted(drawn) != drawn
+    assert whole.isnan().sum() == 203 - len(drawn) == 182
+
+
+@pytest.mark.parametrize(
+    ("arrays", "fraction", "message"),
+    [
+        ({"scores": np.zeros(20)}, 0.1, r"shape \(20,\), the fraction of 203 training samples needs \(21,\)"),
+        ({"scores": np.zeros(203)}, 0.1, r"shape \(203,\), the fraction of 203 training samples needs"),
+        ({"scores": np.zeros(21), "index": np.arange(21)}, 0.1, "leave --memorization_fraction out"),
+        ({"scores": np.zeros(1)}, 0.001, "--memorization_fraction 0.001: 203 examples cannot be split so"),
+    ],
+)
+def test_fractions_that_do_not_fit(tmp_path, arrays, fraction, message):
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(ValueError, match=message):
+        read(str(tmp_path / "a.npz"), MANY, fraction)
+
+
+def test_the_flag_of_a_fraction(tmp_path):
+    _, drawn = train_test_split(
+        np.arange(90), test_size=0.4, random_state=42, stratify=synthetic_source().train_y.numpy()
+    )
+    np.save(tmp_path / "a.npy", np.linspace(0, 1, 36))
+    flags = {"memorization_scores": str(tmp_path / "a.npy"), "memorization_fraction": 0.4}
+    method, config = tiny_method("maer", permute_classes=True, buffer_size=12, **flags)
+    found = method.setup.scores
+    assert found[drawn].tolist() == np.linspace(0, 1, 36).tolist() and int(found.isnan().sum()) == 54
+    train(method, config)
+    assert set(method.buffer.stored()["index"].tolist()) <= set(drawn.tolist())
+    with pytest.raises(ValueError, match="--memorization_fraction needs the vector"):
+        tiny_config("maer", memorization_fraction=0.4)

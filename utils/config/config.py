@@ -148,6 +148,12 @@ class LogOptions(OptionSet):
         None,
         "scores of training samples (.npz or .npy): logs the accuracy on groups of them, chooses in maer",
     )
+    memorization_fraction: float = option(
+        1.0,
+        "share of the training set that a bare vector of scores is of, drawn as in the memorization paper; "
+        "other samples then have no score",
+        gt=0, le=1,
+    )  # fmt: skip
     mem_thresholds: tuple[float, ...] = option(
         (0.1, 0.25), "low memorization is up to the first, high is above the second", ge=-1, le=1
     )
@@ -277,6 +283,10 @@ def _cross_check(config: Config) -> None:
         raise OptionError(f"--multi_head is task-il; leave it or --scenario {config.stream.scenario} out")
     if config.train.early_stopping_patience and not config.stream.validation:
         raise OptionError("--early_stopping_patience needs validation data: add e.g. --validation 10")
+    if config.log.memorization_fraction != 1 and not config.log.memorization_scores:
+        raise OptionError(
+            "--memorization_fraction needs the vector of that fraction: --memorization_scores FILE"
+        )
     low_high = config.log.mem_thresholds
     if len(low_high) != 2 or low_high[0] >= low_high[1]:
         given = ",".join(map(str, low_high))
