@@ -7,6 +7,9 @@ from typing import Any
 from engram.utils.errors import UserError
 from engram.utils.runs.run_record import FILE_NAME, RunRecord, read_all
 
+# Imported logs name every method's buffer by --buffer_policy; ours say the same with --memory.
+POLICIES_OF_THE_PAPERS_CODE = {"reservoir": "", "balanced_reservoir": "balanced"}
+
 
 def finished_runs(folder: Path, flag: str) -> list[RunRecord]:
     """The record of every finished run below `folder`; errors name the flag that it was given by."""
@@ -29,10 +32,11 @@ def setting_names(configs: list[dict[str, Any]]) -> list[str]:
 def setting_name(config: Mapping[str, Any], with_proxy: bool) -> str:
     """`maer min` for a run's configuration; with its proxy of memorization, if it has one, when asked."""
     words = [config["model"]]
-    if "buffer_policy" in config:
-        words.append(config["buffer_policy"])
+    policy = config.get("buffer_policy")
+    if policy:
+        words.append(POLICIES_OF_THE_PAPERS_CODE.get(policy, policy))
     if with_proxy and config.get("mem_proxy"):
         words.append(config["mem_proxy"])
     if config.get("memory", "reservoir") != "reservoir":
         words.append(config["memory"])
-    return " ".join(words)
+    return " ".join(filter(None, words))

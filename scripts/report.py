@@ -124,8 +124,8 @@ def main(argv: list[str] | None = None) -> int:
         update(args.update, folders[0].name, text)
         return 0
     print(text)
+    name_left_out(run_set)
     if not paper:
-        name_left_out(run_set)
         write(run_set, f"Study {folders[0].name}", args.out or folders[0] / "report", args.against)
     return 0
 

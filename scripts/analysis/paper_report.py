@@ -70,15 +70,21 @@ class PaperReport(ABC):
 
     name: ClassVar[str]  # the word on the command line
     benchmarks: ClassVar[dict[str, str]] = {}  # data set → title; empty: every data set is shown
-    deviation: ClassVar[str] = STANDARD_DEVIATION  # what stands behind the ± of its tables
 
     def __init__(self, run_set: RunSet) -> None:
         self.run_set = run_set
+        # benchmark → cell and setting of campaigns of imported runs that stand behind the one in `cells`
+        self.other_campaigns: dict[str, list[tuple[Cell, Setting]]] = defaultdict(list)
 
     @cached_property
     def published(self) -> Published:
         """The numbers that the paper printed."""
         return Published.read(self.name)
+
+    @property
+    def deviation(self) -> str:
+        """What stands behind the ± of its tables."""
+        return STANDARD_DEVIATION
 
     @abstractmethod
     def cell(self, run: StoredRecord) -> Cell:
@@ -90,9 +96,12 @@ class PaperReport(ABC):
 
     @cached_property
     def cells(self) -> dict[str, Cells]:
-        """Benchmark → its cells; raises `UserError` if one cell had to hold runs of several settings."""
+        """Benchmark → its cells; raises `UserError` if one cell had to hold runs of several settings.
+
+        Of imported runs, the latest of each seed counts, and one campaign of each cell: see `_precedence`.
+        """
         for run in self.run_set.repeated:
-            if self._shows(run):
+            if self._shows(run) and run.imported_run is None:
                 _refuse_repeated(run, self.run_set.settings)
         benchmarks: dict[str, Cells] = defaultdict(dict)
         tested = {s.first.dataset for s in self.run_set.settings if s.first.evaluated_on == "test"}
@@ -100,10 +109,7 @@ class PaperReport(ABC):
             if setting.first.evaluated_on != "test" and setting.first.dataset in tested:
                 print(f"left out: {setting.label}, evaluated on validation data", file=sys.stderr)
             elif self._shows(setting.first):
-                cells, cell = benchmarks[setting.first.dataset], self._cell(setting.first)
-                if cell in cells:
-                    _refuse_differing(cells[cell].first, setting.first)
-                cells[cell] = setting
+                self._place(benchmarks[setting.first.dataset], setting)
         order = [name for name in self.benchmarks or benchmarks if name in benchmarks]
         return {name: benchmarks[name] for name in order}
 
@@ -118,6 +124,17 @@ class PaperReport(ABC):
     def write_files(self, folder: Path) -> None:  # noqa: B027  # most papers have nothing more to write
         """Write what the report has beside its tables into the folder."""
 
+    def _place(self, cells: Cells, setting: Setting) -> None:
+        """Put a setting into its cell, or beside it if the cell holds a campaign that goes before it."""
+        cell = self._cell(setting.first)
+        if cell in cells:
+            other = cells[cell]
+            if None in (setting.first.imported_run, other.first.imported_run):
+                _refuse_differing(other.first, setting.first)
+            behind, setting = sorted((other, setting), key=_precedence)
+            self.other_campaigns[setting.first.dataset].append((cell, behind))
+        cells[cell] = setting
+
     def _cell(self, run: StoredRecord) -> Cell:
         """The cell of a run, in whichever of two ways its method was named on the command line."""
         cell = self.cell(run)
@@ -130,6 +147,15 @@ class PaperReport(ABC):
 def with_published(ours: str, published: str) -> str:
     """Our number with the published one in parentheses: `89.38 (89.56)`."""
     return f"{ours} ({published})"
+
+
+def _precedence(setting: Setting) -> tuple[bool, int, float]:
+    """What decides, highest first, which campaign of imported runs stands in a cell.
+
+    An experiment with a name before MLflow's `Default`, then more seeds, then a later end.
+    """
+    named = setting.first.config.get("experiment_name") != "Default"
+    return named, len(setting.runs), max(run.written for run in setting.runs)
 
 
 def _refuse_repeated(run: StoredRecord, settings: list[Setting]) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from engram.utils.runs.run_record import FILE_NAME, RunRecord, read_all
 
 # Flags that say where and how a run ran and what it is called; they do not change what it computes.
 INCIDENTAL = OPERATIONAL | NAMES | {"seed"}
+# Names that MLflow makes up where a run was given none, such as bold-crow-123.
+MADE_UP = re.compile(r"[a-z]+-[a-z]+-\d+")
 # A setting's label leaves out these too: the table says them anyway.
 UNLABELED = INCIDENTAL | {"model", "dataset", "scenario"}
 SHORT_NAMES = {"buffer_size": "buffer", "buffer_policy": "policy", "e_lambda": "λ", "mas_lambda": "λ"}
@@ -48,6 +51,11 @@ class StoredRecord(RunRecord):
     def buffer_size(self) -> int:
         """The size of the method's memory in samples; 0 for a method without one."""
         return int(self.config.get("buffer_size") or 0)
+
+    @property
+    def campaign(self) -> str:
+        """For an imported run, the name that it shares with those of the same campaign; empty for ours."""
+        return str(self.config.get("campaign", ""))
 
     @property
     def computed_flags(self) -> dict[str, Any]:
@@ -157,12 +165,27 @@ def _read(folders: Sequence[Path]) -> list[StoredRecord]:
     paths = (path for folder in folders for path in sorted(folder.rglob(FILE_NAME)))
     # not MLflow's copy of a run that lies elsewhere
     for path, record in read_all(path for path in paths if path.parent.name != "artifacts"):
-        # what an imported log does not mention need not have had our defaults
-        config = up_to_date(record.config) if record.imported_run is None else record.config
+        config = up_to_date(record.config) if record.imported_run is None else _imported_config(record)
         values = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
         more = {"config": config, "folder": path.parent, "written": record.ended or path.stat().st_mtime}
         records.append(StoredRecord(**values | more))
     return records
+
+
+def _imported_config(record: RunRecord) -> dict[str, Any]:
+    """The campaign and the flags as logged: what a log does not mention need not have had our defaults."""
+    name = campaign_name(str(record.config.get("run_name", "")), record.seed)
+    return record.config | ({"campaign": name} if name else {})
+
+
+def campaign_name(run_name: str, seed: int) -> str:
+    """A run's name without its seed: `er seed 0 buffer 500` → `er buffer 500`; empty if MLflow made it up.
+
+    Logs of other projects tell campaigns, between which their code changed, by nothing else.
+    """
+    if MADE_UP.fullmatch(run_name):
+        return ""
+    return re.sub(rf"[\W_]*(?<![A-Za-z])seed[\W_]*{seed}(?!\d)", "", run_name, flags=re.IGNORECASE).strip()
 
 
 def _differing_flags(runs: list[StoredRecord]) -> list[str]:
@@ -176,11 +199,23 @@ def _differing_flags(runs: list[StoredRecord]) -> list[str]:
 
 
 def _same_configuration(runs: list[StoredRecord]) -> list[list[StoredRecord]]:
-    """The runs of each configuration, whatever their seed."""
-    groups = defaultdict(list)
+    """The runs of each configuration, whatever their seed.
+
+    Imported runs of a campaign are of one configuration unless a flag that both logs mention differs.
+    """
+    groups: dict[str, list[StoredRecord]] = defaultdict(list)
     for run in runs:
-        groups[json.dumps(run.computed_flags, sort_keys=True)].append(run)
+        key = json.dumps(run.computed_flags, sort_keys=True)
+        if run.campaign and key not in groups:
+            key = next((k for k, (first, *_) in groups.items() if _agree(first, run)), key)
+        groups[key].append(run)
     return list(groups.values())
+
+
+def _agree(run: StoredRecord, other: StoredRecord) -> bool:
+    """Whether two runs are of one campaign and no flag that both have differs."""
+    flags, others = run.computed_flags, other.computed_flags
+    return run.campaign == other.campaign and all(flags[n] == others[n] for n in flags.keys() & others.keys())
 
 
 def _setting(runs: list[StoredRecord], names: list[str]) -> tuple[Setting, list[StoredRecord]]:

@@ -94,6 +94,11 @@ def mean_error(values: ArrayLike, scale: float = 100, digits: int = 2) -> str:
     return _mean_and(lambda spread: spread.std / spread.n**0.5, values, scale, digits)
 
 
+def mean_population_std(values: ArrayLike, scale: float = 100, digits: int = 2) -> str:
+    """`86.40 ± 0.48`, as `mean_std`, but with the deviation of these values alone, ddof = 0."""
+    return _mean_and(lambda spread: spread.std * ((spread.n - 1) / spread.n) ** 0.5, values, scale, digits)
+
+
 def _mean_and(deviation: Callable[[Spread], float], values: ArrayLike, scale: float, digits: int) -> str:
     scaled = scale * np.asarray(values, dtype=np.float64)
     if not len(scaled) or np.isnan(scaled).any():

@@ -68,7 +68,7 @@ def test_a_long_tmpdir_takes_the_sweeps_sockets(tmp_path):
 
 
 def test_of_imported_runs_of_a_seed_the_one_that_ended_last_counts(old, tmp_path):  # noqa: F811
-    later, earlier = f"{1:032x}", write_run(old / "7", 9, end_time=1600000000000)
+    later, earlier = f"{1:032x}", write_run(old / "7", 9, end_time=1600000000000, run_name="maer seed 1")
     (old / "7" / earlier / "params" / "seed").write_text("1")
     (old / "7" / earlier / "params" / "conf_jobnum").write_text("job1")
     runs = {run.id: run for run in legacy_file_store.read(old)}

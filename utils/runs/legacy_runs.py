@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engram.utils.errors import UserError
 from engram.utils.metrics import accuracy_matrix
@@ -19,6 +20,7 @@ ADMINISTRATIVE = re.compile(
     r"conf_.*|wandb.*|nowand|notes|base_path|results_path|non_verbose|csv_log|tensorboard|disable_log|"
     r"debug_mode|run_name|experiment_name|device|distributed|num_workers|run_id"
 )
+JOINT = ("joint", "joint_gcl")  # trained once, on all tasks together
 DOMAIN_IL = ("perm-mnist", "rot-mnist", "mnist-360")
 
 
@@ -30,9 +32,12 @@ def record_of(run: OldRun) -> RunRecord | None:
         return None
     T = len(measured[0])
     empty = np.full((T, T), np.nan)
-    complete = {view: empty if R is None else R for view, R in matrices.items()}
     config = _config_of(run)
-    ended = config.get("n_tasks", T) in (T, None) and not np.isnan(measured[0][-1]).all()
+    complete = {view: empty if R is None else R for view, R in matrices.items()}
+    if config["model"] in JOINT:
+        complete = {view: _only_last_row(R) for view, R in complete.items()}
+    last = next(iter(complete[view][-1] for view in VIEWS if matrices[view] is not None))
+    ended = config.get("n_tasks", T) in (T, None) and not np.isnan(last).all()
     return RunRecord(
         config=config,
         status="finished" if ended else "failed" if run.status == "FAILED" else "interrupted",
@@ -68,6 +73,11 @@ def write_run_dir(run: OldRun, output_dir: Path) -> bool:
     except OSError as error:
         raise UserError(f"--output_dir {output_dir}: cannot be written: {error}") from None
     return True
+
+
+def _only_last_row(R: NDArray[np.float64]) -> NDArray[np.float64]:
+    """R of joint training, which learns all tasks at once: earlier rows are an untrained network's."""
+    return np.where(np.arange(len(R))[:, None] == len(R) - 1, R, np.nan)
 
 
 def _config_of(run: OldRun) -> dict[str, Any]:

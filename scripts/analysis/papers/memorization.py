@@ -2,7 +2,9 @@
 
 `scripts/report.py memorization FOLDER` makes them, and writes memorization.tex and memorization.csv into the
 folder. Differences are paired by seed against the class-balanced reservoir (`er --memory balanced`), with
-their standard deviation, t statistic and two-sided p.
+their standard deviation, t statistic and two-sided p. From the paper's own runs, imported by
+scripts/interop/import_mlruns.py, come the tables that it printed, whose ± has ddof = 0; settings that it ran
+again under another name stand in a table of their own.
 """
 
 from collections.abc import Callable
@@ -14,10 +16,20 @@ from engram.memorization.runs import setting_name
 from engram.scripts.analysis.pairing import Comparison, compare, unpaired_note
 from engram.scripts.analysis.paper_report import Cell, Cells, PaperReport
 from engram.scripts.analysis.run_set import Setting, StoredRecord
-from engram.scripts.analysis.table import MISSING, Column, Table, make_table, mean_std, number_text
+from engram.scripts.analysis.table import (
+    MISSING,
+    STANDARD_DEVIATION,
+    Column,
+    Table,
+    make_table,
+    mean_population_std,
+    mean_std,
+    number_text,
+)
 from engram.utils import files
 
 BASELINE = "er balanced"
+AS_PRINTED = "standard deviation over seeds as the paper prints it (ddof = 0; of differences ddof = 1)"
 ORDER = ("er", BASELINE, "maer min", "maer middle", "maer max", "maer_high min", "maer_adaptive")
 
 
@@ -34,8 +46,8 @@ class MemorizationReport(PaperReport):
         """Accuracy, forgetting and paired differences: one row for each method, one column for each size."""
         comparisons = {cell: comparison for cell in _grid(cells) if (comparison := _compare(cells, cell))}
         contents: dict[str, Callable[[Cell], str]] = {
-            "class-IL accuracy": lambda cell: _metric(cells, cell, "average_accuracy"),
-            "FM (forgetting over tasks)": lambda cell: _metric(cells, cell, "fm"),
+            "class-IL accuracy": lambda cell: self._metric(cells, cell, "average_accuracy"),
+            "FM (forgetting over tasks)": lambda cell: self._metric(cells, cell, "fm"),
             f"accuracy minus {BASELINE}, paired by seed": lambda cell: _difference(comparisons.get(cell)),
         }
         n_seeds = len({seed for setting in cells.values() for seed in setting.seeds})
@@ -47,11 +59,11 @@ class MemorizationReport(PaperReport):
             rows = [row for row in table.rows if set(row[1:]) != {MISSING}]
             tables.append(replace(table, rows=rows))
         tables[-1] = replace(tables[-1], note=unpaired_note(comparisons.values()))
-        return tables
+        return [*tables, *self._campaign_table(benchmark)]
 
     def write_files(self, folder: Path) -> None:
         """Write memorization.tex, accuracy and FM side by side, and memorization.csv, every run."""
-        tables = [_latex_table(benchmark, cells).latex() for benchmark, cells in self.cells.items()]
+        tables = [self._latex_table(benchmark, cells).latex() for benchmark, cells in self.cells.items()]
         files.write_text("\n\n".join(tables) + "\n", folder / "memorization.tex")
         files.write_text(self._run_table().csv(), folder / "memorization.csv")
 
@@ -60,6 +72,7 @@ class MemorizationReport(PaperReport):
             Column[tuple[Cell, StoredRecord]]("dataset", lambda row: row[1].dataset),
             Column[tuple[Cell, StoredRecord]]("setting", lambda row: row[0].method),
             Column[tuple[Cell, StoredRecord]]("buffer_size", lambda row: str(row[0].buffer_size)),
+            Column[tuple[Cell, StoredRecord]]("campaign", lambda row: row[1].campaign),
             Column[tuple[Cell, StoredRecord]]("seed", lambda row: str(row[1].seed)),
             *(
                 Column[tuple[Cell, StoredRecord]](
@@ -70,11 +83,53 @@ class MemorizationReport(PaperReport):
         ]
         rows = [
             (cell, run)
-            for cells in self.cells.values()
-            for cell, setting in sorted(cells.items())
+            for benchmark, cells in self.cells.items()
+            for cell, setting in [*sorted(cells.items()), *self.other_campaigns[benchmark]]
             for run in setting.runs
         ]
         return make_table(rows, columns)
+
+    def _latex_table(self, benchmark: str, cells: Cells) -> Table:
+        """Accuracy and FM in two columns for each size, as the paper prints them."""
+        sizes = _sizes(cells)
+        head = ["buffer", *["Acc", "FM"] * len(sizes)]
+        rows = [
+            [method, *(self._metric(cells, Cell(method, size), metric) for size in sizes
+                       for metric in ("average_accuracy", "fm"))]
+            for method in _methods(cells)
+        ]  # fmt: skip
+        return Table(benchmark, head, rows, spans=(("", 1), *((str(size), 2) for size in sizes)))
+
+    def _campaign_table(self, benchmark: str) -> list[Table]:
+        """The campaigns of imported runs that stand behind another one of the same cell, if there are any."""
+        columns = [
+            Column[tuple[Cell, Setting]]("buffer", lambda row: row[0].method),
+            Column[tuple[Cell, Setting]]("size", lambda row: str(row[0].buffer_size)),
+            Column[tuple[Cell, Setting]]("campaign", lambda row: row[1].first.campaign or MISSING),
+            Column[tuple[Cell, Setting]]("accuracy", lambda row: self._values(row[1], "average_accuracy")),
+            Column[tuple[Cell, Setting]]("FM", lambda row: self._values(row[1], "fm")),
+            Column[tuple[Cell, Setting]]("seeds", lambda row: str(len(row[1].seeds))),
+        ]
+        rows = sorted(self.other_campaigns[benchmark], key=lambda row: (row[0], row[1].first.campaign))
+        title = f"**{benchmark}**: other campaigns of these settings"
+        return [make_table(rows, columns, title)] if rows else []
+
+    def _metric(self, cells: Cells, cell: Cell, metric: str) -> str:
+        setting = _setting(cells, cell)
+        return self._values(setting, metric) if setting else MISSING
+
+    def _values(self, setting: Setting, metric: str) -> str:
+        text = mean_population_std if self._all_imported else mean_std
+        return text(setting.values("class_il", metric))
+
+    @property
+    def deviation(self) -> str:
+        """Of imported runs the paper's, so that its tables come out as printed."""
+        return AS_PRINTED if self._all_imported else STANDARD_DEVIATION
+
+    @cached_property
+    def _all_imported(self) -> bool:
+        return all(run.imported_run is not None for run in self.run_set.runs)
 
     @cached_property
     def _proxies_differ(self) -> bool:
@@ -100,13 +155,8 @@ def _grid(cells: Cells) -> list[Cell]:
 
 
 def _setting(cells: Cells, cell: Cell) -> Setting | None:
-    """The setting of a cell; joint training has no memory and stands in every column."""
-    return cells.get(Cell("joint") if cell.method == "joint" else cell)
-
-
-def _metric(cells: Cells, cell: Cell, metric: str) -> str:
-    setting = _setting(cells, cell)
-    return mean_std(setting.values("class_il", metric)) if setting else MISSING
+    """The setting of a cell; a method without a memory, such as joint training, stands in every column."""
+    return cells.get(cell) or cells.get(Cell(cell.method))
 
 
 def _compare(cells: Cells, cell: Cell) -> Comparison | None:
@@ -131,15 +181,3 @@ def _size_columns(cells: Cells, text: Callable[[Cell], str]) -> list[Column[str]
         Column[str](str(size), lambda method, size=size: text(Cell(method, size))) for size in _sizes(cells)
     ]
     return [Column[str]("buffer size", lambda method: method), *by_size]
-
-
-def _latex_table(benchmark: str, cells: Cells) -> Table:
-    """Accuracy and FM in two columns for each size, as the paper prints them."""
-    head = ["buffer", *["Acc", "FM"] * len(_sizes(cells))]
-    rows = [
-        [method, *(_metric(cells, Cell(method, size), metric) for size in _sizes(cells)
-                   for metric in ("average_accuracy", "fm"))]
-        for method in _methods(cells)
-    ]  # fmt: skip
-    spans = (("", 1), *((str(size), 2) for size in _sizes(cells)))
-    return Table(benchmark, head, rows, spans=spans)

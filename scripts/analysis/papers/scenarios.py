@@ -18,8 +18,12 @@ class ScenariosReport(PaperReport):
     """Average accuracy in each scenario as in van de Ven & Tolias 2019."""
 
     name = "scenarios"
-    deviation = "standard error over seeds (standard deviation / √n), as published"
     benchmarks: ClassVar = {"seq-mnist": "Split MNIST", "perm-mnist": "Permuted MNIST"}
+
+    @property
+    def deviation(self) -> str:
+        """The standard error, as published."""
+        return "standard error over seeds (standard deviation / √n), as published"
 
     def cell(self, run: StoredRecord) -> Cell:
         """The method, with its form where it has two, in a scenario."""
