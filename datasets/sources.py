@@ -22,7 +22,7 @@ from engram.datasets.images import Decoded
 from engram.datasets.storage import Storage, read_folder
 from engram.utils.errors import DataError
 
-TINY_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+TINY_URL = "https://cs231n.stanford.edu/tiny-imagenet-200.zip"
 TINY_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
 CIFAR_FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}  # torchvision's
 OMNIGLOT_CLASSES = 1623

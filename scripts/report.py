@@ -49,7 +49,7 @@ def markdown(run_set: RunSet) -> str:
 def latex(run_set: RunSet) -> str:
     """Every metric of every view, and the paired differences."""
     tables = [
-        f"% {name}\n{table.latex()}"
+        f"% {' '.join(name.split())}\n{table.latex()}"
         for name, settings in run_set.benchmarks.items()
         for view in settings[0].views
         for table in (study_tables.metric_table(settings, view), study_tables.paired_table(settings, view))

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -16,10 +17,12 @@ from engram.utils.metrics.statistics import Spread, mean_std_ci
 
 MISSING = "–"
 STANDARD_DEVIATION = "standard deviation over seeds (ddof = 1)"
+# `[` and `*` would be arguments of the `\\` before them; `|` is a dash, `--` too, in LaTeX's own fonts.
 LATEX = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "±": r"$\pm$", "λ": r"$\lambda$", "–": "--", "−": "$-$", "<": "$<$", ">": "$>$",
     "_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}",
+    "[": "{[}", "*": "{*}", "|": r"\textbar{}", "`": r"\textasciigrave{}",
 }  # fmt: skip
 Item = TypeVar("Item")
 
@@ -123,4 +126,6 @@ def update(path: Path, name: str, text: str) -> None:
 
 
 def _latex(text: str) -> str:
-    return "".join(LATEX.get(letter, letter) for letter in text)
+    """A text as LaTeX that prints it as it is, on one line."""
+    one_line = " ".join(text.split())
+    return re.sub("-(?=-)", "-{}", "".join(LATEX.get(letter, letter) for letter in one_line))

@@ -101,6 +101,7 @@ def test_cifar_is_downloaded_and_unpacked(home, server, monkeypatch):
 
 
 def test_tiny_imagenet_is_downloaded_and_unpacked(home, server, monkeypatch):
+    assert sources.TINY_URL.startswith("https://") and sources.TINY_MD5 == "90528d7ca1a48142e341f4ef8d21d0de"
     root, archive = tiny_layout(home / "made/tiny-imagenet-200"), home / "served/tiny.zip"
     with zipfile.ZipFile(archive, "w") as packed:
         for file in sorted(root.rglob("*")):
@@ -111,6 +112,15 @@ def test_tiny_imagenet_is_downloaded_and_unpacked(home, server, monkeypatch):
     monkeypatch.setattr(sources, "TINY_MD5", md5(archive))
     assert sources.tinyimagenet(home / "data").train_x.shape == (400, 3, 64, 64)
     assert sorted(f.name for f in (home / "data").iterdir()) == ["decoded", "tiny-imagenet-200"]
+
+
+def test_whatever_is_downloaded_has_a_checksum():
+    """torchvision refuses a file of another MD5, whoever sent it; some of its mirrors have no https."""
+    data = torchvision.datasets
+    for resources in (data.MNIST.resources, data.FashionMNIST.resources):
+        assert len(resources) == 4 and all(len(md5) == 32 for _, md5 in resources)
+    assert len(data.CIFAR10.tgz_md5) == len(data.CIFAR100.tgz_md5) == 32
+    assert all(len(md5) == 32 for md5 in data.Omniglot.zips_md5.values())
 
 
 def test_a_data_folder_that_cannot_be_made_is_a_clear_error(home):

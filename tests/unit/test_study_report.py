@@ -377,6 +377,29 @@ def test_rows_are_made_from_columns():
     assert r"\multicolumn{2}{c}{x\_y}" in replace(table, spans=(("x_y", 2),)).latex()
 
 
+NASTY = r"a_b & 100% $x #1 {c} ~d ^e \input{f} [g] *h |i| `j` --k" + "\n\nl"
+ESCAPED = (
+    r"a\_b \& 100\% \$x \#1 \{c\} \textasciitilde{}d \textasciicircum{}e \textbackslash{}input\{f\} {[}g] "
+    r"{*}h \textbar{}i\textbar{} \textasciigrave{}j\textasciigrave{} -{}-k l"
+)
+
+
+def test_latex_prints_every_text_as_it_is():
+    table = Table(f"**{NASTY}**", [NASTY], [[NASTY]], note=NASTY, spans=((NASTY, 1),)).latex()
+    lines = table.splitlines()
+    assert lines[2] == rf"\caption{{{ESCAPED}. {ESCAPED}}}"
+    assert lines[5] == rf"\multicolumn{{1}}{{c}}{{{ESCAPED}}} \\"
+    assert lines[6] == lines[8] == rf"{ESCAPED} \\" and len(lines) == 12
+
+
+def test_a_name_ends_no_comment_of_latex(tmp_path):
+    write_run(tmp_path, 0)
+    found = found_in(tmp_path)
+    (settings,) = found.benchmarks.values()
+    object.__setattr__(found, "benchmarks", {"a\n\\input{b}": settings})
+    assert "\n% a \\input{b}\n" in report.latex(found)
+
+
 def test_means_of_few_values():
     assert mean_std([0.5, 0.51]) == "50.50 ± 0.71" and mean_std([0.5]) == "50.00"
     assert mean_std([0.5, float("nan")]) == mean_std([]) == "–"
