@@ -21,7 +21,7 @@ from engram.utils import seeding
 from engram.utils.config.options import OptionError, OptionSet, option
 from engram.utils.errors import UserError
 
-SMALLEST, ENLARGED = 63, 64
+SMALLEST, ENLARGED, LARGEST = 63, 64, 4096
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,14 @@ class Options(OptionSet):
         0, "the first so many of the 5 convolutions never learn and have no importance", ge=0, le=5
     )
     dropout: float = option(0.5, "chance to drop an input of the two hidden layers", ge=0, lt=1)
-    width: float = option(1.0, "multiplies the channels and units of every layer (64 in the first)", gt=0)
+    width: float = option(
+        1.0, "multiplies the channels and units of every layer (64 in the first)", gt=0, le=1000
+    )
     input_size: int = option(
-        0, f"side to which images are brought first, e.g. 224; 0: their own, {ENLARGED} at least", ge=0
+        0,
+        f"side to which images are brought first, e.g. 224; 0: their own, {ENLARGED} at least",
+        ge=0,
+        le=LARGEST,
     )
 
     def __post_init__(self):

@@ -1,5 +1,6 @@
 """Backbone: the interface of every architecture (features, head, logits) and how a run's network is built."""
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Protocol
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from engram.backbones.heads import Head, SharedHead, TaskHeads
+from engram.utils import device as devices
 from engram.utils import seeding
 from engram.utils.config import registry
 from engram.utils.config.options import OptionSet
@@ -68,6 +70,7 @@ def build_network(name: str, options: OptionSet, benchmark: NetworkTarget, seed:
 
     The weights depend on `seed` alone, whatever was drawn before.
     """
+    refuse_beyond_memory(name, options, benchmark.input_shape, benchmark.device)
     with seeding.isolated(seed, "init"):
         backbone = registry.load("backbones", name).build(options, benchmark.input_shape, name)
         if benchmark.scenario == "task-il":
@@ -76,6 +79,31 @@ def build_network(name: str, options: OptionSet, benchmark: NetworkTarget, seed:
             head = SharedHead(backbone.feature_dim, benchmark.n_classes)
         network = backbone.attach(head)
     return network.to(benchmark.device, memory_format=layout(network))
+
+
+def refuse_beyond_memory(
+    name: str, options: OptionSet, input_shape: tuple[int, ...], device: torch.device | str
+) -> None:
+    """Raise `UserError` for a network whose weights and gradients take more than all memory.
+
+    It is built on the device "meta", which allocates nothing; default options are not beyond sense.
+    """
+    if options == type(options)() or getattr(options, "pretrained", False):
+        return
+    given = ", ".join(
+        f"--{field.name} {getattr(options, field.name)}"
+        for field in dataclasses.fields(options)
+        if getattr(options, field.name) != field.default
+    )
+    try:
+        with torch.device("meta"), seeding.isolated(0, "size"):
+            network = registry.load("backbones", name).build(options, input_shape, name)
+    except UserError:
+        raise
+    except Exception:  # a plugin that cannot be built without memory: it is not checked
+        return
+    n_weights = sum(parameter.numel() for parameter in network.parameters())
+    devices.refuse_beyond_memory(f"backbone {name} with {given}", 8 * n_weights, torch.device(device))
 
 
 def layout(network: nn.Module) -> torch.memory_format:

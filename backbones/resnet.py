@@ -25,7 +25,7 @@ DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4,
 class Options(OptionSet):
     """Flags of the ResNet backbones."""
 
-    width: float = option(1.0, "multiplies the channels of every layer (64 in the first)", gt=0)
+    width: float = option(1.0, "multiplies the channels of every layer (64 in the first)", gt=0, le=1000)
 
 
 class ResNet(Backbone):

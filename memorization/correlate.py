@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass
 
 from engram.memorization import cli
-from engram.utils.config.options import OptionSet, option
+from engram.utils.config.options import SEEDS, OptionSet, option
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class CorrelateOptions(OptionSet):
     scores: str = option("", "score file, .npz or .npy (required)")
     against: tuple[str, ...] = option((), "files of scores or of proxies, A.npz,B.npz,... (required)")
     out_filename: str | None = option(None, "also write the table as .csv")
-    n_bootstrap: int = option(500, "resamplings of the examples behind each interval", ge=0)
-    seed: int = option(0, "of the resampling", ge=0)
+    n_bootstrap: int = option(500, "resamplings of the examples behind each interval", ge=0, le=1_000_000)
+    seed: int = option(0, "of the resampling", ge=0, lt=SEEDS)
 
 
 def run(argv: list[str]) -> None:

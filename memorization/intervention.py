@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass
 
 from engram.memorization import cli
-from engram.utils.config.options import OptionSet, option
+from engram.utils.config.options import SEEDS, OptionSet, option
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,10 @@ class InterventionOptions(OptionSet):
 
     scores: str = option("", "score file of eval_splits; its samples alone are candidates")
     top: tuple[float, ...] = option((10.0,), "percentages of the samples to leave out", gt=0, lt=100)
-    n_random: int = option(5, "random choices for each percentage", ge=1)
+    n_random: int = option(5, "random choices for each percentage", ge=1, le=100_000)
     out_dir: str = option("", "folder for the files of samples to leave out")
     results: str = option("", "folder of finished runs to compare instead")
-    seed: int = option(0, "of the random choices", ge=0)
+    seed: int = option(0, "of the random choices", ge=0, lt=SEEDS)
 
 
 def run(argv: list[str]) -> None:

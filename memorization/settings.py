@@ -9,7 +9,7 @@ from typing import Any
 
 from engram.datasets.image_files import MAX_SIDE
 from engram.utils.config.flags import flatten
-from engram.utils.config.options import OptionError, OptionSet, option
+from engram.utils.config.options import SEEDS, OptionError, OptionSet, option
 
 IMAGES = {"model_name": "resnet18", "n_epochs": 50, "lr": 0.1}
 GREY = {"model_name": "mlp", "n_epochs": 30, "lr": 0.02}
@@ -18,6 +18,7 @@ DATASETS: dict[str, dict[str, Any]] = {
     "digits": GREY, "mnist": GREY, "fmnist": GREY, "cifar10": IMAGES, "cifar100": IMAGES,
     "tinyimagenet": IMAGES, "imagefolder": IMAGES,
 }  # fmt: skip
+MAX_NETWORKS = 100_000  # of a study
 # When the learning rate is multiplied by 0.1, in parts of the training.
 MILESTONES = (0.7, 0.9)
 
@@ -41,7 +42,7 @@ class NetworkOptions(OptionSet):
     """Which architecture the networks have."""
 
     model_name: str = option("mlp", "backbone (--model_name NAME --help: its own flags)")
-    model_width: float = option(1.0, "multiplies the channels or units of every layer", gt=0)
+    model_width: float = option(1.0, "multiplies the channels or units of every layer", gt=0, le=1000)
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class RecipeOptions(OptionSet):
     momentum: float = option(0.9, "momentum", ge=0, lt=1)
     weight_decay: float = option(1e-6, "weight decay", ge=0)
     seed: int = option(
-        0, "initial weights, orders and augmentations derive from it; the subsets do not", ge=0
+        0, "initial weights, orders and augmentations derive from it; the subsets do not", ge=0, lt=SEEDS
     )
 
 
@@ -66,10 +67,13 @@ class MachineOptions(OptionSet):
     use_multiprocessing: bool | None = option(
         None, "a process for every GPU, or every CPU core (default: where there are several)"
     )
-    num_workers: int = option(0, "processes with --use_multiprocessing; 0: one per GPU or core", ge=0)
-    stack: int = option(
-        0, "networks trained as one, stacked (dropout: 1); 0: what measures fastest (then kept)", ge=0
+    num_workers: int = option(
+        0, "processes with --use_multiprocessing; 0: one per GPU or core", ge=0, le=1024
     )
+    stack: int = option(
+        0, "networks trained as one, stacked (dropout: 1); 0: what measures fastest (then kept)",
+        ge=0, le=MAX_NETWORKS,
+    )  # fmt: skip
     checkpoint_every: float = option(5.0, "minutes of training that a kill may cost", ge=0)
 
 

@@ -88,7 +88,7 @@ class StreamTraining(StackedTraining):
         self.task_rows, self.classes = task_rows, classes
         self.n_replayed = config.stream.minibatch_size or self.recipe.batch_size  # for each step
         self.n_epochs = len(task_rows) * self.recipe.n_epochs  # of the whole stream
-        self.memory = Reservoirs(len(repeats), config.stream.buffer_size, data.device)
+        self.memory = Reservoirs(len(repeats), min(config.stream.buffer_size, len(data)), data.device)
         if not self.memory.size:
             refuse_last_batch_of_one(config, data, [rows.shape[1] for rows in task_rows])
         shape = (len(task_rows), len(repeats), len(data))

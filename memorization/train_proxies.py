@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass
 
 from engram.memorization import cli
-from engram.memorization.settings import StudyConfig
+from engram.memorization.settings import MAX_NETWORKS, StudyConfig
 from engram.utils.config.options import OptionSet, option
 
 
@@ -20,7 +20,7 @@ class ProxyOptions(OptionSet):
     """How many networks are trained, and what is written."""
 
     out_filename: str = option("", "file to write, .npz (required)")
-    n_networks: int = option(3, "networks, each trained on all examples", ge=1)
+    n_networks: int = option(3, "networks, each trained on all examples", ge=1, le=MAX_NETWORKS)
     early: float = option(0.2, "share of the epochs after which the early versions are taken", gt=0, lt=1)
 
 

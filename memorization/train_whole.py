@@ -15,7 +15,7 @@ import sys
 from dataclasses import dataclass
 
 from engram.memorization import cli
-from engram.memorization.settings import StudyConfig
+from engram.memorization.settings import MAX_NETWORKS, StudyConfig
 from engram.utils.config.options import OptionSet, option
 
 
@@ -26,8 +26,8 @@ class WholeOptions(OptionSet):
     weights_dir: str = option("", "folder of the results by network (required)")
     out_filename: str = option("", "score file to write, .npz or .npy (required)")
     n_examples: int = option(50, "examples left out in turn, a random choice; 0: all", ge=0)
-    n_repeats: int = option(3, "networks for each example left out", ge=2)
-    n_whole: int = option(16, "networks trained on everything", ge=2)
+    n_repeats: int = option(3, "networks for each example left out", ge=2, le=MAX_NETWORKS)
+    n_whole: int = option(16, "networks trained on everything", ge=2, le=MAX_NETWORKS)
 
 
 @dataclass(frozen=True)

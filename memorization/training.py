@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engram.backbones.backbone import Backbone
+from engram.backbones.backbone import Backbone, refuse_beyond_memory
 from engram.backbones.heads import SharedHead
 from engram.datasets.augment import Windows
 from engram.memorization import study_data
@@ -42,8 +42,9 @@ def build_network(config: StudyConfig, data: StudyData, repeat: int) -> Backbone
     """The untrained network of a repeat, on the device of the data."""
     name, seed = config.network.model_name, config.recipe.seed
     architecture = scaled(config.architecture, config.network.model_width)
+    shape = tuple(data.images.shape[1:])
+    refuse_beyond_memory(name, architecture, shape, data.device)
     with seeding.isolated(seed, "init", repeat):
-        shape = tuple(data.images.shape[1:])
         backbone: Backbone = registry.load("backbones", name).build(architecture, shape, name)
         network = backbone.attach(SharedHead(backbone.feature_dim, data.n_classes))
     return network.to(data.device)

@@ -3,6 +3,7 @@
 import functools
 import time
 from collections.abc import Callable
+from math import prod
 
 import torch
 
@@ -30,6 +31,7 @@ def build_method(config: Config, device: torch.device, create_proxy: CreateProxy
     check_parallel(method_class, config.run.model)
     benchmark = build_benchmark(config, device)
     check_scenario(method_class, config.run.model, benchmark)
+    _refuse_buffer_beyond_memory(config, benchmark)
     net = build_network(config.run.backbone, config.architecture, benchmark, config.run.seed)
     if config.log.loadcheck:
         load_weights(net, checkpoint.read_weights(config.log.loadcheck))
@@ -37,6 +39,14 @@ def build_method(config: Config, device: torch.device, create_proxy: CreateProxy
     method = method_class(net, config.method, build_setup(config, benchmark, create_proxy))
     refuse_last_batch_of_one(method, config)
     return method
+
+
+def _refuse_buffer_beyond_memory(config: Config, benchmark: Benchmark) -> None:
+    """Raise `UserError` for a memory whose images alone would not fit, though it were never full."""
+    size = getattr(config.method, "buffer_size", 0) or 0
+    devices.refuse_beyond_memory(
+        f"--buffer_size {size}", size * prod(benchmark.input_shape), benchmark.device
+    )
 
 
 def build_benchmark(config: Config, device: torch.device) -> Benchmark:

@@ -1,5 +1,6 @@
 """Device: which one a run uses, how many CPU threads, and the precision of matrix products."""
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,21 @@ def set_threads(requested: int, backbone: str) -> None:
     """
     if requested or backbone == "mlp":
         torch.set_num_threads(requested or 1)
+
+
+def memory_bytes(device: torch.device) -> int:
+    """All memory of a device, or of the machine for the CPU: more than that nothing on it can take."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def refuse_beyond_memory(what: str, n_bytes: int, device: torch.device) -> None:
+    """Raise `UserError` for what takes more memory than there is, before any is taken."""
+    if n_bytes > memory_bytes(device):
+        raise UserError(
+            f"{what}: takes {n_bytes / 1e9:,.0f} GB, all memory is {memory_bytes(device) / 1e9:,.0f} GB"
+        )
 
 
 @contextmanager

@@ -1,18 +1,22 @@
 """Values that no machine or file system takes are refused in one line, or made to fit."""
 
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from engram.scripts.analysis.run_set import collect
+from engram.utils import device
 from engram.utils.config.config import MAX_NAME, resolve
 from engram.utils.errors import UserError
 from engram.utils.runs.legacy_runs import write_run_dir
 from engram.utils.tracking import legacy_file_store, mlflow_store
-from tests.conftest import ROOT
+from engram.utils.training.trainer import Trainer
+from tests.conftest import ROOT, built, tiny_config, tiny_method
 from tests.unit.test_file_store import old, write_run  # noqa: F401  a fixture and its writer
 
 SWEEP_PROCESS = """
@@ -28,10 +32,15 @@ if __name__ == "__main__":
         {"num_threads": "10000"}, {"num_threads": str(10**12)},
         {"output_dir": "a\0b"}, {"data_dir": "~nouser/x"},
         {"experiment_name": "x" * 300}, {"run_name": "x" * 300},
+        {"n_epochs": 10**18}, {"buffer_size": 10**12}, {"hidden_sizes": f"100,{10**10}"}, {"n_iters": -1},
+        {"lr": "nan"}, {"lr": "inf"}, {"n_tasks": "9" * 5000}, {"seed": 2**63}, {"batch_size": 10**9 + 1},
+        {"seed": 2**32, "permute_classes": "1"}, {"backbone": "alexnet", "input_size": "1000000"},
+        {"backbone": "resnet18", "width": 1e300},
     ],
 )  # fmt: skip
 def test_values_beyond_sense_are_refused(flags):
-    with pytest.raises(UserError, match=f"--{next(iter(flags))}"):
+    name = "width" if "width" in flags else "input_size" if "input_size" in flags else next(iter(flags))
+    with pytest.raises(UserError, match=f"--{name}"):
         resolve([("test", {"model": "er", **flags})])
 
 
@@ -77,3 +86,31 @@ def test_of_imported_runs_of_a_seed_the_one_that_ended_last_counts(old, tmp_path
     run_set = collect([tmp_path / "out"])
     assert [run.imported_run for run in run_set.runs] == [later]
     assert [run.imported_run for run in run_set.repeated] == [earlier]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"buffer_size": 10**9}, {"hidden_sizes": (10**9,)}, {"backbone": "cnn", "channels": (10**6, 10**6)},
+        {"backbone": "resnet18", "width": 1000.0},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_takes_more_memory_than_there_is_is_refused_before_it_is_taken(flags, monkeypatch):
+    monkeypatch.setattr(device, "memory_bytes", lambda on: 10**10)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match=f"--{list(flags)[-1]} .*: takes .* GB, all memory is 10 GB"):
+        built(tiny_config("er", **flags))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 10**6  # in kB
+
+
+def test_the_memory_of_this_machine():
+    assert 10**8 < device.memory_bytes(torch.device("cpu")) < 10**14
+
+
+@pytest.mark.parametrize("flags", [{"n_epochs": 10**9}, {"n_iters": 10**9}, {"n_epochs": 3}, {"n_iters": 31}])
+def test_steps_are_counted_without_a_loop_over_epochs(flags, tmp_path):
+    method, config = tiny_method("sgd", **flags)
+    steps = sum(-(-method.benchmark.n_samples(task) // 4) for task in method.benchmark.tasks)
+    expected = 3 * flags["n_iters"] if "n_iters" in flags else flags["n_epochs"] * steps
+    assert Trainer(config, method, tmp_path)._count_steps() == expected

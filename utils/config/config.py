@@ -15,7 +15,7 @@ from typing import Any
 import engram
 from engram.utils.config import registry
 from engram.utils.config.flags import build_sets, convert_layer, fields_of, flatten
-from engram.utils.config.options import OptionError, OptionSet, option
+from engram.utils.config.options import SEEDS, OptionError, OptionSet, option
 from engram.utils.credentials import redact
 from engram.utils.errors import UserError
 
@@ -27,7 +27,7 @@ class RunOptions(OptionSet):
     model: str | None = option(None, "continual-learning method (required)")
     dataset: str = option("seq-digits", "benchmark")
     backbone: str = option("mlp", "architecture")
-    seed: int = option(0, "every random stream of the run derives from it", ge=0)
+    seed: int = option(0, "every random stream of the run derives from it", ge=0, lt=SEEDS)
     device: str = option("auto", "auto (CUDA when there is one), cpu, cuda or cuda:N")
     precision: str = option(
         "fp32", "arithmetic of the network: fp32, tf32 (CUDA matrix units) or bf16 (autocast)",
@@ -177,6 +177,7 @@ OPERATIONAL = {
     "device", "num_threads", "data_dir", "images", "output_dir", "tracking_uri", "disable_log",
     "checkpoint_every", "stop_after",
 }  # fmt: skip
+NUMPY_SEEDS = 2**32  # of numpy's RandomState, which permutes the classes
 MAX_NAME = 250  # characters of an experiment's or run's name in MLflow's tables
 
 
@@ -279,6 +280,8 @@ def _cross_check(config: Config) -> None:
         given = getattr(config.log, flag)
         if given and len(given) > MAX_NAME:
             raise OptionError(f"--{flag}: {len(given)} characters; MLflow's databases take {MAX_NAME}")
+    if config.stream.permute_classes and config.run.seed >= NUMPY_SEEDS:
+        raise OptionError(f"--seed {config.run.seed}: --permute_classes takes seeds below {NUMPY_SEEDS}")
     if config.stream.multi_head and config.stream.scenario not in (None, "task-il"):
         raise OptionError(f"--multi_head is task-il; leave it or --scenario {config.stream.scenario} out")
     if config.train.early_stopping_patience and not config.stream.validation:

@@ -24,6 +24,10 @@ BOUNDS = {
 }
 
 
+MAX_COUNT = 10**9  # of whole numbers that have no bound of their own: no run has as many of anything
+SEEDS = 2**63
+
+
 class OptionError(UserError):
     """A value the user gave is not valid; the message says what is."""
 
@@ -54,7 +58,10 @@ def check(field: dataclasses.Field, value: Any) -> None:
     for item in values:
         if isinstance(item, float) and not math.isfinite(item):
             raise OptionError(f"--{field.name} {item}: must be a finite number")
-        for name, bound in field.metadata.get("bounds", {}).items():
+        bounds = field.metadata.get("bounds", {})
+        if isinstance(item, int) and not bounds.keys() & {"le", "lt"}:
+            bounds = bounds | {"le": MAX_COUNT}
+        for name, bound in bounds.items():
             symbol, holds = BOUNDS[name]
             if not holds(item, bound):
                 raise OptionError(f"--{field.name} {item}: must be {symbol} {bound}")

@@ -282,7 +282,12 @@ class Trainer(Generic[TaskT, BatchT]):
         return min(n_steps, DEBUG_STEPS) if self.config.run.debug_mode else n_steps
 
     def _count_steps(self) -> int:
-        return sum(self._n_steps(task, epoch) for task in self.tasks for epoch in range(self._n_epochs(task)))
+        """Steps of the whole run; all passes over a task's data but the last have as many."""
+        total = 0
+        for task in self.tasks:
+            last = self._n_epochs(task) - 1
+            total += last * self._n_steps(task, 0) + self._n_steps(task, last)
+        return total
 
     def _epoch_label(self, task: TaskT) -> str:
         epoch = f"epoch {self.position.epoch + 1}/{self._n_epochs(task)}"
