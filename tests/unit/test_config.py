@@ -138,6 +138,21 @@ def test_only_operational_flags_may_change_on_resume():
         flags_to_resume(saved, {"lr": "0.2"})
 
 
+def test_the_whole_command_may_be_typed_again_beside_resume():
+    """Flags of the method among them; another value of one is refused by name."""
+    command = ["--model", "gdumb", "--dataset", "seq_digits", "--fitting_epochs", "2", "--hidden_sizes", "8"]
+    saved = parse(command).config.flat()
+    saved["hidden_sizes"] = list(saved["hidden_sizes"])  # as YAML holds it
+    assert flags_to_resume(saved, parse(["--resume", "RUN", *command]).overrides) == saved | {
+        "hidden_sizes": (8,)
+    }
+    given = parse(["--resume", "RUN", *command, "--fitting_epochs", "3"]).overrides
+    with pytest.raises(OptionError, match="--fitting_epochs 3: the run to resume has 2"):
+        flags_to_resume(saved, given)
+    with pytest.raises(OptionError, match="--model er: the run to resume has gdumb"):
+        flags_to_resume(saved, parse(["--resume", "RUN", "--model", "er"]).overrides)
+
+
 def test_booleans_take_a_value_or_none():
     assert config_of("--model", "er", "--disable_log").log.disable_log is True
     assert config_of("--model", "er", "--disable_log", "0").log.disable_log is False

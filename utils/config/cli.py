@@ -47,7 +47,9 @@ def parse(argv: list[str]) -> Request:
         print(general_help(chooser))
         sys.exit(0)
     if given.resume and not given.help:
-        return Request(resume=given.resume, overrides=_given_flags(rest, GROUPS) | _chosen(given))
+        return Request(
+            resume=given.resume, overrides=_given_flags(rest, _option_sets(chosen)) | _chosen(given)
+        )
     sets = _option_sets(chosen)
     if given.help:
         print(_parser(sets, chosen, chooser).format_help())
@@ -165,10 +167,13 @@ def general_help(chooser: Parser) -> str:
 
 def flags_to_resume(saved: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """The flags of a run to resume; of those given again only operational ones may differ."""
-    fields = fields_of(GROUPS)
+    fields = fields_of(
+        _option_sets({flag: given.get(flag) or saved.get(flag) for flag, _ in PLUGINS.values()})
+    )
+    kinds = {flag: kind for kind, (flag, _) in PLUGINS.items()}
     changed = {}
     for name, raw in given.items():
-        value = convert(fields[name], raw)
+        value = registry.canonical(kinds[name], raw) if name in kinds else convert(fields[name], raw)
         same = list(value) == saved.get(name) if isinstance(value, tuple) else value == saved.get(name)
         if not same and name not in settings.OPERATIONAL:
             raise OptionError(
