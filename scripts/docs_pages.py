@@ -27,6 +27,12 @@ HOOKS = (
 REQUIRED = {"gem-file": " --gem_file FILE", "seq-imagefolder": " --image_dir DIR"}
 # What RESULTS.md calls a benchmark in the tables of a paper.
 TITLES = {title: name for report in PAPERS.values() for name, title in report.benchmarks.items()}
+# Whose way of training each value of --train_classes is.
+SOFTMAX_SOURCES = {
+    "all": "as in mammoth",
+    "seen": "as in van de Ven & Tolias 2019",
+    "task": "the labels trick of Zeno et al. 2018",
+}
 # Front matter of a page that the search leaves out: what it would find there has a page of its own.
 NOT_SEARCHED = "---\nsearch:\n  exclude: true\n---"
 
@@ -75,6 +81,7 @@ def plugin_page(plugin: Plugin) -> str:
         Section("Formula, hook by hook", tables=_hook_tables(plugin)),
         Section("Flags", tables=[flag_table(getattr(module, "Options", OptionSet))]),
         Section("Set by default", tables=_default_tables(plugin, module)),
+        Section("Classes of the training softmax", _softmax_text(plugin, module)),
         Section("Presets (--load_best_args)", code=_presets(plugin)),
         Section("Published numbers, in %", tables=_published_tables(plugin)),
         Section("Measured here (RESULTS.md)", tables=_measured_tables(plugin)),
@@ -137,6 +144,19 @@ def _default_tables(plugin: Plugin, module: ModuleType) -> list[PageTable]:
         return []
     rows = [[f"--{name}", _value_text(value)] for name, value in module.DEFAULTS.items()]
     return [PageTable(["flag", "value"], rows, code=(0, 1))]
+
+
+def _softmax_text(plugin: Plugin, module: ModuleType) -> str:
+    """The benchmark's default of --train_classes and where it comes from."""
+    if plugin.kind != "datasets":
+        return ""
+    fields = {option.name: option for option in dataclasses.fields(GROUPS["stream"])}
+    chosen = module.DEFAULTS.get("train_classes", fields["train_classes"].default)
+    meaning = fields["train_classes"].metadata["help"]
+    return (
+        f"In class-IL, `--train_classes {chosen}` is the default here ({SOFTMAX_SOURCES[chosen]}). "
+        f"The values are {meaning.removeprefix('class-il: ')}."
+    )
 
 
 def _presets(plugin: Plugin) -> str:

@@ -39,6 +39,15 @@ def test_a_page_has_what_the_sources_say():
     assert "## Set by default" in page and "Formula" not in page
 
 
+@pytest.mark.parametrize("plugin", [p for p in PLUGINS if p.kind == "datasets"], ids=lambda p: p.name)
+def test_a_benchmarks_page_names_the_classes_of_its_training_softmax(plugin, monkeypatch):
+    text = plugin_page(plugin)
+    assert "In class-IL, <code>--train_classes all</code> is the default here (as in mammoth)" in text
+    monkeypatch.setitem(registry.load("datasets", plugin.name).DEFAULTS, "train_classes", "seen")
+    text = plugin_page(plugin)
+    assert "<code>--train_classes seen</code> is the default here (as in van de Ven &amp; Tolias 2019" in text
+
+
 def test_no_text_of_a_source_is_markup():
     script = "<script>alert('x')</script>"
     fields = {"summary": script, "source": script, "differs": f"  {script}", "text": f"a `{script}`"}
