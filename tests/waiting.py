@@ -4,9 +4,11 @@ Everything else in the tests is decided by conditions, counted calls and clocks 
 that a busy machine changes no outcome. A wait fails only after LIMIT seconds, which stand for "never".
 """
 
+import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 LIMIT = 600  # seconds
@@ -47,3 +49,10 @@ class TickingClock:
     def spend(self, seconds: float) -> None:
         """Let time pass."""
         self.now += seconds
+
+
+@contextmanager
+def stalled_server() -> Iterator[str]:
+    """The URI of a server that takes connections and never says a word; the system chooses its port."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"

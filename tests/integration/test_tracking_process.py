@@ -95,8 +95,9 @@ def test_killed_and_resumed_the_store_is_whole(tmp_path):
 
 
 def test_a_signal_to_all_processes_ends_the_run_in_the_store_too(tmp_path):
-    process = start(tmp_path, *LONG)
-    wait_until(lambda: any(tmp_path.glob("runs/*/*/*/checkpoint.pt")), process)
+    process = start(tmp_path, *LONG, "--n_epochs", "100")  # which outlasts the start of MLflow
+    named = (tmp_path / "runs").glob
+    wait_until(lambda: any(path.read_text().split()[1:] for path in named("*/*/*/mlflow_run")), process)
     below = descendants(process.pid)
     os.killpg(process.pid, signal.SIGTERM)
     assert exit_code(process) == 128 + signal.SIGTERM

@@ -15,7 +15,7 @@ from engram.utils.runs import text_summary
 from engram.utils.runs.run_dir import RunDir
 from engram.utils.runs.run_record import RunRecord, Seconds, ViewResult
 from engram.utils.runs.system_metrics import SystemMetrics
-from engram.utils.tracking.background_tracker import TrackerProcess
+from engram.utils.tracking.background_tracker import BackgroundTracker
 from engram.utils.tracking.mlflow_tracker import open_tracker, wanted
 from engram.utils.training import environment
 from engram.utils.training.accuracy_log import AccuracyLog
@@ -34,17 +34,17 @@ class Recorder(Generic[TaskT, BatchT]):
         run_dir: RunDir,
         trainer: Trainer[TaskT, BatchT],
         resumed: bool = False,
-        process: TrackerProcess | None = None,
+        background: BackgroundTracker | None = None,
     ):
         self.config, self.run_dir, self.trainer = config, run_dir, trainer
-        self.resumed, self.process = resumed, process
+        self.resumed, self.background = resumed, background
         self.system_metrics = SystemMetrics(trainer.benchmark.device)
         self.status = "failed"
 
     def __enter__(self) -> "Recorder[TaskT, BatchT]":
         self._introduce()
         self.tracker = open_tracker(
-            self.config, self.run_dir.path, self.run_dir.tracking_id, self.resumed, self.process
+            self.config, self.run_dir.path, self.run_dir.tracking_id, self.resumed, self.background
         )
         self.tracker.set_tags(
             {
@@ -74,9 +74,15 @@ class Recorder(Generic[TaskT, BatchT]):
     def __exit__(self, *exception: object) -> None:
         if self.status == "failed":
             self._write_if_possible("failed")
-        self.tracker.finish(self.status)
+        self.tracker.finish(self.status, hurried=bool(self.trainer.signals.requested))
         with suppress(DiskError):  # it has been said, and "pending" stands in the folder since the start
             self._note_tracking(pending=self.status != "finished" or self._store_failed())
+        if self.status == "finished" and self._store_failed():
+            missing = "the end of this run" if self._tracking_id() else "this run"
+            command = f"{registry.command()} --resume {self.run_dir.path}"
+            self.run_dir.say(
+                f"pending: MLflow lacks {missing}; the results are safe, and this sends it: {command}"
+            )
 
     # --- MLflow ----------------------------------------------------------------------------------
 

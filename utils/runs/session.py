@@ -10,7 +10,7 @@ from engram.utils.config.config import Config
 from engram.utils.errors import DiskError
 from engram.utils.runs.recorder import Recorder
 from engram.utils.runs.run_dir import RunDir
-from engram.utils.tracking.background_tracker import TrackerProcess
+from engram.utils.tracking.background_tracker import BackgroundTracker
 from engram.utils.training.distributed_trainer import FollowerTrainer
 from engram.utils.training.ports import BatchT, Learner, TaskT
 from engram.utils.training.progress import DivergedError
@@ -34,7 +34,7 @@ class Session(Generic[TaskT, BatchT]):
         run_dir: RunDir | None,
         resumed: bool = False,
         wait: bool = False,
-        tracking: TrackerProcess | None = None,
+        tracking: BackgroundTracker | None = None,
     ):
         self.config, self.method, self.run_dir = config, method, run_dir
         self.resumed, self.wait, self.tracking = resumed, wait, tracking

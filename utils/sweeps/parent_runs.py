@@ -22,6 +22,7 @@ from engram.utils.metrics.statistics import mean_std_ci
 from engram.utils.runs.run_dir import RunDir
 from engram.utils.runs.run_record import RunRecord
 from engram.utils.tracking import mlflow_store as store
+from engram.utils.tracking.deadline import within
 from engram.utils.tracking.mlflow_tracker import METRICS_PER_BATCH, TAG_FLAGS, experiment_id
 from engram.utils.training.accuracy_log import VIEWS, AccuracyLog
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 # Metrics of which the parent also holds the spread; of single tasks it holds the mean.
 SPREAD_OF = ("mean_acc_", "forgetting", "bwt", "fwt")
+MAX_SECONDS = 600.0  # for all parents of a sweep
 VARYING = {"seed", "device"}  # tags that a setting as a whole does not have
 
 
@@ -51,9 +53,14 @@ def write_parents(sweep_name: str, paths: list[str], uri: str | None) -> int:
         if run_dir.tracking_id and record.finished:
             setting = run_key(up_to_date(record.config) | {"seed": 0})
             settings[setting].append(LoggedRun(run_dir.tracking_id, record))
-    try:
-        with store.quiet(), store.exclusive(store.sqlite_path(uri)):
+
+    def write() -> None:
+        with store.exclusive(store.sqlite_path(uri)):
             _write_all(sweep_name, settings, uri)
+
+    try:
+        with store.quiet():
+            within(MAX_SECONDS, write)
     except failures as error:
         print(f"MLflow: the study's parent runs could not be written ({redact(str(error))})", file=sys.stderr)
         return 1

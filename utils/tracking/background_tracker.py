@@ -1,69 +1,62 @@
-"""Background tracker: MLflow in a process of its own, so that a run does not wait for it.
+"""Background tracker: MLflow beside the run, which waits for it at few points and nowhere for ever.
 
-MLflow takes longer to import than torch. Its process starts with the run and imports it while the run
-builds its network and trains; calls go there through a pipe and are carried out in their order by
-`MlflowTracker`. What it warns of comes back and is told by the run. When the run ends in any way, the
-pipe closes and the process with it.
+What is logged is handed to a worker (`tracking_worker.py`), which carries out the calls in their order by
+`MlflowTracker`. What it warns of comes back and is told by the run. A store that does not answer in time is
+given up: the run goes on and ends as it would, and its folder says that something has yet to be sent.
 """
 
 import logging
-import multiprocessing
+import math
 import os
 import queue
-import signal
 import sys
-import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
-from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from engram.utils.config.config import Config
 from engram.utils.errors import UserError
-from engram.utils.processes import child_process_environment
 from engram.utils.tracking import mlflow_store as store
 from engram.utils.tracking import mlflow_tracker
-from engram.utils.tracking.mlflow_tracker import MlflowTracker, Tracker
+from engram.utils.tracking.mlflow_tracker import Tracker
+from engram.utils.tracking.tracking_worker import TrackingWorker, WorkerProcess, WorkerThread
 
-CONTEXT = multiprocessing.get_context("spawn")
-ANSWERED = ("logged_steps", "flush", "finish")  # calls that the run waits for
 logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def prepared(config: Config) -> Iterator["TrackerProcess | None"]:
-    """The process that this run's `open_tracker` is given; None where none is needed.
-
-    Where MLflow is already imported, as in a sweep's workers, calling it directly is quicker.
-    """
+def prepared(config: Config) -> Iterator["BackgroundTracker | None"]:
+    """What this run's `open_tracker` is given; None where nothing is logged."""
     follows = os.environ.get("RANK", "0") != "0"  # of torchrun's processes the first one logs
-    if follows or not mlflow_tracker.wanted(config) or "mlflow" in sys.modules:
+    if follows or not mlflow_tracker.wanted(config):
         yield None
         return
     if find_spec("mlflow") is None:
         raise UserError("MLflow is not installed: pip install mlflow, or train without it: --disable_log")
-    process = TrackerProcess(store.resolve_uri(config.log.tracking_uri))
+    uri = store.resolve_uri(config.log.tracking_uri)
+    tracker = BackgroundTracker(WorkerThread(uri) if "mlflow" in sys.modules else WorkerProcess(uri))
     try:
-        yield process
+        yield tracker
     finally:
-        process.close()
+        tracker.close()
 
 
-class TrackerProcess(Tracker):
-    """`MlflowTracker` at the other end of a pipe; `active` and `run_id` are what it said last."""
+class BackgroundTracker(Tracker):
+    """`MlflowTracker` at work elsewhere; `active` and `run_id` are what it said last."""
 
-    def __init__(self, uri: str):
-        self.uri = uri
-        self._pipe, there = CONTEXT.Pipe()
-        self._process = CONTEXT.Process(target=serve, args=(there, uri), name="MLflow", daemon=True)
-        resource_tracker.ensure_running()  # which lets signals through again when it starts
-        with child_process_environment(), held_back(signal.SIGTERM):
-            self._process.start()
-        there.close()
-        self._active, self._run_id, self._answer = True, None, None
+    # More than a store takes to fail by itself: its lock 60 s, a request and its repetitions 33 s.
+    answer_seconds = 90.0  # the longest wait without a sign of life
+    stop_seconds = 15.0  # the longest wait of a run that was asked to end: schedulers kill it after 30
+    end_seconds = 3.0  # that a worker with nothing left to do has to end
+
+    def __init__(self, worker: TrackingWorker):
+        self._worker = worker
+        self._active = True
+        self._run_id: str | None = None
+        self._answer: tuple[Any] | None = None
 
     @property
     def active(self) -> bool:
@@ -94,124 +87,59 @@ class TrackerProcess(Tracker):
         self._send("set_tags", tags)
 
     def logged_steps(self, key: str) -> set[int]:
-        """Ask the process and wait for its answer."""
-        return self._ask("logged_steps", key) or set()
+        """Ask the worker and wait for its answer; empty when none comes."""
+        return self._ask(math.inf, "logged_steps", key) or set()
 
     def flush(self) -> None:
-        """Wait until everything sent so far is done."""
-        self._ask("flush")
+        """Wait until everything sent so far is done, or given up."""
+        self._ask(math.inf, "flush")
 
-    def finish(self, status: str) -> None:
-        """Close the run in MLflow and wait until that is done."""
-        self._ask("finish", status)
+    def finish(self, status: str, hurried: bool = False) -> None:
+        """Close the run in MLflow and wait until that is done; `hurried`, for `stop_seconds` in all."""
+        self._ask(self.stop_seconds if hurried else math.inf, "finish", status)
 
     def close(self) -> None:
-        """End the process that talks to MLflow."""
-        self._pipe.close()
-        self._process.join()
+        """End what talks to MLflow."""
+        self._worker.end(self.end_seconds if self._active else 0)
 
-    # --- the pipe ----------------------------------------------------------------------------------
+    # --- the worker --------------------------------------------------------------------------------
 
     def _send(self, name: str, *arguments: Any) -> None:
         if self._active:
-            try:
-                self._pipe.send((name, arguments))
-            except OSError:
-                self._lost()
+            self._worker.calls.put((name, arguments))
 
-    def _ask(self, name: str, *arguments: Any) -> Any:
+    def _ask(self, seconds: float, name: str, *arguments: Any) -> Any:
+        """The answer to a call; None when the worker gives no sign of life, or `seconds` have passed."""
         self._answer = None
         self._send(name, *arguments)
+        end = time.monotonic() + seconds
         while self._active and self._answer is None:
-            self._hear()
+            left = end - time.monotonic()
+            if left <= 0 or not self._hear(min(self.answer_seconds, left)):
+                self._lost(f"no answer for {min(seconds, self.answer_seconds):g} s")
         return self._answer[0] if self._answer else None
 
     def _listen(self) -> None:
-        while self._active and self._pipe.poll():
-            self._hear()
+        while self._active and self._hear(0):
+            pass
 
-    def _hear(self) -> None:
+    def _hear(self, seconds: float) -> bool:
+        """Take in one piece of news; False when none comes within so many seconds."""
         try:
-            kind, content = self._pipe.recv()
-        except (EOFError, OSError):
-            self._lost()
-            return
+            kind, content = self._worker.news.get(timeout=seconds)
+        except queue.Empty:
+            return False
         if kind == "warning":
             logger.warning(content)
         elif kind == "answer":
             self._answer = (content,)
-        else:
+        elif kind == "state":
             self._active, self._run_id = content
+        else:
+            self._lost("its process has ended")
+        return True
 
-    def _lost(self) -> None:
+    def _lost(self, reason: str) -> None:
         if self._active:
             self._active = False
-            logger.warning("MLflow: its process has ended; nothing more is logged there, training goes on")
-
-
-@contextmanager
-def held_back(number: int) -> Iterator[None]:
-    """This process gets the signal afterwards, one that starts inside never: schedulers send it to all, and
-    the run decides when both end.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def serve(pipe: Connection, uri: str) -> None:
-    """Carry out what comes through the pipe, until it closes."""
-    calls: queue.Queue = queue.Queue()
-    threading.Thread(target=_receive, args=(pipe, calls), daemon=True).start()
-    log = logging.getLogger("engram.utils.tracking.mlflow_tracker")
-    log.addHandler(_Forwarding(pipe))
-    log.propagate = False
-    try:
-        store.import_mlflow(uri)
-    except UserError as error:
-        _tell(pipe, "warning", f"{error}; training goes on")
-        _tell(pipe, "state", (False, None))
-        return
-    name, (flags, run_dir, *resuming) = calls.get()
-    assert name == "start", name
-    tracker = MlflowTracker(uri, run_dir)
-    tracker.start(flags, *resuming)
-    _tell(pipe, "state", (tracker.active, tracker.run_id))
-    while True:
-        name, arguments = calls.get()
-        was_active = tracker.active
-        answer = getattr(tracker, name)(*arguments)
-        if tracker.active != was_active:
-            _tell(pipe, "state", (tracker.active, tracker.run_id))
-        if name in ANSWERED:
-            _tell(pipe, "answer", answer)
-
-
-def _receive(pipe: Connection, calls: queue.Queue) -> None:
-    """Take calls while others are at work, so that the run never waits to send one."""
-    try:
-        while True:
-            calls.put(pipe.recv())
-    except (EOFError, OSError):  # the run is over, or was killed: another may be about to continue it
-        os._exit(0)
-
-
-def _tell(pipe: Connection, kind: str, content: Any) -> None:
-    try:
-        pipe.send((kind, content))
-    except OSError:  # as above
-        os._exit(0)
-
-
-class _Forwarding(logging.Handler):
-    """Sends what is logged to the run."""
-
-    def __init__(self, pipe: Connection):
-        super().__init__(logging.WARNING)
-        self.pipe = pipe
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Send the log record to the parent process."""
-        _tell(self.pipe, "warning", record.getMessage())
+            logger.warning(f"MLflow: {reason}; nothing more is logged there, training goes on")

@@ -1,6 +1,7 @@
 """Tracking import: the runs of an old file store, written into our MLflow store once."""
 
 from collections import defaultdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
@@ -8,6 +9,7 @@ from tqdm import tqdm
 from engram.utils.credentials import redact
 from engram.utils.errors import UserError
 from engram.utils.tracking import mlflow_store as store
+from engram.utils.tracking.deadline import within
 from engram.utils.tracking.legacy_file_store import OldRun
 from engram.utils.tracking.mlflow_tracker import METRICS_PER_BATCH, PARAMS_PER_BATCH, experiment_id
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 # The tag by which an imported run is recognised; a run of which only this arrived is still "RUNNING".
 MARK = "imported_run"
 SEARCHABLE = ("model", "dataset", "backbone", "seed", "buffer_size", "buffer_policy")
+MAX_SECONDS = 600.0  # for one run, its artifacts included
 MAX_VALUE = 5000  # characters of a parameter or tag; MLflow refuses longer ones
 
 
@@ -25,16 +28,23 @@ def write(runs: list[OldRun], uri: str | None) -> int:
     uri = store.resolve_uri(uri)
     failures = store.import_mlflow(uri)
     path = store.sqlite_path(uri)
+
+    def prepare() -> tuple["MlflowClient", dict[str, str], set[str]]:
+        with store.exclusive(path):
+            if path is not None and not path.exists():
+                store.create_database(path)
+            return _prepare(runs, uri)
+
+    def write_run(run: OldRun) -> None:
+        with store.exclusive(path):  # one by one: runs in training want to log too
+            _write_run(client, experiments[run.experiment], run)
+
     try:
         with store.quiet():
-            with store.exclusive(path):
-                if path is not None and not path.exists():
-                    store.create_database(path)
-                client, experiments, imported = _prepare(runs, uri)
+            client, experiments, imported = within(MAX_SECONDS, prepare)
             missing = [run for run in runs if run.id not in imported]
             for run in tqdm(missing, unit="run", disable=None):
-                with store.exclusive(path):  # one by one: runs in training want to log too
-                    _write_run(client, experiments[run.experiment], run)
+                within(MAX_SECONDS, partial(write_run, run))
     except failures as error:
         raise UserError(f"MLflow {redact(uri)}: {redact(str(error))}") from None
     return len(missing)

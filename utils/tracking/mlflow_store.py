@@ -5,6 +5,7 @@ import hashlib
 import logging
 import os
 import re
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT": "30",
+    "PGCONNECT_TIMEOUT": "10",  # PostgreSQL's own, as the name says
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
@@ -130,14 +133,36 @@ def _locked(file: IO) -> bool:
     return True
 
 
+class _Silence:
+    """How many threads want the loggers of MLflow silent, and the levels to go back to after the last."""
+
+    def __init__(self) -> None:
+        self.lock, self.n = threading.Lock(), 0
+        self.levels: dict[str, int] = {}
+
+    def begin(self) -> None:
+        with self.lock:
+            if not self.n:
+                self.levels = {name: logging.getLogger(name).level for name in CHATTY}
+            self.n += 1
+            for name in CHATTY:
+                logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+
+    def end(self) -> None:
+        with self.lock:
+            self.n -= 1
+            for name, level in self.levels.items() if not self.n else ():
+                logging.getLogger(name).setLevel(level)
+
+
+_silence = _Silence()
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without the log lines of MLflow and what it uses: creation steps, retries, errors that we report."""
-    before = {name: logging.getLogger(name).level for name in CHATTY}
+    _silence.begin()
     try:
-        for name in CHATTY:
-            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
         yield
     finally:
-        for name, level in before.items():
-            logging.getLogger(name).setLevel(level)
+        _silence.end()

@@ -23,7 +23,7 @@ from engram.utils.tracking import mlflow_store as store
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
-    from engram.utils.tracking.background_tracker import TrackerProcess
+    from engram.utils.tracking.background_tracker import BackgroundTracker
 
 logger = logging.getLogger(__name__)
 Value = TypeVar("Value")
@@ -64,8 +64,11 @@ class Tracker:
     def flush(self) -> None:
         """Afterwards everything reported so far is where it belongs, or `active` is False."""
 
-    def finish(self, status: str) -> None:
-        """End the run as `finished`, `failed` or anything else (killed); resuming opens it again."""
+    def finish(self, status: str, hurried: bool = False) -> None:
+        """End the run as `finished`, `failed` or anything else (killed); resuming opens it again.
+
+        hurried: the run was asked to end, and soon; a store that is slow is not waited for.
+        """
 
 
 class NullTracker(Tracker):
@@ -75,8 +78,8 @@ class NullTracker(Tracker):
 class MlflowTracker(Tracker):
     """One MLflow run, in a database or on a server."""
 
-    def __init__(self, uri: str, run_dir: Path):
-        self.uri, self.run_dir = uri, run_dir
+    def __init__(self, uri: str, run_dir: Path, warn: Callable[[str], None] = logger.warning):
+        self.uri, self.run_dir, self.warn = uri, run_dir, warn
         self._client: Any = None
         self._failures = store.import_mlflow(uri)
 
@@ -117,7 +120,7 @@ class MlflowTracker(Tracker):
         """Add or replace the tags in one request."""
         self._guarded("setting tags", lambda: self._log_tags(tags))
 
-    def finish(self, status: str) -> None:
+    def finish(self, status: str, hurried: bool = False) -> None:
         """End the run in the MLflow state that belongs to the status."""
         ending = ENDINGS.get(status, "KILLED")
         self._guarded("ending the run", lambda: self._client.set_terminated(self.run_id, ending))
@@ -161,7 +164,7 @@ class MlflowTracker(Tracker):
                 raise
             exists = False
         if not exists:
-            logger.warning(f"MLflow run {run_id} is not in {redact(self.uri)}; a new one continues it")
+            self.warn(f"MLflow run {run_id} is not in {redact(self.uri)}; a new one continues it")
             return False
         self._client.update_run(run_id, status="RUNNING")
         self.run_id = run_id
@@ -198,7 +201,7 @@ class MlflowTracker(Tracker):
         except self._failures as error:
             self.active = False
             reason = _shortened(redact(str(error))) or type(error).__name__
-            logger.warning(
+            self.warn(
                 f"MLflow: {doing} failed; nothing more is logged there, training goes on and its results "
                 f"are kept in {self.run_dir} ({reason})"
             )
@@ -215,17 +218,17 @@ def open_tracker(
     run_dir: Path,
     resume_id: str | None = None,
     resumed: bool = False,
-    process: "TrackerProcess | None" = None,
+    background: "BackgroundTracker | None" = None,
 ) -> Tracker:
     """The tracker that the flags ask for; `NullTracker`, after a warning, when its store cannot be used.
 
-    process: the one of `background_tracker.prepared`; it logs instead of this process and warns later.
+    background: the one of `background_tracker.prepared`; it logs beside the run and warns later.
     """
     if not wanted(config):
         return NullTracker()
-    if process is not None:
-        process.start(config.flat(), run_dir, resume_id, resumed)
-        return process
+    if background is not None:
+        background.start(config.flat(), run_dir, resume_id, resumed)
+        return background
     tracker = MlflowTracker(store.resolve_uri(config.log.tracking_uri), run_dir)
     tracker.start(config.flat(), resume_id, resumed)
     return tracker if tracker.active else NullTracker()

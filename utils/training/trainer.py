@@ -60,7 +60,7 @@ class Trainer(Generic[TaskT, BatchT]):
         )
         self.position = Position()
         self.losses = LossLog(self.benchmark.device)
-        self.quiet = quiet
+        self.quiet, self.signals = quiet, SignalHandler()  # replaced when the run begins
         self.best, self.n_worse = -1.0, 0  # early stopping
         self.scheduler: LRScheduler | None = None
         self._resumed: State | None = None
