@@ -242,6 +242,8 @@ def _flag_words(name: str, value: Any) -> str:
 
 
 def commits(runs: Iterable[RunRecord]) -> str:
-    """The commits that made these runs, each once; a run that was resumed may have several."""
-    names = {commit for run in runs for commit in (run.git_commit or "unknown").split(", ")}
-    return ", ".join(sorted({name[:10] for name in names}))
+    """The commits that made these runs, each once, the first eight named; a resumed run may have several."""
+    commits_of_runs = {commit for run in runs for commit in (run.git_commit or "unknown").split(", ")}
+    named = sorted({commit[:10] for commit in commits_of_runs})
+    more = f" and {len(named) - 8} more" if len(named) > 8 else ""
+    return ", ".join(named[:8]) + more

@@ -59,7 +59,7 @@ class MemorizationReport(PaperReport):
             rows = [row for row in table.rows if set(row[1:]) != {MISSING}]
             tables.append(replace(table, rows=rows))
         tables[-1] = replace(tables[-1], note=unpaired_note(comparisons.values()))
-        return [*tables, *self._campaign_table(benchmark)]
+        return [table for table in [*tables, self._campaign_table(benchmark)] if table.rows]
 
     def write_files(self, folder: Path) -> None:
         """Write memorization.tex, accuracy and FM side by side, and memorization.csv, every run."""
@@ -100,8 +100,8 @@ class MemorizationReport(PaperReport):
         ]  # fmt: skip
         return Table(benchmark, head, rows, spans=(("", 1), *((str(size), 2) for size in sizes)))
 
-    def _campaign_table(self, benchmark: str) -> list[Table]:
-        """The campaigns of imported runs that stand behind another one of the same cell, if there are any."""
+    def _campaign_table(self, benchmark: str) -> Table:
+        """The campaigns of imported runs that stand behind another one of the same cell."""
         columns = [
             Column[tuple[Cell, Setting]]("buffer", lambda row: row[0].method),
             Column[tuple[Cell, Setting]]("size", lambda row: str(row[0].buffer_size)),
@@ -112,7 +112,7 @@ class MemorizationReport(PaperReport):
         ]
         rows = sorted(self.other_campaigns[benchmark], key=lambda row: (row[0], row[1].first.campaign))
         title = f"**{benchmark}**: other campaigns of these settings"
-        return [make_table(rows, columns, title)] if rows else []
+        return make_table(rows, columns, title)
 
     def _metric(self, cells: Cells, cell: Cell, metric: str) -> str:
         setting = _setting(cells, cell)
