@@ -258,6 +258,31 @@ def test_per_task_heads_over_shared_classes():
             torch.testing.assert_close(value, expected[name], rtol=1e-6, atol=1e-12)
 
 
+def test_of_a_task_whose_domain_has_a_head_of_its_own():
+    """The mean over the samples of the task, each through that head, of all that lies below the heads."""
+    method, _ = tiny_method("ewc", "domain-il")
+    benchmark = method.setup.benchmark
+    task, samples = benchmark.tasks[1], benchmark.train(benchmark.tasks[1])
+    net = MLP(36, (5,)).attach(TaskHeads(5, [tuple(range(6))] * 3)).eval()
+    shared = importance.shared_parameters(net)
+    found = importance.of_images(net, benchmark, shared, samples.x_raw, task, log_probabilities, 2)
+    x = benchmark.augment.normalise(samples.x_raw)
+    expected = brute_force(net, x, samples.task_id, log_probabilities, 2)
+    assert found.keys() == {"layers.1.weight", "layers.1.bias"}
+    for name, value in found.items():
+        torch.testing.assert_close(value, expected[name] / len(x), rtol=2e-5, atol=1e-7)
+
+
+def test_a_shared_head_is_protected_by_default_and_heads_of_tasks_never_are():
+    assert importance.ProtectionOptions().protect_head is True
+    body = {"layers.1.weight", "layers.1.bias"}
+    heads = {"head.weight", "head.bias"}
+    shared, per_task = (MLP(4, (3,)).attach(h) for h in (SharedHead(3, 2), TaskHeads(3, [(0,), (1,)])))
+    assert importance.shared_parameters(shared).keys() == body | heads
+    assert importance.shared_parameters(shared, head=False).keys() == body
+    assert importance.shared_parameters(per_task).keys() == body
+
+
 # --- the quadratic ------------------------------------------------------------------------------
 
 
