@@ -31,7 +31,7 @@ def run(
     run_dir: where the run lies, a new folder by default. wait: for another process that runs it now.
     """
     if resumed and run_dir and run_dir.ended_without_checkpoint:
-        print(f"{run_dir.path}: the run is finished; its checkpoint is gone, so it is left as it is")
+        leave_as_it_is(config, run_dir, wait)
         return 0, run_dir
     with prepared(config) as tracking:  # MLflow is imported while this process imports torch
         # The one late import: parsing, and so --help, needs no torch.
@@ -46,6 +46,18 @@ def run(
                 session.train()
                 session.report()
     return session.exit_code, session.run_dir
+
+
+def leave_as_it_is(config: Config, run_dir: "RunDir", wait: bool) -> None:
+    """A finished run whose checkpoint is gone: nothing is trained, what MLflow lacks of it is sent."""
+    print(f"{run_dir.path}: the run is finished; its checkpoint is gone, so it is left as it is")
+    if run_dir.logged:
+        return
+    with prepared(config) as tracking:
+        if tracking:
+            from engram.utils.runs import pending  # as above
+
+            pending.send(config, run_dir, tracking, wait)
 
 
 if __name__ == "__main__":

@@ -167,6 +167,37 @@ def test_a_store_that_is_away_at_the_start_gets_the_whole_run_later(tmp_path, mo
     assert run.info.status == "FINISHED" and RunDir(path).finished
 
 
+@pytest.mark.parametrize("method", ["er", "joint"])
+def test_a_pending_run_without_its_checkpoint_is_sent_from_its_folder(tmp_path, caplog, method):
+    """The store is away at the start, the checkpoint is gone: MLflow gets the same as of another run."""
+    from mlflow.tracking import MlflowClient
+
+    other, store = tmp_path / "other.db", tmp_path / "store" / "mlflow.db"
+    store.parent.write_text("a file where the database's folder should be")
+    flags = [*FLAGS, "--eval_every", "30", "--model", method]
+    for uri, output_dir in ((other, "whole"), (store, "runs")):
+        placed = ["--tracking_uri", f"sqlite:///{uri}", "--output_dir", str(tmp_path / output_dir)]
+        assert program.main([*flags, *placed]) == 0
+    (path,) = (tmp_path / "runs").glob("*/*/*")
+    (path / "checkpoint.pt").unlink()
+    before = (path / "results.json").read_bytes()
+    assert program.main(["--resume", str(path)]) == 0
+    assert not RunDir(path).logged and "pending: " in (path / "log.txt").read_text(), "still away"
+    store.parent.unlink()
+    for _ in range(2):
+        assert program.main(["--resume", str(path)]) == 0
+    assert RunDir(path).finished and (path / "results.json").read_bytes() == before
+    runs = []
+    for client in (MlflowClient(f"sqlite:///{other}"), MlflowClient(f"sqlite:///{store}")):
+        (run,) = client.search_runs([client.get_experiment_by_name("seq-digits").experiment_id])
+        names = [name for name in run.data.metrics if not name.startswith("system/")]
+        points = {name: history(client, run, name) for name in names}
+        kept = run.data.params.keys(), run.data.tags["evaluated_on"], run.data.tags["mlflow.note.content"]
+        files = {file.path for file in client.list_artifacts(run.info.run_id)}
+        runs.append((points, run.info.status, *kept, files))
+    assert runs[0] == runs[1]
+
+
 def test_a_deleted_experiment_is_told_and_the_run_waits(logged, tmp_path, caplog):
     client, _, results, _ = logged
     name, uri = "deleted one", results["config"]["tracking_uri"]

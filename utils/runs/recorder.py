@@ -11,7 +11,7 @@ from engram.utils.config.config import Config
 from engram.utils.errors import DiskError
 from engram.utils.metrics import accuracy_matrix
 from engram.utils.metrics.measurements import VIEWS
-from engram.utils.runs import text_summary
+from engram.utils.runs import pending, text_summary
 from engram.utils.runs.run_dir import RunDir
 from engram.utils.runs.run_record import RunRecord, Seconds, ViewResult
 from engram.utils.runs.system_metrics import SystemMetrics
@@ -78,11 +78,7 @@ class Recorder(Generic[TaskT, BatchT]):
         with suppress(DiskError):  # it has been said, and "pending" stands in the folder since the start
             self._note_tracking(pending=self.status != "finished" or self._store_failed())
         if self.status == "finished" and self._store_failed():
-            missing = "the end of this run" if self._tracking_id() else "this run"
-            command = f"{registry.command()} --resume {self.run_dir.path}"
-            self.run_dir.say(
-                f"pending: MLflow lacks {missing}; the results are safe, and this sends it: {command}"
-            )
+            pending.tell(self.run_dir, self._tracking_id())
 
     # --- MLflow ----------------------------------------------------------------------------------
 

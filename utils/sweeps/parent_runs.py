@@ -9,7 +9,7 @@ import hashlib
 import math
 import sys
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +19,12 @@ from engram.utils.config.config import up_to_date
 from engram.utils.config.run_key import run_key
 from engram.utils.credentials import redact
 from engram.utils.metrics.statistics import mean_std_ci
+from engram.utils.runs.pending import accuracy_log
 from engram.utils.runs.run_dir import RunDir
 from engram.utils.runs.run_record import RunRecord
 from engram.utils.tracking import mlflow_store as store
 from engram.utils.tracking.deadline import within
 from engram.utils.tracking.mlflow_tracker import METRICS_PER_BATCH, TAG_FLAGS, experiment_id
-from engram.utils.training.accuracy_log import VIEWS, AccuracyLog
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -133,12 +133,8 @@ def statistics(records: list[RunRecord]) -> list[tuple[int, str, float]]:
 
 
 def task_metrics(record: RunRecord, row: int) -> dict[str, float]:
-    """What a run logged after task `row`, in percent."""
-    log = AccuracyLog(len(record.b), record.scenario)
-    for view in VIEWS:
-        log.R[view] = record.views[view].R
-    log.b = np.array(record.b, dtype=np.float64)
-    return log.task_metrics(row)
+    """What a run logged after task `row`, in percent, but for groups of training samples."""
+    return accuracy_log(replace(record, groups={})).task_metrics(row)
 
 
 def headline(records: list[RunRecord]) -> str:

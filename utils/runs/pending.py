@@ -1,0 +1,77 @@
+"""Pending: what MLflow lacks of a finished run, said in one line, and sent from the files of its folder.
+
+A run that still has its checkpoint is opened again and logs as it would have. This module sends one whose
+checkpoint was deleted: `results.json` holds every number that was to be logged.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from engram.utils.config import registry
+from engram.utils.config.config import Config
+from engram.utils.runs import text_summary
+from engram.utils.runs.run_dir import RunDir
+from engram.utils.runs.run_record import RunRecord
+from engram.utils.tracking.background_tracker import BackgroundTracker
+from engram.utils.tracking.mlflow_tracker import open_tracker
+from engram.utils.training.accuracy_log import AccuracyLog
+
+ARTIFACTS = ("class_order.json", "*.png", "*.csv")  # beside the results and the configuration
+
+
+def tell(run_dir: RunDir, run_id: str | None) -> None:
+    """Say of a finished run that MLflow lacks its end, or all of it, and which command sends it."""
+    missing = "the end of this run" if run_id else "this run"
+    command = f"{registry.command()} --resume {run_dir.path}"
+    run_dir.say(f"pending: MLflow lacks {missing}; its results are safe, and this sends it: {command}")
+
+
+def send(config: Config, run_dir: RunDir, background: BackgroundTracker, wait: bool = False) -> None:
+    """Send what MLflow lacks of the finished run in `run_dir`; nothing there is changed but `mlflow_run`.
+
+    wait: for another process that holds the folder, instead of refusing.
+    """
+    record = RunRecord.read(run_dir.path)
+    with run_dir.claimed(wait):
+        tracker = open_tracker(config, run_dir.path, run_dir.tracking_id, True, background)
+        tracker.set_tags({"device": record.device, "evaluated_on": record.evaluated_on})
+        log = accuracy_log(record)
+        logged = tracker.logged_steps("mean_acc_class_il")
+        for row in rows(record):
+            if row not in logged:
+                tracker.log_history([*log.curve_metrics(row), (row, log.task_metrics(row))])
+        tracker.log_artifacts(artifacts(run_dir))
+        tracker.describe(text_summary.headline(record))
+        tracker.finish("finished")
+        run_id = tracker.run_id or run_dir.tracking_id
+        run_dir.track(run_id, pending=not tracker.active)
+        if tracker.active:
+            run_dir.say(f"{run_dir.path}: sent to MLflow from its {run_dir.results.name}")
+        else:
+            tell(run_dir, run_id)
+
+
+def rows(record: RunRecord) -> Iterator[int]:
+    """The tasks after which the run has measured something; `joint` does so only after the last."""
+    measured = ~np.isnan(record.class_il.R).all(axis=1)
+    return (int(row) for row in np.flatnonzero(measured))
+
+
+def accuracy_log(record: RunRecord) -> AccuracyLog:
+    """The accuracies of a record as the object that names what is logged of them."""
+    log = AccuracyLog(record.n_tasks, record.scenario)
+    log.R = {view: result.R for view, result in record.views.items()}
+    log.b = np.array(record.b, dtype=np.float64)
+    log.curve = record.curve
+    log.groups = {
+        group: {view: result.R for view, result in views.items()} for group, views in record.groups.items()
+    }
+    return log
+
+
+def artifacts(run_dir: RunDir) -> list[Path]:
+    """The files of a run that are copied to MLflow."""
+    drawn = [path for pattern in ARTIFACTS for path in sorted(run_dir.path.glob(pattern))]
+    return [run_dir.results, run_dir.config, *drawn]
