@@ -54,7 +54,7 @@ def test_a_home_that_is_not_there(monkeypatch):
         resolve([("test", {"model": "er", "data_dir": "~/data"})])
 
 
-@pytest.mark.parametrize("name", ["x" * MAX_NAME, "ż" * MAX_NAME])
+@pytest.mark.parametrize("name", ["中" * MAX_NAME, "ż" * MAX_NAME])  # of 750 and 500 bytes
 def test_a_long_experiment_has_a_folder(name):
     folder = mlflow_store.artifact_location("sqlite:////tmp/a/mlflow.db", name).rpartition("/")[2]
     other = mlflow_store.artifact_location("sqlite:////tmp/a/mlflow.db", name + "y").rpartition("/")[2]
