@@ -9,6 +9,7 @@ import pytest
 from engram import main as program
 from engram.scripts import worker
 from engram.utils.runs.run_dir import RunDir
+from engram.utils.sweeps import parent_runs
 from engram.utils.sweeps.run_index import RunIndex
 from engram.utils.sweeps.sweep import Sweep
 from engram.utils.sweeps.sweep_spec import SweepSpec
@@ -210,6 +211,31 @@ def test_a_deleted_experiment_is_told_and_the_run_waits(logged, tmp_path, caplog
     client.restore_experiment(number)
     assert program.main(["--resume", str(path)]) == 0
     assert len(client.search_runs([number])) == 1 and RunDir(path).finished
+
+
+@pytest.mark.parametrize("kind", ["test", "validation"])
+def test_validation_and_test_runs_share_no_column_of_the_store(tmp_path, kind):
+    """Metrics have names of their own, and runs and parents are tagged; a second start logs nothing twice."""
+    from mlflow.tracking import MlflowClient
+
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    held_out = ["--validation", "20"] if kind == "validation" else []
+    flags = [*FLAGS, *held_out, "--eval_every", "30", "--tracking_uri", uri]
+    assert program.main([*flags, "--output_dir", str(tmp_path / "runs")]) == 0
+    (path,) = (tmp_path / "runs").glob("*/*/*")
+    assert program.main(["--resume", str(path)]) == 0
+    assert parent_runs.write_parents("study", [str(path)], uri) == 0
+    client = MlflowClient(uri)
+    runs = client.search_runs([client.get_experiment_by_name("seq-digits").experiment_id])
+    assert len(runs) == 2 and {run.data.tags["evaluated_on"] for run in runs} == {kind}
+    names = {name for run in runs for name in run.data.metrics if not name.startswith("system/")} - {"n"}
+    assert {name.startswith("validation_") for name in names} == {kind == "validation"}
+    assert any(name.endswith("mean_acc_class_il_ci95") or name.endswith("forgetting") for name in names)
+    (own,) = [run for run in runs if "setting" not in run.data.tags]
+    mean = ("validation_" if held_out else "") + "mean_acc_class_il"
+    assert list(history(client, own, mean)) == [0, 1, 2, 3, 4]
+    (parent,) = [run for run in runs if "setting" in run.data.tags]
+    assert ("on validation data" in parent.data.tags["mlflow.note.content"]) == (kind == "validation")
 
 
 def test_resuming_logs_nothing_twice(logged):

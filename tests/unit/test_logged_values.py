@@ -204,3 +204,15 @@ def test_resident_memory_is_that_of_this_process():
     before = system_metrics._resident_bytes()
     held = torch.ones(50_000_000)  # 200 MB
     assert system_metrics._resident_bytes() - before > 0.9 * 4 * len(held)
+
+
+def test_numbers_on_validation_data_have_names_of_their_own():
+    """A column of MLflow's table, or a chart, never holds both kinds."""
+    test, held_out = filled(groups=True), filled(groups=True)
+    held_out.prefix = AccuracyLog(3, "class-il", validation=True).prefix
+    for row in range(3):
+        of_test = [test.task_metrics(row), *(values for _, values in test.curve_metrics(row))]
+        of_held_out = [held_out.task_metrics(row), *(values for _, values in held_out.curve_metrics(row))]
+        for plain, named in zip(of_test, of_held_out, strict=True):
+            assert named == pytest.approx({f"validation_{k}": v for k, v in plain.items()}, nan_ok=True)
+    assert held_out.mean_name in held_out.task_metrics(0) and test.mean_name in test.task_metrics(0)

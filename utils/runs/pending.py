@@ -38,7 +38,7 @@ def send(config: Config, run_dir: RunDir, background: BackgroundTracker, wait: b
         tracker = open_tracker(config, run_dir.path, run_dir.tracking_id, True, background)
         tracker.set_tags({"device": record.device, "evaluated_on": record.evaluated_on})
         log = accuracy_log(record)
-        logged = tracker.logged_steps("mean_acc_class_il")
+        logged = tracker.logged_steps(log.mean_name)
         for row in rows(record):
             if row not in logged:
                 tracker.log_history([*log.curve_metrics(row), (row, log.task_metrics(row))])
@@ -61,7 +61,7 @@ def rows(record: RunRecord) -> Iterator[int]:
 
 def accuracy_log(record: RunRecord) -> AccuracyLog:
     """The accuracies of a record as the object that names what is logged of them."""
-    log = AccuracyLog(record.n_tasks, record.scenario)
+    log = AccuracyLog(record.n_tasks, record.scenario, record.evaluated_on != "test")
     log.R = {view: result.R for view, result in record.views.items()}
     log.b = np.array(record.b, dtype=np.float64)
     log.curve = record.curve

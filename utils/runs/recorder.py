@@ -98,7 +98,7 @@ class Recorder(Generic[TaskT, BatchT]):
         """After a resume: log the tasks that were finished but not logged when the run was killed."""
         if not self.resumed:
             return
-        logged = self.tracker.logged_steps("mean_acc_class_il")
+        logged = self.tracker.logged_steps(self.trainer.results.mean_name)
         for task in self.trainer.tasks[: self.trainer.position.task]:
             if task.id not in logged:
                 self._log(task.id)

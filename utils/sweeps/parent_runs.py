@@ -25,6 +25,7 @@ from engram.utils.runs.run_record import RunRecord
 from engram.utils.tracking import mlflow_store as store
 from engram.utils.tracking.deadline import within
 from engram.utils.tracking.mlflow_tracker import METRICS_PER_BATCH, TAG_FLAGS, experiment_id
+from engram.utils.training.accuracy_log import VALIDATION
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -96,7 +97,7 @@ def _write_parent(
     records = [run.record for run in runs]
     flags = up_to_date(records[0].config)
     tags = {name: str(flags[name]) for name in TAG_FLAGS if name in flags and name not in VARYING}
-    tags |= parent_tags | {"mlflow.note.content": headline(records)}
+    tags |= parent_tags | {"evaluated_on": records[0].evaluated_on, "mlflow.note.content": headline(records)}
     title = f"{label(flags)}: {len(runs)} seeds"
     parent = client.create_run(experiment, run_name=title, tags=tags).info
     params = {name: value for name, value in flags.items() if name not in VARYING | {"run_name"}}
@@ -126,7 +127,7 @@ def statistics(records: list[RunRecord]) -> list[tuple[int, str, float]]:
         for name in metrics_of_seeds[0]:
             seeds = mean_std_ci([metrics[name] for metrics in metrics_of_seeds])
             numbers = {name: seeds.mean}
-            if name.startswith(SPREAD_OF):
+            if name.removeprefix(VALIDATION).startswith(SPREAD_OF):
                 numbers |= {f"{name}_std": seeds.std, f"{name}_ci95": seeds.ci95}
             logged += [(row, name, value) for name, value in numbers.items() if np.isfinite(value)]
     return [*logged, (n_tasks - 1, "n", float(len(records)))]
@@ -147,4 +148,5 @@ def headline(records: list[RunRecord]) -> str:
                 seeds = mean_std_ci(100 * np.array(values))
                 spread = f" ± {seeds.std:.2f}" if seeds.n > 1 else ""
                 texts.append(f"{name} {word} {seeds.mean:.2f}{spread} %")
-    return f"{'; '.join(texts)} (mean ± standard deviation over {len(records)} seeds, ddof = 1)"
+    on = "" if records[0].evaluated_on == "test" else f" on {records[0].evaluated_on} data"
+    return f"{'; '.join(texts)}{on} (mean ± standard deviation over {len(records)} seeds, ddof = 1)"

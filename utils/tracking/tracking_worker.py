@@ -132,6 +132,7 @@ def serve(calls: "queue.SimpleQueue[Call]", tell: Callable[[str, Any], None], ur
         tell("warning", f"{error}; training goes on")
         tell("state", (False, None))
         return
+    tell("state", (True, None))  # the import takes long enough to be a piece of work of its own
     first = calls.get()
     if first is None:
         return

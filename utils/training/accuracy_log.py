@@ -17,14 +17,18 @@ from engram.utils.training.environment import Environment
 
 # The memorization paper's names: task-IL numbers carry this suffix in forgetting, bwt and fwt.
 SUFFIX = {"class_il": "", "task_il": "_mask_classes"}
+VALIDATION = "validation_"  # before the name of every number that was not measured on test data
 Matrix = NDArray[np.float64]
 
 
 class AccuracyLog:
-    """R per view (T, T), the untrained network's b (T,), evaluations inside tasks, what the memory held."""
+    """R per view (T, T), the untrained network's b (T,), evaluations inside tasks, what the memory held.
 
-    def __init__(self, n_tasks: int, scenario: str):
-        self.scenario = scenario
+    validation: they are measured on held-out training data, which the names of what is logged say.
+    """
+
+    def __init__(self, n_tasks: int, scenario: str, validation: bool = False):
+        self.scenario, self.prefix = scenario, VALIDATION if validation else ""
         self.R: dict[str, Matrix] = {view: np.full((n_tasks, n_tasks), np.nan) for view in VIEWS}
         self.b: Matrix = np.full(n_tasks, np.nan)
         self.curve: list[CurvePoint] = []
@@ -141,7 +145,12 @@ class AccuracyLog:
             logged["fwt_mask_classes"] = self.forward_transfer
             if self.scenario == "domain-il":
                 logged["fwt"] = self.forward_transfer
-        return {name: 100 * float(value) for name, value in logged.items()}
+        return {self.prefix + name: 100 * float(value) for name, value in logged.items()}
+
+    @property
+    def mean_name(self) -> str:
+        """The name of the number that is logged after every task; a task that has it is logged."""
+        return f"{self.prefix}mean_acc_class_il"
 
     def curve_metrics(self, task: int) -> list[tuple[int, dict[str, float]]]:
         """(training step, accuracies in percent) of the evaluations made while `task` was trained."""
@@ -149,7 +158,7 @@ class AccuracyLog:
             (
                 point.step,
                 {
-                    f"step_acc_{view}_task_{k}": 100 * accuracy
+                    f"{self.prefix}step_acc_{view}_task_{k}": 100 * accuracy
                     for view in VIEWS
                     for k, accuracy in enumerate(point.accuracies[view])
                 },

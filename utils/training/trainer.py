@@ -53,7 +53,8 @@ class Trainer(Generic[TaskT, BatchT]):
         self.tasks: Sequence[TaskT] = self.benchmark.tasks
         if method.stream in streams:
             self.tasks = streams[method.stream]()
-        self.results = AccuracyLog(len(self.benchmark.tasks), self.benchmark.scenario)
+        held_out = bool(config.stream.validation)
+        self.results = AccuracyLog(len(self.benchmark.tasks), self.benchmark.scenario, held_out)
         scores = method.setup.scores
         self.groups = (
             None if scores is None else memorization_groups.assign(scores, config.log.mem_thresholds)
@@ -64,8 +65,7 @@ class Trainer(Generic[TaskT, BatchT]):
         self.best, self.n_worse = -1.0, 0  # early stopping
         self.scheduler: LRScheduler | None = None
         self._resumed: State | None = None
-        self._saved_at = time.monotonic()
-        self._unshown = 0
+        self._saved_at, self._unshown = time.monotonic(), 0
 
     # --- the stream ------------------------------------------------------------------------------
 
