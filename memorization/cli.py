@@ -8,7 +8,9 @@ import argparse
 import dataclasses
 import importlib
 import json
+import re
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -23,6 +25,7 @@ from engram.utils.config.flags import (
     read_config_file,
 )
 from engram.utils.config.options import OptionError, OptionSet
+from engram.utils.destinations import check_file, check_folder
 from engram.utils.door import guarded
 from engram.utils.errors import UserError
 
@@ -77,7 +80,7 @@ def saved_settings(folder: str) -> dict[str, Any]:
     file = Path(folder).expanduser() / SETTINGS
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # of the latter programs that write speak themselves
         return {}
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: damaged ({error}); restore it or use a new folder") from None
@@ -143,6 +146,25 @@ def require(options: OptionSet, *names: str) -> None:
     for name in names:
         if not getattr(options, name):
             raise OptionError(f"--{name} is missing (see --help)")
+
+
+def check_weights_dir(folder: str) -> None:
+    """Refuse, before networks are trained, a folder that cannot take them."""
+    check_folder(folder, "--weights_dir")
+
+
+def check_out(out_filename: str, *suffixes: str) -> None:
+    """Refuse, before networks are trained, a score file that cannot be written or another kind of file."""
+    check_file(out_filename, "--out_filename", suffixes, _is_study_file)
+
+
+def _is_study_file(path: Path) -> bool:
+    """Whether the file holds scores or proxies, as those that these programs write."""
+    if path.suffix == ".npz":
+        with zipfile.ZipFile(path) as archive:
+            return bool({"scores.npy", "proxies.npy"} & set(archive.namelist()))
+    with open(path, "rb") as file:  # .npy: numpy, which takes long to import, need not read it
+        return re.search(rb"'descr': '<f\d'.*'shape': \(\d+,\)", file.read(128)) is not None
 
 
 @guarded

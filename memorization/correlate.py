@@ -10,9 +10,11 @@ square root, more than which no proxy can be expected to reach.
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from engram.memorization import cli
 from engram.utils.config.options import SEEDS, OptionSet, option
+from engram.utils.destinations import check_file
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,15 @@ def run(argv: list[str]) -> None:
     """Print the table of correlations and write it if asked."""
     options = cli.parse_options("correlate", __doc__.split("\n")[0], CorrelateOptions, argv)
     cli.require(options, "scores", "against")
+    if options.out_filename:
+        check_file(options.out_filename, "--out_filename", (".csv",), _is_table)
     from engram.memorization import correlation_table  # imports torch, which --help does without
 
     correlation_table.write(options)
+
+
+def _is_table(path: Path) -> bool:
+    return path.read_text(encoding="utf-8").startswith("name,n,")
 
 
 if __name__ == "__main__":

@@ -50,6 +50,7 @@ def run(argv: list[str]) -> None:
     config = cli.parse("eval_splits", __doc__.split("\n")[0], EvalConfig, argv)
     cli.require(config.splits, "weights_dir")
     cli.require(config.evaluation, "out_filename")
+    cli.check_out(config.evaluation.out_filename, ".npz", ".npy")
     from engram.memorization import split_scores  # imports torch, which --help does without
 
     split_scores.write(config)

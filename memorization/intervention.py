@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from engram.memorization import cli
 from engram.utils.config.options import SEEDS, OptionSet, option
+from engram.utils.destinations import check_folder
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ def run(argv: list[str]) -> None:
     options = cli.parse_options("intervention", __doc__.split("\n")[0], InterventionOptions, argv)
     if not options.results:
         cli.require(options, "scores", "out_dir")
+        check_folder(options.out_dir, "--out_dir")
     from engram.memorization import left_out_samples  # imports torch, which --help does without
 
     if options.results:

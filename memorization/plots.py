@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from engram.memorization import cli
 from engram.utils.config.options import OptionSet, option
+from engram.utils.destinations import check_folder
 from engram.utils.errors import UserError
 
 
@@ -36,6 +37,7 @@ def run(argv: list[str]) -> None:
     cli.require(options, "out_dir")
     if not (options.scores or options.stream or options.runs):
         raise UserError("nothing to draw: give --scores, --stream or --runs (see --help)")
+    check_folder(options.out_dir, "--out_dir")
     from engram.memorization import figures  # imports torch and matplotlib, which --help does without
 
     for path in figures.draw(options):

@@ -45,6 +45,8 @@ def run(argv: list[str]) -> None:
     """Train the networks that are missing, then estimate the scores and write them."""
     config = cli.parse("train_stream", __doc__.split("\n")[0], StreamConfig, argv)
     cli.require(config.stream, "weights_dir", "out_filename")
+    cli.check_out(config.stream.out_filename, ".npz")
+    cli.check_weights_dir(config.stream.weights_dir)
     from engram.memorization import stream_scores  # imports torch, which --help does without
 
     stream_scores.train_and_write(config)

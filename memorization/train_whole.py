@@ -41,6 +41,8 @@ def run(argv: list[str]) -> None:
     """Train the networks that are missing, then estimate the scores and write them."""
     config = cli.parse("train_whole", __doc__.split("\n")[0], WholeConfig, argv)
     cli.require(config.whole, "weights_dir", "out_filename")
+    cli.check_out(config.whole.out_filename, ".npz", ".npy")
+    cli.check_weights_dir(config.whole.weights_dir)
     from engram.memorization import leave_one_out  # imports torch, which --help does without
 
     leave_one_out.train_and_write(config)

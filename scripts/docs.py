@@ -25,6 +25,7 @@ import yaml
 from engram.scripts.docs_pages import index_page, plugin_page, run_flags_page
 from engram.utils.config import registry
 from engram.utils.config.plugin_docs import KINDS, plugins
+from engram.utils.destinations import check_folder
 from engram.utils.door import guarded
 from engram.utils.errors import UserError
 
@@ -106,6 +107,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, default=registry.default_dir() / "runs" / "docs", metavar="DIR")
     out = parser.parse_args(argv).out
+    check_folder(out, "--out")
     n_plugins = build(out)
     print(f"{n_plugins} plugin pages: {out / 'index.html'}")
     return 0

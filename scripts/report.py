@@ -26,8 +26,9 @@ from engram.scripts.analysis.papers.mer import MerReport
 from engram.scripts.analysis.papers.rehearsal import RehearsalReport
 from engram.scripts.analysis.papers.scenarios import ScenariosReport
 from engram.scripts.analysis.run_set import RunSet, collect
-from engram.scripts.analysis.table import update
+from engram.scripts.analysis.table import check_update, update
 from engram.utils import files
+from engram.utils.destinations import check_folder
 from engram.utils.door import guarded
 from engram.utils.errors import UserError
 from engram.utils.sweeps.sweep_spec import read_spec
@@ -118,6 +119,9 @@ def main(argv: list[str] | None = None) -> int:
     folders = [run_folder(folder) for folder in args.folders[paper is not None :]]
     if not folders:
         raise UserError("no folder given")
+    check_update(args.update, folders[0].name)
+    if args.out:
+        check_folder(args.out, "--out")
     run_set = collect(folders)
     text = paper_tables(paper(run_set), folders[0]) if paper else markdown(run_set)
     if args.update:

@@ -3,7 +3,6 @@
 import csv
 import io
 import re
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from engram.utils import files
+from engram.utils.destinations import check_file
+from engram.utils.errors import UserError
 from engram.utils.metrics.statistics import Spread, mean_std_ci
 
 MISSING = "–"
@@ -116,13 +117,30 @@ def number_text(value: object) -> str:
 
 
 def update(path: Path, name: str, text: str) -> None:
-    """Replace what stands between the file's markers for `name`; exits with a message if it has none."""
+    """Replace what stands between the file's markers for `name`; `UserError` if it has none."""
+    before, after = _around(path, name)
+    files.write_text(f"{before}\n{text}\n{after}", path)
+
+
+def check_update(path: Path | None, name: str) -> None:
+    """Refuse, before the work is done, a file of --update that `update` could not change; None is no file."""
+    if path is not None:
+        _around(path, name)
+        check_file(path, "--update", (path.suffix,))
+
+
+def _around(path: Path, name: str) -> tuple[str, str]:
+    """The file's text up to its first marker for `name`, included, and from its second marker on."""
     start, end = f"<!-- table {name} -->", f"<!-- end {name} -->"
-    content = path.read_text(encoding="utf-8")
-    if start not in content or end not in content:
-        sys.exit(f"error: {path} has no markers '{start}' and '{end}'")
-    before, after = content.split(start)[0], content.split(end)[1]
-    files.write_text(f"{before}{start}\n{text}\n{end}{after}", path)
+    try:
+        before, found, rest = path.read_text(encoding="utf-8").partition(start)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not text in UTF-8"
+        raise UserError(f"--update {path}: cannot be read ({reason}); give a file with markers") from None
+    _, found_end, after = rest.partition(end)
+    if not found or not found_end:
+        raise UserError(f"--update {path}: has no markers '{start}' and '{end}'; put them in, on two lines")
+    return before + start, end + after
 
 
 def _latex(text: str) -> str:

@@ -25,16 +25,17 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure as Picture
 
-from engram.scripts.analysis.table import update
+from engram.scripts.analysis.table import check_update, update
 from engram.scripts.bench.buffer import buffer_speed
 from engram.scripts.bench.data import data_path
 from engram.scripts.bench.methods import METHODS, methods_mlp, methods_resnet, scaling
 from engram.scripts.bench.seeds import seeds
 from engram.scripts.bench.startup import overhead, startup
 from engram.scripts.bench.steps import AGAINST, Settings, steps
-from engram.scripts.bench.timing import Figure, cpu_name
+from engram.scripts.bench.timing import Figure, Names, cpu_name
 from engram.scripts.bench.trainer import trainer_mlp, trainer_resnet
 from engram.utils import figure_files, files
+from engram.utils.destinations import check_file
 from engram.utils.door import guarded
 from engram.utils.training.environment import versions
 
@@ -78,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = made.add_argument
-    add("parts", nargs="*", choices=PARTS, metavar="PART", help="what to measure (default: all)")
+    add("parts", nargs="*", choices=Names(PARTS), metavar="PART", help="what to measure (default: all)")
     add("--update", type=Path, metavar="FILE", help="file whose marked part is replaced by the lines")
     add("--json", type=Path, metavar="FILE", help="write machine, versions and every number")
     add("--plot", type=Path, metavar="FILE", help="draw the ratios")
@@ -92,7 +93,7 @@ def parser() -> argparse.ArgumentParser:
     compiled = argparse.BooleanOptionalAction
     of.add_argument("--compile", action=compiled, help="whether it pays or not (default: on a GPU)")
     of.add_argument(
-        "--against", nargs="*", choices=AGAINST, help="(default: bare; on a GPU bare loader plain)"
+        "--against", nargs="*", choices=Names(AGAINST), help="(default: bare; on a GPU bare loader plain)"
     )
     of.add_argument("--data_dir", default="~/.cache/engram")
     return made
@@ -124,6 +125,7 @@ def machine(device: str) -> str:
 def main(argv: list[str] | None = None) -> None:
     """Measure the parts asked for; print, and write what --json, --plot and --update name."""
     args = completed(parser().parse_args(argv))
+    check_destinations(args)
     system, measured = machine(args.device), {}
     print(system, flush=True)
     for name in args.parts or PARTS:
@@ -137,6 +139,15 @@ def main(argv: list[str] | None = None) -> None:
         lines = [figure.text for figures_of_part in measured.values() for figure in figures_of_part]
         text = "\n".join([system, *lines])
         update(args.update, "bench", f"```text\n{text}\n```")
+
+
+def check_destinations(args: argparse.Namespace) -> None:
+    """Refuse what cannot be written before hours are spent on measuring."""
+    check_update(args.update, "bench")
+    if args.json:
+        check_file(args.json, "--json", (".json",), lambda file: "figures" in json.loads(file.read_text()))
+    if args.plot:
+        check_file(args.plot, "--plot", (".png", ".svg", ".pdf"))
 
 
 def document(system: str, measured: dict[str, list[Figure]]) -> dict:

@@ -29,7 +29,7 @@ from engram.backbones.mlp import MLP
 from engram.models.parts import importance, layers
 from engram.models.parts.fisher import log_probabilities
 from engram.models.parts.norms import squared_norm
-from engram.scripts.bench.timing import cpu_name
+from engram.scripts.bench.timing import Names, cpu_name
 from engram.utils.door import guarded
 
 ROUNDS = 3
@@ -140,7 +140,13 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("parts", nargs="*", choices=PARTS, metavar="PART", help=f"of {', '.join(PARTS)}")
+    parser.add_argument(
+        "parts",
+        nargs="*",
+        choices=Names(PARTS),
+        metavar="PART",
+        help=f"of {', '.join(PARTS)}",
+    )
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
     given = parser.parse_args(argv)
     torch.set_num_threads(given.threads)

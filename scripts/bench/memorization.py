@@ -31,7 +31,7 @@ from engram.memorization.settings import StudyConfig
 from engram.memorization.study_data import StudyData
 from engram.memorization.worker_pool import JobFunction, NetworkProgress, Report
 from engram.scripts.bench.buffer import CIFAR, pil_transform
-from engram.scripts.bench.timing import cpu_name, random_source
+from engram.scripts.bench.timing import Names, cpu_name, random_source
 from engram.utils import device as devices
 from engram.utils.door import guarded
 
@@ -174,7 +174,11 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "parts", nargs="*", choices=PARTS, metavar="PART", help=f"of {', '.join(PARTS)} (default: mlp cnn)"
+        "parts",
+        nargs="*",
+        choices=Names(PARTS),
+        metavar="PART",
+        help=f"of {', '.join(PARTS)} (default: mlp cnn)",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--rounds", type=int, default=1, help="rounds, both sides in turn (default: 1)")

@@ -20,8 +20,8 @@ from pathlib import Path
 from engram.memorization import proxies
 from engram.models.build import build_method
 from engram.models.method import Method
-from engram.scripts.analysis.table import update
-from engram.scripts.bench.timing import cpu_name
+from engram.scripts.analysis.table import check_update, update
+from engram.scripts.bench.timing import Names, cpu_name
 from engram.utils import device as devices
 from engram.utils.config.config import resolve
 from engram.utils.door import guarded
@@ -30,6 +30,7 @@ from engram.utils.training.optimizers import build_optimizer
 
 TASK = 10
 # Method → flags, steps measured at a time, the original's examples/s.
+MARKER = "mer speed"  # of the table in the file of --update
 CASES = {
     "online": ("--model online --lr 0.0003", 500, "707-1,025"),
     "independent": ("--model independent --lr 0.01", 200, "390"),
@@ -130,12 +131,17 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "methods", nargs="*", choices=CASES, metavar="METHOD", help=f"of {', '.join(CASES)} (default: all)"
+        "methods",
+        nargs="*",
+        choices=Names(CASES),
+        metavar="METHOD",
+        help=f"of {', '.join(CASES)} (default: all)",
     )
     parser.add_argument("--data_dir", default="~/.cache/engram", help="where MNIST lies")
     parser.add_argument("--rounds", type=int, default=5, help="alternating rounds for each method")
     parser.add_argument("--update", type=Path, metavar="FILE", help="file whose marked part is replaced")
     args = parser.parse_args(argv)
+    check_update(args.update, MARKER)
     head = ["method", "examples/s", "eager", "ratio", "original, elsewhere"]
     rows = [head, ["---"] * len(head)]
     for name in args.methods or CASES:
@@ -144,7 +150,7 @@ def main(argv: list[str] | None = None) -> None:
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     lines += ["", f"{cpu_name()}, one thread, torch {versions()['torch']}; medians of {args.rounds} rounds."]
     if args.update:
-        update(args.update, "mer speed", "\n".join(lines))
+        update(args.update, MARKER, "\n".join(lines))
 
 
 if __name__ == "__main__":

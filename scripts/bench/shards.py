@@ -34,6 +34,7 @@ from engram.datasets.images import Put
 from engram.datasets.sources import Source
 from engram.datasets.streams import class_incremental
 from engram.utils.config.config import resolve
+from engram.utils.destinations import check_folder
 from engram.utils.door import guarded
 
 SHAPE, N_CLASSES, N_TEST, CHUNK = (3, 224, 224), 100, 200, 64
@@ -169,6 +170,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--n_tasks", type=int, default=5)
     parser.add_argument("--batch_size", type=int, default=32)
     args = parser.parse_args(argv)
+    check_folder(args.folder, "--folder")
+    args.folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     n = max(2 * N_CLASSES, int(args.gb * 1e9 / IMAGE))
     folder = Path(mkdtemp(prefix="shards-", dir=args.folder))

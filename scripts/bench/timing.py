@@ -45,6 +45,13 @@ def wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+class Names(tuple[str, ...]):
+    """The names that a command line may list, also none: Python 3.11 looks the empty list up among them."""
+
+    def __contains__(self, name: object) -> bool:
+        return name == [] or super().__contains__(name)
+
+
 def cpu_name() -> str:
     """The processor's model name where the system tells it."""
     info = Path("/proc/cpuinfo")

@@ -27,6 +27,7 @@ from threading import Lock
 import yaml
 
 from engram.scripts.dev.mutants import Mutant, mutants_of
+from engram.utils.destinations import check_file
 from engram.utils.door import guarded
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -190,6 +191,7 @@ def main(argv: list[str] | None = None) -> int:
     unknown = [file for file in args.files if file not in TESTS]
     if unknown:
         parser.error(f"{unknown[0]} has no tests in TESTS; there are {', '.join(TESTS)}")
+    check_file(args.state, "--state", (".json",), lambda file: isinstance(json.loads(file.read_text()), dict))
     files, state = args.files or list(TESTS), State(args.state)
     if args.list:
         for file in files:

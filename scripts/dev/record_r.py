@@ -23,6 +23,7 @@ from engram.models.build import build_method
 from engram.models.method import Method
 from engram.utils import files
 from engram.utils.config import cli, registry
+from engram.utils.destinations import check_file
 from engram.utils.door import guarded
 from engram.utils.errors import UserError
 from engram.utils.training.progress import DivergedError
@@ -103,6 +104,17 @@ def run(flags: list[str]) -> dict[str, object]:
     return {"R": {view: R.tolist() for view, R in trainer.results.R.items()}, "weights": digest.hexdigest()}
 
 
+def records_in(path: Path) -> dict[str, dict]:
+    """What an earlier call wrote: name of a case → its numbers, or the words of its refusal."""
+    try:
+        records = json.loads(path.read_text(encoding="utf-8"))
+        if all(case.keys() & {"R", "refused"} for case in records.values()):
+            return records
+        raise ValueError("other entries than those of cases")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: no record of R ({error}); give a file that this program wrote") from None
+
+
 def moved(before: dict, after: dict) -> list[str]:
     """A line for every case of `before` whose numbers differ in `after`, or that is missing there."""
     lines = []
@@ -129,6 +141,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--against", type=Path, metavar="FILE", help="an earlier record to compare with")
     parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name contains this")
     args = parser.parse_args(argv)
+    check_file(args.out, "", (".json",), lambda file: bool(records_in(file)))
+    before = records_in(args.against) if args.against else {}
     torch.set_num_threads(1)
     records = {}
     for name, flags in cases():
@@ -140,7 +154,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{len(records)} runs recorded in {args.out}")
     if args.against is None:
         return 0
-    before = {n: c for n, c in json.loads(args.against.read_text(encoding="utf-8")).items() if args.only in n}
+    before = {name: case for name, case in before.items() if args.only in name}
     lines = moved(before, records)
     print("\n".join([*lines, f"{len(before) - len(lines)} of {len(before)} identical, bit for bit"]))
     return 1 if lines else 0

@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from engram.utils.destinations import check_folder
 from engram.utils.door import guarded
 from engram.utils.errors import UserError
 from engram.utils.tracking import mlflow_store as store
@@ -198,6 +199,7 @@ def main(argv: list[str] | None = None) -> int:
     program = next(filter(None, map(shutil.which, BROWSERS)), None)
     if program is None:
         raise UserError(f"no browser; install one of {', '.join(BROWSERS)} (Debian: apt install chromium)")
+    check_folder(args.out, "--out")
     args.out.mkdir(parents=True, exist_ok=True)
     browser = Browser(program)
     try:

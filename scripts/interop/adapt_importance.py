@@ -22,6 +22,7 @@ from engram.models.mas import MAS
 from engram.scripts.trained_run import TrainedRun, open_trained_run
 from engram.utils import checkpoint
 from engram.utils.config import registry
+from engram.utils.destinations import check_folder
 from engram.utils.door import guarded
 from engram.utils.errors import UserError
 
@@ -67,6 +68,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     run = open_trained_run(args.run, args.output_dir, args.device)
     out = args.out or run.run_dir.path.with_name(f"{run.run_dir.id}-adapted")
+    if out.exists():
+        raise UserError(f"{out}: exists already; give another --out")
+    check_folder(out, "--out")
     n_images = adapt(run, args.images_dir)
     save(run, out)
     left = len(run.trainer.tasks) - run.n_learned

@@ -30,6 +30,7 @@ from engram.backbones.heads import SharedHead, TaskHeads
 from engram.scripts.strengths import START_STRENGTHS
 from engram.scripts.trained_run import TrainedRun, open_trained_run
 from engram.utils import checkpoint, files
+from engram.utils.destinations import check_folder
 from engram.utils.door import guarded
 from engram.utils.errors import UserError
 
@@ -73,10 +74,8 @@ def accuracies(run: TrainedRun) -> tuple[list[float], list[float]]:
 
 
 def export(run: TrainedRun, folder: Path) -> None:
-    """Write the tree; refuses a folder that holds something."""
+    """Write the tree into an empty folder."""
     benchmark = run.trainer.benchmark
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder}: holds files already; give a new folder")
     if run.method.stream == "joint" or not run.n_learned:
         raise UserError(f"{run.run_dir.path}: no sequence of tasks to be exported")
     heads = [head(run, task) for task in benchmark.tasks[: run.n_learned]]
@@ -105,6 +104,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("dir", type=Path, help="the folder to write")
     parser.add_argument("--output_dir", default="runs", help="where runs are looked for (default: runs)")
     args = parser.parse_args(argv)
+    check_folder(args.dir, "")
+    if args.dir.exists() and any(args.dir.iterdir()):
+        raise UserError(f"{args.dir}: holds files already; give a new folder")
     run = open_trained_run(args.run, args.output_dir, device="cpu")
     export(run, args.dir)
     print(f"{args.dir}: {run.n_learned} tasks")

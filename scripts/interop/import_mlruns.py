@@ -17,6 +17,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from engram.utils.destinations import check_folder
 from engram.utils.door import guarded
 from engram.utils.runs import legacy_runs
 from engram.utils.tracking import legacy_file_store, legacy_import
@@ -33,6 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--tracking_uri", help="MLflow server or database (default: mlflow.db here)")
     parser.add_argument("--disable_log", action="store_true", help="run folders only, no MLflow")
     args = parser.parse_args(argv)
+    check_folder(args.output_dir, "--output_dir")
     runs = legacy_file_store.read(args.folder)
     output_dir = Path(args.output_dir).expanduser()
     n_folders = sum(legacy_runs.write_run_dir(run, output_dir) for run in runs)

@@ -14,10 +14,12 @@ from pathlib import Path
 
 import torch
 
+from engram.datasets import gem_file
 from engram.datasets.benchmark import Benchmark
 from engram.utils import files
 from engram.utils.config import registry
 from engram.utils.config.config import resolve
+from engram.utils.destinations import check_file
 from engram.utils.door import guarded
 from engram.utils.errors import UserError
 
@@ -30,6 +32,12 @@ def content(benchmark: Benchmark) -> list[list]:
         for split, samples in zip(splits, (benchmark.train(task), benchmark.test_of(task)), strict=True):
             split.append([meta, samples.x_raw.flatten(1).float().div_(255), samples.y.clone()])
     return splits
+
+
+def is_gem_file(path: Path) -> bool:
+    """Whether the file holds training and test tasks, as those that are written here."""
+    stored = gem_file.read(path)
+    return isinstance(stored, list) and len(stored) == 2 and all(isinstance(split, list) for split in stored)
 
 
 @guarded
@@ -49,6 +57,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.add_argument(flag, default=argparse.SUPPRESS, help=text)
     flags = vars(parser.parse_args(argv))
     name, out = flags.pop("benchmark"), flags.pop("out")
+    check_file(out, "", (out.suffix,), is_gem_file)
     config = resolve([("command line", {"model": "sgd", "dataset": name, **flags})])
     benchmark = registry.load("datasets", name).build(config, torch.device("cpu"))
     try:

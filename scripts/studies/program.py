@@ -4,7 +4,8 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from engram.scripts.analysis.table import update
+from engram.scripts.analysis.table import check_update, update
+from engram.utils.destinations import check_folder
 
 
 def study_parser(doc: str, output_dir: str) -> argparse.ArgumentParser:
@@ -22,6 +23,8 @@ def run_study(study: Callable[[argparse.Namespace], str], marker: str, args: arg
 
     Returns the exit code: 2 after an error of the user.
     """
+    check_update(args.update, marker)
+    check_folder(args.output_dir, "--output_dir")
     text = study(args)
     print(text)
     if args.update:
