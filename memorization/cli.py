@@ -16,6 +16,7 @@ from typing import Any, TypeVar, cast
 
 import engram
 from engram.memorization.settings import DATASETS, OPERATIONAL, DataOptions, StudyConfig
+from engram.utils import files
 from engram.utils.config import registry
 from engram.utils.config.flags import (
     Parser,
@@ -86,6 +87,9 @@ def saved_settings(folder: str) -> dict[str, Any]:
         raise UserError(f"{file}: damaged ({error}); restore it or use a new folder") from None
     if not isinstance(settings, dict):
         raise UserError(f"{file}: damaged (no named values); restore it or use a new folder")
+    if files.has_changed(settings):
+        raise UserError(f"{file}: damaged (its checksum is another); restore it or use a new folder")
+    settings.pop(files.CHECKSUM, None)
     return settings
 
 

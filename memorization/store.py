@@ -25,7 +25,11 @@ class NetworkStore:
 
     def settings(self) -> dict[str, Any]:
         """What the networks were made with; empty for a new folder."""
-        return saved_settings(str(self.folder))
+        settings = saved_settings(str(self.folder))
+        stack = settings.get("stack")
+        if settings and (isinstance(stack, bool) or not isinstance(stack, int) or stack < 1):
+            raise UserError(f"{self.folder / SETTINGS}: damaged, or of another program; use a new folder")
+        return settings
 
     def claim(self, config: StudyConfig, *also_operational: str, stack: int) -> dict[str, Any]:
         """Write the settings of a new study and return them.
@@ -38,7 +42,8 @@ class NetworkStore:
         settings |= {"stack": stack}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            files.write_text(json.dumps(settings, indent=1) + "\n", self.folder / SETTINGS)
+            document = settings | {files.CHECKSUM: files.checksum(settings)}
+            files.write_text(json.dumps(document, indent=1) + "\n", self.folder / SETTINGS)
         except OSError as error:
             raise UserError(f"--weights_dir {self.folder}: cannot be written: {error}") from None
         return settings
@@ -69,5 +74,9 @@ class NetworkStore:
 
     def load(self, repeat: int) -> dict[str, Tensor]:
         """The weights of a trained network by name, on the CPU."""
-        weights: dict[str, Tensor] = checkpoint.read(self.path(repeat))["net"]
+        path = self.path(repeat)
+        content = checkpoint.read(path)
+        if content.get("repeat") != repeat or not isinstance(content.get("net"), dict):
+            raise UserError(f"{path}: not the network of repeat {repeat}; remove it and train it again")
+        weights: dict[str, Tensor] = content["net"]
         return weights

@@ -4,6 +4,7 @@
 def main(argv: list[str] | None = None) -> int: ...
 """
 
+import errno
 import functools
 import os
 import select
@@ -21,6 +22,11 @@ Arguments = ParamSpec("Arguments")
 WRONG_INPUT, INTERRUPTED = 2, 130
 READER_GONE = 141  # 128 + SIGPIPE, what a shell shows for other programs before `| head`
 BROKEN = 70  # as in sysexits.h; 1 is a run that diverged, or a failed run of a sweep
+# What a given path may be: too long, a folder, a file where a folder is needed, not there, forbidden.
+GIVEN_PATHS = {
+    errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.ELOOP, errno.EACCES,
+    errno.EPERM, errno.EROFS,
+}  # fmt: skip
 MAX_LENGTH = 300  # characters of an error that are shown; the log has all of them
 
 
@@ -56,11 +62,21 @@ def _exit_code(program: Callable[[], int | None]) -> int:
         return WRONG_INPUT
     except KeyboardInterrupt:
         return INTERRUPTED
-    except Exception as error:  # MemoryError, OSError, RecursionError, and what nobody thought of
+    except OSError as error:
         if isinstance(error, BrokenPipeError) and _reader_is_gone():
             raise
+        if error.errno not in GIVEN_PATHS or error.filename is None:
+            return _broken(error)
         print(f"error: {_shortened(error)} (details: {_write_log(error)})", file=sys.stderr)
-        return BROKEN
+        return WRONG_INPUT
+    except Exception as error:  # MemoryError, OSError, RecursionError, and what nobody thought of
+        return _broken(error)
+
+
+def _broken(error: Exception) -> int:
+    """Tell what nobody expected; returns the exit code."""
+    print(f"error: {_shortened(error)} (details: {_write_log(error)})", file=sys.stderr)
+    return BROKEN
 
 
 def _flush() -> None:

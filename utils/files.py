@@ -1,15 +1,18 @@
 """Files: written whole or not at all; zip files verified. Imports no torch: a sweep need not wait for it."""
 
+import json
 import os
 import secrets
 import shutil
 import zipfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from engram.utils.errors import DiskError
 
+CHECKSUM = "checksum"  # the key under which a document has its own
 ZIP_START = b"PK\x03\x04"
 
 
@@ -19,13 +22,27 @@ def write_text(text: str, path: Path) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def checksum(document: Mapping[str, object]) -> str:
+    """CRC-32 of what a JSON or YAML file holds, however it is laid out; without `CHECKSUM` itself."""
+    content = {name: value for name, value in document.items() if name != CHECKSUM}
+    return f"{zlib.crc32(json.dumps(content, sort_keys=True, default=str).encode()):08x}"
+
+
+def has_changed(document: Mapping[str, object]) -> bool:
+    """Whether a file's content is not what its program wrote; one from before checksums is whole."""
+    return CHECKSUM in document and document[CHECKSUM] != checksum(document)
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a path to write to; the file written there then takes the place of `path`, whole or not at all.
 
     Raises `DiskError` where the disk does not take it: the old file is unchanged and nothing is left over.
     """
-    path = path.resolve() if path.is_symlink() else path  # the link stays, its target is replaced
+    try:
+        path = path.resolve() if path.is_symlink() else path  # the link stays, its target is replaced
+    except (RuntimeError, OSError):  # before Python 3.13 a loop is a RuntimeError
+        raise DiskError(f"{path}: cannot be written: a link that leads to itself") from None
     if path.exists() and not path.is_file():
         raise DiskError(f"{path}: cannot be written: a folder or device, not a file")
     # a unique name: another process may be writing the same file

@@ -7,10 +7,13 @@ import torch
 
 from engram.backbones.backbone import load_weights
 from engram.memorization.cli import SETTINGS, saved_settings
-from engram.utils import checkpoint, state
+from engram.memorization.store import NetworkStore
+from engram.utils import checkpoint, files, state
 from engram.utils.checkpoint import CheckpointError
 from engram.utils.errors import UserError
 from engram.utils.runs.run_dir import RunDir
+from engram.utils.training.trainer import Trainer
+from tests.conftest import tiny_method
 
 
 def test_round_trip_and_no_leftovers(tmp_path):
@@ -103,3 +106,26 @@ def test_damaged_settings_of_a_study_are_one_line(tmp_path, content):
 def test_a_damaged_name_of_the_mlflow_run_is_no_traceback(tmp_path):
     (tmp_path / "mlflow_run").write_bytes(b"\xff\xfe pending")
     assert not RunDir(tmp_path).logged
+
+
+def test_a_checkpoint_that_is_a_link_to_itself_is_damaged_and_not_missing(tmp_path):
+    method, config = tiny_method("sgd")
+    (tmp_path / "checkpoint.pt").symlink_to("checkpoint.pt")
+    with pytest.raises(UserError, match=r"checkpoint\.pt: damaged"):
+        Trainer(config, method, tmp_path, quiet=True).load()
+
+
+def test_a_link_to_itself_is_not_written_through(tmp_path):
+    (tmp_path / "x").symlink_to("x")
+    with pytest.raises(UserError, match="a link that leads to itself"):
+        files.write_text("text", tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    "content", [{"repeat": 2, "net": {}}, {"repeat": 1}, {"net": {}}, {"repeat": 1, "net": 3}]
+)
+def test_the_network_of_another_repeat_is_refused(tmp_path, content):
+    store = NetworkStore(str(tmp_path))
+    checkpoint.write(content, store.path(1))
+    with pytest.raises(UserError, match="not the network of repeat 1"):
+        store.load(1)

@@ -1,6 +1,7 @@
 """The guard at every program's door: one line, an exit code, and the traceback in a file."""
 
 import ast
+import errno
 import os
 import re
 import subprocess
@@ -135,3 +136,9 @@ def test_output_onto_a_full_disk_is_one_line(flag):
 def test_a_broken_connection_is_not_a_broken_output(capsys):
     assert guarded(raising(BrokenPipeError(32, "Broken pipe")))() == BROKEN
     assert capsys.readouterr().err.startswith("error: BrokenPipeError")
+
+
+@pytest.mark.parametrize("code", [errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.ELOOP, errno.EACCES])
+def test_a_path_that_cannot_be_is_wrong_input(code, capsys):
+    assert guarded(raising(OSError(code, os.strerror(code), "given/path")))() == 2
+    assert "given/path" in capsys.readouterr().err

@@ -76,7 +76,8 @@ def test_what_is_written_is_read_back(tmp_path):
 def test_the_file_has_one_line_a_key_and_null_for_what_was_not_measured(tmp_path):
     record().write(tmp_path / "results.json")
     lines = (tmp_path / "results.json").read_text().splitlines()
-    assert [line.split('"')[1] for line in lines[1:-1]] == KEYS and lines[1] == '  "schema_version": 1,'
+    assert [line.split('"')[1] for line in lines[1:-1]] == [*KEYS, "checksum"]
+    assert lines[1] == '  "schema_version": 1,'
     metrics = '"average_accuracy": 0.6666666666666666, "forgetting": null'
     view = f'{{"R": [[0.5, null], [0.3333333333333333, 1.0]], {metrics}}}'
     assert f'  "class_il": {view},' in lines and '  "b": [0.1, null],' in lines

@@ -9,6 +9,7 @@ One field is one flag, one preset key and one line of documentation.
 
 import dataclasses
 import math
+import os
 import types
 import typing
 from pathlib import Path
@@ -26,6 +27,7 @@ BOUNDS = {
 
 MAX_COUNT = 10**9  # of whole numbers that have no bound of their own: no run has as many of anything
 SEEDS = 2**63
+MAX_FILE_NAME = 255  # bytes, in nearly every file system
 
 
 class OptionError(UserError):
@@ -104,6 +106,10 @@ def _scalar(field: dataclasses.Field, kind: type, raw: Any) -> Any:
         raise OptionError(f"--{field.name} {raw}: expected 0 or 1 (also true/false, yes/no)")
     if "\0" in text:
         raise OptionError(f"--{field.name} {text!r}: holds a NUL character, which no name or path may")
+    if text != text.encode(errors="replace").decode():
+        raise OptionError(f"--{field.name} {text!r}: holds bytes that are not UTF-8")
+    if kind is str and any(len(os.fsencode(part)) > MAX_FILE_NAME for part in text.split("/")):
+        raise OptionError(f"--{field.name} {text[:40]}...: a name longer than {MAX_FILE_NAME} bytes")
     if kind is str and text.startswith("~"):
         _refuse_unknown_home(field.name, text)
     try:

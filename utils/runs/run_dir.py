@@ -20,6 +20,7 @@ from engram.utils.runs.run_record import FILE_NAME, RunRecord
 
 # What `files` and `checkpoint` write before they rename it. config.yaml is written by who has no claim yet.
 TEMPORARY = re.compile(r"(?!config\.yaml).+\.[0-9a-f]{8}\.tmp|(checkpoint|last|task_\d+)\.tmp")
+CHECKSUM_LINE = "# written by the program, checksum "  # a comment: with --config the file may be edited
 PENDING = "pending"  # in the file that names the MLflow run: something has yet to be sent
 
 
@@ -78,7 +79,8 @@ class RunDir:
         """Write config.yaml, without passwords; with --config it starts the same run again."""
         uri = flags.get("tracking_uri")
         stored = flags | ({"tracking_uri": redact(uri)} if uri else {})
-        files.write_text(yaml.safe_dump(stored, sort_keys=False), self.config)
+        text = yaml.safe_dump(stored, sort_keys=False)
+        files.write_text(f"{text}{CHECKSUM_LINE}{files.checksum(stored)}\n", self.config)
 
     def load_config(self) -> dict[str, Any]:
         """The flags this run was started with."""
@@ -89,6 +91,12 @@ class RunDir:
             raise UserError(f"{self.config}: damaged ({reason}); the run cannot be resumed") from None
         if not isinstance(flags, dict):
             raise UserError(f"{self.config}: damaged; the run cannot be resumed")
+        _, line, checksum = self.config.read_text(encoding="utf-8").partition(CHECKSUM_LINE)
+        if line and checksum.strip() != files.checksum(flags):
+            raise UserError(
+                f"{self.config}: damaged, or edited after the run began (its checksum is another); restore "
+                f"it, or start a new run with --config {self.config}"
+            )
         return flags
 
     @property

@@ -149,7 +149,9 @@ class RunRecord:
     def write(self, path: Path) -> None:
         """Write the file so that a crash leaves either the old one or the new one, complete."""
         # compact where it is long (matrices, orders), one line for each key at the top level
-        lines = [f"  {json.dumps(k)}: {json.dumps(v, allow_nan=False)}" for k, v in self.to_json().items()]
+        document = self.to_json()
+        document |= {files.CHECKSUM: files.checksum(document)}
+        lines = [f"  {json.dumps(k)}: {json.dumps(v, allow_nan=False)}" for k, v in document.items()]
         files.write_text("{\n" + ",\n".join(lines) + "\n}\n", path)
 
     def to_json(self) -> dict[str, Any]:
@@ -192,6 +194,8 @@ class RunRecord:
                 f"schema_version {version!r}, known up to {SCHEMA_VERSION}: another version of this program "
                 "wrote it"
             )
+        if files.has_changed(content):
+            raise UserError("its content has changed since it was written: its checksum is another")
         config = mapping(content.get("config"), "config")
         return cls(
             config=config,

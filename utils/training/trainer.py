@@ -253,7 +253,7 @@ class Trainer(Generic[TaskT, BatchT]):
     def load(self) -> None:
         """Continue from the folder's checkpoint; a folder without one starts at the beginning."""
         path = self.folder / "checkpoint.pt"
-        if not path.exists():
+        if not (path.exists() or path.is_symlink()):  # a link that leads nowhere is a damaged checkpoint
             return
         saved = checkpoint.read(path)
         checkpoint.check_same_run(saved, self.config, self.benchmark.class_names, path)
