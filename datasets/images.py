@@ -136,9 +136,17 @@ def read_image(file: Path, resize: int | None = None) -> NDArray[np.uint8]:
     return np.asarray(rgb)
 
 
-def cache_folder(data_dir: Path) -> Path | None:
+def user_cache() -> list[Path]:
+    """The user's cache folder; none for a user without home, as a container may have."""
+    try:
+        return [Path(USER_CACHE).expanduser()]
+    except RuntimeError:
+        return []
+
+
+def cache_folder(data_dir: Path | None = None) -> Path | None:
     """`decoded/` in the data folder if that can be written, else in the user's cache, else None."""
-    for base in (data_dir, Path(USER_CACHE).expanduser()):
+    for base in ([data_dir] if data_dir else []) + user_cache():
         folder = base / "decoded"
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -59,7 +59,7 @@ def digits() -> Source:
     Cached in the user's folder: importing scikit-learn takes seconds, longer than many a run on these images.
     """
     key = f"scikit-learn {metadata.version('scikit-learn')}"
-    cache = images.cache_folder(Path(images.USER_CACHE).expanduser())
+    cache = images.cache_folder()
     return _source("digits", images.cached(cache and cache / "digits.pt", key, _split_digits))
 
 

@@ -313,3 +313,12 @@ def test_an_incomplete_tiny_imagenet(home, file, content, message):
     (root / file).unlink() if content is None else (root / file).write_text(content)
     with pytest.raises(DataError, match=message):
         sources.tinyimagenet(home)
+
+
+def test_a_user_without_home_has_no_cache_and_still_gets_the_digits(monkeypatch):
+    def no_home(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", no_home)
+    assert images.cache_folder() is None
+    assert len(sources.digits().train_y) == 1437
