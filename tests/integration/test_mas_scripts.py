@@ -298,7 +298,7 @@ def test_what_cannot_be_adapted_is_said(stopped, pictures, folder, capsys):
     cases = [
         ([str(other), str(pictures)], "--model ewc; only mas takes its importance without labels"),
         ([str(off), str(pictures)], "has no importance yet"),
-        ([str(stopped), str(empty)], "no .jpg or .png file in it"),
+        ([str(stopped), str(empty)], "no image in it or below it"),
         ([str(stopped), str(folder / "no")], "no such folder"),
         (["nowhere", str(pictures)], "no run folder of that path"),
     ]

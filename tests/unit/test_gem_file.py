@@ -245,7 +245,7 @@ def test_the_real_rotations_round_trip(tmp_path):
         (["mnist-rotation", "x.pt"], "did you mean mnist-rotations"),
         (["mnist-rotations", "x.pt", "--n_tasks", "0"], "--n_tasks 0: must be >= 1"),
         (["seq-mnist", "x.pt", "--samples_per_task", "5"], "unknown flag --samples_per_task"),
-        (["seq-digits", "nowhere/x.pt"], "nowhere"),
+        (["seq-digits", f"{__file__}/x.pt"], "test_gem_file.py is no folder"),
     ],
 )
 def test_the_script_says_what_is_wrong(tmp_path, monkeypatch, capsys, argv, message):
