@@ -145,6 +145,30 @@ def test_mas_of_a_linear_network_is_twice_output_times_input(accumulate):
     torch.testing.assert_close(found["head.bias"], 2 * y.abs().sum(0), rtol=1e-9, atol=0)
 
 
+class Scaled(nn.Module):
+    """A linear layer times a learned number, for which there is no rule."""
+
+    def __init__(self, inner: nn.Linear):
+        super().__init__()
+        self.inner, self.scale = inner, nn.Parameter(torch.tensor(1.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, D) → (N, K)."""
+        return self.scale * self.inner(x)
+
+
+def test_a_network_without_rules_takes_the_general_way():
+    net = MLP(12, (5,)).attach(SharedHead(5, 4))
+    net.layers[1] = Scaled(net.layers[1])
+    net = net.double().eval()
+    x, task_id = linear_inputs(6)
+    found = zeros(net)
+    importance.accumulate(found, net, x, task_id, log_probabilities, 2)
+    for name, value in brute_force(net, x, task_id, log_probabilities, 2).items():
+        assert value.abs().max() > 0, name
+        torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-12)
+
+
 # --- of a task ----------------------------------------------------------------------------------
 
 
