@@ -6,11 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from engram.scripts.analysis.run_set import collect
-from engram.utils import device
+from engram.utils import device, scores
 from engram.utils.config.config import MAX_NAME, resolve
 from engram.utils.errors import UserError
 from engram.utils.runs.legacy_runs import write_run_dir
@@ -116,3 +117,13 @@ def test_steps_are_counted_without_a_loop_over_epochs(flags, tmp_path):
     steps = sum(-(-method.benchmark.n_samples(task) // 4) for task in method.benchmark.tasks)
     expected = 3 * flags["n_iters"] if "n_iters" in flags else flags["n_epochs"] * steps
     assert Trainer(config, method, tmp_path)._count_steps() == expected
+
+
+@pytest.mark.parametrize("n", [10**12, 2 * 10**9])
+def test_a_bare_vector_whose_header_promises_more_than_there_is(n, tmp_path):
+    path = tmp_path / "scores.npy"
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": (n,)})
+        file.write(bytes(80))
+    with pytest.raises(UserError, match=r"scores\.npy: cannot be read"):
+        scores.load(path)
