@@ -20,6 +20,7 @@ from engram.utils import seeding
 from engram.utils.device import one_thread
 from engram.utils.errors import UserError
 from engram.utils.scores import order_hash
+from engram.utils.transfer import send
 
 # Images augmented in one call, in bytes of float32: large enough to spread the cost of a call over
 # many small batches, small enough to stay in a CPU's cache.
@@ -258,7 +259,7 @@ def in_blocks(samples: Samples, order: Tensor, size: int) -> Iterator[tuple[Tens
     Images on disk are prefetched, by threads that end with the iterator.
     """
     images, *others = samples
-    blocks = order.to(samples.y.device).split(size)
+    blocks = send(order, samples.y.device).split(size)
     if isinstance(images, LazyImages):
         read = prefetched(images, order.split(size))
         return (

@@ -28,6 +28,7 @@ from engram.models.parts.teacher import CHUNK
 from engram.utils import seeding
 from engram.utils.config.options import option
 from engram.utils.errors import UserError
+from engram.utils.transfer import send
 
 BATCH, RATE = 128, 1e-3  # of the autoencoder's training
 
@@ -104,7 +105,7 @@ class EBLL(lwf.LwF):
         parameters = [*encoder.parameters(), *decoder.parameters()]
         optimizer = torch.optim.Adam(parameters, lr=RATE)
         for _ in range(self.options.ebll_epochs):
-            order = torch.randperm(len(features), generator=self.draws).to(self.device)
+            order = send(torch.randperm(len(features), generator=self.draws), self.device)
             for rows in order.split(BATCH):
                 F_, y, task_id = features[rows], samples.y[rows], samples.task_id[rows]
                 rebuilt = decoder(encoder(F_).sigmoid())

@@ -22,6 +22,7 @@ from engram.datasets.benchmark import Batch
 from engram.models.method import Setup
 from engram.models.rehearsal import RehearsalMethod, ReplayOptions
 from engram.utils.config.options import option
+from engram.utils.transfer import send
 
 BASE_TEMPERATURE = 0.07
 
@@ -74,7 +75,7 @@ class ERAML(RehearsalMethod):
         negative = ~same & same.any(1, keepdim=True)  # of a label that the batch has
         masks = torch.cat((positive, negative), 1)
         count = masks.cumsum(0)
-        chance = torch.rand(2 * n, generator=self.draws).to(pool.device)
+        chance = send(torch.rand(2 * n, generator=self.draws), pool.device)
         rows = (count > (chance * count[-1]).floor()).to(torch.uint8).argmax(0)
         return rows, (count[-1] > 0).view(2, n).all(0)
 

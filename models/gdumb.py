@@ -26,6 +26,7 @@ from engram.models.parts.teacher import frozen_copy
 from engram.models.rehearsal import RehearsalMethod, ReplayOptions
 from engram.utils.buffers.reservoir import Buffer
 from engram.utils.config.options import option
+from engram.utils.transfer import send
 
 MOMENTUM, WEIGHT_DECAY, CLIP = 0.9, 1e-6, 10.0
 
@@ -59,8 +60,7 @@ class GreedyBuffer(Buffer):
             }
         slots = [self._slot(label) for label in fields["y"].tolist()]
         row_of = {slot: row for row, slot in enumerate(slots) if slot is not None}  # the last of a slot wins
-        rows = torch.tensor(list(row_of.values()), dtype=torch.long, device=self.device)
-        written = torch.tensor(list(row_of), dtype=torch.long, device=self.device)
+        rows, written = send([list(row_of.values()), list(row_of)], self.device, torch.long)
         self.replace(
             written, **{name: values.detach().index_select(0, rows) for name, values in fields.items()}
         )
@@ -120,7 +120,9 @@ class GDumb(RehearsalMethod):
         for epoch in range(self.options.fitting_epochs):
             learner.param_groups[0]["lr"] = rate(epoch, self.options.maxlr, self.options.minlr)
             for rows in torch.randperm(n, generator=self.draws).split(self.n_replayed):
-                drawn = {name: field.index_select(0, rows.to(self.device)) for name, field in stored.items()}
+                drawn = {
+                    name: field.index_select(0, send(rows, self.device)) for name, field in stored.items()
+                }
                 learner.zero_grad()
                 self.mixed_loss(*self.augmented(drawn)).backward()
                 torch.nn.utils.clip_grad_norm_(self.net.parameters(), CLIP)
@@ -156,7 +158,7 @@ def cutmix(x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Te
     for length, middle in zip((height, width), centre, strict=True):
         half, middle = int(length * side) // 2, int(length * middle)
         box.append(slice(max(0, middle - half), min(length, middle + half)))
-    order = torch.randperm(len(x), generator=generator).to(x.device)
+    order = send(torch.randperm(len(x), generator=generator), x.device)
     mixed = x.clone()
     mixed[:, :, box[0], box[1]] = x[order][:, :, box[0], box[1]]
     area = (box[0].stop - box[0].start) * (box[1].stop - box[1].start)

@@ -28,6 +28,7 @@ from engram.models.method import Setup
 from engram.models.parts.inference import evaluating
 from engram.models.rehearsal import ReplayOptions, TaskRingMethod
 from engram.utils.config.options import option
+from engram.utils.transfer import send
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class HAL(TaskRingMethod):
         """θM: a copy of the network after one epoch of SGD on the memory."""
         tuned, train = copy.deepcopy(self.net), self.setup.train
         stored = self.buffer.stored()
-        order = torch.randperm(len(self.buffer), generator=self.draws).to(self.device)
+        order = send(torch.randperm(len(self.buffer), generator=self.draws), self.device)
         parameters = [p for p in tuned.parameters() if p.requires_grad]
         optimizer = torch.optim.SGD(parameters, lr=train.lr)
         for rows in order.split(train.batch_size):

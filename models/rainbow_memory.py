@@ -24,6 +24,7 @@ from engram.datasets.benchmark import Task
 from engram.models.method import Setup
 from engram.models.parts.exemplars import ExemplarReplay
 from engram.models.rehearsal import ReplayOptions
+from engram.utils.transfer import send
 
 CUTOUTS, ROTATIONS, SOLARISATIONS = (0.25, 0.5, 0.75, 1.0), (45, 90), (128, 64, 32)
 
@@ -77,7 +78,7 @@ def perturbed(raw: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
     for share in CUTOUTS:
         yield cutout(raw, share, generator)
     for axis in (-1, -2):
-        flipped = (torch.rand(len(raw), generator=generator) < 0.5).to(raw.device)
+        flipped = send(torch.rand(len(raw), generator=generator) < 0.5, raw.device)
         yield torch.where(flipped.view(-1, 1, 1, 1), raw.flip(axis), raw)
     for degrees in ROTATIONS:
         yield rotated(raw, degrees, generator)
@@ -94,13 +95,13 @@ def cutout(raw: Tensor, share: float, generator: torch.Generator) -> Tensor:
         centre = torch.randint(size, (len(raw), 1), generator=generator)
         near.append((torch.arange(size) - centre >= -half) & (torch.arange(size) - centre < half))
     box = (near[0].unsqueeze(2) & near[1].unsqueeze(1)).unsqueeze(1)
-    return raw.masked_fill(box.to(raw.device), 0)
+    return raw.masked_fill(send(box, raw.device), 0)
 
 
 def rotated(raw: Tensor, degrees: float, generator: torch.Generator) -> Tensor:
     """Each image turned by its own angle, uniform in ±degrees; nearest pixels, black corners."""
     angle = (2 * torch.rand(len(raw), generator=generator) - 1) * math.radians(degrees)
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
-    matrix = torch.stack((cos, -sin, zero, sin, cos, zero), 1).view(-1, 2, 3).to(raw.device)
+    matrix = send(torch.stack((cos, -sin, zero, sin, cos, zero), 1).view(-1, 2, 3), raw.device)
     grid = F.affine_grid(matrix, list(raw.shape), align_corners=False)
     return F.grid_sample(raw.float(), grid, "nearest", align_corners=False).to(torch.uint8)

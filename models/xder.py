@@ -26,6 +26,7 @@ from engram.models import derpp
 from engram.models.method import Setup
 from engram.models.parts.exemplars import ExemplarMethod, at_random
 from engram.utils.config.options import option
+from engram.utils.transfer import send
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class XDER(ExemplarMethod):
     def rectify_some(self, slots: Tensor, sample: dict[str, Tensor], now: Tensor, first: int) -> None:
         """In a step: rectify a replayed sample with probability 1/n at its n-th replay in the task."""
         times = sample["replays"] + 1
-        heads = torch.rand(len(slots), generator=self.draws).to(self.device) * times < 1
+        heads = send(torch.rand(len(slots), generator=self.draws), self.device) * times < 1
         new = rectified(sample["logits"], now, sample["y"], slice(first, None), self.options.gamma)
         chosen = torch.where(heads.unsqueeze(1), new, sample["logits"])
         self.buffer.replace(slots, logits=chosen, replays=times)

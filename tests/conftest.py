@@ -4,6 +4,7 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,37 @@ from tests.waiting import LIMIT
 
 ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(1)
+DEVICE = ["cpu"]  # where the tests of methods train: --device
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`pytest tests/contract --device cuda` trains the methods there; `pretended` needs no CUDA device."""
+    parser.addoption("--device", default="cpu", choices=("cpu", "cuda", "pretended"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Remember where the methods train."""
+    DEVICE[0] = "cpu" if config.getoption("--device") == "cpu" else "cuda"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `gpu` need a CUDA device."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def pretended_device(request: pytest.FixtureRequest) -> Iterator[None]:
+    """With `--device pretended` CPU tensors claim to be on CUDA (tests/pretended_device.py)."""
+    if request.config.getoption("--device") != "pretended":
+        yield
+        return
+    from tests.pretended_device import PretendedDevice
+
+    with PretendedDevice():
+        yield
 
 
 def synthetic_source(n_classes: int = 6, per_class: int = 20, size: int = 6) -> Source:
@@ -40,7 +72,14 @@ def synthetic_source(n_classes: int = 6, per_class: int = 20, size: int = 6) -> 
 
 def tiny_config(model: str = "sgd", **flags) -> Config:
     """A resolved configuration for the tiny benchmark: 3 tasks, batches of 4, a small MLP."""
-    base = {"n_tasks": 3, "batch_size": 4, "n_epochs": 1, "lr": 0.05, "disable_log": True}
+    base = {
+        "n_tasks": 3,
+        "batch_size": 4,
+        "n_epochs": 1,
+        "lr": 0.05,
+        "disable_log": True,
+        "device": DEVICE[0],
+    }
     if flags.get("backbone", "mlp") == "mlp":
         base["hidden_sizes"] = (8,)
     return resolve([("test", {"model": model, **base, **flags})])
@@ -49,11 +88,12 @@ def tiny_config(model: str = "sgd", **flags) -> Config:
 def tiny_benchmark(config: Config, scenario: str = "class-il"):
     """The tiny stream in a scenario; domains are fixed pixel permutations."""
     source, augment = synthetic_source(), Augment(crop_padding=1, flip=True)
+    device = config.run.device
     if scenario != "domain-il":
-        return class_incremental("tiny", source, augment, config, "cpu")
+        return class_incremental("tiny", source, augment, config, device)
     orders = [np.random.RandomState(i).permutation(36) for i in range(config.stream.n_tasks)]
     transforms = [lambda raw, order=o: raw.flatten(1)[:, order].view_as(raw) for o in orders]
-    return domain_incremental("tiny", source, augment, transforms, config, "cpu")
+    return domain_incremental("tiny", source, augment, transforms, config, device)
 
 
 def tiny_method(model: str, scenario: str = "class-il", **flags) -> tuple[Method, Config]:

@@ -15,6 +15,7 @@ from engram.backbones.backbone import Backbone
 from engram.datasets.benchmark import Task
 from engram.models.method import Setup
 from engram.models.parts.exemplars import ExemplarReplay
+from engram.utils.transfer import send
 
 RIDGE = 1e-3
 INNER, NEUMANN, SMOOTHING = 5, 3, 1e-3  # BCSR: steps on θ for each on w; terms of the series; of top-k
@@ -83,7 +84,7 @@ def bilevel_weights(
     for _ in range(steps):
         theta = descend(x, y, w, theta, INNER, lr)
         slope = hypergradient(x, y, w, theta, lr, NEUMANN)
-        z = torch.randn(n, generator=noise, dtype=x.dtype).to(x.device)
+        z = send(torch.randn(n, generator=noise, dtype=x.dtype), x.device)
         largest = (w + SMOOTHING * z / n).topk(min(k, n)).indices
         slope = slope - slope.mean()  # the simplex undoes a shift; so a step stays small
         slope.index_add_(0, largest, slope.new_full((len(largest),), -beta))
@@ -103,7 +104,7 @@ def inclusion_probabilities(
     s = torch.full((n,), min(1.0, k / n), dtype=x.dtype, device=x.device)
     usual, spread = None, 0.0
     for _ in range(steps):
-        m = torch.rand(n, generator=chance, dtype=x.dtype).to(x.device) < s
+        m = send(torch.rand(n, generator=chance, dtype=x.dtype), x.device) < s
         weights = m.to(x.dtype) / m.sum().clamp_min(1)
         theta = torch.zeros(x.shape[1], classes, dtype=x.dtype, device=x.device)
         theta = descend(x[m], y[m], weights[m], theta, SUBSET_STEPS, lr)

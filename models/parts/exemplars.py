@@ -15,6 +15,7 @@ from engram.models.rehearsal import RehearsalMethod, ReplayOptions
 from engram.utils.buffers import selection
 from engram.utils.buffers.exemplar_memory import Choice, ExemplarMemory
 from engram.utils.config.options import option
+from engram.utils.transfer import send
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def nearest_mean(features: Tensor, means: Tensor) -> Tensor:
 
 def at_random(generator: torch.Generator) -> Choice:
     """A choice that takes any k, uniformly; drawn on the host."""
-    return lambda rows, k: rows[torch.randperm(len(rows), generator=generator)[:k].to(rows.device)]
+    return lambda rows, k: rows[send(torch.randperm(len(rows), generator=generator)[:k], rows.device)]
 
 
 class ExemplarMethod(RehearsalMethod):

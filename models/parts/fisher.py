@@ -22,6 +22,7 @@ from engram.datasets.benchmark import Benchmark, Samples, Task
 from engram.models.parts import importance
 from engram.models.parts.inference import allowed_classes, evaluating
 from engram.models.parts.inner_steps import gradient, split
+from engram.utils.transfer import send
 
 KINDS = ("all", "sampled", "argmax", "true", "batched")
 CHUNK = 1000  # images per forward pass when labels are drawn or predicted
@@ -77,7 +78,7 @@ def sample_labels(
     net: nn.Module, benchmark: Benchmark, task: Task, samples: Samples, draws: torch.Generator
 ) -> Tensor:
     """(N,) one label per sample from the network's probabilities, drawn on the host, as a column."""
-    chances = torch.rand(len(samples.y), generator=draws, dtype=torch.float64).to(samples.y.device)
+    chances = send(torch.rand(len(samples.y), generator=draws, dtype=torch.float64), samples.y.device)
     labels = []
     for logits, chance in zip(
         allowed_logits(net, benchmark, task, samples), chances.split(CHUNK), strict=True

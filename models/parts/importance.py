@@ -22,6 +22,7 @@ from engram.models.parts.inference import allowed_classes, evaluating
 from engram.utils import distributed
 from engram.utils.buffers.reservoir import distinct
 from engram.utils.config.options import OptionSet, option
+from engram.utils.transfer import send
 
 # (N, C) logits, and what else is given of each sample → quantities (N, K) and their weights (N, K).
 Quantities = Callable[..., tuple[Tensor, Tensor]]
@@ -51,7 +52,7 @@ def subset(samples: Samples, n: int, generator: torch.Generator) -> Samples:
     """`n` distinct samples, uniformly; all of them, and nothing drawn, for n = 0 or n ≥ their number."""
     if not n or n >= len(samples.y):
         return samples
-    rows = distinct(len(samples.y), n, generator).to(samples.y.device)
+    rows = send(distinct(len(samples.y), n, generator), samples.y.device)
     return Samples(*(field[rows] for field in samples))
 
 

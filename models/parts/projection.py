@@ -6,6 +6,8 @@ from scipy.linalg import solve_triangular
 from scipy.optimize import nnls
 from torch import Tensor
 
+from engram.utils.transfer import send
+
 BLOCK = 2**20  # columns of G that are in float64 at a time: 8 MB per past task
 
 
@@ -29,17 +31,19 @@ def solve_dual(gram: np.ndarray, dots: np.ndarray, margin: float, eps: float) ->
 def project(g: Tensor, past: Tensor, margin: float, eps: float) -> Tensor | None:
     """The vector g + Gᵀv nearest to g (up to margin and eps) with ⟨g_k, g + Gᵀv⟩ ≥ 0 for all k.
 
-    g: (P,). past: G, (T, P). None when no constraint is violated. That flag is read from the device,
-    as is the (T, T) Gram matrix when there is something to solve; the solution goes back.
+    g: (P,). past: G, (T, P). None when no constraint is violated. All that the decision and the solution
+    need is read from the device at once, (T, T + 2) numbers; the solution goes back.
     """
-    if not (past @ g < 0).any():
-        return None
     # in float64: rounded to float32, the Gram matrix of near-parallel gradients is not positive definite
-    gram, dots = (products(past, other).cpu().numpy() for other in (past, g.unsqueeze(0)))
+    gram_and_dots = [products(past, other) for other in (past, g.unsqueeze(0))]
+    numbers = torch.cat([*gram_and_dots, (past @ g).double().unsqueeze(1)], 1).cpu().numpy()
+    gram, dots, dots_as_trained = numbers[:, :-2], numbers[:, -2], numbers[:, -1]
+    if not (dots_as_trained < 0).any():
+        return None
     if not (np.isfinite(gram).all() and np.isfinite(dots).all()):  # a diverged network: the trainer says so
         return None
-    v = solve_dual(gram, dots[:, 0], margin, eps)
-    return g + past.T @ torch.from_numpy(v).to(past)
+    v = solve_dual(gram, dots, margin, eps)
+    return g + past.T @ send(torch.from_numpy(v), past.device, past.dtype)
 
 
 def products(a: Tensor, b: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from engram.utils.buffers import selection
 from engram.utils.buffers.memory import MemorySetup, State
 from engram.utils.buffers.reservoir import Buffer
 from engram.utils.errors import UserError
+from engram.utils.transfer import send
 
 # (rows of a group's candidates (n,), k) → at most k of them, the best first.
 Choice = Callable[[Tensor, int], Tensor]
@@ -83,7 +84,7 @@ class ExemplarMemory(Buffer):
         turn, n = self.n_shares % n_steps, len(self)
         if turn == 0:
             self.order = torch.randperm(n, generator=self.generator)
-        rows = self.order[turn * n // n_steps : (turn + 1) * n // n_steps].to(self.device)
+        rows = send(self.order[turn * n // n_steps : (turn + 1) * n // n_steps], self.device)
         self.n_shares += 1
         return self.at(rows)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from engram.utils.buffers.memory import State, n_rows
+from engram.utils.transfer import send
 
 
 class Buffer:
@@ -60,9 +61,8 @@ class Buffer:
     def _write(self, rows: list[int], slots: list[int], fields: dict[str, Tensor]) -> None:
         """Copy rows of the fields into slots of the buffer; a full reservoir often takes none."""
         if rows:
-            self._copy(
-                torch.tensor(rows, device=self.device), torch.tensor(slots, device=self.device), fields
-            )
+            chosen = send([rows, slots], self.device)
+            self._copy(chosen[0], chosen[1], fields)
 
     def _copy(self, rows: Tensor, slots: Tensor, fields: dict[str, Tensor]) -> None:
         """Copy rows (k,) of the fields into slots (k,), both index tensors on the device."""
@@ -89,7 +89,7 @@ class Buffer:
 
     def slots(self, n: int) -> Tensor:
         """(min(n, len(self)),) distinct slots in use, uniformly."""
-        return distinct(len(self), min(n, len(self)), self.generator).to(self.device)
+        return send(distinct(len(self), min(n, len(self)), self.generator), self.device)
 
     def slots_of_task(self, task: int, n: int) -> Tensor:
         """(n,) slots of one task, distinct while there are enough of them; it must have one."""
@@ -109,7 +109,7 @@ class Buffer:
 
     def sample_with_replacement(self, n: int) -> dict[str, Tensor]:
         """`n` independent uniform draws, so possibly repeated; each field (n, ...). Not when empty."""
-        return self.at(torch.randint(len(self), (n,), generator=self.generator).to(self.device))
+        return self.at(send(torch.randint(len(self), (n,), generator=self.generator), self.device))
 
     def stored(self) -> dict[str, Tensor]:
         """Views of everything in the buffer, in slot order."""
@@ -191,7 +191,7 @@ def rows_where(mask: Tensor, n: int, generator: torch.Generator) -> Tensor:
     Random keys rank the positions, so that nothing is read from the device, not even whether the mask is True
     anywhere. If it is True nowhere, the result is one arbitrary position n times: a valid index, no choice.
     """
-    keys = torch.rand(len(mask), generator=generator).to(mask.device)
+    keys = send(torch.rand(len(mask), generator=generator), mask.device)
     n_ranked = min(n, len(mask))
     ranked = keys.masked_fill(~mask, 2.0).topk(n_ranked, largest=False).indices
     turn = torch.arange(n, device=mask.device) % mask.sum().clamp_min(1)

@@ -6,6 +6,7 @@ from torch import Tensor
 from engram.utils.buffers.memory import State, n_rows
 from engram.utils.buffers.reservoir import distinct, rows_where
 from engram.utils.buffers.selection import class_counts
+from engram.utils.transfer import send
 
 
 class RingMemory:
@@ -51,7 +52,7 @@ class RingMemory:
         """At most `n` distinct samples of some tasks (default: all), uniformly; each field (n, ...)."""
         tasks = self.tasks() if tasks is None else tasks
         slots = torch.cat([torch.arange(self.count(task)) + task * self.per_task for task in tasks])
-        slots = slots[distinct(len(slots), min(n, len(slots)), self.generator)].to(self.device)
+        slots = send(slots[distinct(len(slots), min(n, len(slots)), self.generator)], self.device)
         return {name: values.index_select(0, slots) for name, values in self.fields.items()}
 
     def sample_by_task(self, task: int, n: int) -> dict[str, Tensor]:

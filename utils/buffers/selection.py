@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engram.utils.buffers.reservoir import distinct
+from engram.utils.transfer import send
 
 # Shares of the ranking that the cautious policies leave out at either end, and of the highest in a mix.
 SKIPPED = 0.1
@@ -78,7 +79,7 @@ def class_balanced(
 
 def random(y: Tensor, k: int, generator: torch.Generator) -> Tensor:
     """`k` distinct positions of (N,), uniformly."""
-    return distinct(len(y), min(k, len(y)), generator).to(y.device)
+    return send(distinct(len(y), min(k, len(y)), generator), y.device)
 
 
 # --- by features --------------------------------------------------------------------------------
@@ -145,7 +146,7 @@ def grasp(features: Tensor, y: Tensor, n: int, generator: torch.Generator) -> Te
     position = torch.zeros_like(table, dtype=torch.long)
     position[group[order], column] = order
     rounds = -(-n // len(classes))
-    chances = torch.rand(rounds, len(classes), generator=generator, dtype=torch.float64).to(y.device)
+    chances = send(torch.rand(rounds, len(classes), generator=generator, dtype=torch.float64), y.device)
     drawn = []
     for chance in chances:
         total = (1 / (table + 1e-7)).cumsum(1)
@@ -207,10 +208,10 @@ def gss_greedy(held: Tensor, offered: Tensor, generator: torch.Generator) -> tup
     samples of a batch can enter).
     """
     b = min(len(offered), len(held))
-    keys = torch.rand(len(held), generator=generator, dtype=torch.float64).to(held.device)
+    keys = send(torch.rand(len(held), generator=generator, dtype=torch.float64), held.device)
     # log u / C, u uniform: its largest are a draw without replacement ∝ C (Efraimidis & Spirakis 2006)
     slots = (keys.log() / held.double().clamp_min(1e-12)).topk(b).indices
-    coins = torch.rand(b, generator=generator).to(held.device)
+    coins = send(torch.rand(b, generator=generator), held.device)
     old, new = held[slots], offered[:b]
     return slots, (new < 1) & (coins < old / (old + new).clamp_min(1e-12))
 

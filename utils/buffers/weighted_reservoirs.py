@@ -10,6 +10,7 @@ from torch import Tensor
 
 from engram.utils.buffers import selection
 from engram.utils.buffers.reservoir import Buffer
+from engram.utils.transfer import send
 
 
 class EvictingBuffer(Buffer):
@@ -31,9 +32,9 @@ class EvictingBuffer(Buffer):
         free = max(0, self.size - self.n_seen)  # these many rows enter without an eviction
         rows, slots = self._assign_slots(len(fields["y"]))
         self._write(rows[:free], slots[:free], fields)
-        entering = torch.tensor(rows[free:], dtype=torch.long, device=self.device)
-        if len(entering):
-            chances = torch.rand(len(entering), generator=self.generator).to(self.device)
+        if len(rows) > free:
+            entering = send(rows[free:], self.device)
+            chances = send(torch.rand(len(entering), generator=self.generator), self.device)
             victims = self._evict(entering, chances, fields)
             self._copy(last_entry(victims, entering), victims, fields)
 
