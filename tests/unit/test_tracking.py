@@ -1,5 +1,6 @@
 import logging
 import math
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -286,3 +287,16 @@ def test_silence_is_temporary():
     with mlflow_store.quiet():
         assert not logging.getLogger("mlflow.store").isEnabledFor(logging.CRITICAL)
     assert logging.getLogger("mlflow").level == logging.INFO
+
+
+def test_a_user_without_home_gets_one_for_mlflow(monkeypatch):
+    def home():
+        if "HOME" not in os.environ:
+            raise RuntimeError("Could not determine home directory.")
+        return Path(os.environ["HOME"])
+
+    monkeypatch.setenv("HOME", "before")  # undone afterwards
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(Path, "home", home)
+    mlflow_store.import_mlflow("sqlite:///m.db")
+    assert Path(os.environ["HOME"]).is_dir()

@@ -5,6 +5,7 @@ import hashlib
 import logging
 import os
 import re
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -83,6 +84,10 @@ def import_mlflow(uri: str) -> tuple[type[Exception], ...]:
     """Import what logging needs, outside any lock; returns the errors by which a store can fail."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    try:
+        Path.home()
+    except RuntimeError:  # a user without home; MLflow asks for one when it is imported
+        os.environ["HOME"] = tempfile.gettempdir()
     try:
         import mlflow.tracking
         from alembic.util import CommandError
