@@ -12,7 +12,7 @@ from engram.backbones.backbone import build_network, load_weights
 from engram.datasets.benchmark import Benchmark
 from engram.models.method import Method, Setup, check_parallel, check_scenario
 from engram.models.parts.single_samples import refuse_last_batch_of_one
-from engram.utils import checkpoint, distributed, scores
+from engram.utils import checkpoint, distributed, precision, scores
 from engram.utils import device as devices
 from engram.utils.config import registry
 from engram.utils.config.config import Config
@@ -26,7 +26,7 @@ CreateProxy = Callable[..., object]
 def build_method(config: Config, device: torch.device, create_proxy: CreateProxy) -> Method:
     """The method on its network, ready to learn its benchmark; its `setup.benchmark` holds that."""
     devices.set_threads(config.run.num_threads, config.run.backbone)
-    devices.set_precision(config.run.precision)
+    precision.configure(precision.resolve(config.run.precision, device))
     method_class = registry.plugin_class(registry.load("models", config.run.model), Method)
     check_parallel(method_class, config.run.model)
     benchmark = build_benchmark(config, device)

@@ -1,4 +1,4 @@
-"""Device: which one a run uses, how many CPU threads, and the precision of matrix products."""
+"""Device: which one a run uses, its memory, and how many CPU threads."""
 
 import os
 import re
@@ -67,9 +67,3 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(n)
-
-
-def set_precision(precision: str) -> None:
-    """Let float32 matrix products use TF32 units if `precision` is tf32; otherwise they are full float32."""
-    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-    torch.backends.cudnn.allow_tf32 = precision == "tf32"

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engram.utils.config.config import OPERATIONAL, up_to_date
+from engram.utils.config.config import OPERATIONAL
 from engram.utils.config.run_key import NAMES
 from engram.utils.errors import UserError
 from engram.utils.runs.run_record import FILE_NAME, RunRecord, read_all
@@ -165,7 +165,7 @@ def _read(folders: Sequence[Path]) -> list[StoredRecord]:
     paths = (path for folder in folders for path in sorted(folder.rglob(FILE_NAME)))
     # not MLflow's copy of a run that lies elsewhere
     for path, record in read_all(path for path in paths if path.parent.name != "artifacts"):
-        config = up_to_date(record.config) if record.imported_run is None else _imported_config(record)
+        config = record.current_flags() if record.imported_run is None else _imported_config(record)
         values = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
         more = {"config": config, "folder": path.parent, "written": record.ended or path.stat().st_mtime}
         records.append(StoredRecord(**values | more))

@@ -25,6 +25,7 @@ from engram.models.method import Method
 from engram.scripts.bench.buffer import CIFAR
 from engram.scripts.bench.timing import Figure, alternate, random_source, wait_for
 from engram.utils import device as devices
+from engram.utils import precision
 from engram.utils.config import registry
 from engram.utils.config.config import resolve
 from engram.utils.training.optimizers import build_optimizer
@@ -116,7 +117,7 @@ def bare_steps(stream: Stream, case: Case, batches: Iterable[tuple[Tensor, Tenso
     started = time.perf_counter()
     for x, y in batches:
         optimizer.zero_grad()
-        with stream.trainer._precision():
+        with precision.autocast(stream.trainer.precision, stream.device):
             for n in case.forward:
                 with torch.no_grad():
                     net(x[: n * size])

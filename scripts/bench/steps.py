@@ -26,6 +26,7 @@ from engram.scripts.bench.data import pil_loader
 from engram.scripts.bench.methods import METHODS, Case, Stream, bare_epoch, bare_steps
 from engram.scripts.bench.timing import Figure, alternate, random_source, wait_for
 from engram.utils import device as devices
+from engram.utils import precision
 from engram.utils.training.evaluation import accuracies
 
 AGAINST = ("bare", "loader", "plain")
@@ -186,7 +187,7 @@ def steps(settings: Settings) -> list[Figure]:
     """Two figures and one for each other side, for every method."""
     device = devices.choose(settings.device)
     torch.set_num_threads(1 if settings.backbone == "mlp" else os.cpu_count())
-    devices.set_precision(settings.precision)
+    precision.configure(settings.precision)
     peak, figures = peak_flops(device, settings.precision), []
     for model in settings.models:
         per_step = flops(settings.stream(model, compiled=False))

@@ -104,6 +104,7 @@ def test_params_tags_name_and_status(logged):
     assert set(results["config"]) <= set(run.data.params)
     tags = run.data.tags
     assert tags["model"] == "er" and tags["seed"] == "0" and tags["device"].startswith("cpu")
+    assert tags["precision"] == results["precision"] == "fp32" and run.data.params["precision"] == "auto"
     assert {"host", "python", "torch"} <= set(tags)
     assert run.info.run_name == "er by name" and run.info.status == "FINISHED"
     assert f"{100 * results['class_il']['average_accuracy']:.1f}" in tags["mlflow.note.content"]

@@ -18,6 +18,7 @@ R = np.array([[0.5, NAN], [1 / 3, 1.0]])
 KEYS = [
     "schema_version", "config", "seed", "status", "scenario", "evaluated_on", "class_il", "task_il", "fwt",
     "b", "curve", "memory", "groups", "seconds", "images_per_second", "peak_memory_bytes", "device",
+    "precision",
     "versions", "git_commit", "class_order", "transforms",
 ]  # fmt: skip
 
@@ -37,6 +38,7 @@ def record(**more) -> RunRecord:
         "images_per_second": 12.5,
         "peak_memory_bytes": 10**12,
         "device": "cpu (x86_64, 2 threads)",
+        "precision": "fp32",
         "versions": {"torch": "2.11"},
         "git_commit": "abc",
         "class_order": [1, 0],

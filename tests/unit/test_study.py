@@ -11,6 +11,7 @@ from engram.utils.config.cli import parse
 from engram.utils.config.run_key import command_line_of, run_key
 from engram.utils.errors import UserError
 from engram.utils.metrics.measurements import VIEWS
+from engram.utils.runs.resume import open_or_create
 from engram.utils.runs.run_record import RunRecord, Seconds, ViewResult
 from engram.utils.sweeps.run_index import RunIndex, path_of_new_run
 from engram.utils.sweeps.sweep import Sweep, duration, preload, reason
@@ -127,12 +128,13 @@ def test_bad_study_files(text, message, tmp_path):
 
 
 def fake_run(
-    folder, flags: dict, status: str = "finished", seconds: float = 10.0, tracking: str = ""
+    folder, flags: dict, status: str = "finished", seconds: float = 10.0, tracking: str = "", **fields: str
 ) -> None:
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(flags))
     views = {view: ViewResult(np.array([[0.5]]), {}) for view in VIEWS}
-    RunRecord(flags, status, views, seconds=Seconds(total=seconds)).write(folder / "results.json")
+    record = RunRecord(flags, status, views, seconds=Seconds(total=seconds), **fields)
+    record.write(folder / "results.json")
     if tracking:
         (folder / "mlflow_run").write_text(tracking)
 
@@ -158,6 +160,54 @@ def test_the_index_finds_runs_by_configuration_not_by_name(study, tmp_path):
     assert [run.config.run.seed for run in sweep.open] == [2, 3], "begun ones first"
     assert sweep.paths[study[2].key].name == "half"
     assert sweep.paths[study[3].key] == path_of_new_run(study[3])
+
+
+CPU, CUDA = "cpu (x86_64, 2 threads)", "cuda:0 (NVIDIA H100)"
+
+
+@pytest.mark.parametrize(
+    ("flag", "used", "device", "answers"),
+    [
+        ("fp32", None, CPU, "auto fp32"),  # of before `auto`, when fp32 was the default
+        ("fp32", None, CUDA, "auto fp32"),
+        ("bf16", None, CPU, "bf16"),
+        ("auto", "fp32", CPU, "auto fp32"),
+        ("auto", "tf32", CUDA, "auto tf32"),
+        ("fp32", "fp32", CPU, "auto fp32"),
+        ("fp32", "fp32", CUDA, "fp32"),  # asked for beside auto's tf32
+        ("tf32", "tf32", CUDA, "auto tf32"),
+        ("bf16", "bf16", CPU, "bf16"),
+        ("auto", "fp32, tf32", "cpu, cuda:0", "auto"),  # begun on one device, finished on another
+    ],
+)
+def test_a_finished_run_answers_every_request_for_what_it_computed(
+    study, tmp_path, flag, used, device, answers
+):
+    flags, fields = study[0].config.flat(), {"device": device, "precision": used}
+    fake_run(tmp_path / "seq-digits" / "er" / "a", flags | {"precision": flag}, **fields)
+    index = RunIndex({str(tmp_path)})
+    finished = [p for p in ("auto", "bf16", "fp32", "tf32") if index.find(run_key(flags | {"precision": p}))]
+    assert finished == answers.split()
+
+
+def test_a_begun_run_is_continued_in_the_precision_of_before_auto_and_else_by_its_own_name(study, tmp_path):
+    flags = [run.config.flat() | {"precision": "fp32"} for run in study]
+    fake_run(tmp_path / "seq-digits" / "er" / "old", flags[0], "running", device=CUDA)
+    fake_run(tmp_path / "seq-digits" / "er" / "new", flags[1], "running", device=CPU, precision="fp32")
+    sweep = Sweep(study, RunIndex({str(tmp_path)}))
+    assert [sweep.state(run) for run in study[:2]] == ["begun", "new"]
+    config, _ = open_or_create(sweep.paths[study[0].key], study[0].config.flat())
+    assert config.run.precision == "fp32", "auto would be tf32 on the device that it was begun on"
+
+
+def test_of_runs_that_answer_a_request_the_one_that_was_asked_for_so_counts(study, tmp_path):
+    flags, computed = study[0].config.flat(), {"device": CPU, "precision": "fp32"}
+    fake_run(tmp_path / "seq-digits" / "er" / "b", flags, **computed)
+    fake_run(tmp_path / "seq-digits" / "er" / "c", flags | {"precision": "fp32"}, **computed)
+    fake_run(tmp_path / "seq-digits" / "er" / "a", flags | {"precision": "fp32"}, **computed)
+    index = RunIndex({str(tmp_path)})
+    assert index.find(study[0].key).run_dir.path.name == "b"
+    assert index.find(run_key(flags | {"precision": "fp32"})).run_dir.path.name in "ac"
 
 
 def test_a_run_that_mlflow_has_not_heard_to_the_end_is_not_finished(study, tmp_path):

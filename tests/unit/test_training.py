@@ -121,13 +121,13 @@ def origin_is(monkeypatch, commit: str, device: str, peak: int) -> None:
 def test_a_run_comes_from_all_processes_that_took_its_steps(folder, monkeypatch):
     def told(trainer):
         found = record_of(trainer.results, "finished", trainer.config.flat(), trainer.benchmark)
-        return [found.git_commit, found.device, found.peak_memory_bytes, found.versions]
+        return [found.git_commit, found.device, found.peak_memory_bytes, found.versions, found.precision]
 
     flags = {"checkpoint_every": 0.0}
     for commit, device, peak, die_at in (("aa", "cpu", 7, 5), ("bb", "cuda", 5, 13), ("aa", "cpu", 3, None)):
         origin_is(monkeypatch, commit, device, peak)
         trainer = gone_on(folder, die_at=die_at, **flags)
-    expected = ["aa, bb", "cpu, cuda", 7, {"torch": "2.aa, 2.bb"}]
+    expected = ["aa, bb", "cpu, cuda", 7, {"torch": "2.aa, 2.bb"}, "fp32"]
     assert told(trainer) == expected
     origin_is(monkeypatch, "later", "elsewhere", 99)
     assert told(gone_on(folder, **flags)) == expected, "of a finished run no step is left to take"

@@ -30,8 +30,9 @@ class RunOptions(OptionSet):
     seed: int = option(0, "every random stream of the run derives from it", ge=0, lt=SEEDS)
     device: str = option("auto", "auto (CUDA when there is one), cpu, cuda or cuda:N")
     precision: str = option(
-        "fp32", "arithmetic of the network: fp32, tf32 (CUDA matrix units) or bf16 (autocast)",
-        choices=("fp32", "tf32", "bf16"),
+        "auto", "arithmetic of the network: fp32, tf32 (CUDA), bf16 (often twice as fast; a start-up line "
+        "says where), or auto: tf32 on CUDA, fp32 on a CPU",
+        choices=("auto", "fp32", "tf32", "bf16"),
     )  # fmt: skip
     compile: bool = option(
         False, "compile the network's training passes (on a GPU: CUDA graphs) where the run is long enough"

@@ -27,6 +27,11 @@ def text(value: Any, name: str) -> str:
     return value
 
 
+def optional_text(value: Any, name: str) -> str | None:
+    """The text, or None for null."""
+    return None if value is None else text(value, name)
+
+
 def number(value: Any, name: str) -> float:
     """The number, NaN for null; raises `UserError` for anything else, truth values included."""
     if value is None:

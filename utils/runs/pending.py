@@ -36,7 +36,9 @@ def send(config: Config, run_dir: RunDir, background: BackgroundTracker, wait: b
     record = RunRecord.read(run_dir.path)
     with run_dir.claimed(wait):
         tracker = open_tracker(config, run_dir.path, run_dir.tracking_id, True, background)
-        tracker.set_tags({"device": record.device, "evaluated_on": record.evaluated_on})
+        tracker.set_tags(
+            {"device": record.device, "precision": record.used_precision, "evaluated_on": record.evaluated_on}
+        )
         log = accuracy_log(record)
         logged = tracker.logged_steps(log.mean_name)
         for row in rows(record):

@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Generic
 
-from engram.utils import checkpoint, files
+from engram.utils import checkpoint, files, precision
 from engram.utils.config import registry
 from engram.utils.config.config import Config
 from engram.utils.errors import DiskError
@@ -49,6 +49,7 @@ class Recorder(Generic[TaskT, BatchT]):
         self.tracker.set_tags(
             {
                 "device": device_name(self.trainer.benchmark.device),
+                "precision": self.trainer.precision,
                 "evaluated_on": evaluated_on(self.config.flat()),
             }
         )
@@ -61,7 +62,8 @@ class Recorder(Generic[TaskT, BatchT]):
         config, benchmark = self.config, self.trainer.benchmark
         auto = " (chosen by --device auto)" if config.run.device == "auto" else ""
         self.run_dir.say(f"run:     {self.run_dir.path}")
-        self.run_dir.say(f"device:  {device_name(benchmark.device)}{auto}")
+        arithmetic = precision.described(config.run.precision, self.trainer.precision)
+        self.run_dir.say(f"device:  {device_name(benchmark.device)}{auto}, {arithmetic}")
         self.run_dir.say(
             f"stream:  {config.run.dataset}, {benchmark.scenario}, {len(benchmark.tasks)} tasks, "
             f"{config.run.model} on {config.run.backbone}, seed {config.run.seed}"
@@ -221,6 +223,7 @@ def record_of(
         images_per_second=results.images_per_second,
         peak_memory_bytes=results.peak_bytes,
         device=joined.device,
+        precision=joined.precision,
         versions=joined.versions,
         git_commit=joined.git_commit,
         class_order=benchmark.class_order.tolist(),

@@ -16,10 +16,20 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from engram.utils import files
+from engram.utils.config.config import up_to_date
 from engram.utils.errors import UserError
 from engram.utils.metrics import accuracy_matrix
 from engram.utils.metrics.measurements import VIEWS, CurvePoint, MemoryCounts
-from engram.utils.runs.json_checks import NAN, list_of, mapping, number, optional_number, square_matrix, text
+from engram.utils.runs.json_checks import (
+    NAN,
+    list_of,
+    mapping,
+    number,
+    optional_number,
+    optional_text,
+    square_matrix,
+    text,
+)
 
 FILE_NAME = "results.json"
 SCHEMA_VERSION = 1  # the layout of the file; files from before this key was written have it too
@@ -90,6 +100,7 @@ class RunRecord:
     images_per_second: float | None = None
     peak_memory_bytes: int | None = None
     device: str | None = None
+    precision: str | None = None  # fp32, tf32 or bf16; None in files from before it was noted
     versions: dict[str, str | None] = field(default_factory=dict)
     git_commit: str | None = None
     class_order: list[int] | None = None
@@ -117,6 +128,17 @@ class RunRecord:
     def finished(self) -> bool:
         """Whether training came to its end."""
         return self.status == "finished"
+
+    @property
+    def used_precision(self) -> str | None:
+        """The precision that the run computed in; before that was noted, the flag named it. None: unknown."""
+        precision = self.precision or self.config.get("precision")
+        return None if precision == "auto" else precision
+
+    def current_flags(self) -> dict[str, Any]:
+        """The flags as today's code resolves them, with the precision that was used for `auto`."""
+        flags = up_to_date(self.config)
+        return flags | ({"precision": self.used_precision} if self.used_precision else {})
 
     @property
     def view_names(self) -> dict[str, str]:
@@ -176,6 +198,7 @@ class RunRecord:
             "images_per_second": self.images_per_second,
             "peak_memory_bytes": self.peak_memory_bytes,
             "device": self.device,
+            "precision": self.precision,
             "versions": self.versions,
             "git_commit": self.git_commit,
             "class_order": self.class_order,
@@ -221,6 +244,7 @@ class RunRecord:
             images_per_second=optional_number(content.get("images_per_second"), "images_per_second"),
             peak_memory_bytes=content.get("peak_memory_bytes"),
             device=content.get("device"),
+            precision=optional_text(content.get("precision"), "precision"),
             versions=mapping(content.get("versions", {}), "versions"),
             git_commit=content.get("git_commit"),
             class_order=content.get("class_order"),

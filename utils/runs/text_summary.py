@@ -98,7 +98,8 @@ def cost(record: RunRecord) -> str:
     line = f"time     {', '.join(times) or '–'}"
     if record.images_per_second is not None:
         line += f"; {record.images_per_second:,.0f} images/s in training"
-    return line + (f"\ndevice   {record.device}" if record.device else "")
+    arithmetic = f", {record.precision}" if record.precision else ""
+    return line + (f"\ndevice   {record.device}{arithmetic}" if record.device else "")
 
 
 def headline(record: RunRecord) -> str:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engram.utils.config.config import up_to_date
 from engram.utils.config.run_key import run_key
 from engram.utils.credentials import redact
 from engram.utils.metrics.statistics import mean_std_ci
@@ -52,7 +51,7 @@ def write_parents(sweep_name: str, paths: list[str], uri: str | None) -> int:
     for run_dir in map(RunDir, map(Path, paths)):
         record = RunRecord.read(run_dir.path)
         if run_dir.tracking_id and record.finished:
-            setting = run_key(up_to_date(record.config) | {"seed": 0})
+            setting = run_key(record.current_flags() | {"seed": 0})
             settings[setting].append(LoggedRun(run_dir.tracking_id, record))
 
     def write() -> None:
@@ -73,7 +72,7 @@ def _write_all(sweep_name: str, settings: dict[str, list[LoggedRun]], uri: str) 
 
     client = MlflowClient(tracking_uri=uri)
     for setting, runs in settings.items():
-        flags = up_to_date(runs[0].record.config)
+        flags = runs[0].record.current_flags()
         experiment = experiment_id(client, uri, flags["experiment_name"] or flags["dataset"])
         children = hashlib.sha256(" ".join(sorted(run.id for run in runs)).encode()).hexdigest()[:12]
         # parents of before a flag was there are found by what their runs' configurations had
@@ -95,7 +94,7 @@ def _write_parent(
     from mlflow.entities import Metric, Param, RunTag
 
     records = [run.record for run in runs]
-    flags = up_to_date(records[0].config)
+    flags = records[0].current_flags()
     tags = {name: str(flags[name]) for name in TAG_FLAGS if name in flags and name not in VARYING}
     tags |= parent_tags | {"evaluated_on": records[0].evaluated_on, "mlflow.note.content": headline(records)}
     title = f"{label(flags)}: {len(runs)} seeds"

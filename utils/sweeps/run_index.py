@@ -20,11 +20,12 @@ COMPARABLE = ("model", "dataset", "backbone")
 class IndexedRun:
     """A run on disk: its folder, its flags as today's code resolves them and the `run_key` of these.
 
-    seconds: what the whole run took, None where that is not known.
+    keys: those of all requests that it answers, its own first (`keys_of`). seconds: what the whole run took,
+    None where that is not known.
     """
 
     run_dir: RunDir
-    key: str
+    keys: tuple[str, ...]
     flags: dict[str, Any]
     finished: bool
     seconds: float | None
@@ -41,10 +42,13 @@ class RunIndex:
             if (run := read_run(RunDir(path.parent)))
         ]
         self._by_key: dict[str, IndexedRun] = {}
-        for run in self.runs:  # of several with the same key a finished one counts, else the latest
-            earlier = self._by_key.get(run.key)
-            if earlier is None or not earlier.finished:
-                self._by_key[run.key] = run
+        # of several with the same key a finished one counts, else the latest of those that were asked for so
+        for own in (True, False):
+            for run in self.runs:
+                for key in run.keys[:1] if own else run.keys[1:]:
+                    earlier = self._by_key.get(key)
+                    if earlier is None or not earlier.finished:
+                        self._by_key[key] = run
 
     def find(self, key: str) -> IndexedRun | None:
         """The run with this `run_key`, None if there is none."""
@@ -93,4 +97,23 @@ def read_run(run_dir: RunDir) -> IndexedRun | None:
     except UserError:
         return None
     finished = record is not None and record.finished and run_dir.logged
-    return IndexedRun(run_dir, run_key(flags), flags, finished, record.seconds.total if record else None)
+    keys = (run_key(flags), *(run_key(flags | {"precision": p}) for p in other_precisions(flags, record)))
+    return IndexedRun(run_dir, keys, flags, finished, record.seconds.total if record else None)
+
+
+def other_precisions(flags: dict[str, Any], record: RunRecord | None) -> set[str]:
+    """Other values of --precision by which the run might have been asked for, as it computes the same.
+
+    `auto` and what it stands for on the run's device are one request once the run is finished. A run from
+    before `auto` was the default answers it where it has the default of then, fp32, finished or not: no study
+    is trained again for the last bits of its numbers, as none is for being continued on another device.
+    """
+    used = record and record.used_precision
+    if record is None or used is None:
+        return set()
+    from_before = record.precision is None
+    default = "tf32" if "cuda" in (record.device or "") else "fp32"
+    precisions = {used} if record.finished else set()
+    if (used == default and record.finished) or (used == "fp32" and from_before):
+        precisions.add("auto")
+    return precisions - {flags["precision"]}

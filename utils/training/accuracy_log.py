@@ -63,10 +63,10 @@ class AccuracyLog:
             self.update_timers()
             self._timed.pop()
 
-    def record_environment(self, device: torch.device) -> None:
-        """Note that this process takes the run's steps from here on, and where it computes."""
+    def record_environment(self, device: torch.device, precision: str) -> None:
+        """Note that this process takes the run's steps from here on, where and in which precision."""
         self._device = device
-        current = Environment.of_this_process(device)
+        current = Environment.of_this_process(device, precision)
         if current not in self.environments:
             self.environments.append(current)
 

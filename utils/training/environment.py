@@ -21,16 +21,17 @@ class Environment:
     git_commit: str | None = None
     device: str | None = None
     versions: dict[str, str | None] = field(default_factory=dict)
+    precision: str | None = None  # fp32, tf32 or bf16; None in checkpoints from before it was noted
 
     @classmethod
-    def of_this_process(cls, device: torch.device) -> "Environment":
-        """The environment of a process that trains on `device`."""
-        return cls(git_commit(), device_name(device), versions())
+    def of_this_process(cls, device: torch.device, precision: str) -> "Environment":
+        """The environment of a process that trains on `device` in a resolved precision."""
+        return cls(git_commit(), device_name(device), versions(), precision)
 
     @classmethod
     def from_json(cls, state: dict[str, Any]) -> "Environment":
         """The environment that a checkpoint holds."""
-        return cls(state["git_commit"], state["device"], state["versions"])
+        return cls(state["git_commit"], state["device"], state["versions"], state.get("precision"))
 
 
 def join(environments: list[Environment]) -> Environment:
@@ -40,6 +41,7 @@ def join(environments: list[Environment]) -> Environment:
         _joined(e.git_commit for e in environments),
         _joined(e.device for e in environments),
         {package: _joined(e.versions.get(package) for e in environments) for package in packages},
+        _joined(e.precision for e in environments),
     )
 
 

@@ -3,16 +3,15 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Generic
 
-import torch
 from torch.optim.lr_scheduler import LRScheduler
 
-from engram.utils import checkpoint, single_samples
+from engram.utils import checkpoint, precision, single_samples
 from engram.utils.config.config import Config
 from engram.utils.errors import UserError
 from engram.utils.training import interleaved, memorization_groups
@@ -53,6 +52,7 @@ class Trainer(Generic[TaskT, BatchT]):
         self.tasks: Sequence[TaskT] = self.benchmark.tasks
         if method.stream in streams:
             self.tasks = streams[method.stream]()
+        self.precision = precision.resolve(config.run.precision, self.benchmark.device)
         held_out = bool(config.stream.validation)
         self.results = AccuracyLog(len(self.benchmark.tasks), self.benchmark.scenario, held_out)
         scores = method.setup.scores
@@ -76,7 +76,7 @@ class Trainer(Generic[TaskT, BatchT]):
             self.progress.say(self.method.capture(self._count_steps()))
         # a finished run that is resumed takes no step: its numbers stay those of who did
         if self.position.task < len(self.tasks) or not self.results.environments:
-            self.results.record_environment(self.benchmark.device)
+            self.results.record_environment(self.benchmark.device, self.precision)
         try:
             with self.handle_signals() as self.signals, single_samples.explained():
                 self._measure_untrained()
@@ -135,7 +135,7 @@ class Trainer(Generic[TaskT, BatchT]):
         for batch in islice(batches, self._n_steps(task, self.position.epoch) - self.position.step):
             if self.config.run.compile:
                 self.method.begin_step()
-            with self._precision():
+            with precision.autocast(self.precision, self.benchmark.device):
                 out = self.method.observe(batch)
             self.losses.add(self.position.total, out["loss"])
             self.position.step += 1
@@ -292,9 +292,3 @@ class Trainer(Generic[TaskT, BatchT]):
     def _epoch_label(self, task: TaskT) -> str:
         epoch = f"epoch {self.position.epoch + 1}/{self._n_epochs(task)}"
         return f"task {task.id} ({self.position.task + 1}/{len(self.tasks)}) {epoch}"
-
-    def _precision(self) -> AbstractContextManager[object]:
-        """Inside, the step computes in the precision that was asked for."""
-        if self.config.run.precision != "bf16":
-            return nullcontext()
-        return torch.autocast(self.benchmark.device.type, torch.bfloat16)
