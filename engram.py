@@ -33,13 +33,16 @@ if not is_installed:
 
 
 def train(**flags: object) -> "RunResult":
-    """Run with main.py's flags as keyword arguments; returns what the run has measured."""
+    """Run with main.py's flags as keyword arguments; returns what the run has measured.
+
+    It waits for figures and MLflow, which the program that goes on may read: `wait_for_log=False` does not.
+    """
     from engram.main import run  # imports at the call: `import engram` itself takes no time
     from engram.utils.config import cli
     from engram.utils.config.run_key import arguments
     from engram.utils.runs.run_result import RunResult
 
-    config = cli.parse(arguments(flags)).config
+    config = cli.parse(arguments({"wait_for_log": True} | flags)).config
     assert config is not None, "flags of a new run"
     _, run_dir = run(config)
     assert run_dir is not None, "a single process has a folder"

@@ -28,7 +28,8 @@ def run(
 ) -> tuple[int, "RunDir | None"]:
     """Build, train and report one run; returns its exit code and its folder (None: another process has it).
 
-    run_dir: where the run lies, a new folder by default. wait: for another process that runs it now.
+    run_dir: where the run lies, a new folder by default. wait: as a sweep does, for another process that runs
+    it now and, at the end, for figures and MLflow.
     """
     if resumed and run_dir and run_dir.ended_without_checkpoint:
         leave_as_it_is(config, run_dir, wait)

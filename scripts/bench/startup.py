@@ -92,7 +92,13 @@ def overhead() -> list[Figure]:
     with tempfile.TemporaryDirectory() as folder:
         flags = {"model": "er", "dataset": "seq-cifar10", "device": "cpu", "output_dir": folder}
         config = resolve(
-            [("bench", flags | {"n_epochs": 1, "tracking_uri": f"sqlite:///{folder}/mlflow.db"})]
+            [
+                (
+                    "bench",
+                    flags
+                    | {"n_epochs": 1, "tracking_uri": f"sqlite:///{folder}/mlflow.db", "wait_for_log": True},
+                )
+            ]
         )
         spent, saves = measured_run(config)
     beside, n_tasks, every = spent["total"] - spent["train"] - spent["eval"], 5, config.log.checkpoint_every

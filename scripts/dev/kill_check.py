@@ -82,7 +82,8 @@ class Case:
         if self.database is None:
             return output, [f"--output_dir={output}", "--disable_log"]
         shutil.copyfile(self.database, output / "mlflow.db")
-        return output, [f"--output_dir={output}", f"--tracking_uri=sqlite:///{output}/mlflow.db"]
+        uri = f"sqlite:///{output}/mlflow.db"
+        return output, [f"--output_dir={output}", f"--tracking_uri={uri}", "--wait_for_log"]
 
 
 def method_class(model: str) -> type[Method]:

@@ -43,7 +43,7 @@ class Run:
 
     def __init__(self, folder: Path, uri: str, *flags: str, output_dir: Path | None = None):
         self.folder, self.output_dir = folder, output_dir or folder / "runs"
-        self.flags = ["--tracking_uri", uri]
+        self.flags = ["--tracking_uri", uri, "--wait_for_log"]
         folder.mkdir(parents=True, exist_ok=True)
         self.start(*flags, "--output_dir", str(self.output_dir))
 

@@ -157,7 +157,8 @@ def test_a_store_that_is_away_at_the_start_gets_the_whole_run_later(tmp_path, mo
         monkeypatch.delitem(sys.modules, "mlflow")
     (tmp_path / "store").write_text("a file where the database's folder should be")
     uri = f"sqlite:///{tmp_path}/store/mlflow.db"
-    assert program.main([*FLAGS, "--tracking_uri", uri, "--output_dir", str(tmp_path / "runs")]) == 0
+    flags = [*FLAGS, "--tracking_uri", uri, "--wait_for_log"]
+    assert program.main([*flags, "--output_dir", str(tmp_path / "runs")]) == 0
     assert "nothing more is logged there" in caplog.text
     (path,) = (tmp_path / "runs").glob("*/*/*")
     assert not RunDir(path).logged and RunDir(path).tracking_id is None

@@ -42,7 +42,8 @@ PATIENT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "600", "MLFLOW_HTTP_REQUEST_MAX_RETRIE
 
 
 def start(folder: Path, *flags: str, answer: float = 0.5, stop: float = 0.5, how: str = "process"):
-    command = [sys.executable, "-c", PROGRAM, str(answer), str(stop), how, *flags]
+    waits = [] if how == "stopped" else ["--wait_for_log"]  # a stopped process cannot take over the rest
+    command = [sys.executable, "-c", PROGRAM, str(answer), str(stop), how, *flags, *waits]
     with open(folder / "out.txt", "w") as out:
         return subprocess.Popen(
             [*command, "--output_dir", str(folder / "runs")], stdout=out, stderr=out, cwd=ROOT,

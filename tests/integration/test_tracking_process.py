@@ -21,7 +21,8 @@ LONG = ["--model", "er", "--dataset", "seq-digits", "--n_epochs", "15", "--check
 
 
 def places(folder: Path) -> list[str]:
-    return ["--tracking_uri", f"sqlite:///{folder}/mlflow.db", "--output_dir", str(folder / "runs")]
+    uri = f"sqlite:///{folder}/mlflow.db"
+    return ["--wait_for_log", "--tracking_uri", uri, "--output_dir", str(folder / "runs")]
 
 
 def content(folder: Path) -> dict:
@@ -34,7 +35,7 @@ def content(folder: Path) -> dict:
     points = {
         n: sorted((m.step, m.value) for m in client.get_metric_history(run.info.run_id, n)) for n in names
     }
-    own = ("tracking_uri", "output_dir", "checkpoint_every")
+    own = ("tracking_uri", "output_dir", "checkpoint_every", "wait_for_log")
     return {
         "name": run.info.run_name, "status": run.info.status, "metrics": points,
         "params": {k: v for k, v in run.data.params.items() if k not in own}, "tags": set(run.data.tags),
@@ -58,7 +59,7 @@ def start(folder: Path, *flags: str) -> subprocess.Popen:
 
 def servers(pid: int) -> list[int]:
     """MLflow's process among those below this one."""
-    return [child for child in descendants(pid) if "spawn_main" in command_line(child)]
+    return [child for child in descendants(pid) if "tracking_worker" in command_line(child)]
 
 
 @pytest.mark.figures
@@ -89,13 +90,13 @@ def test_killed_and_resumed_the_store_is_whole(tmp_path):
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     wait_for_end(below)
-    flags = ["--tracking_uri", f"sqlite:///{killed}/mlflow.db"]
+    flags = ["--tracking_uri", f"sqlite:///{killed}/mlflow.db", "--wait_for_log"]
     run_main("--resume", str(run_folder(killed)), *flags, cwd=ROOT)
     assert content(killed) == content(whole)
 
 
 def test_a_signal_to_all_processes_ends_the_run_in_the_store_too(tmp_path):
-    process = start(tmp_path, *LONG, "--n_epochs", "100")  # which outlasts the start of MLflow
+    process = start(tmp_path, *LONG, "--n_epochs", "300")  # which outlasts the start of MLflow
     named = (tmp_path / "runs").glob
     wait_until(lambda: any(path.read_text().split()[1:] for path in named("*/*/*/mlflow_run")), process)
     below = descendants(process.pid)
@@ -116,7 +117,7 @@ def test_a_signal_while_it_starts_does_not_end_it(tmp_path):
 
 def test_a_store_that_cannot_be_opened_is_told_once_and_harms_nothing(tmp_path):
     (tmp_path / "file").write_text("")
-    flags = [*FLAGS, "--tracking_uri", f"sqlite:///{tmp_path}/file/mlflow.db"]
+    flags = [*FLAGS, "--wait_for_log", "--tracking_uri", f"sqlite:///{tmp_path}/file/mlflow.db"]
     done = run_main(*flags, "--output_dir", str(tmp_path / "runs"), cwd=ROOT)
     assert done.stderr.count("MLflow: opening") == 1 and "File exists" in done.stderr
     assert "mlflow ui" not in done.stdout

@@ -11,7 +11,7 @@ from engram.scripts.analysis import table
 from engram.scripts.interop import write_gem_file
 from engram.utils import figure_files, files, scores
 from engram.utils.errors import DiskError, UserError
-from engram.utils.runs import figures, run_record
+from engram.utils.runs import matrix_csv, run_record
 
 
 def test_two_who_write_one_file_do_not_disturb_each_other(tmp_path, monkeypatch):
@@ -61,7 +61,7 @@ def page(path):
 WRITERS = {
     "figure.png": figure,
     "page.md": page,
-    "matrix.csv": lambda path: figures.write_matrix_csv([[0.5]], path),
+    "matrix.csv": lambda path: matrix_csv.write_matrix_csv([[0.5]], path),
     "scores.npz": lambda path: scores.write(path, {}, scores=np.zeros(3)),
     "preset.yaml": lambda path: tune.write_preset(path, "d", 1, {"lr": 1}),
     "stream.pt": gem_file,

@@ -134,6 +134,7 @@ class LogOptions(OptionSet):
         None,
         "MLflow server or database (default: mlflow.db in the project folder, or here if installed)",
     )
+    wait_for_log: bool = option(False, "return when figures and MLflow are complete (always in a Slurm job)")
     experiment_name: str | None = option(None, "MLflow experiment (default: the benchmark's name)")
     run_name: str | None = option(None, "MLflow run name (default: method, benchmark and seed)")
     checkpoint_every: float = option(
@@ -176,7 +177,7 @@ PLUGINS = {
 # These say where and how a run is executed, not what it computes: a resumed run may change them.
 OPERATIONAL = {
     "device", "num_threads", "data_dir", "images", "output_dir", "tracking_uri", "disable_log",
-    "checkpoint_every", "stop_after",
+    "wait_for_log", "checkpoint_every", "stop_after",
 }  # fmt: skip
 NUMPY_SEEDS = 2**32  # of numpy's RandomState, which permutes the classes
 MAX_NAME = 250  # characters of an experiment's or run's name in MLflow's tables

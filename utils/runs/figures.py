@@ -1,9 +1,8 @@
-"""Figures of a run: accuracy matrix as a heat map, curves over tasks and training steps, as PNG and CSV.
+"""Figures of a run: accuracy matrix as a heat map, curves over tasks and training steps, as PNG.
 
 Numbers are shown in percent. Nothing here uses pyplot: no display, no global state.
 """
 
-import csv
 import itertools
 import textwrap
 from pathlib import Path
@@ -20,9 +19,9 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from engram.utils.figure_files import WIDTH, canvas, save
-from engram.utils.files import replacing
 from engram.utils.metrics import accuracy_matrix
 from engram.utils.metrics.measurements import CurvePoint, MemoryCounts
+from engram.utils.runs.matrix_csv import matrix_stem
 from engram.utils.runs.run_record import VIEW_NAMES, RunRecord
 
 MAX_ANNOTATED = 20  # tasks
@@ -33,14 +32,11 @@ MISSING: dict[str, Any] = {"facecolor": "0.94", "edgecolor": "0.75", "hatch": "/
 
 
 def write_all(record: RunRecord, folder: Path) -> list[Path]:
-    """Draw every figure and table of a run in `folder`; returns the files."""
+    """Draw every figure of a run in `folder`; returns the files."""
     names, written = record.view_names, []
     for view, name in names.items():
-        R = record.views[view].R
-        stem = f"accuracy_matrix_{view}" if len(names) > 1 else "accuracy_matrix"
-        written += [folder / f"{stem}.png", folder / f"{stem}.csv"]
-        heat_map(R, f"{name} accuracy\n{record.title}", written[-2])
-        write_matrix_csv(R, written[-1])
+        written.append(folder / f"{matrix_stem(record, view)}.png")
+        heat_map(record.views[view].R, f"{name} accuracy\n{record.title}", written[-1])
     written.append(folder / "curves.png")
     curves(record, written[-1], record.title)
     if record.curve:
@@ -50,16 +46,6 @@ def write_all(record: RunRecord, folder: Path) -> list[Path]:
         written.append(folder / "memory.png")
         memory(record.memory, written[-1], record.title)
     return written
-
-
-def write_matrix_csv(R: ArrayLike, path: Path) -> None:
-    """R as fractions, one row per task learned, one column per task evaluated; empty: not evaluated."""
-    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        rows = np.asarray(R, dtype=np.float64).tolist()
-        writer.writerow(["after_task", *(f"task_{j}" for j in range(len(rows)))])
-        for i, row in enumerate(rows):
-            writer.writerow([i, *("" if np.isnan(value) else repr(value) for value in row)])
 
 
 def heat_map(R: ArrayLike, title: str, path: Path) -> Figure:

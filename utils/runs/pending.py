@@ -1,31 +1,20 @@
-"""Pending: what MLflow lacks of a finished run, said in one line, and sent from the files of its folder.
+"""Pending: what MLflow lacks of a finished run, sent from the files of its folder.
 
 A run that still has its checkpoint is opened again and logs as it would have. This module sends one whose
 checkpoint was deleted: `results.json` holds every number that was to be logged.
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
-from engram.utils.config import registry
 from engram.utils.config.config import Config
-from engram.utils.runs import text_summary
+from engram.utils.runs import completion
 from engram.utils.runs.run_dir import RunDir
 from engram.utils.runs.run_record import RunRecord
 from engram.utils.tracking.background_tracker import BackgroundTracker
 from engram.utils.tracking.mlflow_tracker import open_tracker
 from engram.utils.training.accuracy_log import AccuracyLog
-
-ARTIFACTS = ("class_order.json", "*.png", "*.csv")  # beside the results and the configuration
-
-
-def tell(run_dir: RunDir, run_id: str | None) -> None:
-    """Say of a finished run that MLflow lacks its end, or all of it, and which command sends it."""
-    missing = "the end of this run" if run_id else "this run"
-    command = f"{registry.command()} --resume {run_dir.path}"
-    run_dir.say(f"pending: MLflow lacks {missing}; its results are safe, and this sends it: {command}")
 
 
 def send(config: Config, run_dir: RunDir, background: BackgroundTracker, wait: bool = False) -> None:
@@ -44,15 +33,16 @@ def send(config: Config, run_dir: RunDir, background: BackgroundTracker, wait: b
         for row in rows(record):
             if row not in logged:
                 tracker.log_history([*log.curve_metrics(row), (row, log.task_metrics(row))])
-        tracker.log_artifacts(artifacts(run_dir))
-        tracker.describe(text_summary.headline(record))
+        if not (run_dir.path / "curves.png").exists():
+            completion.draw(record, run_dir)
+        completion.log_files(record, run_dir, tracker)
         tracker.finish("finished")
         run_id = tracker.run_id or run_dir.tracking_id
         run_dir.track(run_id, pending=not tracker.active)
         if tracker.active:
             run_dir.say(f"{run_dir.path}: sent to MLflow from its {run_dir.results.name}")
         else:
-            tell(run_dir, run_id)
+            completion.tell(run_dir, run_id)
 
 
 def rows(record: RunRecord) -> Iterator[int]:
@@ -71,9 +61,3 @@ def accuracy_log(record: RunRecord) -> AccuracyLog:
         group: {view: result.R for view, result in views.items()} for group, views in record.groups.items()
     }
     return log
-
-
-def artifacts(run_dir: RunDir) -> list[Path]:
-    """The files of a run that are copied to MLflow."""
-    drawn = [path for pattern in ARTIFACTS for path in sorted(run_dir.path.glob(pattern))]
-    return [run_dir.results, run_dir.config, *drawn]

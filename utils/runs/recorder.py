@@ -1,17 +1,16 @@
 """Everything a run leaves behind: on the terminal, in its folder and in MLflow."""
 
-import json
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, Generic
 
-from engram.utils import checkpoint, files, precision
+from engram.utils import checkpoint, precision
 from engram.utils.config import registry
 from engram.utils.config.config import Config
 from engram.utils.errors import DiskError
 from engram.utils.metrics import accuracy_matrix
 from engram.utils.metrics.measurements import VIEWS
-from engram.utils.runs import pending, text_summary
+from engram.utils.runs import completion, text_summary
+from engram.utils.runs.completion import Completion
 from engram.utils.runs.run_dir import RunDir
 from engram.utils.runs.run_record import RunRecord, Seconds, ViewResult
 from engram.utils.runs.system_metrics import SystemMetrics
@@ -26,7 +25,10 @@ from engram.utils.training.trainer import Trainer
 
 
 class Recorder(Generic[TaskT, BatchT]):
-    """Writes results after every task; a context manager that ends the MLflow run on leaving."""
+    """Writes results after every task; a context manager that ends the MLflow run on leaving.
+
+    wait: until the figures are drawn and the MLflow run is complete, as `--wait_for_log`.
+    """
 
     def __init__(
         self,
@@ -35,9 +37,12 @@ class Recorder(Generic[TaskT, BatchT]):
         trainer: Trainer[TaskT, BatchT],
         resumed: bool = False,
         background: BackgroundTracker | None = None,
+        wait: bool = False,
     ):
         self.config, self.run_dir, self.trainer = config, run_dir, trainer
         self.resumed, self.background = resumed, background
+        self.wait = wait or completion.must_be_waited_for(config)
+        self.handed_over = False  # the tracking process has the rest to do
         self.system_metrics = SystemMetrics(trainer.benchmark.device)
         self.status = "failed"
 
@@ -74,13 +79,15 @@ class Recorder(Generic[TaskT, BatchT]):
             self.run_dir.say("debug:   at most 5 steps per epoch, nothing is sent to MLflow")
 
     def __exit__(self, *exception: object) -> None:
+        if self.handed_over:
+            return
         if self.status == "failed":
             self._write_if_possible("failed")
         self.tracker.finish(self.status, hurried=bool(self.trainer.signals.requested))
         with suppress(DiskError):  # it has been said, and "pending" stands in the folder since the start
             self._note_tracking(pending=self.status != "finished" or self._store_failed())
         if self.status == "finished" and self._store_failed():
-            pending.tell(self.run_dir, self._tracking_id())
+            completion.tell(self.run_dir, self._tracking_id())
 
     # --- MLflow ----------------------------------------------------------------------------------
 
@@ -145,30 +152,28 @@ class Recorder(Generic[TaskT, BatchT]):
     # --- at the end ------------------------------------------------------------------------------
 
     def finished(self) -> None:
-        """Tables, figures, artifacts, the last lines."""
+        """Results, tables, figures, artifacts, the last lines."""
         if self.config.log.savecheck:
             self._save_weights("last.pt")
         record = self._write("finished")
         self.status = "finished"
-        self.tracker.log_artifacts(self._artifacts(record))
-        self.tracker.describe(text_summary.headline(record))
-        self.tracker.flush()
+        completion.write_tables(record, self.trainer.benchmark.class_names, self.run_dir)
+        self.handed_over = self._hand_over()
+        if not self.handed_over:
+            completion.draw(record, self.run_dir)
+            completion.log_files(record, self.run_dir, self.tracker)
+            self.tracker.flush()
         self.run_dir.say(text_summary.full(record, logged=self.tracker.active))
+        if self.handed_over:
+            self.run_dir.say("figures and the end of the MLflow run follow (--wait_for_log waits for them)")
         self.run_dir.say(f"results: {self.run_dir.results}")
 
-    def _artifacts(self, record: RunRecord) -> list[Path]:
-        from engram.utils.runs import figures  # matplotlib takes a second to import
-
-        order = self.run_dir.path / "class_order.json"
-        benchmark = self.trainer.benchmark
-        named = {"class_order": benchmark.class_order.tolist(), "class_names": benchmark.class_names}
-        try:
-            files.write_text(json.dumps(named) + "\n", order)
-            drawn = [order, *figures.write_all(record, self.run_dir.path)]
-        except OSError as error:  # the run is finished all the same
-            self.run_dir.say(f"figures not written: {error}", True)
-            drawn = []
-        return [self.run_dir.results, self.run_dir.config, *drawn]
+    def _hand_over(self) -> bool:
+        """Let the tracking process go on alone, unless it is to be waited for; returns whether it does."""
+        claim, background = self.run_dir.claim, self.background
+        if self.wait or self.trainer.signals.requested or claim is None or background is None:
+            return False
+        return background.hand_over(Completion(self.run_dir.path), self.run_dir.path / "log.txt", claim)
 
     def interrupted(self, stop: InterruptedRunError) -> None:
         """Say how to go on."""

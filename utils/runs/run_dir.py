@@ -30,6 +30,7 @@ class RunDir:
     def __init__(self, path: Path):
         self.path = path
         self.results, self.config = path / FILE_NAME, path / "config.yaml"
+        self.claim: int | None = None  # descriptor of the locked file; a process that inherits it holds it
 
     @property
     def id(self) -> str:
@@ -140,7 +141,8 @@ class RunDir:
 
     @contextmanager
     def claimed(self, wait: bool = False) -> Iterator[None]:
-        """Nobody else runs in this folder meanwhile; the system ends the claim with the process.
+        """Nobody else runs in this folder meanwhile; the system ends the claim with the process, or with the
+        last process that was given `claim`.
 
         Half-written files that a killed process has left are removed.
         """
@@ -152,12 +154,18 @@ class RunDir:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
-                raise UserError(f"{self.path}: another process is running this run; wait for it") from None
+                raise UserError(
+                    f"{self.path}: another process is running this run, or sends it to MLflow; wait for it"
+                ) from None
             except OSError:  # a file system without locks
                 pass
             else:
                 self._remove_half_written()
-            yield
+            self.claim = file.fileno()
+            try:
+                yield
+            finally:
+                self.claim = None
 
     def _remove_half_written(self) -> None:
         for path in (*self.path.glob("*.tmp"), *self.path.glob("weights/*.tmp")):

@@ -24,7 +24,8 @@ class Session(Generic[TaskT, BatchT]):
 
     Of several processes (torchrun) the main one trains and records; the others take the same steps and
     write nothing. run_dir: an existing folder, or None for a new one. resumed: go on from its checkpoint.
-    wait: if another process holds the folder, wait for it instead of refusing. exit_code is valid afterwards.
+    wait: if another process holds the folder, wait for it instead of refusing, and at the end for figures
+    and MLflow. exit_code is valid afterwards.
     """
 
     def __init__(
@@ -50,7 +51,9 @@ class Session(Generic[TaskT, BatchT]):
                 # its clock starts after the wait
                 self.trainer = Trainer(self.config, self.method, self.run_dir.path)
                 self._prepare()
-                self.recorder = Recorder(self.config, self.run_dir, self.trainer, self.resumed, self.tracking)
+                self.recorder = Recorder(
+                    self.config, self.run_dir, self.trainer, self.resumed, self.tracking, self.wait
+                )
                 stack.enter_context(self.recorder)
                 self.trainer.on_task = self.recorder.after_task
             else:

@@ -11,7 +11,7 @@ import os
 import queue
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,7 +22,7 @@ from engram.utils.errors import UserError
 from engram.utils.tracking import mlflow_store as store
 from engram.utils.tracking import mlflow_tracker
 from engram.utils.tracking.mlflow_tracker import Tracker
-from engram.utils.tracking.tracking_worker import TrackingWorker, WorkerProcess, WorkerThread
+from engram.utils.tracking.tracking_worker import HAND_OVER, TrackingWorker, WorkerProcess, WorkerThread
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +57,7 @@ class BackgroundTracker(Tracker):
         self._active = True
         self._run_id: str | None = None
         self._answer: tuple[Any] | None = None
+        self._handed_over = False
 
     @property
     def active(self) -> bool:
@@ -98,9 +99,22 @@ class BackgroundTracker(Tracker):
         """Close the run in MLflow and wait until that is done; `hurried`, for `stop_seconds` in all."""
         self._ask(self.stop_seconds if hurried else math.inf, "finish", status)
 
+    def hand_over(self, completion: Callable[[Tracker], None], log: Path, claim: int) -> bool:
+        """Let the worker's process do the rest, `completion`, after this one has ended; whether it will.
+
+        It does first what it was sent before. What it warns of goes to the file `log`; it keeps the lock of
+        the descriptor `claim` until it ends, so that nobody sends the same meanwhile.
+        """
+        if not self._worker.outlives_run or not self.active:
+            return False
+        self._worker.claim = claim
+        self._handed_over = bool(self._ask(math.inf, HAND_OVER, completion, log))
+        return self._handed_over
+
     def close(self) -> None:
-        """End what talks to MLflow."""
-        self._worker.end(self.end_seconds if self._active else 0)
+        """End what talks to MLflow, unless it was told to go on."""
+        if not self._handed_over:
+            self._worker.end(self.end_seconds if self._active else 0)
 
     # --- the worker --------------------------------------------------------------------------------
 
