@@ -14,6 +14,7 @@ from engram.utils import seeding
 from engram.utils.config import registry
 from engram.utils.config.options import OptionSet
 from engram.utils.errors import UserError
+from engram.utils.precision import in_own_precision
 from engram.utils.training.ports import StreamTask
 
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
@@ -28,6 +29,13 @@ class Backbone(nn.Module):
 
     feature_dim: int
     head: Head
+    precision: str = "fp32"  # of `features`; the head computes in float32
+
+    def __init_subclass__(cls) -> None:
+        """Let `features` of every architecture compute in the network's precision."""
+        super().__init_subclass__()
+        if "features" in vars(cls):
+            cls.features = in_own_precision(cls.features)  # type: ignore[method-assign]
 
     def features(self, x: Tensor) -> Tensor:
         """(N, C, H, W) images → (N, D) penultimate activations."""

@@ -17,6 +17,7 @@ from engram.backbones.backbone import Backbone
 from engram.backbones.heads import PerTask, SharedHead
 from engram.utils.config.options import OptionSet, option
 from engram.utils.errors import UserError
+from engram.utils.precision import in_own_precision
 
 INITS = ("xavier", "torch")
 
@@ -72,6 +73,7 @@ class TaskInputMLP(Backbone):
         self.feature_dim = mlp.feature_dim
         self.attach(copy.deepcopy(mlp.head))
 
+    @in_own_precision
     def forward(self, x: Tensor, task_id: Tensor | None = None) -> Tensor:
         """(N, ...), (N,) → (N, C) logits."""
         return self.head(self.layers(self.inputs(x.flatten(1), task_id)), task_id)

@@ -35,6 +35,7 @@ def build_method(config: Config, device: torch.device, create_proxy: CreateProxy
     net = build_network(config.run.backbone, config.architecture, benchmark, config.run.seed)
     if config.log.loadcheck:
         load_weights(net, checkpoint.read_weights(config.log.loadcheck))
+    precision.time_convolutions(net, device)
     row_parallel.shard_rows(net)
     method = method_class(net, config.method, build_setup(config, benchmark, create_proxy))
     refuse_last_batch_of_one(method, config)
@@ -73,4 +74,5 @@ def build_setup(config: Config, benchmark: Benchmark, create_proxy: CreateProxy)
         labels, fraction = benchmark.source_labels, config.log.memorization_fraction
         given = scores.read(path, labels, fraction).to(benchmark.device)
     proxy = functools.partial(create_proxy, n_train=n_train, device=benchmark.device)
-    return Setup(benchmark, config.train, config.run.seed, given, proxy)
+    arithmetic = precision.resolve(config.run.precision, benchmark.device)
+    return Setup(benchmark, config.train, config.run.seed, given, proxy, arithmetic)

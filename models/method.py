@@ -16,7 +16,7 @@ from engram.backbones import compiled
 from engram.backbones.backbone import Backbone
 from engram.datasets.benchmark import Batch, Benchmark, Task
 from engram.models.parts.inference import allowed_classes, evaluating
-from engram.utils import distributed, seeding, state
+from engram.utils import distributed, precision, seeding, state
 from engram.utils.batching import CHUNK
 from engram.utils.config import registry
 from engram.utils.config.config import TrainOptions
@@ -36,6 +36,7 @@ class Setup:
     # (n_train,) given memorization scores, NaN where unknown; and a maker of proxies by name
     scores: Tensor | None = None
     proxy: Callable[[str], Any] | None = None
+    precision: str = "fp32"  # of the network's passes, resolved
 
     @property
     def device(self) -> torch.device:
@@ -86,6 +87,7 @@ class Method:
 
     def __init__(self, net: Backbone, options: OptionSet, setup: Setup):
         self.net, self.options, self.setup, self.device = net, options, setup, setup.device
+        precision.use(setup.precision, net)
         self.task: Task | None = None
         self.epoch = 0
         self.optimizer: torch.optim.Optimizer | None = None

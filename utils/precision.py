@@ -3,14 +3,23 @@
 fp32  float32
 tf32  float32 whose products CUDA's matrix units round to 10 bits of mantissa, as PyTorch lets convolutions do
 bf16  the layers below the head in bfloat16 by autocast, everything else in float32
+
+Autocast is entered by a network's passes alone and not around a step: heads, losses, projections, memories
+and whatever else a method computes are float32 without saying so. It also keeps bfloat16 copies of the
+weights until it is left; around a step of several updates these would be the weights before the first.
 """
 
-from contextlib import AbstractContextManager, nullcontext
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 import torch
+from torch import Tensor, nn
 
 from engram.utils.errors import UserError
 
+Rest = ParamSpec("Rest")
 TF32_CAPABILITY = (8, 0)  # of a CUDA device: Ampere
 
 
@@ -45,9 +54,61 @@ def configure(precision: str) -> None:
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 
-def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """Inside, products and convolutions compute in bfloat16 where that is the resolved precision."""
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+class HasPrecision(Protocol):
+    """A module whose passes compute in a resolved precision."""
+
+    precision: str
+
+
+ModuleT = TypeVar("ModuleT", bound=HasPrecision)
+Pass = Callable[Concatenate[ModuleT, Tensor, Rest], Tensor]
+
+
+def in_own_precision(compute: "Pass[ModuleT, Rest]") -> "Pass[ModuleT, Rest]":
+    """Decorate a method of a module, (N, ...) → (N, ...): bfloat16 inside where its `precision` is bf16.
+
+    The result is float32 then.
+    """
+
+    @functools.wraps(compute)
+    def run(module: ModuleT, x: Tensor, *args: Rest.args, **kwargs: Rest.kwargs) -> Tensor:
+        if module.precision != "bf16":
+            return compute(module, x, *args, **kwargs)
+        with torch.autocast(x.device.type, torch.bfloat16):
+            return compute(module, x, *args, **kwargs).float()
+
+    return run
+
+
+def use(precision: str, network: nn.Module) -> None:
+    """Let all passes of a network, and of what is copied from it, compute in a resolved precision."""
+    for module in network.modules():
+        if hasattr(module, "precision"):
+            module.precision = precision
+
+
+@contextmanager
+def in_float32(network: nn.Module) -> Iterator[None]:
+    """Inside, a network that computes in bf16 computes in float32: importances are made there."""
+    lowered = [module for module in network.modules() if getattr(module, "precision", None) == "bf16"]
+    for module in lowered:
+        module.precision = "fp32"
+    try:
+        yield
+    finally:
+        for module in lowered:
+            module.precision = "bf16"
+
+
+def time_convolutions(network: nn.Module, device: torch.device) -> None:
+    """Let cuDNN time its algorithms at the first pass of every shape and keep the fastest.
+
+    That pays where shapes recur: on CUDA, for convolutions, as all images of a run have one size and batches
+    few sizes. The choice, and so the last bits of a run on CUDA, may differ from process to process; cuDNN's
+    backward passes sum in an order of their own anyhow.
+    """
+    convolutional = any(isinstance(module, nn.Conv2d) for module in network.modules())
+    torch.backends.cudnn.benchmark = device.type == "cuda" and convolutional
 
 
 def described(requested: str, precision: str) -> str:

@@ -22,6 +22,7 @@ from engram.datasets.benchmark import Benchmark, Samples, Task
 from engram.models.parts import importance
 from engram.models.parts.inference import allowed_classes, evaluating
 from engram.models.parts.inner_steps import gradient, split
+from engram.utils.precision import in_float32
 from engram.utils.transfer import send
 
 KINDS = ("all", "sampled", "argmax", "true", "batched")
@@ -98,7 +99,7 @@ def allowed_logits(net: nn.Module, benchmark: Benchmark, task: Task, samples: Sa
     restrict = importance.of_allowed_classes(net, benchmark, task, lambda logits: logits)
     normalise = benchmark.augment.normalise
     for raw, task_id in zip(samples.x_raw.split(CHUNK), samples.task_id.split(CHUNK), strict=True):
-        with torch.no_grad(), evaluating(net):
+        with torch.no_grad(), evaluating(net), in_float32(net):
             logits = restrict(net(normalise(raw), task_id))
         yield logits
 
@@ -116,7 +117,7 @@ def batched(
     raw, labels, task_ids, _ = (field.split(batch_size) for field in samples)
     names, values = list(parameters), list(parameters.values())
     squares = torch.zeros(sum(p.numel() for p in values), device=benchmark.device)
-    with evaluating(net):
+    with evaluating(net), in_float32(net):
         for images, y, task_id in zip(raw, labels, task_ids, strict=True):
             logits = net(normalise(images), task_id)
             if mask is not None:  # as in training

@@ -23,6 +23,7 @@ from engram.models.parts import importance, layers
 from engram.models.parts.inference import evaluating
 from engram.utils import distributed
 from engram.utils.errors import UserError
+from engram.utils.precision import in_float32
 
 
 @torch.no_grad()
@@ -46,7 +47,7 @@ def of_images(
             "choose another --backbone, or MAS without --mas_local"
         )
     task_ids = torch.full((len(images),), task.id, device=images.device)
-    with evaluating(net), unsharded(net):
+    with evaluating(net), unsharded(net), in_float32(net):
         size = importance.chunk_size(net, totals, normalise(images[:1]), task_ids[:1])
         for rows in importance.chunks(len(images), size):
             accumulate(totals, net, watched, normalise(images[rows]), task_ids[rows], allowed)

@@ -22,6 +22,7 @@ from engram.models.parts.inference import allowed_classes, evaluating
 from engram.utils import distributed
 from engram.utils.buffers.reservoir import distinct
 from engram.utils.config.options import OptionSet, option
+from engram.utils.precision import in_float32
 from engram.utils.transfer import send
 
 # (N, C) logits, and what else is given of each sample → quantities (N, K) and their weights (N, K).
@@ -75,7 +76,7 @@ def of_images(
     totals = {name: torch.zeros_like(p) for name, p in parameters.items()}
     task_ids = torch.full((len(images),), task.id, device=images.device)
     quantities = of_allowed_classes(net, benchmark, task, quantities)
-    with evaluating(net), unsharded(net):
+    with evaluating(net), unsharded(net), in_float32(net):
         size = chunk_size(net, totals, normalise(images[:1]), task_ids[:1])
         for rows in chunks(len(images), size):
             raw, task_id, *rest = (t[rows] for t in (images, task_ids, *given))

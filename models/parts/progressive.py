@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from engram.backbones.backbone import Backbone
 from engram.backbones.heads import OneTaskAtATime
 from engram.utils.errors import UserError
+from engram.utils.precision import in_own_precision
 
 AFFINE = (nn.Linear, nn.Conv2d)
 
@@ -98,6 +99,9 @@ class Columns(OneTaskAtATime, nn.Module):
         self.n_shared = net.head.n_shared
         self.ends = list(itertools.accumulate(map(len, classes)))
 
+    precision = "fp32"
+
+    @in_own_precision
     def forward(self, x: Tensor, task_id: Tensor | None = None) -> Tensor:
         """Logits; inside `only` those of other tasks are 0 and later columns are not run."""
         last = len(self.columns) - 1 if self._only is None else self._only

@@ -11,6 +11,7 @@ from engram.models.parts.inference import evaluating
 from engram.models.parts.inner_steps import Logits
 from engram.models.parts.layers import known_layers, watching
 from engram.models.rehearsal import Examples
+from engram.utils.precision import in_float32
 
 # Floats of per-sample gradients that are held at once.
 CHUNK_FLOATS = {"cpu": 16 << 20, "cuda": 1 << 28}
@@ -29,7 +30,7 @@ class GradientSimilarity:
         """
         layers = known_layers(self.net, self.parameters) or {}
         called = not isinstance(self.net.head, TaskHeads)  # these put their layers' weights together instead
-        with evaluating(self.net):
+        with evaluating(self.net), in_float32(self.net):
             if called and layers and all(isinstance(layer, nn.Linear) for layer in layers.values()):
                 return self.cosines_linear(layers, samples, others)
             return self.cosines_any(samples, others)

@@ -25,7 +25,6 @@ from engram.models.method import Method
 from engram.scripts.bench.buffer import CIFAR
 from engram.scripts.bench.timing import Figure, alternate, random_source, wait_for
 from engram.utils import device as devices
-from engram.utils import precision
 from engram.utils.config import registry
 from engram.utils.config.config import resolve
 from engram.utils.training.optimizers import build_optimizer
@@ -117,11 +116,10 @@ def bare_steps(stream: Stream, case: Case, batches: Iterable[tuple[Tensor, Tenso
     started = time.perf_counter()
     for x, y in batches:
         optimizer.zero_grad()
-        with precision.autocast(stream.trainer.precision, stream.device):
-            for n in case.forward:
-                with torch.no_grad():
-                    net(x[: n * size])
-            loss = sum(F.cross_entropy(net(x[: n * size]), y[: n * size]) for n in case.trained)
+        for n in case.forward:
+            with torch.no_grad():
+                net(x[: n * size])
+        loss = sum(F.cross_entropy(net(x[: n * size]), y[: n * size]) for n in case.trained)
         if case.penalty:
             pulls = zip(parameters, anchors, weights, strict=True)
             loss = loss + sum((w * (p - a).square()).sum() for p, a, w in pulls)

@@ -4,6 +4,7 @@ from unittest import mock
 
 import pytest
 import torch
+from torch import nn
 
 from engram.utils import precision
 from engram.utils.config.config import resolve
@@ -91,3 +92,16 @@ def test_the_used_precision_is_the_noted_one_or_that_of_the_old_flag(flag, used,
     record = RunRecord(config, "finished", {}, precision=used)
     assert record.used_precision == expected
     assert record.current_flags()["precision"] == (expected or "auto")
+
+
+@pytest.mark.parametrize(
+    ("layer", "device", "timed"),
+    [(nn.Conv2d(1, 1, 1), CUDA, True), (nn.Linear(1, 1), CUDA, False), (nn.Conv2d(1, 1, 1), CPU, False)],
+)
+def test_convolutions_are_timed_on_cuda_alone(layer, device, timed):
+    before = torch.backends.cudnn.benchmark
+    try:
+        precision.time_convolutions(nn.Sequential(layer), device)
+        assert torch.backends.cudnn.benchmark is timed
+    finally:
+        torch.backends.cudnn.benchmark = before

@@ -54,7 +54,7 @@ class Recorder(Generic[TaskT, BatchT]):
         self.tracker.set_tags(
             {
                 "device": device_name(self.trainer.benchmark.device),
-                "precision": self.trainer.precision,
+                "precision": self.trainer.method.setup.precision,
                 "evaluated_on": evaluated_on(self.config.flat()),
             }
         )
@@ -67,7 +67,7 @@ class Recorder(Generic[TaskT, BatchT]):
         config, benchmark = self.config, self.trainer.benchmark
         auto = " (chosen by --device auto)" if config.run.device == "auto" else ""
         self.run_dir.say(f"run:     {self.run_dir.path}")
-        arithmetic = precision.described(config.run.precision, self.trainer.precision)
+        arithmetic = precision.described(config.run.precision, self.trainer.method.setup.precision)
         self.run_dir.say(f"device:  {device_name(benchmark.device)}{auto}, {arithmetic}")
         self.run_dir.say(
             f"stream:  {config.run.dataset}, {benchmark.scenario}, {len(benchmark.tasks)} tasks, "

@@ -108,7 +108,7 @@ def other_precisions(flags: dict[str, Any], record: RunRecord | None) -> set[str
     before `auto` was the default answers it where it has the default of then, fp32, finished or not: no study
     is trained again for the last bits of its numbers, as none is for being continued on another device.
     """
-    used = record and record.used_precision
+    used = record.used_precision if record else None
     if record is None or used is None:
         return set()
     from_before = record.precision is None

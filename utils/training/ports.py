@@ -118,6 +118,10 @@ class LearnerSetup(Protocol[TaskT, BatchOut]):
     """What a learner was built from."""
 
     @property
+    def precision(self) -> str:
+        """The resolved precision of its network's passes."""
+
+    @property
     def benchmark(self) -> Stream[TaskT, BatchOut]:
         """The stream that is learned."""
 

@@ -11,7 +11,7 @@ from typing import Generic
 
 from torch.optim.lr_scheduler import LRScheduler
 
-from engram.utils import checkpoint, precision, single_samples
+from engram.utils import checkpoint, single_samples
 from engram.utils.config.config import Config
 from engram.utils.errors import UserError
 from engram.utils.training import interleaved, memorization_groups
@@ -52,7 +52,6 @@ class Trainer(Generic[TaskT, BatchT]):
         self.tasks: Sequence[TaskT] = self.benchmark.tasks
         if method.stream in streams:
             self.tasks = streams[method.stream]()
-        self.precision = precision.resolve(config.run.precision, self.benchmark.device)
         held_out = bool(config.stream.validation)
         self.results = AccuracyLog(len(self.benchmark.tasks), self.benchmark.scenario, held_out)
         scores = method.setup.scores
@@ -76,7 +75,7 @@ class Trainer(Generic[TaskT, BatchT]):
             self.progress.say(self.method.capture(self._count_steps()))
         # a finished run that is resumed takes no step: its numbers stay those of who did
         if self.position.task < len(self.tasks) or not self.results.environments:
-            self.results.record_environment(self.benchmark.device, self.precision)
+            self.results.record_environment(self.benchmark.device, self.method.setup.precision)
         try:
             with self.handle_signals() as self.signals, single_samples.explained():
                 self._measure_untrained()
@@ -135,8 +134,7 @@ class Trainer(Generic[TaskT, BatchT]):
         for batch in islice(batches, self._n_steps(task, self.position.epoch) - self.position.step):
             if self.config.run.compile:
                 self.method.begin_step()
-            with precision.autocast(self.precision, self.benchmark.device):
-                out = self.method.observe(batch)
+            out = self.method.observe(batch)
             self.losses.add(self.position.total, out["loss"])
             self.position.step += 1
             self.position.total += 1
