@@ -24,6 +24,7 @@ import yaml
 
 from engram.scripts.docs_pages import index_page, plugin_page, run_flags_page
 from engram.utils.config import registry
+from engram.utils.config.flags import CheckedParser
 from engram.utils.config.plugin_docs import KINDS, plugins
 from engram.utils.destinations import check_folder
 from engram.utils.door import guarded
@@ -102,9 +103,7 @@ def build(out: Path) -> int:
 @guarded
 def main(argv: list[str] | None = None) -> int:
     """Build the site; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CheckedParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=registry.default_dir() / "runs" / "docs", metavar="DIR")
     out = parser.parse_args(argv).out
     check_folder(out, "--out")

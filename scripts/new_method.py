@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from engram.utils.config import registry
+from engram.utils.config.flags import CheckedParser
 from engram.utils.door import guarded
 from engram.utils.errors import UserError
 
@@ -33,6 +34,7 @@ from engram.backbones.backbone import Backbone
 from engram.datasets.benchmark import Task
 from engram.models.method import Method, Setup
 from engram.utils.config.options import OptionSet, option
+from engram.utils.config.flags import CheckedParser
 
 
 @dataclass(frozen=True)
@@ -115,9 +117,7 @@ def write(name: str, root: Path) -> list[Path]:
 @guarded
 def main(argv: list[str] | None = None) -> int:
     """Write the skeleton that the command line names; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CheckedParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", help="of the method and its file, e.g. my_idea")
     name = parser.parse_args(argv).name
     written = write(name, registry.checkout())

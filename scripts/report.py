@@ -28,6 +28,7 @@ from engram.scripts.analysis.papers.scenarios import ScenariosReport
 from engram.scripts.analysis.run_set import RunSet, collect
 from engram.scripts.analysis.table import check_update, update
 from engram.utils import files
+from engram.utils.config.flags import CheckedParser
 from engram.utils.destinations import check_folder
 from engram.utils.door import guarded
 from engram.utils.errors import UserError
@@ -93,9 +94,7 @@ def run_folder(given: str) -> Path:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the report's command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CheckedParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "folders",
         nargs="+",

@@ -27,6 +27,7 @@ import yaml
 from tqdm import tqdm
 
 from engram.utils import files
+from engram.utils.config.flags import CheckedParser
 from engram.utils.credentials import redact
 from engram.utils.door import guarded
 from engram.utils.errors import UserError
@@ -39,7 +40,7 @@ from engram.utils.sweeps.sweep_spec import SweepSpec, read_spec
 
 def parser() -> argparse.ArgumentParser:
     """The sweep's own flags; every other one belongs to the runs."""
-    made = argparse.ArgumentParser(
+    made = CheckedParser(
         usage="python scripts/sweep.py [STUDY.yaml] [--FLAG VALUE ...] [-- FIXED FLAGS]",
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip

@@ -37,6 +37,7 @@ from engram.utils import files
 from engram.utils.config import cli, registry
 from engram.utils.config import config as settings
 from engram.utils.config.config import Config, resolve
+from engram.utils.config.flags import CheckedParser
 from engram.utils.door import guarded
 from engram.utils.errors import UserError
 from engram.utils.runs.run_record import FILE_NAME, RunRecord
@@ -202,7 +203,7 @@ def numbers(kind: type) -> Callable[[str], tuple]:
 
 def parser() -> argparse.ArgumentParser:
     """The parser of the flags that main.py does not have."""
-    made = argparse.ArgumentParser(
+    made = CheckedParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     made.add_argument("--rates", type=numbers(float), default=RATES, help="learning rates, e.g. 0.1,0.01")

@@ -22,6 +22,7 @@ from engram.models.mas import MAS
 from engram.scripts.trained_run import TrainedRun, open_trained_run
 from engram.utils import checkpoint
 from engram.utils.config import registry
+from engram.utils.config.flags import CheckedParser
 from engram.utils.destinations import check_folder
 from engram.utils.door import guarded
 from engram.utils.errors import UserError
@@ -57,9 +58,7 @@ def save(run: TrainedRun, out: Path) -> None:
 @guarded
 def main(argv: list[str] | None = None) -> int:
     """Adapt the run that the command line names; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CheckedParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="folder of a run, or its id under --output_dir")
     parser.add_argument("images_dir", help="folder of images")
     parser.add_argument("--out", type=Path, help="the new run's folder (default: RUN-adapted)")

@@ -13,6 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from engram.utils.config.flags import CheckedParser
 from engram.utils.door import guarded
 
 
@@ -51,9 +52,7 @@ def table(pairs: list[tuple[float, float]]) -> str:
 @guarded
 def main(argv: list[str] | None = None) -> None:
     """Print the table of the folder that the command line names."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CheckedParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dir", type=Path, help="folder that scripts/interop/export_tasks.py wrote")
     print(table(read(parser.parse_args(argv).dir)))
 

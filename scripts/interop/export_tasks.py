@@ -30,6 +30,7 @@ from engram.backbones.heads import SharedHead, TaskHeads
 from engram.scripts.strengths import START_STRENGTHS
 from engram.scripts.trained_run import TrainedRun, open_trained_run
 from engram.utils import checkpoint, files
+from engram.utils.config.flags import CheckedParser
 from engram.utils.destinations import check_folder
 from engram.utils.door import guarded
 from engram.utils.errors import UserError
@@ -97,9 +98,7 @@ def export(run: TrainedRun, folder: Path) -> None:
 @guarded
 def main(argv: list[str] | None = None) -> int:
     """Export the run that the command line names; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CheckedParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="folder of a run, or its id under --output_dir")
     parser.add_argument("dir", type=Path, help="the folder to write")
     parser.add_argument("--output_dir", default="runs", help="where runs are looked for (default: runs)")

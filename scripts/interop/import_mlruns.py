@@ -17,6 +17,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from engram.utils.config.flags import CheckedParser
 from engram.utils.destinations import check_folder
 from engram.utils.door import guarded
 from engram.utils.runs import legacy_runs
@@ -26,9 +27,7 @@ from engram.utils.tracking import legacy_file_store, legacy_import
 @guarded
 def main(argv: list[str] | None = None) -> int:
     """Import what the command line names; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CheckedParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="the file store, or one experiment's folder in it")
     parser.add_argument("--output_dir", default="runs/imported", help="run folders (default: runs/imported)")
     parser.add_argument("--tracking_uri", help="MLflow server or database (default: mlflow.db here)")

@@ -19,6 +19,7 @@ from engram.datasets.benchmark import Benchmark
 from engram.utils import files
 from engram.utils.config import registry
 from engram.utils.config.config import resolve
+from engram.utils.config.flags import CheckedParser
 from engram.utils.destinations import check_file
 from engram.utils.door import guarded
 from engram.utils.errors import UserError
@@ -43,9 +44,7 @@ def is_gem_file(path: Path) -> bool:
 @guarded
 def main(argv: list[str] | None = None) -> int:
     """Write the file that the command line asks for; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CheckedParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("benchmark", help="name of a benchmark, e.g. mnist-rotations")
     parser.add_argument("out", type=Path, help="the file to write")
     for flag, text in (

@@ -5,12 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from engram.scripts.analysis.table import check_update, update
+from engram.utils.config.flags import CheckedParser
 from engram.utils.destinations import check_folder
 
 
 def study_parser(doc: str, output_dir: str) -> argparse.ArgumentParser:
     """Build a parser with the flags that all studies on MNIST have; `doc` is the study's docstring."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CheckedParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", default="~/.cache/engram", help="where MNIST lies or is downloaded to")
     parser.add_argument("--seeds", default="0,1,2,3,4", help="separated by commas")
     parser.add_argument("--output_dir", type=Path, default=Path(output_dir), help=f"(default: {output_dir})")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pytest
 
 from engram.utils.config.flags import (
+    CheckedParser,
     Parser,
     build_sets,
     convert_layer,
@@ -79,3 +80,14 @@ def test_a_config_file_is_a_mapping(text, tmp_path):
         read_config_file(str(path))
     path.write_text("--lr: 0.2\nfast: true\n")
     assert read_config_file(str(path)) == {"lr": 0.2, "fast": True}
+
+
+@pytest.mark.parametrize("value", ["--config=--", "--config=a\0b", "--config=~nouser/x", "--kind=\udcff"])
+@pytest.mark.parametrize("kind", [Parser, CheckedParser])
+def test_text_that_no_flag_takes_is_refused_before_it_is_used(value, kind):
+    made = kind()
+    made.add_argument("--config")
+    made.add_argument("--kind")
+    with pytest.raises(OptionError, match=f"^{value[:6]}"):
+        made.parse_args([value])
+    assert made.parse_args(["--config", "~/x", "--kind=-"]).config == "~/x"

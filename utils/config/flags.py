@@ -12,6 +12,7 @@ Nothing here imports torch, so `--help` is quick.
 
 import argparse
 import dataclasses
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,14 +20,29 @@ from typing import Any, NoReturn
 import yaml
 
 from engram.utils import yaml_files
-from engram.utils.config.options import OptionError, OptionSet, convert, value_type
+from engram.utils.config.options import OptionError, OptionSet, check_text, convert, value_type
 from engram.utils.config.registry import suggest
 
 METAVARS: dict[type, str] = {bool: "0|1", int: "N", float: "X", str: "TEXT"}
 Sets = Mapping[str, type[OptionSet]]
 
 
-class Parser(argparse.ArgumentParser):
+class CheckedParser(argparse.ArgumentParser):
+    """argparse that refuses, in one line, text which no flag of any program takes."""
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]  # as argparse's
+        """As in argparse; a wrong text is an `OptionError` before anybody uses it."""
+        for text in sys.argv[1:] if args is None else args:
+            if text.startswith("--") and text.endswith("=--"):  # argparse makes an empty list of it
+                raise OptionError(f"{text}: -- is not a value; give one, or leave the flag out")
+        given, rest = super().parse_known_args(args, namespace)
+        for name, value in vars(given).items():
+            if isinstance(value, str):
+                check_text(name, value)
+        return given, rest
+
+
+class Parser(CheckedParser):
     """argparse with a help section for each option set; its errors are raised as `OptionError`."""
 
     def __init__(self, **keywords: Any):

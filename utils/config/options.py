@@ -104,19 +104,24 @@ def _scalar(field: dataclasses.Field, kind: type, raw: Any) -> Any:
         if text.lower() in truth:
             return truth[text.lower()]
         raise OptionError(f"--{field.name} {raw}: expected 0 or 1 (also true/false, yes/no)")
-    if "\0" in text:
-        raise OptionError(f"--{field.name} {text!r}: holds a NUL character, which no name or path may")
-    if text != text.encode(errors="replace").decode():
-        raise OptionError(f"--{field.name} {text!r}: holds bytes that are not UTF-8")
-    if kind is str and any(len(os.fsencode(part)) > MAX_FILE_NAME for part in text.split("/")):
-        raise OptionError(f"--{field.name} {text[:40]}...: a name longer than {MAX_FILE_NAME} bytes")
-    if kind is str and text.startswith("~"):
-        _refuse_unknown_home(field.name, text)
+    check_text(field.name, text, kind is str)
     try:
         return kind(text)
     except ValueError:
         wanted = {int: "a whole number", float: "a number", str: "text"}[kind]
         raise OptionError(f"--{field.name} {raw}: expected {wanted}") from None
+
+
+def check_text(name: str, text: str, may_be_path: bool = True) -> None:
+    """Raise `OptionError` for text of a flag that no name and no path may be."""
+    if "\0" in text:
+        raise OptionError(f"--{name} {text!r}: holds a NUL character, which no name or path may")
+    if text != text.encode(errors="replace").decode():
+        raise OptionError(f"--{name} {text!r}: holds bytes that are not UTF-8")
+    if may_be_path and any(len(os.fsencode(part)) > MAX_FILE_NAME for part in text.split("/")):
+        raise OptionError(f"--{name} {text[:40]}...: a name longer than {MAX_FILE_NAME} bytes")
+    if may_be_path and text.startswith("~"):
+        _refuse_unknown_home(name, text)
 
 
 def _refuse_unknown_home(name: str, path: str) -> None:
