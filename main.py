@@ -3,6 +3,7 @@
 import sys
 from typing import TYPE_CHECKING
 
+from engram.utils import garbage
 from engram.utils.config import cli
 from engram.utils.config.config import Config
 from engram.utils.door import guarded
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
 @guarded
 def main(argv: list[str] | None = None) -> int:
     """Run what the command line asks for; returns the exit code."""
-    request = cli.parse(sys.argv[1:] if argv is None else argv)
+    with garbage.paused():  # the method that is named imports torch
+        request = cli.parse(sys.argv[1:] if argv is None else argv)
     if request.config:
         return run(request.config)[0]
     from engram.utils.runs import resume  # numpy is not for --help to wait for
