@@ -28,6 +28,7 @@ from matplotlib.figure import Figure as Picture
 from engram.scripts.analysis.table import check_update, update
 from engram.scripts.bench.buffer import buffer_speed
 from engram.scripts.bench.data import data_path
+from engram.scripts.bench.evaluation import evaluation
 from engram.scripts.bench.methods import METHODS, methods_mlp, methods_resnet, scaling
 from engram.scripts.bench.seeds import seeds
 from engram.scripts.bench.startup import overhead, startup
@@ -49,6 +50,7 @@ PARTS = {
     "scaling": "cost against tasks, memory and classes",
     "startup": "from the command to the first step",
     "overhead": "logging, figures and checkpoints",
+    "evaluation": "images/s of an evaluation against the network alone",
     "seeds": "several seeds against one",
     "steps": "any method's step: time, split, memory, share of peak",
 }
@@ -58,6 +60,8 @@ def figures(name: str, args: argparse.Namespace) -> list[Figure]:
     """Measure the part of this name; returns its lines."""
     if name == "seeds":
         return seeds(args.device, args.data_dir)
+    if name == "evaluation":
+        return evaluation(args.device)
     if name == "steps":
         names = ("backbone", "batch_size", "device", "precision", "compile", "n_steps")
         given = {flag: getattr(args, flag) for flag in names}

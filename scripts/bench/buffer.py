@@ -44,9 +44,9 @@ class LoopBuffer:
                 self.x[slot], self.y[slot] = x[i].to(self.x.device), y[i].to(self.x.device)
                 self.task_id[slot], self.index[slot] = task_id[i], index[i]
 
-    def take(self) -> tuple[Tensor, ...]:
-        """A batch of distinct samples, images stacked one by one."""
-        rows = torch.randperm(min(self.n_seen, SIZE), generator=self.draws)[:BATCH]
+    def take(self, n: int = BATCH) -> tuple[Tensor, ...]:
+        """At most `n` distinct samples, images stacked one by one."""
+        rows = torch.randperm(min(self.n_seen, SIZE), generator=self.draws)[:n]
         x = torch.stack([self.transform(self.x[i]) if self.transform else self.x[i] for i in rows])
         return x, self.y[rows], self.task_id[rows], self.index[rows]
 

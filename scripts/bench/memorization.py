@@ -97,12 +97,12 @@ def options_of(name: str, device: str) -> StudyConfig:
     return cli.parse("bench", "", StudyConfig, flags)
 
 
-def ours(name: str, options: StudyConfig, stack: int) -> tuple[float, float]:
-    """Seconds and processor seconds for R networks."""
+def ours(name: str, options: StudyConfig, stack: int, n: int = R) -> tuple[float, float]:
+    """Seconds and processor seconds for `n` networks."""
     workers = worker_pool.worker_devices(options.machine, name)
-    plan, jobs = Bench(name, options, stack), worker_pool.jobs_of(range(R), stack)
+    plan, jobs = Bench(name, options, stack), worker_pool.jobs_of(range(n), stack)
     started, cpu = time.perf_counter(), processor_seconds()
-    worker_pool.run_jobs(plan, jobs, workers, NetworkProgress(name, R))
+    worker_pool.run_jobs(plan, jobs, workers, NetworkProgress(name, n))
     return time.perf_counter() - started, processor_seconds() - cpu
 
 
