@@ -116,7 +116,7 @@ def test_steps_are_counted_without_a_loop_over_epochs(flags, tmp_path):
     method, config = tiny_method("sgd", **flags)
     steps = sum(-(-method.benchmark.n_samples(task) // 4) for task in method.benchmark.tasks)
     expected = 3 * flags["n_iters"] if "n_iters" in flags else flags["n_epochs"] * steps
-    assert Trainer(config, method, tmp_path)._count_steps() == expected
+    assert Trainer(config, method, tmp_path).count_steps() == expected
 
 
 @pytest.mark.parametrize("n", [10**12, 2 * 10**9])

@@ -35,7 +35,7 @@ def test_every_task_gets_as_many_steps(n_iters):
     trainer = run(n_iters=n_iters)
     expected = [(task, step // 8) for task in range(3) for step in range(n_iters)]
     assert trainer.seen == expected
-    assert trainer.position.total == trainer._count_steps() == 3 * n_iters
+    assert trainer.position.total == trainer.count_steps() == 3 * n_iters
 
 
 def test_tasks_of_different_size():

@@ -3,7 +3,7 @@
 from contextlib import suppress
 from typing import Any, Generic
 
-from engram.utils import checkpoint, precision
+from engram.utils import bf16_speed, checkpoint, precision
 from engram.utils.config import registry
 from engram.utils.config.config import Config
 from engram.utils.errors import DiskError
@@ -67,8 +67,13 @@ class Recorder(Generic[TaskT, BatchT]):
         config, benchmark = self.config, self.trainer.benchmark
         auto = " (chosen by --device auto)" if config.run.device == "auto" else ""
         self.run_dir.say(f"run:     {self.run_dir.path}")
-        arithmetic = precision.described(config.run.precision, self.trainer.method.setup.precision)
+        method = self.trainer.method
+        arithmetic = precision.described(config.run.precision, method.setup.precision)
         self.run_dir.say(f"device:  {device_name(benchmark.device)}{auto}, {arithmetic}")
+        long_run = config.run.compile or self.trainer.count_steps() >= bf16_speed.LONG_RUN
+        advice = bf16_speed.advice(method.setup.precision, method.net, benchmark.device, long_run)
+        if advice:
+            self.run_dir.say(f"speed:   {advice}")
         self.run_dir.say(
             f"stream:  {config.run.dataset}, {benchmark.scenario}, {len(benchmark.tasks)} tasks, "
             f"{config.run.model} on {config.run.backbone}, seed {config.run.seed}"

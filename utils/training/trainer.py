@@ -70,9 +70,9 @@ class Trainer(Generic[TaskT, BatchT]):
 
     def run(self) -> AccuracyLog:
         """Train on what is left of the stream; raises `InterruptedRunError` or `DivergedError`."""
-        self.progress = Progress(self._count_steps(), self.position.total, self.quiet)
+        self.progress = Progress(self.count_steps(), self.position.total, self.quiet)
         if self.config.run.compile:
-            self.progress.say(self.method.capture(self._count_steps()))
+            self.progress.say(self.method.capture(self.count_steps()))
         # a finished run that is resumed takes no step: its numbers stay those of who did
         if self.position.task < len(self.tasks) or not self.results.environments:
             self.results.record_environment(self.benchmark.device, self.method.setup.precision)
@@ -279,7 +279,7 @@ class Trainer(Generic[TaskT, BatchT]):
             n_steps = min(n_steps, train.n_iters - epoch * n_steps)
         return min(n_steps, DEBUG_STEPS) if self.config.run.debug_mode else n_steps
 
-    def _count_steps(self) -> int:
+    def count_steps(self) -> int:
         """Steps of the whole run; all passes over a task's data but the last have as many."""
         total = 0
         for task in self.tasks:
