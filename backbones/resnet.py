@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from engram.backbones.backbone import Backbone
+from engram.backbones.batch_norm import BatchNorm2d
 from engram.utils.config.options import OptionSet, option
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class ResNet(Backbone):
     def __init__(self, block: "Block", depths: tuple[int, ...], in_channels: int, channels: int):
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
+        self.bn1 = BatchNorm2d(channels)
         stages: list[nn.Module] = []
         width = channels
         for i, depth in enumerate(depths):
@@ -55,8 +56,8 @@ def _block(block: "Block", fan_in: int, planes: int, stride: int) -> nn.Module:
     shortcut = None
     if stride != 1 or fan_in != planes * block.expansion:
         convolution = nn.Conv2d(fan_in, planes * block.expansion, 1, stride, bias=False)
-        shortcut = nn.Sequential(convolution, nn.BatchNorm2d(planes * block.expansion))
-    return block(fan_in, planes, stride, shortcut)
+        shortcut = nn.Sequential(convolution, BatchNorm2d(planes * block.expansion))
+    return block(fan_in, planes, stride, shortcut, norm_layer=BatchNorm2d)
 
 
 def build(options: Options, input_shape: tuple[int, ...], name: str) -> ResNet:

@@ -89,9 +89,7 @@ def synchronized_batch_norm(layer: BatchNorm, x: Tensor) -> Tensor:
         return type(layer).forward(layer, x)  # type: ignore[arg-type]
     y, n, mean, variance = _SynchronizedBatchNorm.apply(x, layer.weight, layer.bias, layer.eps)
     assert layer.running_mean is not None and layer.running_var is not None and layer.momentum is not None
-    assert layer.num_batches_tracked is not None
     with torch.no_grad():
-        layer.num_batches_tracked += 1
         layer.running_mean.lerp_(mean, layer.momentum)
         layer.running_var.lerp_(variance * (n / (n - 1)), layer.momentum)
     return y

@@ -5,8 +5,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from engram.backbones.backbone import build_network, load_weights
+from engram.backbones.batch_norm import BatchNorm2d
 from engram.backbones.heads import TaskHeads
 from engram.utils.config import registry
 from engram.utils.training.optimizers import build_optimizer
@@ -135,3 +137,18 @@ def test_pooling_before_relu_changes_nothing():
     assert torch.equal(found, h)
     for a, b in zip(torch.autograd.grad(found.square().sum(), weights), expected, strict=True):
         assert torch.equal(a, b)
+
+
+def test_batch_norm_is_pytorchs_without_its_counter():
+    """Outputs and averages are the same bits; state by the same names, which older checkpoints have."""
+    draws = torch.Generator().manual_seed(0)
+    ours, theirs = BatchNorm2d(3), nn.BatchNorm2d(3)
+    for _ in range(3):
+        x = torch.randn(4, 3, 2, 2, generator=draws)
+        assert torch.equal(ours(x), theirs(x))
+    assert (ours.num_batches_tracked, theirs.num_batches_tracked) == (0, 3)
+    state = theirs.state_dict()
+    assert all(torch.equal(v, state[k]) for k, v in ours.state_dict().items() if k != "num_batches_tracked")
+    ours.load_state_dict(state)
+    assert torch.equal(ours.eval()(x), theirs.eval()(x))
+    assert ours.state_dict().keys() == state.keys() and ours.num_batches_tracked == 3
