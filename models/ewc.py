@@ -77,9 +77,9 @@ class EWC(Method):
             return options.e_lambda
         return 0.5 * options.e_lambda * (options.gamma if options.ewc_mode == "online" else 1.0)
 
-    def penalty(self) -> Tensor | None:
-        """(λ/2) Σ F (θ − θ*)²; without ½ in MER's form."""
-        return self.strength * self.quadratic.value() if self.quadratic else None
+    def edit_gradients(self, batch: Batch) -> None:
+        """Add λ F (θ − θ*), the gradient of (λ/2) Σ F (θ − θ*)²; in MER's form, without ½, twice that."""
+        self.quadratic.add_gradients(self.strength)
 
     def after_step(self, batch: Batch) -> None:
         """MER's form: keep the task's first samples."""

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from engram.backbones.backbone import Backbone
 from engram.datasets import unlabeled
-from engram.datasets.benchmark import Task
+from engram.datasets.benchmark import Batch, Task
 from engram.models.method import Method, Setup
 from engram.models.parts import hebbian, importance
 from engram.models.parts.norms import NORMS
@@ -81,9 +81,9 @@ class MAS(Method):
         if options.mas_data not in ("train", "test"):
             unlabeled.files(options.mas_data)  # a wrong folder is an error now, not after the first task
 
-    def penalty(self) -> Tensor | None:
-        """λ Σ Ω (θ − θ*)²; with consistent weights Σ_t α_t Σ Ω_t (θ − θ*)²."""
-        return self.strength * self.quadratic.value() if self.quadratic else None
+    def edit_gradients(self, batch: Batch) -> None:
+        """Add 2 λ Ω (θ − θ*), the gradient of λ Σ Ω (θ − θ*)²; consistent: of Σ_t α_t Σ Ω_t (θ − θ*)²."""
+        self.quadratic.add_gradients(self.strength)
 
     def end_task(self, task: Task) -> None:
         """Add the task's importance and move the anchor here."""

@@ -76,7 +76,7 @@ class RWalk(Method):
         names = [n for n, p in self.quadratic.parameters.items() if p.grad is not None]
         gradients = [self.quadratic.parameters[n].grad for n in names]
         foreach_addcmul_([self.squares[n] for n in names], gradients, gradients)
-        self.quadratic.add_gradients(self.options.rwalk_lambda)
+        self.quadratic.add_gradients(self.options.rwalk_lambda, fused=True)
 
     def after_step(self, batch: Batch) -> None:
         """Lengthen the path; after Δt steps update scores and Fisher."""

@@ -54,7 +54,7 @@ class SI(Method):
         """Add the penalty's gradient 2 c Ω (θ − θ*), once the task's own has been noted."""
         if self.options.si_c:
             self.path.note()
-            self.quadratic.add_gradients(self.options.si_c)
+            self.quadratic.add_gradients(self.options.si_c, fused=True)
 
     def after_step(self, batch: Batch) -> None:
         """Lengthen the path integral by this step."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from engram.backbones.backbone import Backbone
-from engram.datasets.benchmark import Task
+from engram.datasets.benchmark import Batch, Task
 from engram.models.method import Method, Setup
 from engram.models.parts.importance import shared_parameters
 from engram.models.parts.quadratic import Quadratic
@@ -100,9 +100,9 @@ class IMM(Method):
         """From here on the unmerged network predicts."""
         self.inside = True
 
-    def penalty(self) -> Tensor | None:
-        """λ Σ (θ − θ*)²."""
-        return self.options.imm_lambda * self.quadratic.value() if self.quadratic else None
+    def edit_gradients(self, batch: Batch) -> None:
+        """Add 2 λ (θ − θ*), the gradient of λ Σ (θ − θ*)²."""
+        self.quadratic.add_gradients(self.options.imm_lambda)
 
     def end_task(self, task: Task) -> None:
         """Take the network into the merge."""

@@ -10,7 +10,7 @@ from engram.utils.training.evaluation import accuracies
 from engram.utils.training.optimizers import build_optimizer
 from engram.utils.training.trainer import Trainer
 from tests.conftest import methods_with_code
-from tests.contract.test_methods import CASES, assert_same, classes_of, small_method, train, weights
+from tests.contract.test_methods import CASES, assert_same, classes_of, flags_of, small_method, train, weights
 from tests.pretended_device import PretendedDevice
 
 # Blocking operations that a step may have, and why. All others have none.
@@ -119,3 +119,32 @@ def test_evaluation_reads_once(gpu):
     gpu.waits.clear()
     accuracies(method, 3, 3)
     assert sum(gpu.waits.values()) == 1, gpu.waits
+
+
+# Kernels that a step of ResNet-18 may launch: plain SGD's, and how many more other methods may. The memory
+# is full and small, so that rows of almost every batch enter it.
+SGD_LAUNCHES = 142
+MAY_LAUNCH_MORE = {"er": 28, "ewc": 5, "mas": 5, "si": 10}
+
+
+def launches_per_step(model: str, gpu: PretendedDevice) -> float:
+    """Kernels of a step in the second of two tasks, the mean of three; widths and sizes do not matter."""
+    flags = {"backbone": "resnet18", "width": 0.05, "n_tasks": 2, "batch_size": 8}
+    flags |= {"buffer_size": 16} if "buffer_size" in flags_of(model) else {}
+    method, config = small_method(model, device="cuda", **flags)
+    first, second = method.benchmark.tasks[:2]
+    learn(method, config, first)
+    method.end_task(first)
+    method.enter(second)
+    method.begin_task(second)
+    method.optimizer = build_optimizer(method.trainable().items(), config.train)
+    batches = list(method.benchmark.batches(second, 0, 8))[:3]
+    gpu.launches.clear()
+    for batch in batches:
+        method.observe(batch)
+    return sum(gpu.launches.values()) / len(batches)
+
+
+@pytest.mark.parametrize("model", ["sgd", *MAY_LAUNCH_MORE])
+def test_a_step_launches_few_kernels(model, gpu):
+    assert launches_per_step(model, gpu) <= SGD_LAUNCHES + MAY_LAUNCH_MORE.get(model, 0), gpu.launches
