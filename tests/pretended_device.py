@@ -123,6 +123,7 @@ class PretendedDevice(contextlib.ExitStack):
         self.waits: Counter[tuple[str, str]] = Counter()  # (what the host waited for, file:line)
         self.launches: Counter[str] = Counter()
         self._watching = True
+        self._waits_raise = False  # torch.cuda.set_sync_debug_mode
         # of the call from Python under way: its name, where its result belongs, whether it copies
         self._call = ""
         self._target: torch.device | None = None
@@ -145,6 +146,7 @@ class PretendedDevice(contextlib.ExitStack):
             "memory_reserved": lambda *_: 0,
             "reset_peak_memory_stats": lambda *_: None,
             "empty_cache": lambda: None,
+            "set_sync_debug_mode": self._set_sync_debug_mode,
             "synchronize": lambda *_: self.wait("torch.cuda.synchronize"),
             "is_current_stream_capturing": lambda: False,
             "_lazy_init": lambda: None,
@@ -163,9 +165,14 @@ class PretendedDevice(contextlib.ExitStack):
         return self
 
     def wait(self, what: str) -> None:
-        """Count one operation that blocks the host."""
+        """Count one operation that blocks the host, or raise, as set by `torch.cuda.set_sync_debug_mode`."""
+        if self._waits_raise:
+            raise RuntimeError(f"called a synchronizing CUDA operation: {what} at {_where()}")
         if self._watching:
             self.waits[what, _where()] += 1
+
+    def _set_sync_debug_mode(self, mode: str) -> None:
+        self._waits_raise = mode == "error"
 
     @contextlib.contextmanager
     def unwatched(self) -> Iterator[None]:
