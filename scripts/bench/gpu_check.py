@@ -44,15 +44,14 @@ ROOT = Path(__file__).resolve().parents[2]
 MINUTES = 15.0
 
 
-def tests(device: torch.device) -> Finding:
-    """Run the tests marked `gpu`, from the files that hold any."""
+def tests(path: Path, device: torch.device) -> Finding:
+    """Run the tests of a file that are marked `gpu`."""
     if device.type != "cuda":
         raise SkippedCheck("the tests marked gpu need a CUDA device")
     if importlib.util.find_spec("pytest") is None:
         raise SkippedCheck("needs pytest")
-    paths = [p for p in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in p.read_text(encoding="utf-8")]
     options = ["-q", "-m", "gpu", "-p", "no:cacheprovider", "-rf", "--tb=line", "--maxfail=20"]
-    command = [sys.executable, "-m", "pytest", *options, *map(str, sorted(paths))]
+    command = [sys.executable, "-m", "pytest", *options, str(path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     last = (done.stdout.strip().splitlines() or done.stderr.strip().splitlines() or ["no output"])[-1]
     failed = re.findall(r"^FAILED (\S+)", done.stdout, re.MULTILINE)
@@ -61,8 +60,11 @@ def tests(device: torch.device) -> Finding:
 
 
 def test_checks(device: torch.device, quick: bool) -> list[Check]:
-    """The tests, as one check."""
-    return [Check("pytest", functools.partial(tests, device))]
+    """A check for every file that holds tests marked `gpu`."""
+    paths = [p for p in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in p.read_text(encoding="utf-8")]
+    return [
+        Check(str(path.relative_to(ROOT)), functools.partial(tests, path, device)) for path in sorted(paths)
+    ]
 
 
 # Name, heading, seconds of the fifteen minutes, and what makes the checks of a device, quick or not.

@@ -118,3 +118,9 @@ def test_files_are_written_after_every_section_and_the_exit_code_tells(
     said = capsys.readouterr().out
     assert f"{second.__name__}: {'no such device' if code == 0 else 'ValueError'}" in said
     assert said.splitlines()[-1].startswith(f"2 passed, {code} failed, {1 - code} skipped; written: ")
+
+
+def test_every_file_with_tests_of_a_gpu_is_a_check():
+    names = [check.name for check in gpu_check.test_checks(CPU, quick=False)]
+    assert names == sorted(names)
+    assert {"tests/contract/test_gpu.py", "tests/integration/test_compile.py"} <= set(names)
