@@ -13,12 +13,12 @@ from engram.backbones.backbone import Backbone
 from engram.datasets.benchmark import Samples
 from engram.memorization import study_data, training
 from engram.memorization.proxies import NAMES, Proxy, create
-from engram.memorization.stacked_networks import refuse_stacked_dropout, uses_dropout
+from engram.memorization.stacked_networks import refuse_stacked_dropout, runs_alone
 from engram.memorization.study_data import StudyData
 from engram.memorization.train_proxies import ProxiesConfig
 from engram.memorization.training import CohortTraining
 from engram.memorization.worker_pool import NetworkProgress
-from engram.utils import device, scores
+from engram.utils import device, precision, scores
 
 EARLY = ("el2n", "grand")
 TRACKERS = [name for name, module in NAMES.items() if module == "trackers"]
@@ -41,14 +41,15 @@ class ProxyResult:
 def train_and_write(config: ProxiesConfig) -> None:
     """Train the networks, evaluate all proxies on them, write the file and print the costs."""
     chosen_device = device.choose(config.machine.device)
-    device.set_threads(0, config.network.model_name)
+    device.set_threads(config.machine.num_threads, config.network.model_name)
     data = study_data.load(config.data, chosen_device, config.pretrained)
     results = evaluate_proxies(config, data)
     names = list(results)
     table = np.array([np.mean([finite(v) for v in results[name].scores], axis=0) for name in names])
     cost = np.array([np.mean(results[name].seconds) for name in names]) * 1000 / len(data)
+    settings = config.flat() | {"computed_in": precision.resolve(config.machine.precision, chosen_device)}
     path = scores.write(
-        config.proxies.out_filename, config.flat(), names=np.array(names), proxies=table, cost=cost,
+        config.proxies.out_filename, settings, names=np.array(names), proxies=table, cost=cost,
         **data.identity(),
     )  # fmt: skip
     for name, seconds in zip(names, cost, strict=True):
@@ -68,7 +69,7 @@ def evaluate_proxies(config: ProxiesConfig, data: StudyData) -> dict[str, ProxyR
     refuse_stacked_dropout(first, config.machine.stack)
     results: dict[str, ProxyResult] = {name: ProxyResult() for name in NAMES}
     results |= {f"early_{name}": ProxyResult() for name in EARLY}
-    for cohort in [[repeat] for repeat in repeats] if uses_dropout(first) else [repeats]:
+    for cohort in [[repeat] for repeat in repeats] if runs_alone(first) else [repeats]:
         evaluate_cohort(config, data, cohort, results)
     return results
 

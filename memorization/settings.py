@@ -61,9 +61,18 @@ class RecipeOptions(OptionSet):
 
 @dataclass(frozen=True)
 class MachineOptions(OptionSet):
-    """On which machine and how; the scores depend on it by rounding alone."""
+    """On which machine and how; the scores depend on it by rounding alone, which is coarse in bf16."""
 
     device: str = option("auto", "auto (CUDA when there is one), cpu, cuda or cuda:N")
+    precision: str = option(
+        "auto", "arithmetic of the networks below the head: fp32, tf32 (CUDA), bf16, or auto: tf32 on CUDA, "
+        "fp32 on a CPU",
+        choices=("auto", "fp32", "tf32", "bf16"),
+    )  # fmt: skip
+    num_threads: int = option(
+        0, "CPU threads of each process; 0: 1 for a fully connected net alone, otherwise the cores, shared",
+        ge=0, le=1024,
+    )  # fmt: skip
     use_multiprocessing: bool | None = option(
         None, "a process for every GPU, or every CPU core (default: where there are several)"
     )
@@ -78,7 +87,9 @@ class MachineOptions(OptionSet):
 
 
 # What may differ between the program that trains networks and those that read them.
-OPERATIONAL = {"data_dir", "weights_dir", *(f.name for f in dataclasses.fields(MachineOptions))}
+OPERATIONAL = {"data_dir", "weights_dir", *(f.name for f in dataclasses.fields(MachineOptions))} - {
+    "precision"
+}
 
 
 @dataclass(frozen=True)

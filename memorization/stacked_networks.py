@@ -136,12 +136,23 @@ def uses_dropout(network: nn.Module) -> bool:
     return any(isinstance(layer, Dropout) and layer.p for layer in network.modules())
 
 
+def runs_alone(network: nn.Module) -> bool:
+    """Whether the network cannot be stacked: dropout, or convolutions in bf16, which vmap leaves float32."""
+    lowered = getattr(network, "precision", "fp32") == "bf16"
+    return uses_dropout(network) or (lowered and any(isinstance(m, nn.Conv2d) for m in network.modules()))
+
+
 def refuse_stacked_dropout(network: nn.Module, n_networks: int) -> None:
     """Raise `UserError` for networks that cannot be trained as one."""
     if n_networks > 1 and uses_dropout(network):
         raise UserError(
             f"--stack {n_networks}: networks with dropout are trained one by one, since each draws its "
             "own masks; leave --stack out, or add --dropout 0"
+        )
+    if n_networks > 1 and runs_alone(network):
+        raise UserError(
+            f"--stack {n_networks}: convolutional networks are trained one by one with --precision bf16; "
+            "leave --stack out"
         )
 
 
@@ -151,6 +162,7 @@ def stack_networks(networks: Sequence[nn.Module]) -> StackedNetworks:
     if len(networks) == 1:
         return SingleNetwork(first)
     refuse_stacked_dropout(first, len(networks))
-    if isinstance(first, MLP) and isinstance(first.head, SharedHead):
+    plain = isinstance(first, MLP) and isinstance(first.head, SharedHead)
+    if plain and first.precision != "bf16":
         return StackedPerceptrons(networks)
     return StackedNetworks(networks)

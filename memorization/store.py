@@ -13,7 +13,8 @@ from torch import Tensor
 
 from engram.memorization.cli import SETTINGS, saved_settings
 from engram.memorization.settings import OPERATIONAL, StudyConfig
-from engram.utils import checkpoint, files
+from engram.utils import checkpoint, files, precision
+from engram.utils import device as devices
 from engram.utils.errors import UserError
 
 
@@ -35,11 +36,13 @@ class NetworkStore:
         """Write the settings of a new study and return them.
 
         also_operational: flags of this program that may differ when it is called again. stack: networks
-        trained as one, which stays as it was first measured, since rounding depends on it.
+        trained as one, which stays as it was first measured, since rounding depends on it. What --precision
+        means on the device is kept beside it as `computed_in`.
         """
         operational = OPERATIONAL | set(also_operational)
         settings = {name: value for name, value in config.flat().items() if name not in operational}
-        settings |= {"stack": stack}
+        computed_in = precision.resolve(config.machine.precision, devices.choose(config.machine.device))
+        settings |= {"stack": stack, "computed_in": computed_in}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             document = settings | {files.CHECKSUM: files.checksum(settings)}

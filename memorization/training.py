@@ -23,11 +23,11 @@ from engram.memorization.settings import MILESTONES, RecipeOptions, StudyConfig,
 from engram.memorization.stacked_networks import (
     StackedNetworks,
     refuse_stacked_dropout,
+    runs_alone,
     stack_networks,
-    uses_dropout,
 )
 from engram.memorization.study_data import StudyData
-from engram.utils import checkpoint, seeding, single_samples
+from engram.utils import checkpoint, precision, seeding, single_samples
 from engram.utils import device as devices
 from engram.utils.config import registry
 from engram.utils.errors import UserError
@@ -47,6 +47,10 @@ def build_network(config: StudyConfig, data: StudyData, repeat: int) -> Backbone
     with seeding.isolated(seed, "init", repeat):
         backbone: Backbone = registry.load("backbones", name).build(architecture, shape, name)
         network = backbone.attach(SharedHead(backbone.feature_dim, data.n_classes))
+    arithmetic = precision.resolve(config.machine.precision, data.device)
+    precision.configure(arithmetic)
+    precision.use(arithmetic, network)
+    precision.time_convolutions(network, data.device)
     return network.to(data.device)
 
 
@@ -212,9 +216,7 @@ def stack_size(config: StudyConfig, data: StudyData, n: int, at_most: int) -> in
     """How many networks to train as one: --stack if it is given and can be, else `fastest_stack_size`."""
     first = build_network(config, data, 0)
     refuse_stacked_dropout(first, config.machine.stack)
-    return config.machine.stack or (
-        1 if uses_dropout(first) else fastest_stack_size(config, data, n, at_most)
-    )
+    return config.machine.stack or (1 if runs_alone(first) else fastest_stack_size(config, data, n, at_most))
 
 
 def fastest_stack_size(config: StudyConfig, data: StudyData, n: int, at_most: int) -> int:

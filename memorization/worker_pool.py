@@ -55,9 +55,10 @@ def worker_devices(machine: MachineOptions, backbone: str) -> list[WorkerDevice]
         names = ["cpu"] * n_cores
     wanted = len(names) > 1 if machine.use_multiprocessing is None else machine.use_multiprocessing
     if not wanted:
-        return [WorkerDevice(str(first), 1 if backbone == "mlp" else n_cores)]
+        return [WorkerDevice(str(first), machine.num_threads or (1 if backbone == "mlp" else n_cores))]
     n = machine.num_workers or len(names)
-    return [WorkerDevice(names[i % len(names)], max(1, n_cores // n)) for i in range(n)]
+    n_threads = machine.num_threads or max(1, n_cores // n)
+    return [WorkerDevice(names[i % len(names)], n_threads) for i in range(n)]
 
 
 def job_members(job: int, size: int, n: int) -> list[int]:

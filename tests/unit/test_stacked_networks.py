@@ -15,7 +15,9 @@ from engram.memorization.stacked_networks import (
     StackedPerceptrons,
     stack_networks,
 )
+from engram.memorization.store import NetworkStore
 from engram.memorization.study_data import StudyData
+from engram.memorization.train_splits import SplitsConfig
 from engram.memorization.training import (
     CohortTraining,
     build_network,
@@ -242,3 +244,37 @@ def test_a_diverging_network_is_named():
     with pytest.raises(ValueError, match=r"network 5: the loss became nan in epoch \d; try a smaller --lr"):
         while not training.finished:
             training.run_epoch()
+
+
+@pytest.mark.parametrize(("name", "size"), [("mlp", 1), ("mlp", 3), ("cnn", 1), ("resnet", 1)])
+def test_networks_compute_in_the_precision_asked_for_and_answer_in_float32(name, size):
+    def logits(precision: str) -> torch.Tensor:
+        settings, data = options(*NETS[name], "--precision", precision, "--device", "cpu"), tiny_data()
+        stacked = stack_networks([build_network(settings, data, r) for r in range(size)]).train(False)
+        with torch.no_grad():
+            return stacked.logits(torch.linspace(-1, 1, 180).view(5, 1, 6, 6), shared=True)
+
+    exact, lowered = logits("fp32"), logits("bf16")
+    assert torch.equal(exact, logits("auto")), "on a CPU"
+    assert lowered.dtype == torch.float32
+    assert not torch.equal(exact, lowered)
+    torch.testing.assert_close(exact, lowered, rtol=0.1, atol=0.05)
+
+
+def test_convolutions_in_bf16_are_not_stacked():
+    settings, data = options(*NETS["cnn"], "--precision", "bf16", "--device", "cpu"), tiny_data()
+    assert stack_size(settings, data, 21, at_most=16) == 1
+    with pytest.raises(UserError, match="--stack 4: convolutional networks are trained one by one with"):
+        stack_size(options(*NETS["cnn"], "--precision", "bf16", "--stack", "4"), data, 21, at_most=16)
+
+
+def test_the_precision_of_a_study_is_kept_and_cannot_be_changed(tmp_path):
+    """`auto` stays in the settings; what it meant on the device stands beside it, and in score files."""
+    flags = ["--weights_dir", str(tmp_path), "--n_repeats", "4", "--device", "cpu"]
+    settings = cli.parse("train_splits", "", SplitsConfig, flags)
+    kept = NetworkStore(str(tmp_path)).claim(settings, "n_repeats", stack=1)
+    assert (kept["precision"], kept["computed_in"]) == ("auto", "fp32")
+    assert "num_threads" not in kept
+    cli.parse("train_splits", "", SplitsConfig, [*flags, "--precision", "auto", "--num_threads", "2"])
+    with pytest.raises(UserError, match="--precision bf16: the networks in --weights_dir were trained with"):
+        cli.parse("train_splits", "", SplitsConfig, [*flags, "--precision", "bf16"])

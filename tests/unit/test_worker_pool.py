@@ -33,6 +33,9 @@ def test_as_many_workers_as_asked_for_share_the_cores(monkeypatch):
     assert worker_devices(alone, "cnn") == [WorkerDevice("cpu", 8)]
     assert worker_devices(alone, "mlp") == [WorkerDevice("cpu", 1)], "threads slow small products down"
     assert worker_devices(MachineOptions(device="cpu"), "mlp") == [WorkerDevice("cpu", 1)] * 8
+    for flags in ({"use_multiprocessing": False}, {"use_multiprocessing": True, "num_workers": 3}):
+        asked = worker_devices(MachineOptions(device="cpu", num_threads=5, **flags), "cnn")
+        assert {worker.n_threads for worker in asked} == {5}
 
 
 @pytest.mark.parametrize("workers", [TWO[:1], TWO], ids=["here", "two processes"])
