@@ -31,11 +31,11 @@ class LearningOrder(Proxy):
 
     def note(self, index: Tensor, correct: Tensor) -> None:
         """After predictions on `index` (n,): `correct` (n,) bool."""
-        now = self.n_samples + torch.arange(1, len(index) + 1, device=self.device).double()
-        before = self.when[index]
-        since = torch.where(before == torch.inf, now, before)
-        self.when[index] = torch.where(correct, since, torch.inf)
+        first = self.n_samples + 1
         self.n_samples += len(index)
+        now = torch.arange(first, self.n_samples + 1, dtype=torch.float64, device=self.device)
+        since = self.when.index_select(0, index).minimum(now)  # what was known is earlier, or +inf
+        self.when.index_copy_(0, index, torch.where(correct, since, torch.inf))
 
     def rate(self, view: View) -> Tensor:
         """(n,) times since which the samples are right."""

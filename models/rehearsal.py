@@ -76,11 +76,14 @@ class RehearsalMethod(Method):
 
     def with_replay(self, batch: Batch, replayed: Examples | None = None) -> Examples:
         """The stream's batch, followed by replayed samples (default: `replay()`): one pass serves both."""
-        stream = Examples(batch.x, batch.y, batch.task_id)
         replayed = self.replay() if replayed is None else replayed
         if replayed is None:
-            return stream
-        return Examples(*(torch.cat(pair) for pair in zip(stream, replayed, strict=True)))
+            return Examples(batch.x, batch.y, batch.task_id)
+        return Examples(
+            torch.cat((batch.x, replayed.x)),
+            torch.cat((batch.y, replayed.y)),
+            torch.cat((batch.task_id, replayed.task_id)),
+        )
 
     def remember(self, batch: Batch, **extra: Tensor) -> None:
         """Offer the batch, with `extra` fields (N, ...), to the memory, in a task's first epoch only.

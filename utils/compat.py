@@ -56,6 +56,19 @@ def in_vmap(x: "Tensor") -> bool:
 # which its own optimizers are made of. A name that ends in _ changes its first argument in place.
 
 
+def fused_sgd_(
+    tensors: Sequence["Tensor"], gradients: Sequence["Tensor"], lr: float, weight_decay: float
+) -> None:
+    """tensors[i] -= lr · (gradients[i] + weight_decay · tensors[i]): SGD without momentum, in one kernel."""
+    import torch
+
+    if tensors:
+        torch._fused_sgd_(
+            tensors, gradients, [], weight_decay=weight_decay, momentum=0.0, lr=lr, dampening=0.0,
+            nesterov=False, maximize=False, is_first_step=False, grad_scale=None, found_inf=None,
+        )  # fmt: skip
+
+
 def foreach_add_(tensors: Sequence["Tensor"], others: Sequence["Tensor"], alpha: float = 1.0) -> None:
     """tensors[i] += alpha · others[i]."""
     import torch

@@ -51,6 +51,18 @@ def test_vmap_is_recognized():
     assert not compat.in_vmap(torch.zeros(2))
 
 
+def test_fused_sgd_is_the_optimizers_own_step():
+    ours, theirs = ([torch.arange(5.0).requires_grad_(), torch.ones(2, 3).requires_grad_()] for _ in range(2))
+    optimizer = torch.optim.SGD(theirs, lr=0.3, weight_decay=0.01, fused=True)
+    for a, b in zip(ours, theirs, strict=True):
+        a.grad = b.grad = torch.linspace(-1, 1, a.numel()).view(a.shape)
+    with torch.no_grad():
+        compat.fused_sgd_(ours, [p.grad for p in ours], 0.3, 0.01)
+        compat.fused_sgd_([], [], 0.3, 0.01)
+    optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True)), f"{TORCH}: _fused_sgd_"
+
+
 def test_operations_on_lists_of_tensors():
     def tensors(*numbers):
         return [torch.tensor([float(n)]) for n in numbers]

@@ -29,7 +29,8 @@ def _without_wrappers(base: type[OptimizerT]) -> type[OptimizerT]:
             for p in group["params"]:
                 if p.grad is not None and p.grad.stride() != p.stride():
                     p.grad = as_laid_out(p.grad, p)
-        plain_step(self)
+        if not plain_sgd_(self):
+            plain_step(self)
 
     def load_state_dict(self: torch.optim.Optimizer, state: State) -> None:
         plain_load(self, state)
@@ -43,6 +44,26 @@ def _without_wrappers(base: type[OptimizerT]) -> type[OptimizerT]:
         "load_state_dict": load_state_dict,
     }
     return cast(type[OptimizerT], type(base.__name__, (base,), methods))
+
+
+def plain_sgd_(optimizer: torch.optim.Optimizer) -> bool:
+    """Take the step of SGD without momentum at once, where every tensor is float32 on the CPU.
+
+    PyTorch's own sorts parameters by device and by what they keep before it calls the same kernel: three
+    quarters of its time for a small network. Returns False, nothing done, where it is to do so.
+    """
+    if not isinstance(optimizer, torch.optim.SGD):
+        return False
+    groups = optimizer.param_groups
+    if any(group["momentum"] or isinstance(group["lr"], torch.Tensor) for group in groups):
+        return False
+    learning = [[p for p in group["params"] if p.grad is not None] for group in groups]
+    if not all(p.is_cpu and p.dtype == torch.float32 for parameters in learning for p in parameters):
+        return False
+    for group, parameters in zip(groups, learning, strict=True):
+        gradients = [cast(torch.Tensor, p.grad) for p in parameters]
+        compat.fused_sgd_(parameters, gradients, group["lr"], group["weight_decay"])
+    return True
 
 
 def _zero_grad(self: torch.optim.Optimizer) -> None:

@@ -18,10 +18,13 @@ class DivergedError(RuntimeError):
 
 
 class LossLog:
-    """Losses of the steps since the last reading, kept on the device."""
+    """Losses of the steps since the last reading, kept on the device; on a CPU, which nobody waits for, read
+    at once.
+    """
 
     def __init__(self, device: torch.device):
-        self._values = torch.zeros(CAPACITY, device=device)
+        self._on_device = None if device.type == "cpu" else torch.zeros(CAPACITY, device=device)
+        self._on_host: list[float] = []
         self._n = 0
         self.first_step = 0
 
@@ -34,13 +37,16 @@ class LossLog:
         """Keep the loss of training step `step`; nothing is read."""
         if not self._n:
             self.first_step = step
-        self._values[self._n].copy_(loss)
+        if self._on_device is None:
+            self._on_host.append(loss.item())
+        else:
+            self._on_device[self._n].copy_(loss)
         self._n += 1
 
     def read(self) -> list[float]:
         """The losses gathered, oldest first; waits for the device."""
-        values = self._values[: self._n].tolist()
-        self._n = 0
+        values = self._on_host if self._on_device is None else self._on_device[: self._n].tolist()
+        self._on_host, self._n = [], 0
         return values
 
     def read_finite(self) -> list[float]:
