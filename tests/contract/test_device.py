@@ -124,7 +124,7 @@ def test_evaluation_reads_once(gpu):
 # Kernels that a step of ResNet-18 may launch: plain SGD's, and how many more other methods may. The memory
 # is full and small, so that rows of almost every batch enter it.
 SGD_LAUNCHES = 142
-MAY_LAUNCH_MORE = {"er": 28, "ewc": 5, "mas": 5, "si": 10}
+MAY_LAUNCH_MORE = {"er": 28, "ewc": 5, "mas": 5}
 
 
 def launches_per_step(model: str, gpu: PretendedDevice) -> float:
