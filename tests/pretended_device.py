@@ -113,7 +113,7 @@ class PretendedGenerator(TRUE_GENERATOR):
 
 
 class PretendedDevice(contextlib.ExitStack):
-    """Inside, PyTorch has one CUDA device. May be entered several times; storages are remembered."""
+    """Inside, PyTorch has one CUDA device. Entered by one thread at a time; storages are remembered."""
 
     on_device = Storages()  # of the process: what a module caches outlives one use
     pinned = Storages()
@@ -163,6 +163,16 @@ class PretendedDevice(contextlib.ExitStack):
         self.enter_context(_Rules(self))
         self.enter_context(_Claims(self))
         return self
+
+    @contextlib.contextmanager
+    def in_thread(self) -> Iterator[None]:
+        """Inside, another thread sees the device too: PyTorch's modes belong to a thread.
+
+        What is replaced in `torch.cuda` is the whole process's; two threads that each replaced it, and put it
+        back in another order, would leave it replaced.
+        """
+        with _Rules(self), _Claims(self):
+            yield
 
     def wait(self, what: str) -> None:
         """Count one operation that blocks the host, or raise, as set by `torch.cuda.set_sync_debug_mode`."""

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from engram.memorization import eval_splits, train_proxies, train_splits, train_stream, train_whole
 from engram.scripts import worker
@@ -70,7 +71,8 @@ def test_memorization_computes_the_same_on_the_device(program, tmp_path):
 
 def test_interleaved_runs_on_the_device(tmp_path, monkeypatch):
     """Each in its thread and on its stream; modes of PyTorch belong to a thread, so each enters its own."""
-    monkeypatch.setattr(interleaved, "cuda_stream", lambda name: PretendedDevice())
+    gpu = PretendedDevice()
+    monkeypatch.setattr(interleaved, "cuda_stream", lambda name: gpu.in_thread())
     models = ("er", "maer")
     runs = [
         (str(tmp_path / model), flags_of(model, 0, "--n_tasks", "2", "--device", "cuda")) for model in models
@@ -79,7 +81,9 @@ def test_interleaved_runs_on_the_device(tmp_path, monkeypatch):
         InterleavedJob(partial(worker.execute_run, folder, flags), str(tmp_path / f"{i}.log"), "cuda")
         for i, (folder, flags) in enumerate(runs)
     ]
-    assert interleaved.run_interleaved(jobs) == 0, (tmp_path / "0.log").read_text()
+    with gpu:
+        assert interleaved.run_interleaved(jobs) == 0, (tmp_path / "0.log").read_text()
+    assert not torch.cuda.is_available() or torch.cuda.get_device_name() != "pretended"
     for model, (folder, _) in zip(models, runs, strict=True):
         alone = str(tmp_path / f"{model} alone")
         assert worker.execute_run(alone, flags_of(model, 0, "--n_tasks", "2", "--device", "cpu")) == 0
