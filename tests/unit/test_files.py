@@ -73,6 +73,10 @@ def test_whatever_is_written_is_whole_or_not_there(tmp_path, monkeypatch, name):
     """A process that dies before its file is complete leaves what was there before."""
     path = tmp_path / name
     path.write_text("{}")
+    if name == "stream.pt":  # written over a file of its own kind only
+        path.unlink()
+        assert write_gem_file.main(["seq-digits", str(path), "--n_tasks", "1"]) == 0
+    before = b"<!-- table a -->old<!-- end a -->" if name == "page.md" else path.read_bytes()
     seen = []
 
     def full(temporary, target):
@@ -82,8 +86,7 @@ def test_whatever_is_written_is_whole_or_not_there(tmp_path, monkeypatch, name):
     monkeypatch.setattr(files, "put_in_place", full)
     with pytest.raises((OSError, UserError), match="No space left"):
         WRITERS[name](path)
-    before = "<!-- table a -->old<!-- end a -->" if name == "page.md" else "{}"
-    assert seen and path.read_text() == before and os.listdir(tmp_path) == [name]
+    assert seen and path.read_bytes() == before and os.listdir(tmp_path) == [name]
 
 
 def test_a_link_stays_and_a_device_is_refused(tmp_path):
