@@ -3,6 +3,7 @@
     scripts/gpu_check.sh --out results             all of it: results/gpu_check.json and results/gpu_check.md
     scripts/gpu_check.sh --only steps evaluation   some sections
     scripts/gpu_check.sh --device cpu --quick      on a CPU as far as it goes, in half a minute
+    python scripts/bench/gpu_check.py --quick      the same program without the shell
 
 Both files are written anew after every section. Exit code 1: a check failed; skipped checks say why.
 Nothing is downloaded, and MLflow is not needed.

@@ -103,8 +103,9 @@ def test_all_trained_networks_are_evaluated_unless_fewer_are_asked_for(tmp_path,
     folder = ["--weights_dir", str(tmp_path / "study"), "--use_multiprocessing", "0"]
     flags = ["--dataset_size", "0.1", "--hidden_sizes", "4", "--n_epochs", "1", "--stack", "16"]
     train_splits.run([*folder, *flags, "--n_repeats", "20"])
-    networks = tmp_path / "study/networks"
-    (networks / "0003.pt").rename(networks / "0260.pt")
+    store = NetworkStore(str(tmp_path / "study"))
+    store.save(260, store.load(3))
+    store.path(3).unlink()
     first = [repeat for repeat in range(20) if repeat != 3]
     for asked, expected in (([], [*first, 260]), (["--n_repeats", "18"], first[:17])):
         out = tmp_path / "scores.npz"

@@ -1,5 +1,6 @@
 """Tuning: the stability-decay rule by hand, and through main.py without the test set."""
 
+import dataclasses
 import json
 import shutil
 
@@ -182,7 +183,7 @@ def test_finished_runs_are_not_repeated_and_stopped_ones_resumed(folder, presets
     assert tune.main(arguments) == 0
     assert len(calls) == 2 and capsys.readouterr().out == said.out
     (path,) = folder.glob("tune/ewc-*/*/*/*/results.json")
-    path.write_text(path.read_text().replace('"status": "finished"', '"status": "interrupted"'))
+    dataclasses.replace(RunRecord.read(path.parent), status="interrupted").write(path)
     assert tune.main(arguments) == 0
     assert calls[2:] == [["--resume", str(path.parent)]] and capsys.readouterr().out == said.out
     assert tune.main([*arguments, "--write"]) == 0

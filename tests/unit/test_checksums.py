@@ -6,12 +6,13 @@ import random
 import pytest
 import yaml
 
+from engram.memorization import cli
 from engram.memorization.cli import SETTINGS, saved_settings
+from engram.memorization.settings import StudyConfig
 from engram.memorization.store import NetworkStore
 from engram.utils.errors import UserError
 from engram.utils.runs.run_dir import RunDir
 from engram.utils.runs.run_record import RunRecord
-from tests.conftest import tiny_config
 from tests.unit.test_run_record import record
 
 FLAGS = {"model": "er", "lr": 0.1, "hidden_sizes": [10, 10], "tracking_uri": None, "seed": 3}
@@ -49,7 +50,7 @@ def test_settings_of_networks(tmp_path):
     (tmp_path / SETTINGS).write_text(json.dumps(FLAGS))
     assert saved_settings(str(tmp_path)) == FLAGS, "of a version without checksums"
     store = NetworkStore(str(tmp_path))
-    settings = store.claim(tiny_config("er"), stack=3)
+    settings = store.claim(cli.parse("test", "", StudyConfig, []), stack=3)
     assert store.settings() == json.loads(json.dumps(settings))
     text = (tmp_path / SETTINGS).read_text()
     (tmp_path / SETTINGS).write_text(text.replace('"stack": 3', '"stack": 2'))

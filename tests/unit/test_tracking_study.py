@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from engram.utils.runs.run_dir import RunDir
+from engram.utils.runs.run_record import RunRecord
 from engram.utils.sweeps import parent_runs
 from engram.utils.tracking.mlflow_tracker import open_tracker
 from tests.conftest import tiny_config
@@ -68,7 +69,7 @@ def test_a_parent_known_by_an_older_configuration_is_replaced(store, monkeypatch
     """As the program wrote it before the flag: its setting is that of the configuration as it is stored."""
     old = [store.run(seed, without="keep_optimizer") for seed in (0, 1)]
     with monkeypatch.context() as before:
-        before.setattr(parent_runs, "up_to_date", lambda stored: stored)
+        before.setattr(RunRecord, "current_flags", lambda self: self.config)
         assert parent_runs.write_parents("digits", old, store.uri) == 0
     assert parent_runs.write_parents("digits", [*old, store.run(2)], store.uri) == 0
     assert [n for _, n in store.parents()] == [3]

@@ -28,7 +28,7 @@ CONTRACTS = {
         "augment", "benchmark", "folder_scan", "image_decoding", "image_files", "images", "lazy_images",
         "rotation", "scenarios", "shards", "sources", "storage", "streams", "unlabeled",
     },
-    "backbones": {"backbone", "compiled", "heads", "row_parallel"},
+    "backbones": {"backbone", "batch_norm", "compiled", "heads", "row_parallel"},
 }  # fmt: skip
 WORDS = {"models": "method", "datasets": "benchmark", "backbones": "backbone"}
 
