@@ -169,7 +169,9 @@ def provenance(runs: list[StoredRecord], deviation: str = STANDARD_DEVIATION) ->
     """The sentence below a table that says where its numbers come from, and what stands behind their ±."""
     devices = ", ".join(sorted({run.device or "unknown" for run in runs}))
     versions = ", ".join(sorted({run.versions.get("torch") or "unknown" for run in runs}))
-    return f"In %, mean ± {deviation}. devices: {devices}; torch: {versions}; commits: {commits(runs)}."
+    precisions = ", ".join(sorted({run.used_precision or "unknown" for run in runs}))
+    made = f"devices: {devices}; precision: {precisions}; torch: {versions}; commits: {commits(runs)}"
+    return f"In %, mean ± {deviation}. {made}."
 
 
 def view_name(settings: list[Setting], view: str) -> str:

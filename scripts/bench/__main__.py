@@ -30,6 +30,7 @@ from engram.scripts.bench.buffer import buffer_speed
 from engram.scripts.bench.data import data_path
 from engram.scripts.bench.evaluation import evaluation
 from engram.scripts.bench.methods import METHODS, methods_mlp, methods_resnet, scaling
+from engram.scripts.bench.precision import precisions
 from engram.scripts.bench.seeds import seeds
 from engram.scripts.bench.startup import overhead, startup
 from engram.scripts.bench.steps import AGAINST, Settings, steps
@@ -51,6 +52,7 @@ PARTS = {
     "startup": "from the command to the first step",
     "overhead": "logging, figures and checkpoints",
     "evaluation": "images/s of an evaluation against the network alone",
+    "precision": "bf16 against fp32: training and evaluation, threads",
     "seeds": "several seeds against one",
     "steps": "any method's step: time, split, memory, share of peak",
 }
@@ -62,6 +64,8 @@ def figures(name: str, args: argparse.Namespace) -> list[Figure]:
         return seeds(args.device, args.data_dir)
     if name == "evaluation":
         return evaluation(args.device)
+    if name == "precision":
+        return precisions(args.device)
     if name == "steps":
         names = ("backbone", "batch_size", "device", "precision", "compile", "n_steps")
         given = {flag: getattr(args, flag) for flag in names}

@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from engram.backbones.compiled import compile_passes
 from engram.datasets.augment import Augment
@@ -154,6 +153,9 @@ def loader_epoch(stream: Stream, case: Case, loader) -> float:
 
 def flops(stream: Stream) -> float:
     """Floating-point operations of a step, forward and backward."""
+    # Imported here: it imports Triton, which makes --help slow and prints a page of its own at the exit.
+    from torch.utils.flop_counter import FlopCounterMode
+
     method = stream.trainer.method
     with FlopCounterMode(display=False) as counter:
         method.observe(next(iter(stream.benchmark.batches(stream.task, 0, stream.size))))

@@ -3,13 +3,15 @@
 import json
 import math
 import time
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 import torch
 
 from engram.backbones import compiled
-from engram.scripts.bench import __main__, data, methods, seeds, startup, steps
+from engram.models.sgd import SGD
+from engram.scripts.bench import __main__, data, methods, precision, seeds, startup, steps
 from engram.scripts.bench.methods import METHODS, Stream, against, bare_epoch
 from engram.scripts.bench.steps import Settings, Stopwatch
 from engram.scripts.bench.timing import Figure, random_source
@@ -184,3 +186,25 @@ def test_seeds_at_once_are_compared_by_the_best_rounds(monkeypatch):
 
 def small_images():
     return random_source(80, 20, (1, 28, 28), n_classes=20), SMALL.augment
+
+
+def test_precision_trains_and_evaluates_one_side_in_bf16_and_the_other_in_fp32(monkeypatch):
+    monkeypatch.setattr(precision, "CASES", {"cnn": 2})
+    monkeypatch.setattr(precision, "BATCH", 5)
+    monkeypatch.setattr(precision, "N_TEST", 10)
+    ran: list[str] = []
+    own_observe, own_predict = SGD.observe, SGD.predict
+    monkeypatch.setattr(
+        SGD, "observe", lambda m, b: ran.append(f"train {m.net.precision}") or own_observe(m, b)
+    )
+    monkeypatch.setattr(
+        SGD, "predict", lambda m, *a: ran.append(f"eval {m.net.precision}") or own_predict(m, *a)
+    )
+    training, evaluating = precision.compared("cnn", "cpu", n_threads=1, rounds=1)
+    counts = Counter(ran[ran.index("train bf16", 2) :])
+    assert set(counts) == {"train bf16", "train fp32", "eval bf16", "eval fp32"}
+    assert counts["eval bf16"] == counts["eval fp32"]
+    assert training.name == "bf16 / fp32, cnn, 1 thread, training, batch 5"
+    assert evaluating.name == "bf16 / fp32, cnn, 1 thread, evaluation"
+    for figure in (training, evaluating):
+        assert figure.numbers["ratio"] == pytest.approx(figure.numbers["bf16_s"] / figure.numbers["fp32_s"])

@@ -192,6 +192,12 @@ def test_means_and_deviations(folder):
     assert table.endswith("torch: 2.15.0; commits: 0123456789.")
 
 
+def test_the_note_names_every_precision_that_its_runs_computed_in(tmp_path, without_drawing):
+    for seed, stored in enumerate(({"precision": "bf16"}, {"precision": "fp32"}, {})):
+        write_run(tmp_path, seed, stored=stored, precision="auto")  # the last: of a time that noted none
+    assert "; precision: bf16, fp32, unknown; torch: " in study_tables.provenance(found_in(tmp_path).runs)
+
+
 def test_differences_are_paired_by_seed_and_corrected(folder):
     table = study_tables.paired_table(found_in(folder).settings, "class_il")
     assert len(table.rows) == 10, "each of five settings with each"
