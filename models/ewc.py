@@ -16,6 +16,7 @@ labels (one backward pass, so no Fisher of single samples); the penalty is λ Σ
 without ½. Differs from that code: of a first batch larger than --n_memories the rest is dropped.
 """
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -57,6 +58,7 @@ class EWC(Method):
     options: Options
     needs_boundaries = True
     data_parallel = True
+    eager_step = ""
     off_switch: ClassVar = {"e_lambda": 0}
 
     def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
@@ -91,6 +93,10 @@ class EWC(Method):
             self.first = {
                 n: torch.cat((self.first[n], f)) if self.first else f.clone() for n, f in new.items()
             }
+
+    def step_form(self) -> Hashable:
+        """MER's form: the first epoch counts samples on the host."""
+        return None if self.options.ewc_variant == "mer" and self.epoch == 0 else ()
 
     def end_task(self, task: Task) -> None:
         """Add the task's Fisher information; the anchor moves here."""

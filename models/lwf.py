@@ -51,6 +51,7 @@ class LwF(Method):
     options: Options
     needs_boundaries = True
     data_parallel = True
+    eager_step = ""
     off_switch: ClassVar = {"lwf_lambda": 0}
 
     def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:

@@ -70,6 +70,7 @@ class MAS(Method):
     options: Options
     needs_boundaries = True
     data_parallel = True
+    eager_step = ""
     off_switch: ClassVar = {"mas_lambda": 0}
 
     def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:

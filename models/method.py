@@ -4,7 +4,7 @@ Seven hooks with working defaults and one step, `observe`, that fixes their orde
 one to three of them; only methods with an inner loop (MER) override `observe`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -77,6 +77,9 @@ class Method:
     chooses_classes: ClassVar[bool] = False
     # True: gradients of gradients are taken in a step, which compiled passes do not have.
     second_derivatives: ClassVar[bool] = False
+    # Why a step cannot be captured as one CUDA graph, or "" where it can (tests/contract/test_step_graph.py).
+    # A subclass that defines functions of its own says it anew.
+    eager_step: ClassVar[str] = "nobody has shown that it can be captured"
     # For the contract tests: the flags that make the method plain SGD, bit for bit, or a sentence that says
     # why there are none; and flags under which a test of it is quick.
     off_switch: ClassVar[dict[str, Any] | str] = ""
@@ -84,6 +87,11 @@ class Method:
 
     # Attributes that are not the method's state: the trainer provides them, or they hold none.
     _PROVIDED = ("inner", "options", "setup", "device", "task", "epoch", "optimizer", "allowed_classes")
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "eager_step" not in vars(cls) and any(callable(value) for value in vars(cls).values()):
+            cls.eager_step = Method.eager_step
 
     def __init__(self, net: Backbone, options: OptionSet, setup: Setup):
         self.net, self.options, self.setup, self.device = net, options, setup, setup.device
@@ -201,6 +209,14 @@ class Method:
         if self.second_derivatives:
             return "--compile: the method takes second derivatives; its network runs as it is"
         return compiled.compile_if_worthwhile(self.net, n_steps)
+
+    def step_form(self) -> Hashable:
+        """What the operations of the next step depend on besides the batch's size; None: on too much to list.
+
+        As long as it stays the same, a captured step may be replayed: every Python condition on what changes
+        from step to step or from epoch to epoch must be told apart here.
+        """
+        return ()
 
     def begin_step(self) -> None:
         """Called before each `observe` of a run with `--compile`."""

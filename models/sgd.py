@@ -7,4 +7,5 @@ class SGD(Method):
     """The defaults of the contract are plain SGD."""
 
     data_parallel = True
+    eager_step = ""
     off_switch = "it is plain SGD"

@@ -37,6 +37,7 @@ class SI(Method):
 
     options: Options
     needs_boundaries = True
+    eager_step = ""
     off_switch: ClassVar = {"si_c": 0}
 
     def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:

@@ -53,8 +53,9 @@ def pretended_device(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
         return
     from tests.pretended_device import PretendedDevice
+    from tests.pretended_graph import pretended_graphs
 
-    with PretendedDevice():
+    with PretendedDevice() as gpu, pretended_graphs(gpu):
         yield
 
 

@@ -92,7 +92,7 @@ class Storages:
             self._references = {k: r for k, r in self._references.items() if not r.expired()}
 
     def __contains__(self, tensor: Tensor) -> bool:
-        return _storage_id(tensor) in self._references
+        return storage_id(tensor) in self._references
 
 
 class PretendedGenerator(TRUE_GENERATOR):
@@ -124,6 +124,7 @@ class PretendedDevice(contextlib.ExitStack):
         self.launches: Counter[str] = Counter()
         self._watching = True
         self._waits_raise = False  # torch.cuda.set_sync_debug_mode
+        self._captures = False  # a graph is being captured: tests/pretended_graph.py
         # of the call from Python under way: its name, where its result belongs, whether it copies
         self._call = ""
         self._target: torch.device | None = None
@@ -148,7 +149,7 @@ class PretendedDevice(contextlib.ExitStack):
             "empty_cache": lambda: None,
             "set_sync_debug_mode": self._set_sync_debug_mode,
             "synchronize": lambda *_: self.wait("torch.cuda.synchronize"),
-            "is_current_stream_capturing": lambda: False,
+            "is_current_stream_capturing": lambda: self._captures,
             "_lazy_init": lambda: None,
             "Stream": lambda *_, **__: mock.MagicMock(),
             "stream": lambda stream: contextlib.nullcontext(),
@@ -176,10 +177,12 @@ class PretendedDevice(contextlib.ExitStack):
 
     def wait(self, what: str) -> None:
         """Count one operation that blocks the host, or raise, as set by `torch.cuda.set_sync_debug_mode`."""
+        if self._captures:
+            raise RuntimeError(f"operation not permitted when stream is capturing: {what} at {where()}")
         if self._waits_raise:
-            raise RuntimeError(f"called a synchronizing CUDA operation: {what} at {_where()}")
+            raise RuntimeError(f"called a synchronizing CUDA operation: {what} at {where()}")
         if self._watching:
-            self.waits[what, _where()] += 1
+            self.waits[what, where()] += 1
 
     def _set_sync_debug_mode(self, mode: str) -> None:
         self._waits_raise = mode == "error"
@@ -192,6 +195,15 @@ class PretendedDevice(contextlib.ExitStack):
             yield
         finally:
             self._watching = before
+
+    @contextlib.contextmanager
+    def capturing(self) -> Iterator[None]:
+        """Inside, an operation that waits is refused."""
+        self._captures = True
+        try:
+            yield
+        finally:
+            self._captures = False
 
     def _group(self, lists: list[list[Tensor]], *rest: object) -> dict:
         """Lists of tensors by device and type, for the foreach functions: by the device that they claim."""
@@ -255,7 +267,7 @@ class _Claims(TorchFunctionMode):
             return self._move(func, *args, **kwargs)
         if args and isinstance(args[0], Tensor) and args[0] in here:
             if func in (torch.Tensor.numpy, torch.Tensor.__array__, torch.Tensor.data_ptr):
-                raise DeviceError(f"{func.__name__}() of a CUDA tensor at {_where()}")
+                raise DeviceError(f"{func.__name__}() of a CUDA tensor at {where()}")
             if func is torch.Tensor.tolist:
                 self.gpu.wait("values are read (tolist)")
             if func is torch.Tensor.__deepcopy__:
@@ -303,7 +315,7 @@ class _Claims(TorchFunctionMode):
         filled = asked or (CUDA if first is not None and first in self.gpu.on_device else CPU)
         if generator.device.type != filled.type:
             kinds = f"a {generator.device.type} generator for a {filled.type} tensor"
-            raise DeviceError(f"{func.__name__}: {kinds} at {_where()}")
+            raise DeviceError(f"{func.__name__}: {kinds} at {where()}")
 
     def _move(self, func, tensor: Tensor, *rest, **kwargs) -> Tensor:
         """`.to()`, `.cuda()`, `.cpu()`: a copy if the tensor lies in the other memory."""
@@ -364,9 +376,9 @@ class _Rules(TorchDispatchMode):
                 gpu.launches[name] += 1
         made = func(*args, **kwargs)
         if self._belongs_on_device(operands, any(on_device)):
-            known = {_storage_id(t) for t in operands}
+            known = {storage_id(t) for t in operands}
             for tensor in tree_leaves(made):
-                if isinstance(tensor, Tensor) and _storage_id(tensor) not in known:
+                if isinstance(tensor, Tensor) and storage_id(tensor) not in known:
                     gpu.on_device.add(tensor)
         return made
 
@@ -394,10 +406,10 @@ class _Rules(TorchDispatchMode):
             if args[0] in gpu.on_device and any(t not in gpu.on_device for t in index):
                 gpu.wait("indexing by a host tensor: a blocking copy")
             elif args[0] not in gpu.on_device:
-                raise DeviceError(f"{name}: an index on CUDA for a CPU tensor at {_where()}")
+                raise DeviceError(f"{name}: an index on CUDA for a CPU tensor at {where()}")
             values = args[2] if len(args) > 2 else None
             if isinstance(values, Tensor) and values.dim() and values not in gpu.on_device:
-                raise DeviceError(f"{name}: values on the CPU for a CUDA tensor at {_where()}")
+                raise DeviceError(f"{name}: values on the CPU for a CUDA tensor at {where()}")
             return
         host = [t for t, here in zip(operands, on_device, strict=True) if not here]
         if name in STRICT or any(t.dim() for t in host):
@@ -405,9 +417,7 @@ class _Rules(TorchDispatchMode):
                 f"{'cuda' if here else 'cpu'} {tuple(t.shape)}"
                 for t, here in zip(operands, on_device, strict=True)
             ]
-            raise DeviceError(
-                f"aten::{name}: operands on two devices, {', '.join(shapes[:6])}, at {_where()}"
-            )
+            raise DeviceError(f"aten::{name}: operands on two devices, {', '.join(shapes[:6])}, at {where()}")
 
     def _check_wait(self, func, name, args, kwargs) -> None:
         gpu = self.gpu
@@ -434,21 +444,20 @@ def _plain(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _storage_id(tensor: Tensor) -> int:
+def storage_id(tensor: Tensor) -> int:
     return _plain(tensor).untyped_storage()._cdata
 
 
 def _is_view(func) -> bool:
     """Whether an operation launches nothing: its results are views of its operands, or it allocates only."""
     name = func._schema.name.split("::")[1]
-    return func.is_view or name in {
-        "_unsafe_view",
-        "_reshape_alias",
-        "detach",
-        "empty_like",
-        "new_empty",
-        "lift_fresh",
-    }
+    views = {"_unsafe_view", "_reshape_alias", "detach", "lift_fresh"}
+    return func.is_view or name in views or name in {"empty_like", "new_empty"}
+
+
+def allocates_only(func) -> bool:
+    """Whether what an operation returns holds nothing yet."""
+    return func._schema.name.split("::")[1].startswith(("empty", "new_empty"))
 
 
 def _frames() -> Iterator[tuple[str, int, str]]:
@@ -459,7 +468,7 @@ def _frames() -> Iterator[tuple[str, int, str]]:
         frame = frame.f_back
 
 
-def _where() -> str:
+def where() -> str:
     """file:line of the innermost call in the project."""
     for file, line, _ in _frames():
         path = Path(file)

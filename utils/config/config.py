@@ -35,7 +35,7 @@ class RunOptions(OptionSet):
         choices=("auto", "fp32", "tf32", "bf16"),
     )  # fmt: skip
     compile: bool = option(
-        False, "compile the network's training passes (on a GPU: CUDA graphs) where the run is long enough"
+        False, "on a GPU: a CUDA graph of each training step, or of the network's passes in long runs"
     )
     num_threads: int = option(
         0, "CPU threads; 0 takes 1 for a fully connected net, all cores otherwise", ge=0, le=1024

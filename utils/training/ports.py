@@ -4,7 +4,7 @@
 the trainer imports neither. N samples, C classes of the whole stream, T tasks.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -37,11 +37,17 @@ class StreamTask(Protocol):
 
 
 class StreamBatch(Protocol):
-    """What a learner sees in one step; the trainer itself reads the number of labels only."""
+    """What a learner sees in one step; the trainer itself reads the number of labels only.
+
+    It is built from its fields, in their order.
+    """
 
     @property
     def y(self) -> Tensor:
         """(N,) labels of the samples."""
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """The fields, each (N, ...)."""
 
 
 TaskT = TypeVar("TaskT", bound=StreamTask)
@@ -162,6 +168,13 @@ class Learner(Protocol[TaskT, BatchT]):
 
     def capture(self, n_steps: int) -> str:
         """Compile the network for a run of so many steps; returns what was done, and why."""
+
+    @property
+    def eager_step(self) -> str:
+        """Why a step cannot be captured as one CUDA graph; empty if it can."""
+
+    def step_form(self) -> Hashable:
+        """What the operations of the next step depend on besides the batch's size; None: on too much."""
 
     def begin_step(self) -> None:
         """Called before each `observe` of a run with `--compile`."""

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from engram.utils import checkpoint, single_samples
 from engram.utils.config.config import Config
 from engram.utils.errors import UserError
-from engram.utils.training import interleaved, memorization_groups
+from engram.utils.training import interleaved, memorization_groups, step_graph
 from engram.utils.training.accuracy_log import AccuracyLog
 from engram.utils.training.evaluation import accuracies, memory_counts
 from engram.utils.training.optimizers import build_optimizer, build_scheduler, carry_over
@@ -63,6 +63,7 @@ class Trainer(Generic[TaskT, BatchT]):
         self.quiet, self.signals = quiet, SignalHandler()  # replaced when the run begins
         self.best, self.n_worse = -1.0, 0  # early stopping
         self.scheduler: LRScheduler | None = None
+        self.graph: step_graph.StepGraph[TaskT, BatchT] | None = None  # --compile: of a whole step
         self._resumed: State | None = None
         self._saved_at, self._unshown = time.monotonic(), 0
 
@@ -72,7 +73,9 @@ class Trainer(Generic[TaskT, BatchT]):
         """Train on what is left of the stream; raises `InterruptedRunError` or `DivergedError`."""
         self.progress = Progress(self.count_steps(), self.position.total, self.quiet)
         if self.config.run.compile:
-            self.progress.say(self.method.capture(self.count_steps()))
+            self.graph = step_graph.build(
+                self.method, self.config.train.batch_size, self.count_steps(), self.progress.say
+            )
         # a finished run that is resumed takes no step: its numbers stay those of who did
         if self.position.task < len(self.tasks) or not self.results.environments:
             self.results.record_environment(self.benchmark.device, self.method.setup.precision)
@@ -109,6 +112,8 @@ class Trainer(Generic[TaskT, BatchT]):
     def _begin(self, task: TaskT) -> LRScheduler | None:
         """Optimizer and scheduler for the task: new, or as the checkpoint left them."""
         method, train, resumed = self.method, self.config.train, self._resumed
+        if self.graph:
+            self.graph.forget()
         method.enter(task)
         method.net.train()
         inside_task = resumed is not None and (self.position.epoch or self.position.step)
@@ -134,7 +139,7 @@ class Trainer(Generic[TaskT, BatchT]):
         for batch in islice(batches, self._n_steps(task, self.position.epoch) - self.position.step):
             if self.config.run.compile:
                 self.method.begin_step()
-            out = self.method.observe(batch)
+            out = self.graph.observe(batch) if self.graph else self.method.observe(batch)
             self.losses.add(self.position.total, out["loss"])
             self.position.step += 1
             self.position.total += 1
