@@ -27,6 +27,7 @@ from engram.scripts.bench.timing import Figure, alternate, random_source, wait_f
 from engram.utils import device as devices
 from engram.utils.config import registry
 from engram.utils.config.config import resolve
+from engram.utils.training.evaluation import accuracies
 from engram.utils.training.optimizers import build_optimizer
 from engram.utils.training.progress import Progress
 from engram.utils.training.signals import SignalHandler
@@ -93,6 +94,13 @@ class Stream:
         with SignalHandler() as self.trainer.signals:
             self.trainer._run_epoch(self.task)
         self.trainer.position.step = 0
+        wait_for(self.device)
+        return time.perf_counter() - started
+
+    def evaluation(self) -> float:
+        """Seconds of one evaluation of all tasks so far."""
+        started = time.perf_counter()
+        accuracies(self.trainer.method, self.task.id + 1, self.task.id + 1)
         wait_for(self.device)
         return time.perf_counter() - started
 

@@ -5,27 +5,17 @@ all cores. Both sides are the trainer's own epoch and evaluation, in alternating
 """
 
 import os
-import time
 
 import torch
 
 from engram.scripts.bench.buffer import CIFAR
 from engram.scripts.bench.methods import Stream
-from engram.scripts.bench.timing import Figure, alternate, random_source, wait_for
+from engram.scripts.bench.timing import Figure, alternate, random_source
 from engram.utils import device as devices
-from engram.utils.training.evaluation import accuracies
 
 BATCH, N_TEST = 32, 100  # N_TEST: images of each of the two tasks on a CPU
 CASES = {"cnn": 24, "resnet18": 3}  # steps of an epoch on a CPU
 ON_GPU = 50  # times as many
-
-
-def evaluation_seconds(stream: Stream) -> float:
-    """Measure an evaluation of both tasks; returns its seconds."""
-    started = time.perf_counter()
-    accuracies(stream.trainer.method, 2, 2)
-    wait_for(stream.device)
-    return time.perf_counter() - started
 
 
 def compared(backbone: str, device: str, n_threads: int, rounds: int = 5) -> list[Figure]:
@@ -39,7 +29,7 @@ def compared(backbone: str, device: str, n_threads: int, rounds: int = 5) -> lis
     figures = []
     for what, run_low, run_full in (
         (f"training, batch {BATCH}", low.epoch, full.epoch),
-        ("evaluation", lambda: evaluation_seconds(low), lambda: evaluation_seconds(full)),
+        ("evaluation", low.evaluation, full.evaluation),
     ):
         in_low, in_full, ratio = alternate(run_low, run_full, rounds)
         name = f"bf16 / fp32, {backbone}, {on}, {what}"

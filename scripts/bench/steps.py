@@ -26,7 +26,6 @@ from engram.scripts.bench.methods import METHODS, Case, Stream, bare_epoch, bare
 from engram.scripts.bench.timing import Figure, alternate, random_source, wait_for
 from engram.utils import device as devices
 from engram.utils import precision
-from engram.utils.training.evaluation import accuracies
 
 AGAINST = ("bare", "loader", "plain")
 EPOCHS, N_IMAGES = 50, 50_000  # of the run whose length is told: the memorization paper's on CIFAR-100
@@ -226,7 +225,8 @@ def alone(settings: Settings, model: str, stream: Stream, per_step: float, peak:
     wide = sum(METHODS[model].trained) * settings.batch_size
     share, memory = per_step / seconds / peak, peak_memory(stream.device)
     whole = EPOCHS * -(-N_IMAGES // settings.batch_size) * seconds
-    rate = 1e3 * evaluation_seconds(stream)
+    stream.evaluation()  # the first prepares
+    rate = 1e3 * stream.evaluation() / len(stream.benchmark.test(2).y) * 100
     text = (
         f"{title(settings, model)}: {1e3 * seconds:.2f} ms a step, {wide / seconds:,.0f} trained images/s, "
         f"{100 * share:.0f} % of a matrix product's {peak / 1e12:.2f} TFLOP/s; evaluation {rate:.2f} ms per "
@@ -235,16 +235,6 @@ def alone(settings: Settings, model: str, stream: Stream, per_step: float, peak:
     )
     numbers = {"seconds": seconds, "images_per_s": wide / seconds, "share_of_peak": share}
     return Figure(model, text, numbers | {"peak_mb": memory, "run_s": whole, "eval_ms_per_100": rate})
-
-
-def evaluation_seconds(stream: Stream) -> float:
-    """Measure an evaluation; returns its seconds for 100 test images."""
-    n = len(stream.benchmark.test(2).y)
-    accuracies(stream.trainer.method, 2, 2)
-    started = time.perf_counter()
-    accuracies(stream.trainer.method, 2, 2)
-    wait_for(stream.device)
-    return (time.perf_counter() - started) / n * 100
 
 
 def by_purpose(settings: Settings, model: str, stream: Stream) -> Figure:

@@ -234,4 +234,4 @@ def test_a_subclass_with_code_of_its_own_is_not_captured_unasked():
             return F.cross_entropy(self.logits(batch.x, batch.task_id), batch.y)
 
     assert Fixed.eager_step == "" and Other.eager_step == Method.eager_step != ""
-    assert len(ER.eager_step.split()) != 1
+    assert ER.eager_step == Method.eager_step

@@ -41,12 +41,17 @@ def test_a_row_per_method_with_the_published_numbers_and_the_strength():
         "| method | task-il (published) | domain-il (published) | class-il (published) | seeds |"
     )
     assert lines[4:] == [
-        "| sgd | 90.00 (87.19 ± 0.94) | – (59.21 ± 2.04) | – (19.90 ± 0.02) | 1 |",
-        "| ewc | 98.50 ± 0.50 (98.64 ± 0.22), λ 100000 | – (63.95 ± 1.90) | 20.00 (20.01 ± 0.06), λ 10 | 2 |",
-        "| ewc online | – (99.12 ± 0.11) | 64.00 (64.32 ± 1.90), λ 10 | – (19.96 ± 0.07) | 1 |",
-        "| joint | 99.60 (99.66 ± 0.02) | – (98.42 ± 0.06) | – (97.94 ± 0.03) | 1 |",
-        "| mas | 99.00 (–), λ 0.5 | – (–) | – (–) | 1 |",
+        "| sgd | 90.00 (87.19 ± 0.94) | – (59.21 ± 2.04) | – (19.90 ± 0.02) | 1 / – / – |",
+        "| ewc | 98.50 ± 0.50 (98.64 ± 0.22), λ 100000 | – (63.95 ± 1.90) | 20.00 (20.01 ± 0.06), λ 10 | 2 / – / 1 |",
+        "| ewc online | – (99.12 ± 0.11) | 64.00 (64.32 ± 1.90), λ 10 | – (19.96 ± 0.07) | – / 1 / – |",
+        "| joint | 99.60 (99.66 ± 0.02) | – (98.42 ± 0.06) | – (97.94 ± 0.03) | 1 / – / – |",
+        "| mas | 99.00 (–), λ 0.5 | – (–) | – (–) | 1 / – / – |",
     ]
+
+
+def test_one_number_of_seeds_where_all_scenarios_have_as_many():
+    records = [run("sgd", scenario, seed, 0.5) for scenario in SCENARIOS for seed in range(3)]
+    assert ScenariosReport(run_set(*records)).markdown().splitlines()[4].endswith(" | 3 |")
 
 
 def commands(*arguments: str, **env: str) -> list[list[str]]:

@@ -100,7 +100,7 @@ class StepGraph(Generic[TaskT, BatchT]):
         saved = self.method.state_dict()
         try:
             self.captured = CapturedStep(self.method, batch, self.stream)
-        except Exception as error:
+        except Exception as error:  # whatever it is, an eager step either does without or raises it again
             reason = " ".join(str(error.__context__ or error).split()).split(". ")[0]
             self.say(f"--compile: the step cannot be captured ({reason}); steps run eagerly")
             self.refused = True

@@ -49,7 +49,7 @@ class ScenariosReport(PaperReport):
         return [
             Column("method", lambda method: method),
             *(scenario_column(i, scenario) for i, scenario in enumerate(SCENARIOS)),
-            Column("seeds", lambda method: str(len(_seeds(cells, method)))),
+            Column("seeds", lambda method: _seeds(cells, method)),
         ]
 
 
@@ -64,8 +64,11 @@ def _accuracy_and_strength(setting: Setting | None, published: str) -> str:
     return with_published(accuracy, published) + (f", λ {strength}" if strength else "")
 
 
-def _seeds(cells: Cells, method: str) -> set[int]:
-    return {seed for cell, setting in cells.items() if cell.method == method for seed in setting.seeds}
+def _seeds(cells: Cells, method: str) -> str:
+    """How many runs stand behind each accuracy of a row: `5`, or `– / 20 / 2` where the columns differ."""
+    settings = [cells.get(Cell(method, scenario=scenario)) for scenario in SCENARIOS]
+    counts = [MISSING if setting is None else str(len(setting.runs)) for setting in settings]
+    return counts[0] if len(set(counts)) == 1 else " / ".join(counts)
 
 
 def _common_flags(cells: Cells) -> str:
