@@ -36,6 +36,7 @@ from engram.scripts.bench.startup import overhead, startup
 from engram.scripts.bench.steps import AGAINST, Settings, steps
 from engram.scripts.bench.timing import Figure, Names, cpu_name
 from engram.scripts.bench.trainer import trainer_mlp, trainer_resnet
+from engram.utils import device as devices
 from engram.utils import figure_files, files
 from engram.utils.destinations import check_file
 from engram.utils.door import guarded
@@ -91,7 +92,7 @@ def parser() -> argparse.ArgumentParser:
     add("--update", type=Path, metavar="FILE", help="file whose marked part is replaced by the lines")
     add("--json", type=Path, metavar="FILE", help="write machine, versions and every number")
     add("--plot", type=Path, metavar="FILE", help="draw the ratios")
-    of = made.add_argument_group("of the parts steps and seeds")
+    of = made.add_argument_group("of the part steps; --device of evaluation, precision and seeds too")
     of.add_argument("--models", nargs="+", default=["er"], choices=METHODS, metavar="NAME")
     of.add_argument("--backbone", default="resnet18")
     of.add_argument("--batch_size", type=int, default=32)
@@ -134,6 +135,7 @@ def main(argv: list[str] | None = None) -> None:
     """Measure the parts asked for; print, and write what --json, --plot and --update name."""
     args = completed(parser().parse_args(argv))
     check_destinations(args)
+    devices.choose(args.device)  # refuses what this machine does not have
     system, measured = machine(args.device), {}
     print(system, flush=True)
     for name in args.parts or PARTS:

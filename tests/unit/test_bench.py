@@ -208,3 +208,10 @@ def test_precision_trains_and_evaluates_one_side_in_bf16_and_the_other_in_fp32(m
     assert evaluating.name == "bf16 / fp32, cnn, 1 thread, evaluation"
     for figure in (training, evaluating):
         assert figure.numbers["ratio"] == pytest.approx(figure.numbers["bf16_s"] / figure.numbers["fp32_s"])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the device that is refused")
+def test_a_device_that_is_not_there_is_refused_before_anything_is_measured(capsys):
+    assert __main__.main(["precision", "--device", "cuda"]) == 2
+    said = capsys.readouterr()
+    assert "has no CUDA device" in said.err and not said.out

@@ -38,21 +38,15 @@ def build(
     The whole step replaces the compiled network: it leaves a single launch, whatever the network, and it
     needs no compiler, which takes about a minute, so that short runs have it too. `say` shows which it is.
     """
-    reason = why_eager(method)
+    if method.setup.benchmark.device.type != "cuda":  # where no graph is to be had, nobody asks why
+        say(method.capture(n_steps))
+        return None
+    reason = "several processes divide it" if distributed.world_size() > 1 else method.eager_step
     if reason:
         say(f"{method.capture(n_steps)} (not the whole step: {reason})")
         return None
     say("--compile: every training step is one CUDA graph")
     return StepGraph(method, batch_size, say)
-
-
-def why_eager(method: Learner[TaskT, BatchT]) -> str:
-    """Why the method's steps are not captured; empty if they are."""
-    if method.setup.benchmark.device.type != "cuda":
-        return "graphs are CUDA's"
-    if distributed.world_size() > 1:
-        return "several processes divide it"
-    return method.eager_step
 
 
 class StepGraph(Generic[TaskT, BatchT]):
