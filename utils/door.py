@@ -7,6 +7,7 @@ def main(argv: list[str] | None = None) -> int: ...
 import errno
 import functools
 import os
+import re
 import select
 import sys
 import tempfile
@@ -69,14 +70,32 @@ def _exit_code(program: Callable[[], int | None]) -> int:
             return _broken(error)
         print(f"error: {_shortened(error)} (details: {_write_log(error)})", file=sys.stderr)
         return WRONG_INPUT
-    except Exception as error:  # MemoryError, OSError, RecursionError, and what nobody thought of
-        return _broken(error)
+    except Exception as error:  # OSError, RecursionError, and what nobody thought of
+        return _too_large(error) if _lacks_memory(error) else _broken(error)
 
 
 def _broken(error: Exception) -> int:
     """Tell what nobody expected; returns the exit code."""
     print(f"error: {_shortened(error)} (details: {_write_log(error)})", file=sys.stderr)
     return BROKEN
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """Whether there was too little memory: torch has a class for a GPU's, and only words for a CPU's."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return not names.isdisjoint({"MemoryError", "OutOfMemoryError"}) or "allocate memory" in str(error)
+
+
+def _too_large(error: Exception) -> int:
+    """Tell that the memory is too small for what the flags ask for; returns the exit code."""
+    amount = re.search(r"allocate ([\d.]+ \w+)", str(error))
+    asked = f": {amount[1]} were asked for at once" if amount else ""
+    print(
+        f"error: not enough memory on this computer or its GPU{asked}; a smaller batch, buffer, network or "
+        f"image takes less (details: {_write_log(error)})",
+        file=sys.stderr,
+    )
+    return WRONG_INPUT
 
 
 def _flush() -> None:

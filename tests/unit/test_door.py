@@ -9,7 +9,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from engram import main as program
 from engram.scripts import report, sweep, tune, worker
@@ -20,7 +22,6 @@ from engram.utils.errors import UserError
 from tests.conftest import ROOT
 
 ERRORS = [
-    MemoryError(),
     OSError(28, "No space left on device"),
     RecursionError("too deep"),
     RuntimeError("first line\nsecond line " + "x" * 1000),
@@ -47,9 +48,33 @@ def test_whatever_is_left_becomes_one_line(error, monkeypatch, capsys, tmp_path)
     assert "Traceback" in Path(log).read_text() and "stand_in" in Path(log).read_text()
 
 
+def too_large_for(kind):
+    """What numpy and torch raise for something that no memory holds, and what CUDA does."""
+    if kind == "numpy":
+        np.empty(2**62, dtype=np.uint8)
+    if kind == "torch":
+        torch.empty(2**62, dtype=torch.uint8)
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has ...")
+
+
+@pytest.mark.parametrize(
+    ("kind", "amount"),
+    [("numpy", "4.00 EiB"), ("torch", "4611686018427387904 bytes"), ("CUDA", "20.00 GiB")],
+)
+def test_what_memory_does_not_hold_is_a_users_error(kind, amount, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert guarded(lambda: too_large_for(kind))() == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: not enough memory on this computer or its GPU: {amount} were asked for")
+    (log,) = re.findall(r"details: (.*)\)", told)
+    assert told.count("\n") == 1 and "too_large_for" in Path(log).read_text()
+    assert guarded(raising(MemoryError()))() == 2
+    assert capsys.readouterr().err.startswith("error: not enough memory on this computer or its GPU; a ")
+
+
 def test_a_full_disk_cannot_hold_the_log(monkeypatch, capsys):
     monkeypatch.setattr(tempfile, "mkstemp", raising(OSError(28, "No space left on device")))
-    assert guarded(raising(MemoryError()))() == BROKEN
+    assert guarded(raising(RecursionError()))() == BROKEN
     assert "test_door.py, line" in capsys.readouterr().err
 
 
@@ -64,10 +89,10 @@ def test_exit_codes_and_passwords(capsys, monkeypatch):
 
 @pytest.mark.parametrize("module", [report, sweep, tune, compute_forgetting, import_mlruns])
 def test_programs_have_the_door(module, monkeypatch, capsys):
-    monkeypatch.setattr("argparse.ArgumentParser.parse_args", raising(MemoryError()))
-    monkeypatch.setattr("argparse.ArgumentParser.parse_known_args", raising(MemoryError()))
+    monkeypatch.setattr("argparse.ArgumentParser.parse_args", raising(RecursionError()))
+    monkeypatch.setattr("argparse.ArgumentParser.parse_known_args", raising(RecursionError()))
     assert module.main(["x"]) == BROKEN
-    assert capsys.readouterr().err.startswith("error: MemoryError")
+    assert capsys.readouterr().err.startswith("error: RecursionError")
 
 
 def test_a_sweeps_worker_has_the_door(monkeypatch, tmp_path):
