@@ -16,6 +16,7 @@ from engram.utils.config import registry
 from engram.utils.config.cli import flags_to_resume, parse
 from engram.utils.config.config import GROUPS, resolve, up_to_date
 from engram.utils.config.options import OptionError, OptionSet, option
+from engram.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -83,6 +84,15 @@ def test_a_stored_configuration_keeps_its_values_and_gets_the_flags_it_lacks():
     assert up_to_date(old) == flat and "keep_optimizer" not in old
     gone = old | {"a_flag_that_is_gone": 1}
     assert up_to_date(gone) == gone and up_to_date({}) == {}
+
+
+@pytest.mark.parametrize("flag", ["model", "dataset", "backbone"])
+@pytest.mark.parametrize("stored", [None, 3, ["er"]])
+def test_a_stored_plugin_name_that_is_none_is_refused_by_name(flag, stored):
+    damaged = config_of("--model", "er").flat() | {flag: stored}
+    assert up_to_date(damaged) == damaged
+    with pytest.raises(UserError, match=r"method|model|benchmark|backbone"):
+        resolve([("a file", damaged)])
 
 
 @pytest.mark.parametrize(

@@ -93,8 +93,12 @@ def summaries(kind: str) -> dict[str, str]:
     return {name: doc.split("\n", 1)[0] for name, doc in docs.items()}
 
 
-def canonical(kind: str, given: str) -> str:
-    """The registered spelling of a name, or `UnknownPluginError`."""
+def canonical(kind: str, given: object) -> str:
+    """The registered spelling of a name, or `UnknownPluginError`; a stored one may be null or a number."""
+    if not isinstance(given, str):
+        raise UnknownPluginError(
+            f"the {WORDS[kind]} is {given!r}: expected a name, such as {min(names(kind))}"
+        )
     wanted = given.strip().lower().replace("-", "_")
     for name in names(kind):
         if name.replace("-", "_") == wanted:
