@@ -1,6 +1,7 @@
 import logging
 import math
 import os
+import queue
 import shutil
 import sqlite3
 import subprocess
@@ -15,7 +16,7 @@ from engram.utils.config.options import OptionSet
 from engram.utils.config.registry import ROOT
 from engram.utils.credentials import redact
 from engram.utils.errors import UserError
-from engram.utils.tracking import mlflow_store
+from engram.utils.tracking import mlflow_store, tracking_worker
 from engram.utils.tracking.mlflow_tracker import MlflowTracker, NullTracker, open_tracker
 
 # Imports once, then forks, so that all processes reach the store in the same moment.
@@ -119,6 +120,57 @@ def test_artifacts(uri, tmp_path):
     assert {p.name: p.read_text() for p in stored} == {p.name: p.read_text() for p in paths}
     listed = tracker._client.list_artifacts(tracker.run_id)
     assert sorted(file.path for file in listed) == ["matrix.csv", "results.json"]
+
+
+def test_a_run_that_is_being_opened_gives_signs_of_life(uri, tmp_path):
+    calls, news = queue.SimpleQueue(), []
+    calls.put(("start", (make_config(tracking_uri=uri).flat(), tmp_path, None, False)))
+    calls.put(None)
+    tracking_worker.serve(calls, lambda kind, content: news.append((kind, content)), uri)
+    assert {kind for kind, _ in news} == {"state"} and all(active for _, (active, _) in news)
+    ids = [run_id for _, (_, run_id) in news]
+    # MLflow is imported, the experiment is asked for, the run is made; then it has an id
+    assert ids[:3] == [None] * 3 and len(ids) > 4 and ids[-1] is not None
+
+
+@pytest.mark.parametrize("answered", [True, False])
+def test_a_request_that_was_repeated_leaves_one_run(uri, tmp_path, monkeypatch, answered):
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+
+    create_run = MlflowClient.create_run
+
+    def a_slow_server(client, *arguments, **keywords):
+        """It carries out each of three requests, the first two after nobody waits for them any more."""
+        made = [create_run(client, *arguments, start_time=1_700_000_000_000, **keywords) for _ in range(3)]
+        if answered:
+            return made[-1]
+        raise MlflowException("Read timed out")
+
+    config = make_config(tracking_uri=uri)
+    other = open_tracker(config, tmp_path / "other")  # of another folder: not to be touched
+    later = MlflowClient(uri).create_run(
+        read(other).info.experiment_id, start_time=1_800_000_000_000, tags={"run_dir": str(tmp_path)}
+    )  # of the same folder, begun at another time: somebody else's
+    monkeypatch.setattr(mlflow_store, "is_database", lambda uri: False)
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "create_run", a_slow_server)
+        tracker = MlflowTracker(uri, tmp_path)
+        tracker.start(config.flat(), None)
+        assert tracker.active == answered
+    if not answered:
+        tracker = MlflowTracker(uri, tmp_path)
+        tracker.start(config.flat(), None, resumed=True)
+    tracker.log_metrics({"bwt": 1.0}, 0)
+    tracker.finish("finished")
+    experiment = read(tracker).info.experiment_id
+    runs = [
+        run
+        for run in tracker._client.search_runs([experiment])
+        if run.data.tags["run_dir"].startswith(str(tmp_path))
+    ]
+    assert {run.info.run_id for run in runs} == {tracker.run_id, other.run_id, later.info.run_id}
+    assert next(run for run in runs if run.info.run_id == tracker.run_id).data.metrics == {"bwt": 1.0}
 
 
 @pytest.mark.parametrize(

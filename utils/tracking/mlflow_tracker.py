@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from engram.utils.config.config import Config, git_commit
 from engram.utils.credentials import redact
 from engram.utils.tracking import mlflow_store as store
+from engram.utils.tracking.mlflow_requests import LivelyClient, delete_twins, started_from
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -76,10 +77,16 @@ class NullTracker(Tracker):
 
 
 class MlflowTracker(Tracker):
-    """One MLflow run, in a database or on a server."""
+    """One MLflow run, in a database or on a server. `alive` is called after each request to the store."""
 
-    def __init__(self, uri: str, run_dir: Path, warn: Callable[[str], None] = logger.warning):
-        self.uri, self.run_dir, self.warn = uri, run_dir, warn
+    def __init__(
+        self,
+        uri: str,
+        run_dir: Path,
+        warn: Callable[[str], None] = logger.warning,
+        alive: Callable[[], None] = lambda: None,
+    ):
+        self.uri, self.run_dir, self.warn, self.alive = uri, run_dir, warn, alive
         self._client: Any = None
         self._failures = store.import_mlflow(uri)
 
@@ -122,8 +129,7 @@ class MlflowTracker(Tracker):
 
     def finish(self, status: str, hurried: bool = False) -> None:
         """End the run in the MLflow state that belongs to the status."""
-        ending = ENDINGS.get(status, "KILLED")
-        self._guarded("ending the run", lambda: self._client.set_terminated(self.run_id, ending))
+        self._guarded("ending the run", lambda: self._end(ENDINGS.get(status, "KILLED")))
 
     # --- MLflow ----------------------------------------------------------------------------------
 
@@ -133,11 +139,12 @@ class MlflowTracker(Tracker):
         path = store.sqlite_path(self.uri)
         if path is not None and not path.exists():
             store.create_database(path)
-        self._client = MlflowClient(tracking_uri=self.uri)
+        self._client = LivelyClient(MlflowClient(tracking_uri=self.uri), self.alive)
         tags = run_tags(flags, self.run_dir)
         experiment = experiment_id(self._client, self.uri, flags["experiment_name"] or flags["dataset"])
         if resumed and not resume_id:
-            resume_id = self._started_here(experiment, tags["run_dir"])
+            started = started_from(self._client, experiment, tags["run_dir"])
+            resume_id = started[0].info.run_id if started else None
         if resume_id and self._continue(resume_id):
             self._log_tags(tags)
             logged = self._client.get_run(resume_id).data.params
@@ -147,11 +154,10 @@ class MlflowTracker(Tracker):
         self.run_id = self._client.create_run(experiment, run_name=name, tags=tags).info.run_id
         self._log_params(flags)
 
-    def _started_here(self, experiment: str, run_dir: str) -> str | None:
-        """Id of the MLflow run that was started from this folder, if there is one."""
-        quoted = run_dir.replace("'", "''")
-        runs = self._client.search_runs([experiment], f"tags.run_dir = '{quoted}'", max_results=1)
-        return runs[0].info.run_id if runs else None
+    def _end(self, status: str) -> None:
+        self._client.set_terminated(self.run_id, status)
+        if not store.is_database(self.uri):  # its requests are never repeated
+            delete_twins(self._client, self.run_id)
 
     def _continue(self, run_id: str) -> bool:
         """Open an existing run again; False, with a warning, when the store does not have it."""

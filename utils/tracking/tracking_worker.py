@@ -145,7 +145,9 @@ def held_back(number: int) -> Iterator[None]:
 
 
 def serve(calls: "queue.SimpleQueue[Call]", tell: Callable[[str, Any], None], uri: str) -> None:
-    """Carry out the calls until None comes; tell the state after each: it is also the sign of life."""
+    """Carry out the calls until None comes; tell the state after each and after each request that it takes:
+    it is also the sign of life.
+    """
     tracker: Tracker = NullTracker()
     try:
         store.import_mlflow(uri)
@@ -153,12 +155,15 @@ def serve(calls: "queue.SimpleQueue[Call]", tell: Callable[[str, Any], None], ur
         tell("warning", f"{error}; training goes on")
         tell("state", (False, None))
     else:
+        tell("state", (True, None))
         first = calls.get()
         if first is None:
             return
         name, (flags, run_dir, *resuming) = first
         assert name == "start", name
-        tracker = opened = MlflowTracker(uri, run_dir, warn=partial(tell, "warning"))
+        tracker = opened = MlflowTracker(
+            uri, run_dir, partial(tell, "warning"), lambda: tell("state", (opened.active, opened.run_id))
+        )
         opened.start(flags, *resuming)
         tell("state", (tracker.active, tracker.run_id))
     while (call := calls.get()) is not None:
