@@ -38,6 +38,7 @@ from engram.utils.config import cli, registry
 from engram.utils.config import config as settings
 from engram.utils.config.config import Config, resolve
 from engram.utils.config.flags import CheckedParser
+from engram.utils.config.version import version
 from engram.utils.door import guarded
 from engram.utils.errors import UserError
 from engram.utils.runs.run_record import FILE_NAME, RunRecord
@@ -270,7 +271,7 @@ def tune(args: argparse.Namespace, config: Config) -> int:
     source = (
         f"scripts/tune.py, stability decay with p = {args.drop:g}: learning accuracy {choice.accuracy:.4f} "
         f"(fine-tuning {choice.best:.4f}) on {trials.validation:g} % held-out training data, "
-        f"{args.first_tasks or 'all'} tasks, seeds {','.join(map(str, trials.seeds))}; {settings.version()}"
+        f"{args.first_tasks or 'all'} tasks, seeds {','.join(map(str, trials.seeds))}; {version()}"
     )
     dataset, size, flags = preset(config, choice, source)
     print(yaml.safe_dump({dataset: {size: flags}}, sort_keys=False, allow_unicode=True, width=110), end="")

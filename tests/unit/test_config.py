@@ -12,7 +12,7 @@ import engram
 from engram.memorization import correlate
 from engram.scripts import new_method, tune
 from engram.utils.config import config as settings
-from engram.utils.config import registry
+from engram.utils.config import registry, version
 from engram.utils.config.cli import flags_to_resume, parse
 from engram.utils.config.config import GROUPS, resolve, up_to_date
 from engram.utils.config.options import OptionError, OptionSet, option
@@ -261,13 +261,13 @@ def test_the_help_of_an_installed_copy_names_commands_that_work_there(given, mon
 
 
 def test_an_installed_copy_writes_nothing_among_its_files(tmp_path, monkeypatch, capsys):
-    assert registry.default_dir() == ROOT == registry.checkout() and settings.git_commit()
+    assert registry.default_dir() == ROOT == registry.checkout() and version.git_commit()
     monkeypatch.setattr(engram, "is_installed", True)
-    monkeypatch.setattr(settings.metadata, "version", lambda name: f"9.9 of {name}")
+    monkeypatch.setattr(version.metadata, "version", lambda name: f"9.9 of {name}")
     monkeypatch.chdir(tmp_path)
     assert registry.default_dir() == tmp_path
-    assert settings.git_commit() is None, "a repository around an installed copy is somebody else's"
-    assert settings.version() == "engram 9.9 of engram"
+    assert version.git_commit() is None, "a repository around an installed copy is somebody else's"
+    assert version.version() == "engram 9.9 of engram"
     assert new_method.main(["my_idea"]) == 2
     assert tune.main(["--model", "ewc", "--write"]) == 2
     assert capsys.readouterr().err.count("clone the repository") == 2

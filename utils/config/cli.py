@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from engram.utils.config import config as settings
-from engram.utils.config import registry
+from engram.utils.config import registry, version
 from engram.utils.config.config import GROUPS, PLUGINS, Config
 from engram.utils.config.flags import Parser, fields_of, read_config_file
 from engram.utils.config.options import OptionError, OptionSet, convert
@@ -39,7 +39,7 @@ def parse(argv: list[str]) -> Request:
         print(plugin_docs.listing())
         sys.exit(0)
     if given.version:
-        print(settings.version())
+        print(version.version())
         sys.exit(0)
     file = read_config_file(given.config) if given.config else {}
     chosen = {f: getattr(given, f) or file.get(f) for f in ("model", "dataset", "backbone")}

@@ -6,13 +6,9 @@ else. Nothing here imports torch, so `--help` is quick.
 """
 
 import dataclasses
-import subprocess
-import tomllib
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any
 
-import engram
 from engram.utils.config import registry
 from engram.utils.config.flags import build_sets, convert_layer, fields_of, flatten
 from engram.utils.config.options import SEEDS, OptionError, OptionSet, option
@@ -199,27 +195,6 @@ class Config:
         """Flag name → value, tuples as lists: what is saved, logged and read back, so without passwords."""
         flags = flatten(getattr(self, group.name) for group in dataclasses.fields(self))
         return flags | {"tracking_uri": flags["tracking_uri"] and redact(flags["tracking_uri"])}
-
-
-def version() -> str:
-    """Version of the project, with the git commit where there is one."""
-    if engram.is_installed:
-        return f"engram {metadata.version('engram')}"
-    text = (registry.ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    number = tomllib.loads(text)["project"]["version"]
-    commit = git_commit()
-    return f"engram {number}" + (f" ({commit[:10]})" if commit else "")
-
-
-def git_commit() -> str | None:
-    """The commit that is checked out, None outside a git checkout and for an installed copy."""
-    if engram.is_installed:  # a repository around it is not the project's
-        return None
-    command = ["git", "-C", str(registry.ROOT), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def option_sets(model: str, dataset: str, backbone: str) -> dict[str, type[OptionSet]]:

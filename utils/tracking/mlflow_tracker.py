@@ -16,7 +16,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from engram.utils.config.config import Config, git_commit
+from engram.utils.config.config import Config
+from engram.utils.config.version import git_commit
 from engram.utils.credentials import redact
 from engram.utils.tracking import mlflow_store as store
 from engram.utils.tracking.mlflow_requests import LivelyClient, delete_twins, started_from

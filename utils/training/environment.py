@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from engram.utils import distributed
-from engram.utils.config.config import git_commit
+from engram.utils.config.version import git_commit
 from engram.utils.training import interleaved
 
 
