@@ -135,6 +135,13 @@ class Benchmark:
         """The tasks, each presenting the training data of all up to its own."""
         return [replace(task, parts=tuple(range(task.id + 1)), shuffled=True) for task in self.tasks]
 
+    def keep_labelled(self, share: float) -> None:
+        """Leave out of every task the training samples that have no label where a share of each class has."""
+        y, seed = self.source_labels.numpy(), self.seed
+        for i, task in enumerate(self.tasks):
+            positions = scenarios.labelled(task.train_index.numpy(), y, share, seed, task.id)
+            self.tasks[i] = replace(task, train_index=torch.from_numpy(positions))
+
     def exclude(self, positions: Tensor) -> None:
         """Leave these positions of the source out of every task's training samples."""
         for i, task in enumerate(self.tasks):

@@ -89,6 +89,22 @@ def subset(positions: NDArray[np.int64], count: int, seed: int, task: int) -> ND
     return chosen
 
 
+def labelled(
+    positions: NDArray[np.int64], y: NDArray[np.int64], share: float, seed: int, task: int
+) -> NDArray[np.int64]:
+    """The positions (N,) that have a label where a share of each class has: at least one, in their order.
+
+    y: the labels of all positions of the source. Drawn by seed and task alone.
+    """
+    draws = torch.randperm(len(positions), generator=seeding.generator(seed, "labels", task)).numpy()
+    keep = np.zeros(len(positions), dtype=bool)
+    for label in np.unique(y[positions]):
+        of_class = draws[y[positions[draws]] == label]
+        keep[of_class[: max(1, round(share * len(of_class)))]] = True
+    chosen: NDArray[np.int64] = positions[keep]
+    return chosen
+
+
 def positions_of(y: NDArray[np.int64], classes: tuple[int, ...]) -> NDArray[np.int64]:
     """Positions in `y` whose label is one of `classes`, ascending."""
     return np.flatnonzero(np.isin(y, classes))

@@ -23,6 +23,7 @@ from engram.utils.config.flags import (
     build_sets,
     convert_layer,
     fields_of,
+    own_names,
     read_config_file,
 )
 from engram.utils.config.options import OptionError, OptionSet
@@ -59,6 +60,7 @@ def _parse(program: str, text: str, sets: Sets, argv: list[str]) -> dict[str, An
     chosen = _first_reading(argv)
     wants_help = chosen.pop("help", False)
     file = read_config_file(chosen["config"]) if "config" in chosen else {}
+    file = own_names(file, fields_of(sets))
     given = file | chosen
     saved = saved_settings(given["weights_dir"]) if "weights_dir" in given and not wants_help else {}
     given = saved | given
@@ -96,8 +98,9 @@ def saved_settings(folder: str) -> dict[str, Any]:
 def _first_reading(argv: list[str]) -> dict[str, Any]:
     """Those of the given flags that decide which other flags exist, or where saved settings are."""
     chooser = Parser(argument_default=argparse.SUPPRESS)
-    for flag in ("dataset_name", "model_name", "weights_dir", "config"):
-        chooser.add_argument(f"--{flag}")
+    names = {"dataset_name": ("dataset",), "model_name": ("backbone",), "weights_dir": (), "config": ()}
+    for flag, aliases in names.items():
+        chooser.add_argument(*(f"--{name}" for name in (flag, *aliases)), dest=flag)
     chooser.add_argument("-h", "--help", action="store_true", default=argparse.SUPPRESS)
     return vars(chooser.parse_known_args(argv)[0])
 

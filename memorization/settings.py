@@ -27,7 +27,9 @@ MILESTONES = (0.7, 0.9)
 class DataOptions(OptionSet):
     """Which examples are studied, and where they come from."""
 
-    dataset_name: str = option("digits", "source of the images", choices=tuple(DATASETS))
+    dataset_name: str = option(
+        "digits", "source of the images", choices=tuple(DATASETS), aliases=("dataset",)
+    )
     class_range: str | None = option(
         None, "only the classes a to b−1, given as a,b; the network has b outputs"
     )
@@ -41,7 +43,7 @@ class DataOptions(OptionSet):
 class NetworkOptions(OptionSet):
     """Which architecture the networks have."""
 
-    model_name: str = option("mlp", "backbone (--model_name NAME --help: its own flags)")
+    model_name: str = option("mlp", "backbone (--backbone NAME --help: its own flags)", aliases=("backbone",))
     model_width: float = option(1.0, "multiplies the channels or units of every layer", gt=0, le=1000)
 
 
@@ -52,8 +54,8 @@ class RecipeOptions(OptionSet):
     n_epochs: int = option(50, "passes over a network's examples", ge=1)
     batch_size: int = option(32, "examples per step", ge=1)
     lr: float = option(0.1, "learning rate", gt=0)
-    momentum: float = option(0.9, "momentum", ge=0, lt=1)
-    weight_decay: float = option(1e-6, "weight decay", ge=0)
+    momentum: float = option(0.9, "momentum", ge=0, lt=1, aliases=("optim_mom",))
+    weight_decay: float = option(1e-6, "weight decay", ge=0, aliases=("optim_wd",))
     seed: int = option(
         0, "initial weights, orders and augmentations derive from it; the subsets do not", ge=0, lt=SEEDS
     )
@@ -63,7 +65,7 @@ class RecipeOptions(OptionSet):
 class MachineOptions(OptionSet):
     """On which machine and how; the scores depend on it by rounding alone, which is coarse in bf16."""
 
-    device: str = option("auto", "auto (CUDA when there is one), cpu, cuda or cuda:N")
+    device: str = option("auto", "auto (CUDA when there is one), cpu, cuda, cuda:N or N")
     precision: str = option(
         "auto", "arithmetic of the networks below the head: fp32, tf32 (CUDA), bf16, or auto: tf32 on CUDA, "
         "fp32 on a CPU",

@@ -59,6 +59,8 @@ def build_benchmark(config: Config, device: torch.device) -> Benchmark:
     if config.stream.exclude:
         positions = excluded_samples.read(config.stream.exclude, benchmark.n_train, benchmark.order_hash)
         benchmark.exclude(positions)
+    if config.stream.label_perc < 1:
+        benchmark.keep_labelled(config.stream.label_perc)
     half = config.stream.half_classes_in_first_task
     if half and len(benchmark.tasks[0].classes) != benchmark.n_classes // 2:
         raise UserError(

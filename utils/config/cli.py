@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from engram.utils.config import config as settings
-from engram.utils.config import registry, version
+from engram.utils.config import mammoth, option_names, registry, version
 from engram.utils.config.config import GROUPS, PLUGINS, Config
 from engram.utils.config.flags import Parser, fields_of, read_config_file
 from engram.utils.config.options import OptionError, OptionSet, convert
@@ -41,20 +41,21 @@ def parse(argv: list[str]) -> Request:
     if given.version:
         print(version.version())
         sys.exit(0)
-    file = read_config_file(given.config) if given.config else {}
-    chosen = {f: getattr(given, f) or file.get(f) for f in ("model", "dataset", "backbone")}
+    file = _config_file(given, rest) if given.config else {}
+    named = _chosen(given)
+    chosen = {f: named.get(f) or file.get(f) for f in ("model", "dataset", "backbone")}
     if given.help and not any(chosen.values()):
         print(general_help(chooser))
         sys.exit(0)
-    if given.resume and not given.help:
-        return Request(
-            resume=given.resume, overrides=_given_flags(rest, _option_sets(chosen)) | _chosen(given)
-        )
+    if not given.help:
+        refuse_unknown(rest, chosen)
     sets = _option_sets(chosen)
     if given.help:
-        print(_parser(sets, chosen, chooser).format_help())
+        print(_help_of_choice(sets, chosen, chooser))
         sys.exit(0)
-    flags = _given_flags(rest, sets) | _chosen(given)
+    flags = named | _given_flags(rest, sets)
+    if given.resume:
+        return Request(resume=given.resume, overrides=flags)
     layers = [(f"--config {given.config}", file), ("command line", flags)]
     if given.load_best_args:
         layers.insert(0, best_args(chosen["model"], chosen["dataset"], {**file, **flags}))
@@ -91,9 +92,48 @@ def _truth(text: str) -> bool:
     return text.lower() in {"1", "true"}
 
 
-def _chosen(given: argparse.Namespace) -> dict[str, str]:
+def _chosen(given: argparse.Namespace) -> dict[str, Any]:
+    """The plugins that the command line names, with what a backbone of mammoth's stands for."""
     flags = {f: getattr(given, f) for f in ("model", "dataset", "backbone")}
-    return {name: value for name, value in flags.items() if value is not None}
+    return mammoth.expanded({name: value for name, value in flags.items() if value is not None})
+
+
+def _config_file(given: argparse.Namespace, rest: list[str]) -> dict[str, Any]:
+    """The flags of --config; of a preset file of mammoth's those for this benchmark and buffer size."""
+    file = read_config_file(given.config)
+    if mammoth.is_preset(file):
+        reader = Parser(argument_default=None)
+        reader.add_argument("--buffer_size")
+        size = reader.parse_known_args(rest)[0].buffer_size
+        try:
+            file = mammoth.preset(file, given.dataset or settings.RunOptions().dataset, size)
+        except LookupError as error:
+            raise OptionError(f"--config {given.config}: {error.args[0]}") from None
+    return mammoth.expanded(file)
+
+
+def refuse_unknown(argv: list[str], chosen: dict[str, Any]) -> None:
+    """Raise `OptionError` for a flag that the chosen plugins do not have, before any of them is imported."""
+    dataset = chosen["dataset"] or settings.RunOptions().dataset
+    backbone = chosen["backbone"] or registry.default_backbone(dataset)
+    kinds = [("models", chosen["model"]), ("datasets", dataset), ("backbones", backbone)]
+    names = [option_names.of_plugin(kind, name) for kind, name in kinds if name]
+    parser = _parser(GROUPS, {}, None)
+    for name in sorted(frozenset().union(*names)):
+        parser.add_argument(f"--{name}", nargs="*")
+    parser.read(argv, other_flags=_chooser().flags)
+
+
+def _help_of_choice(sets: dict[str, type[OptionSet]], chosen: dict[str, Any], chooser: Parser) -> str:
+    """Usage, the flags of the chosen method, benchmark and backbone, then those that every run has."""
+    dataset = chosen["dataset"] or settings.RunOptions().dataset
+    backbone = chosen["backbone"] or registry.default_backbone(dataset)
+    chosen = {**chosen, "dataset": dataset, "backbone": backbone}
+    plugins = {group: sets[group] for _, group in PLUGINS.values() if group in sets}
+    first, rest = _parser(plugins, chosen, None), _parser(GROUPS, chosen, chooser)
+    first.usage = f"{registry.command()} --model {chosen['model'] or 'NAME'} [flags]"
+    rest.usage = argparse.SUPPRESS
+    return f"{first.format_help()}\n{rest.format_help()}"
 
 
 def _option_sets(chosen: dict[str, str | None]) -> dict[str, type[OptionSet]]:

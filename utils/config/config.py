@@ -24,7 +24,7 @@ class RunOptions(OptionSet):
     dataset: str = option("seq-digits", "benchmark")
     backbone: str = option("mlp", "architecture")
     seed: int = option(0, "every random stream of the run derives from it", ge=0, lt=SEEDS)
-    device: str = option("auto", "auto (CUDA when there is one), cpu, cuda or cuda:N")
+    device: str = option("auto", "auto (CUDA when there is one), cpu, cuda, cuda:N or N")
     precision: str = option(
         "auto", "arithmetic of the network: fp32, tf32 (CUDA), bf16 (often twice as fast; a start-up line "
         "says where), or auto: tf32 on CUDA, fp32 on a CPU",
@@ -65,6 +65,11 @@ class StreamOptions(OptionSet):
         None,
         "leave training samples out: .npy of positions or a mask, or a file of memorization.intervention",
     )
+    label_perc: float = option(
+        1.0, "share of each class's training samples in a task that have a label, drawn by the seed; the "
+        "others are left out", gt=0, le=1,
+        aliases=("label_perc_by_task", "label_perc_by_class", "lpt", "lpc"),
+    )  # fmt: skip
     multi_head: bool = option(False, "one head per task: true task-incremental training")
     pixel_mean: tuple[float, ...] = option(
         (), "mean that is subtracted from pixels in [0, 1], one or one a channel (default: the benchmark's)"
@@ -95,15 +100,19 @@ class TrainOptions(OptionSet):
     )
     batch_size: int = option(10, "samples of the stream per step", ge=1)
     lr: float = option(0.1, "learning rate", gt=0)
-    optimizer: str = option("sgd", "sgd, adam or adamw", choices=("sgd", "adam", "adamw"))
+    optimizer: str = option(
+        "sgd", "sgd, adam or adamw", choices=("sgd", "adam", "adamw"), spellings={"adamW": "adamw"}
+    )
     keep_optimizer: bool = option(
         False, "begin each task with the last one's momentum and Adam moments instead of none"
     )
     optim_wd: float = option(0.0, "weight decay", ge=0)
     optim_mom: float = option(0.0, "momentum (sgd)", ge=0, lt=1)
+    optim_nesterov: bool = option(False, "Nesterov's momentum (sgd)", aliases=("nesterov",))
     lr_scheduler: str = option(
-        "none", "per task: none, multistep or cosine", choices=("none", "multistep", "cosine")
-    )
+        "none", "per task: none, multistep or cosine", choices=("none", "multistep", "cosine"),
+        spellings={"multisteplr": "multistep"},
+    )  # fmt: skip
     lr_milestones: tuple[int, ...] = option(
         (), "epochs at which multistep multiplies the rate, e.g. 35,45", ge=1
     )
@@ -261,6 +270,8 @@ def _cross_check(config: Config) -> None:
         raise OptionError(f"--seed {config.run.seed}: --permute_classes takes seeds below {NUMPY_SEEDS}")
     if config.stream.multi_head and config.stream.scenario not in (None, "task-il"):
         raise OptionError(f"--multi_head is task-il; leave it or --scenario {config.stream.scenario} out")
+    if config.train.optim_nesterov and not (config.train.optimizer == "sgd" and config.train.optim_mom):
+        raise OptionError("--optim_nesterov is a momentum of sgd: add e.g. --optim_mom 0.9")
     if config.train.early_stopping_patience and not config.stream.validation:
         raise OptionError("--early_stopping_patience needs validation data: add e.g. --validation 10")
     if config.log.memorization_fraction != 1 and not config.log.memorization_scores:

@@ -12,14 +12,16 @@ Nothing here imports torch, so `--help` is quick.
 
 import argparse
 import dataclasses
+import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 
 from engram.utils import yaml_files
+from engram.utils.config import mammoth
 from engram.utils.config.options import OptionError, OptionSet, check_text, convert, value_type
 from engram.utils.config.registry import suggest
 
@@ -47,6 +49,7 @@ class Parser(CheckedParser):
 
     def __init__(self, **keywords: Any):
         self.flags: list[str] = []
+        self.many: set[str] = set()  # flags that take several values
         super().__init__(add_help=False, allow_abbrev=False, formatter_class=wide_formatter, **keywords)
 
     def add_argument(self, *names: str, **keywords: Any) -> argparse.Action:
@@ -60,9 +63,16 @@ class Parser(CheckedParser):
         """A section of the help with one flag for each field; `defaults` win over the fields' own in it."""
         group = self.add_argument_group(title)
         for field in fields:
-            self.flags.append(f"--{field.name}")
+            names = [f"--{name}" for name in (field.name, *field.metadata["aliases"])]
+            self.flags += names
+            self.many |= set(names if value_type(field)[1] else ())
             keywords = flag_keywords(field, defaults.get(field.name, field.default))
-            group.add_argument(f"--{field.name}", **keywords)
+            group.add_argument(*names, dest=field.name, **keywords)
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]  # as argparse's
+        """As in argparse, but `--lr_milestones 3 5` is `--lr_milestones 3,5`."""
+        words = sys.argv[1:] if args is None else args
+        return super().parse_known_args(joined_values(words, self.many), namespace)
 
     def read(self, argv: list[str], other_flags: Iterable[str] = ()) -> dict[str, Any]:
         """The value of each flag as argparse gives it; an unknown flag is refused with near matches.
@@ -72,13 +82,39 @@ class Parser(CheckedParser):
         given, unknown = self.parse_known_args(argv)
         if unknown:
             flag = unknown[0].split("=")[0]
+            mammoths_answer = mammoth.answer(flag, value_of(unknown))
             hint = suggest(flag, [*self.flags, *other_flags])
-            raise OptionError(f"unknown argument {flag}{hint} (see --help)")
+            raise OptionError(mammoths_answer or f"unknown argument {flag}{hint} (see --help)")
         return vars(given)
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage and exiting."""
         raise OptionError(message)
+
+
+def value_of(unknown: list[str]) -> str | None:
+    """The value of the first of these arguments, `--flag=value` or `--flag value`; None without one."""
+    _, equals, value = unknown[0].partition("=")
+    if equals:
+        return value
+    return unknown[1] if len(unknown) > 1 and not unknown[1].startswith("-") else None
+
+
+def joined_values(words: Iterable[str], many: Container[str]) -> list[str]:
+    """Arguments in which the values after a flag of `many` are one word, separated by commas."""
+    joined: list[str] = []
+    n_values = -1  # seen since the last flag of `many`; -1 behind any other flag
+    for word in words:
+        if re.match(r"-(?![\d.])", word):
+            flag, equals, _ = word.partition("=")
+            n_values = int(bool(equals)) if flag in many else -1
+            joined.append(word)
+        elif n_values > 0:
+            joined[-1] += f",{word}"
+        else:
+            n_values += n_values == 0
+            joined.append(word)
+    return joined
 
 
 def wide_formatter(prog: str) -> argparse.HelpFormatter:
@@ -128,14 +164,22 @@ def convert_layer(
     Raises `OptionError` for unknown flags and for values that cannot be converted, naming the source.
     """
     values = {}
-    for name, value in raw.items():
+    for name, value in own_names(raw, fields).items():
         if name not in fields:
-            raise OptionError(f"{source}: unknown flag --{name}{suggest(name, list(fields))} (see --help)")
+            mammoths_answer = mammoth.answer(f"--{name}", str(value))
+            hint = suggest(name, list(fields))
+            raise OptionError(f"{source}: {mammoths_answer or f'unknown flag --{name}{hint} (see --help)'}")
         try:
             values[name] = convert(fields[name], value)
         except OptionError as error:
             raise OptionError(f"{source}: {error}") from None
     return values
+
+
+def own_names(raw: Mapping[str, Any], fields: Mapping[str, dataclasses.Field]) -> dict[str, Any]:
+    """The values under the names of their fields, where they are given under aliases."""
+    names = {alias: name for name, field in fields.items() for alias in field.metadata["aliases"]}
+    return {names.get(name, name): value for name, value in raw.items()}
 
 
 def build_sets(sets: Sets, values: Mapping[str, Any]) -> dict[str, OptionSet]:

@@ -12,6 +12,7 @@ import math
 import os
 import types
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,24 @@ class OptionError(UserError):
     """A value the user gave is not valid; the message says what is."""
 
 
-def option(default: Any, help: str, *, choices: tuple | None = None, **bounds: float) -> Any:
-    """A dataclass field with its help text, bounds (`ge`, `gt`, `le`, `lt`) and choices."""
+def option(
+    default: Any,
+    help: str,
+    *,
+    choices: tuple | None = None,
+    aliases: tuple[str, ...] = (),
+    spellings: Mapping[str, str] | None = None,
+    **bounds: float,
+) -> Any:
+    """A dataclass field with its help text, bounds (`ge`, `gt`, `le`, `lt`) and choices.
+
+    aliases: other names of the flag. spellings: other words for a value → the value.
+    """
     assert set(bounds) <= set(BOUNDS), bounds
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "bounds": bounds})
+    metadata = {"help": help, "choices": choices, "bounds": bounds}
+    return dataclasses.field(
+        default=default, metadata={**metadata, "aliases": aliases, "spellings": spellings or {}}
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +120,7 @@ def _scalar(field: dataclasses.Field, kind: type, raw: Any) -> Any:
             return truth[text.lower()]
         raise OptionError(f"--{field.name} {raw}: expected 0 or 1 (also true/false, yes/no)")
     check_text(field.name, text, kind is str)
+    text = field.metadata.get("spellings", {}).get(text, text)
     try:
         return kind(text)
     except ValueError:

@@ -12,9 +12,10 @@ import inspect
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import engram
+from engram.utils.config import mammoth
 from engram.utils.errors import UserError
 
 Plugin = TypeVar("Plugin")
@@ -76,20 +77,32 @@ def names(kind: str) -> dict[str, Path]:
 
 
 @cache
-def _tree(path: Path) -> ast.Module:
+def tree(path: Path) -> ast.Module:
+    """The syntax tree of a source file of the project."""
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def _literal_names(path: Path) -> tuple[str, ...]:
-    for node in _tree(path).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "NAMES":
+    return _assigned(path, "NAMES") or ()
+
+
+def _assigned(path: Path, variable: str) -> Any:
+    """The literal that a file assigns to a variable, None without one."""
+    for node in tree(path).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == variable:
             return ast.literal_eval(node.value)
-    return ()
+    return None
+
+
+def default_backbone(dataset: str) -> str:
+    """The backbone that a benchmark sets, read from its source."""
+    defaults = _assigned(names("datasets")[canonical("datasets", dataset)], "DEFAULTS")
+    return str(defaults.get("backbone", "mlp"))
 
 
 def summaries(kind: str) -> dict[str, str]:
     """Plugin name → first line of its docstring, without importing anything."""
-    docs = {name: ast.get_docstring(_tree(path)) or "" for name, path in names(kind).items()}
+    docs = {name: ast.get_docstring(tree(path)) or "" for name, path in names(kind).items()}
     return {name: doc.split("\n", 1)[0] for name, doc in docs.items()}
 
 
@@ -104,7 +117,7 @@ def canonical(kind: str, given: object) -> str:
         if name.replace("-", "_") == wanted:
             return name
     valid = list(names(kind))
-    hint = suggest(given, valid)
+    hint = (mammoth.method_answer(given) if kind == "models" else "") or suggest(given, valid)
     raise UnknownPluginError(f"unknown {WORDS[kind]} '{given}'{hint} (valid: {', '.join(valid)})")
 
 

@@ -99,7 +99,12 @@ def build_optimizer(
     # fused: one kernel per step instead of several per tensor, on CPU and CUDA alike
     if options.optimizer == "sgd":
         return SGD(
-            values, lr=options.lr, momentum=options.optim_mom, weight_decay=options.optim_wd, fused=True
+            values,
+            lr=options.lr,
+            momentum=options.optim_mom,
+            weight_decay=options.optim_wd,
+            nesterov=options.optim_nesterov,
+            fused=True,
         )
     adam = {"adam": Adam, "adamw": AdamW}[options.optimizer]
     return adam(values, lr=options.lr, weight_decay=options.optim_wd, fused=True)
