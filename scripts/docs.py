@@ -22,6 +22,7 @@ from pathlib import Path
 
 import yaml
 
+from engram.scripts.docs_mammoth import mammoth_page
 from engram.scripts.docs_pages import index_page, plugin_page, run_flags_page
 from engram.utils.config import registry
 from engram.utils.config.flags import CheckedParser
@@ -44,6 +45,7 @@ def write_pages(folder: Path) -> int:
             n_plugins += 1
         (folder / title / "index.md").write_text(index_page(kind), encoding="utf-8")
     (folder / "flags.md").write_text(run_flags_page(), encoding="utf-8")
+    (folder / "mammoth.md").write_text(mammoth_page(), encoding="utf-8")
     for source, target in GUIDES.items():
         text = (registry.ROOT / source).read_text(encoding="utf-8")
         (folder / target).write_text(text.replace("(README.md", "(index.md"), encoding="utf-8")
@@ -59,7 +61,11 @@ def site_config(pages: Path, site: Path) -> dict[str, object]:
         {title: [f"{title}/index.md", *(f"{title}/{plugin.name}.md" for plugin in plugins(kind))]}
         for kind, title in KINDS.items()
     ]
-    guides = [{"Results": "RESULTS.md"}, {"Contributing": "CONTRIBUTING.md"}]
+    guides = [
+        {"Coming from mammoth": "mammoth.md"},
+        {"Results": "RESULTS.md"},
+        {"Contributing": "CONTRIBUTING.md"},
+    ]
     return {
         "site_name": "Engram",
         "docs_dir": str(pages),

@@ -88,7 +88,7 @@ def plugin_page(plugin: Plugin) -> str:
         Section("Checked by", tables=_check_tables(plugin)),
         Section("File", code=str(plugin.path.relative_to(registry.ROOT))),
     ]
-    return _render(plugin.name, plugin.summary, example_command(plugin), sections)
+    return render_page(plugin.name, plugin.summary, example_command(plugin), sections)
 
 
 def index_page(kind: str) -> str:
@@ -100,7 +100,7 @@ def index_page(kind: str) -> str:
 def run_flags_page() -> str:
     """The flags that every run has, as Markdown."""
     sections = [Section(str(options.__doc__), tables=[flag_table(options)]) for options in GROUPS.values()]
-    return _render("Flags of every run", "", "python main.py --help", sections)
+    return render_page("Flags of every run", "", "python main.py --help", sections)
 
 
 def example_command(plugin: Plugin) -> str:
@@ -122,7 +122,8 @@ def flag_table(options: type[OptionSet]) -> PageTable:
         bounds = [f"{BOUNDS[name][0]} {value}" for name, value in option.metadata["bounds"].items()]
         choices = " | ".join(map(str, option.metadata["choices"] or ())) or kind.__name__ + ",..." * many
         text = option.metadata["help"].replace("%%", "%")
-        rows.append([f"--{option.name}", _value_text(option.default), " ".join([choices, *bounds]), text])
+        names = ", ".join(f"--{name}" for name in (option.name, *option.metadata["aliases"]))
+        rows.append([names, _value_text(option.default), " ".join([choices, *bounds]), text])
     return PageTable(["flag", "default", "values", "meaning"], rows, code=(0, 1, 2))
 
 
@@ -244,7 +245,8 @@ def _value_text(value: object) -> str:
 # --- the template ---------------------------------------------------------------------------------
 
 
-def _render(name: str, summary: str, command: str, sections: list[Section]) -> str:
+def render_page(name: str, summary: str, command: str, sections: list[Section]) -> str:
+    """A page as Markdown: title, first line, a command, and the sections that are not empty."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).with_name("templates")),
         autoescape=True,

@@ -82,6 +82,7 @@ def test_the_site_has_a_page_for_every_plugin_and_the_guides(tmp_path, capsys):
         for name in registry.names(kind):
             assert f'href="{name}.html"' in index and (tmp_path / title / f"{name}.html").exists()
     assert "--checkpoint_every" in (tmp_path / "flags.html").read_text()
+    assert "<code>--model joint</code>" in (tmp_path / "mammoth.html").read_text()
     assert "How to read the tables" in (tmp_path / "RESULTS.html").read_text()
     results = re.findall(r"!\[[^\]]*\]\(([\w./-]+)\)", (ROOT / "README.md").read_text())
     assert all((tmp_path / image).exists() for image in results)
