@@ -2,6 +2,7 @@
 
 import functools
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from engram.utils import checkpoint, scores
 from engram.utils.errors import UserError
 
 RESULTS = "stream"  # the folder of what each network gives, below --weights_dir
+OUTPUTS = ("loss", "task_loss", "correct")  # what a network gives for each example after each task
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -47,7 +49,7 @@ class StreamPlan:
         )  # fmt: skip
         for k, repeat in enumerate(repeats):
             outputs = {name: values[:, k].clone() for name, values in learner.outputs.items()}
-            checkpoint.write(outputs, store.result(RESULTS, repeat))
+            checkpoint.write({"repeat": repeat, **outputs}, store.result(RESULTS, repeat))
         store.checkpoint(job).unlink(missing_ok=True)
 
 
@@ -89,8 +91,9 @@ def write(config: StreamConfig, store: NetworkStore, settings: dict[str, Any]) -
     member = np.zeros((len(repeats), len(data)), dtype=bool)
     for rows in task_halves(config, data, repeats, classes):
         np.put_along_axis(member, rows.numpy(), True, axis=1)
-    results = [checkpoint.read(store.result(RESULTS, repeat)) for repeat in repeats]
-    outputs = {name: np.stack([np.asarray(r[name]) for r in results], axis=1) for name in results[0]}
+    shape = (len(classes), len(data))
+    results = [read_outputs(store.result(RESULTS, repeat), repeat, shape) for repeat in repeats]
+    outputs = {name: np.stack([result[name] for result in results], axis=1) for name in OUTPUTS}
     task = task_of(data.labels, classes).numpy()
     arrays = scores_over_time(outputs, member)
     examples = np.arange(len(data))
@@ -103,6 +106,17 @@ def write(config: StreamConfig, store: NetworkStore, settings: dict[str, Any]) -
     path = scores.write(config.stream.out_filename, settings, task=task, **arrays, **data.identity())
     print(summary(arrays, task))
     print(f"scores: {path}")
+
+
+def read_outputs(path: Path, repeat: int, shape: tuple[int, int]) -> Arrays:
+    """What the network of a repeat gave, (T, n) by name; a file from before repeats were named is taken."""
+    content = checkpoint.read(path)
+    outputs = {name: content.get(name) for name in OUTPUTS}
+    arrays = {name: value.numpy() for name, value in outputs.items() if isinstance(value, torch.Tensor)}
+    whole = len(arrays) == len(OUTPUTS) and all(values.shape == shape for values in arrays.values())
+    if not whole or content.get("repeat", repeat) != repeat:
+        raise UserError(f"{path}: not the outputs of network {repeat}; remove it and let it follow again")
+    return arrays
 
 
 def scores_over_time(outputs: Arrays, member: NDArray[np.bool_]) -> Arrays:

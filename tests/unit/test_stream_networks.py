@@ -12,7 +12,8 @@ from engram.memorization import cli, stream_scores
 from engram.memorization.stream import Reservoirs, StreamTraining, halves, task_of
 from engram.memorization.train_stream import StreamConfig
 from engram.memorization.training import build_network, epoch_order, learning_rate, train_to_end
-from engram.utils import seeding
+from engram.utils import checkpoint, seeding
+from engram.utils.errors import UserError
 from tests.unit.test_stacked_networks import tiny_data
 
 CLASSES = [(3, 0), (1, 5), (4, 2)]
@@ -191,3 +192,15 @@ def test_an_interrupted_stream_goes_on_from_its_checkpoint(tmp_path):
     train_to_end(whole, tmp_path / "none.pt", 99, lambda share: None)
     for name, values in whole.outputs.items():
         assert torch.equal(torch.nan_to_num(values, -1), torch.nan_to_num(resumed.outputs[name], -1)), name
+
+
+def test_outputs_of_another_network_are_refused(tmp_path):
+    path, shape = tmp_path / "3.pt", (2, 5)
+    outputs = {name: torch.rand(shape) for name in stream_scores.OUTPUTS}
+    for content in (outputs, outputs | {"repeat": 3}):  # the first is of before files named their repeat
+        checkpoint.write(content, path)
+        assert stream_scores.read_outputs(path, 3, shape)["loss"].tolist() == outputs["loss"].tolist()
+    for wrong in ({"repeat": 4}, {"loss": torch.rand(2, 4)}, {"correct": None}, {"task_loss": "x"}):
+        checkpoint.write(outputs | wrong, path)
+        with pytest.raises(UserError, match=r"3\.pt: not the outputs of network 3"):
+            stream_scores.read_outputs(path, 3, shape)
