@@ -19,6 +19,7 @@ from pathlib import Path
 
 from engram.utils.config.cli import parse
 from engram.utils.config.config import Config
+from engram.utils.config.flags import CheckedParser
 from engram.utils.credentials import redact
 from engram.utils.door import guarded
 from engram.utils.errors import UserError
@@ -26,6 +27,7 @@ from engram.utils.tracking import mlflow_store as store
 from engram.utils.tracking.mlflow_tracker import open_tracker
 
 N_TASKS, N_POINTS, N_METRICS = 10, 30, 25
+MAX_WRITERS, MAX_ROUNDS = 500, 10_000  # each writer is a process
 EXPERIMENT = "check store"
 
 
@@ -131,13 +133,14 @@ def one_round(uri: str, n_writers: int) -> tuple[list[str], float]:
 @guarded
 def main(argv: list[str] | None = None) -> int:
     """Check the store that the command line names; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CheckedParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tracking_uri", help="store to check (default: a new SQLite file)")
     parser.add_argument("--writers", type=int, default=8, metavar="N", help="processes (default: 8)")
     parser.add_argument("--rounds", type=int, default=10, metavar="N", help="times (default: 10)")
     args = parser.parse_args(argv)
+    for name, most in (("writers", MAX_WRITERS), ("rounds", MAX_ROUNDS)):
+        if not 1 <= getattr(args, name) <= most:
+            raise UserError(f"--{name} {getattr(args, name)}: expected 1 to {most}")
     with tempfile.TemporaryDirectory() as folder:
         uri = args.tracking_uri or f"sqlite:///{folder}/mlflow.db"
         failures = store.import_mlflow(uri)

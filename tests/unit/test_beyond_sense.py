@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from engram.scripts.analysis.run_set import collect
+from engram.scripts.dev import check_store
 from engram.utils import device, scores
 from engram.utils.config.config import MAX_NAME, resolve
 from engram.utils.errors import UserError
@@ -45,6 +46,20 @@ def test_values_beyond_sense_are_refused(flags):
     name = "width" if "width" in flags else "input_size" if "input_size" in flags else next(iter(flags))
     with pytest.raises(UserError, match=f"--{name}"):
         resolve([("test", {"model": "er", **flags})])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--writers", "501"], "--writers 501: expected 1 to 500"),
+        (["--rounds", "0"], "--rounds 0: expected 1 to 10000"),
+        (["--tracking_uri", "a\0b"], "--tracking_uri"),
+    ],
+)
+def test_the_check_of_stores_refuses_them_before_it_starts_a_process(flags, message, monkeypatch, capsys):
+    monkeypatch.setattr(check_store, "check", lambda *_: 0)
+    assert check_store.main(flags) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_a_home_that_is_not_there(monkeypatch):
