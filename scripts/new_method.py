@@ -34,7 +34,6 @@ from engram.backbones.backbone import Backbone
 from engram.datasets.benchmark import Task
 from engram.models.method import Method, Setup
 from engram.utils.config.options import OptionSet, option
-from engram.utils.config.flags import CheckedParser
 
 
 @dataclass(frozen=True)
