@@ -95,8 +95,8 @@ def parser() -> argparse.ArgumentParser:
     of = made.add_argument_group("of the part steps; --device of evaluation, precision and seeds too")
     of.add_argument("--models", nargs="+", default=["er"], choices=METHODS, metavar="NAME")
     of.add_argument("--backbone", default="resnet18")
-    of.add_argument("--batch_size", type=int, default=32)
-    of.add_argument("--n_steps", type=int, help="steps of an epoch (default: 8; on a GPU 200)")
+    of.add_argument("--batch_size", type=int, default=32, metavar="N")
+    of.add_argument("--n_steps", type=int, metavar="N", help="steps of an epoch (default: 8; on a GPU 200)")
     of.add_argument("--device", default="cpu")
     of.add_argument("--precision", choices=("fp32", "tf32", "bf16"), help="(default: fp32; on a GPU bf16)")
     compiled = argparse.BooleanOptionalAction
