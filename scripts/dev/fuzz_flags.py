@@ -15,7 +15,9 @@ from pathlib import Path
 
 from engram import main as main_program
 from engram.memorization import cli as memorization_cli
-from engram.scripts import report, sweep, tune
+from engram.scripts import docs, new_method, report, sweep, tune
+from engram.scripts.bench import __main__ as bench
+from engram.scripts.dev import check_store
 from engram.scripts.dev.fuzz_trial import faults, in_fork
 from engram.scripts.interop import (
     adapt_importance,
@@ -39,6 +41,7 @@ TEXTS = [
     *"%s $HOME 0x10 １ 1_0 +1 cpu cuda:99 /proc/none/x loop data.npz data.npy data.yaml data.pt * '".split(),
     "", " ", "a b", "a\nb", "a\0b", "[1, [2]]", "\udcff", "a" * 5000, "9" * 5000,
 ]  # fmt: skip
+POSITIONAL = ("adir", "afile", "o.pt", "my_idea")  # words of the tiny commands that are drawn, too
 # Flags that would leave the folder of the trial, take a minute, or start other processes.
 LEFT_OUT = {
     "help",
@@ -49,6 +52,18 @@ LEFT_OUT = {
     "compile",
     "seeds_together",
     "jobs",
+}
+# Flags that count what is done inside one step or at the end of a task, where no signal is answered: a large
+# value is legal and only takes longer. Values between the bound and 2³¹, which is refused, are drawn as it.
+COST_TIME = {
+    "anchor_steps": 10,
+    "batches_per_example": 10,
+    "coreset_steps": 10,
+    "ebll_epochs": 5,
+    "fitting_epochs": 5,
+    "lwf_warmup": 5,
+    "n_bootstrap": 50,
+    "n_steps": 5,
 }
 TINY = ["--dataset", "seq-digits", "--n_iters", "2", "--disable_log", "1", "--device", "cpu"]
 STUDY = ["--n_epochs", "1", "--dataset_size", "0.1", "--hidden_sizes", "4", "--use_multiprocessing", "0"]
@@ -79,6 +94,26 @@ def memorization_program(name: str) -> Program:
     return program
 
 
+def in_this_folder(argv: list[str]) -> object:
+    """`new_method.py`, which writes below the folder it is started in."""
+    for name in ("models", "tests/reference"):
+        Path(name).mkdir(parents=True, exist_ok=True)
+    new_method.registry.checkout = Path.cwd
+    return new_method.main(argv)
+
+
+def pages_alone(argv: list[str]) -> object:
+    """`docs.py` without MkDocs, which takes seconds for the site."""
+    docs.build = docs.write_pages
+    return docs.main(argv)
+
+
+def without_writers(argv: list[str]) -> object:
+    """`check_store.py` up to where it starts its processes."""
+    check_store.check = lambda *_: 0
+    return check_store.main(argv)
+
+
 def programs() -> dict[str, tuple[Program, list[str]]]:
     """Name → the program and flags with which a run of it is tiny; later flags win over them."""
     methods = {
@@ -94,6 +129,10 @@ def programs() -> dict[str, tuple[Program, list[str]]]:
         "adapt_importance": (adapt_importance.main, ["adir", "afile"]),
         "import_mlruns": (import_mlruns.main, ["adir", "--disable_log"]),
         "write_gem_file": (write_gem_file.main, ["seq-digits", "o.pt"]),
+        "new_method": (in_this_folder, ["my_idea"]),
+        "docs": (pages_alone, ["--out", "o"]),
+        "check_store": (without_writers, []),
+        "bench": (bench.main, ["steps", "--backbone", "mlp", "--batch_size", "2", "--n_steps", "1"]),
     }
     return methods | studies | others
 
@@ -131,10 +170,18 @@ def draw(number: int, seed: int) -> tuple[str, list[str]]:
     names = [name for name in programs() if kind == (name.split()[0] if " " in name else kind_of(name))]
     name = rng.choice(sorted(names))
     _, argv = programs()[name]
-    argv = list(argv)
+    argv = [rng.choice(TEXTS) if word in POSITIONAL and rng.random() < 0.3 else word for word in argv]
     for flag, word in rng.sample(flags_of(name), min(rng.randint(1, 3), len(flags_of(name)))):
-        argv += [f"--{flag}={draw_value(word, rng)}"] if word else [f"--{flag}"]
+        argv += [f"--{flag}={bounded(flag, draw_value(word, rng))}"] if word else [f"--{flag}"]
     return name, argv
+
+
+def bounded(flag: str, value: str) -> str:
+    """The value, or the bound of a flag whose large values are legal and only cost time."""
+    most = COST_TIME.get(flag)
+    if most is not None and re.fullmatch("[0-9]+", value) and most < int(value) < 2**31:
+        return str(most)
+    return value
 
 
 def kind_of(name: str) -> str:
@@ -145,8 +192,8 @@ def kind_of(name: str) -> str:
 def draw_value(word: str, rng: random.Random) -> str:
     """A value for a flag: of its type at the edges, or anything."""
     typed = {"N": NUMBERS, "X": FRACTIONS, "N,...": NUMBERS, "X,...": FRACTIONS}.get(word, TEXTS)
-    if "|" in word:
-        typed = word.strip("[]").split("|")
+    if "|" in word or word.startswith("{"):
+        typed = re.split("[|,]", word.strip("[]{}"))
     values = typed if rng.random() < 0.8 else rng.choice([NUMBERS, FRACTIONS, TEXTS])
     n = rng.randint(1, 3) if word.endswith("...") else 1
     return ",".join(rng.choice(values) for _ in range(n))

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from engram import main as main_program
-from engram.memorization.training import CohortTraining
+from engram.memorization.stream import StreamTraining
+from engram.memorization.training import CohortTraining, StackedTraining
 from engram.scripts import report, sweep, worker
 from engram.scripts.dev.fuzz_flags import STUDY, TINY, memorization_program
 from engram.scripts.dev.fuzz_trial import Outcome, in_fork
@@ -162,6 +163,11 @@ def studies() -> dict[str, Reader]:
             ("begun/settings.json", "begun/checkpoints/*.pt"),
             of_arrays("begun/networks/*.pt"),
         ),
+        "train_stream goes on": Reader(
+            study("train_stream", "--weights_dir", "stream", *STREAM),
+            ("stream/settings.json", "stream/checkpoints/*.pt", "stream/stream/*.pt"),
+            of_arrays("stream.npz"),
+        ),
     }
 
 
@@ -175,6 +181,8 @@ def data_sets() -> dict[str, Reader]:
     }
 
 
+STREAM = ["--n_repeats", "24", "--stack", "12", "--n_tasks", "2", "--buffer_size", "5", *STUDY]
+STREAM += ["--out_filename", "stream.npz", "--checkpoint_every", "0"]
 SPLITS = ["--n_repeats", "6", "--stack", "2", *STUDY, "--n_epochs", "2", "--checkpoint_every", "0"]
 
 
@@ -201,7 +209,9 @@ def make_world(folder: Path) -> Path:
     )
     made(study("train_splits", "--weights_dir", "networks", *SPLITS, "--n_repeats", "24", "--stack", "12"))
     made(study("train_splits", "--weights_dir", "begun", *SPLITS, "--n_repeats", "2"))
-    made(lambda: _interrupted(study("train_splits", "--weights_dir", "begun", *SPLITS)), 130)
+    begun = study("train_splits", "--weights_dir", "begun", *SPLITS)
+    made(lambda: _interrupted(CohortTraining, begun), 130)
+    made(lambda: _interrupted(StreamTraining, study("train_stream", "--weights_dir", "stream", *STREAM)), 130)
     made(study("eval_splits", "--weights_dir", "networks", "--out_filename", "part.npz"))
     made(
         study(
@@ -236,16 +246,16 @@ def _parent(path: Path) -> Path:
     return path
 
 
-def _interrupted(program: Callable[[], object]) -> object:
-    """The program, interrupted when its networks have been trained for an epoch and saved."""
-    run_epoch = CohortTraining.run_epoch
+def _interrupted(training: type[CohortTraining | StreamTraining], program: Callable[[], object]) -> object:
+    """The program, interrupted when its last networks have been trained for an epoch and saved."""
+    run_epoch = training.run_epoch
 
-    def second_epoch_is_too_much(self: CohortTraining, *observers: object) -> None:
-        if self.epoch == 1:
+    def second_epoch_is_too_much(self: StackedTraining, *observers: object) -> None:
+        if self.epoch == 1 and self.repeats[0]:
             raise KeyboardInterrupt
         run_epoch(self)
 
-    CohortTraining.run_epoch = second_epoch_is_too_much  # type: ignore[method-assign]
+    training.run_epoch = second_epoch_is_too_much  # type: ignore[method-assign]
     return program()
 
 

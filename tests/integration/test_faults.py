@@ -96,3 +96,18 @@ def test_every_program_of_the_memorization_room_is_drawn():
         path.stem for path in Path(ROOT, "memorization").glob("*.py") if "cli.main(" in path.read_text()
     }
     assert set(fuzz_flags.OUTPUTS) == programs - {"cli"}
+
+
+def test_legal_flags_that_only_cost_time_are_bounded():
+    assert fuzz_flags.bounded("coreset_steps", "65536") == "10"
+    for flag, value in (
+        ("coreset_steps", "3"),
+        ("coreset_steps", str(2**31)),
+        ("coreset_steps", "x"),
+        ("lr", "99"),
+    ):
+        assert fuzz_flags.bounded(flag, value) == value
+
+
+def test_half_of_the_damages_are_flipped_bits():
+    assert 2 * fuzz_files.DAMAGES.count("flipped") == len(fuzz_files.DAMAGES)
