@@ -124,7 +124,7 @@ def cut_windows(raw: Tensor, padding: int, flip: bool, windows: Windows) -> Tens
     if flip:
         inner[:, 1] = raw.flip(-1)
         left = torch.where(mirrored, channels * plane + 2 * padding - left, left)  # the same window, mirrored
-    corner = top * wide + left
+    corner = torch.add(left, top, alpha=wide)
     distances = (kinds * channels * plane, plane, wide)
     starts = first_runs((n, channels, height), distances, raw.device, threading.get_ident())
     runs = padded.as_strided((padded.numel() - width + 1, width), (1, 1))

@@ -30,10 +30,11 @@ STACK_BYTES = {"cpu": 512 << 20, "cuda": 4 << 30}
 
 
 class Batch(NamedTuple):
-    """What a method sees in one step; all tensors on the training device.
+    """What a method sees in one step; all tensors but the last on the training device.
 
     x: (N, C, H, W) float32, augmented and normalised. x_raw: (N, C, H, W) uint8, as in the data set.
-    y: (N,) labels. task_id: (N,). index: (N,) positions in the original training set.
+    y: (N,) labels. task_id: (N,). index: (N,) positions in the original training set. y_on_host: the labels
+    in host memory, for decisions that are made there.
     """
 
     x: Tensor
@@ -41,6 +42,11 @@ class Batch(NamedTuple):
     y: Tensor
     task_id: Tensor
     index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody calls
+    y_on_host: Tensor
+
+    def rows(self, rows: slice) -> "Batch":
+        """The batch of some of its samples, in all fields."""
+        return Batch(*(field[rows] for field in self))
 
 
 class Samples(NamedTuple):
@@ -111,6 +117,7 @@ class Benchmark:
         self._train_x, self._test_x = (x.to(self.device) for x in (source.train_x, source.test_x))
         self.on_disk: str | None = getattr(source.train_x, "note", None)  # where and why, if not in memory
         self._train_y, self._test_y = (y.to(self.device) for y in labels)
+        self._train_y_on_host = labels[0]
         self._current: tuple[Task, Samples] | None = None
         self._test: Samples | None = None
         self.test_ends = np.cumsum([len(task.test_index) for task in tasks])
@@ -207,6 +214,11 @@ class Benchmark:
         y = labels[positions] + task.label_shift
         return Samples(x, y, torch.full_like(positions, task.id), positions)
 
+    def labels_on_host(self, task: Task) -> Tensor:
+        """(N,) the labels of `train(task)` in host memory."""
+        own = (self.tasks[i] for i in task.parts)
+        return torch.cat([self._train_y_on_host[task.train_index] + task.label_shift for task in own])
+
     def n_samples(self, task: Task) -> int:
         """Training samples that the task presents in an epoch."""
         return sum(len(self.tasks[i].train_index) for i in task.parts)
@@ -227,6 +239,7 @@ class Benchmark:
         order = torch.randperm(n, generator=generator) if task.shuffled else torch.arange(n)
         image_bytes = 4 * prod(self.input_shape)
         per_block = max(1, BLOCK_BYTES[self.device.type] // image_bytes // batch_size) * batch_size
+        labels = self.labels_on_host(task).index_select(0, order)
         first_block = start * batch_size // per_block
         blocks = in_blocks(samples, order[first_block * per_block :], per_block)
         for block in range(first_block, -(-n // per_block)):
@@ -235,7 +248,8 @@ class Benchmark:
             )
             with one_thread():
                 raw, *others = next(blocks)
-                fields = (self.augment(raw, generator), raw, *others)
+                y_on_host = labels[block * per_block : (block + 1) * per_block]
+                fields = (self.augment(raw, generator), raw, *others, y_on_host)
             batches = zip(*(field.split(batch_size) for field in fields), strict=True)
             first_step = block * per_block // batch_size
             for step, batch in enumerate(batches, first_step):

@@ -8,7 +8,7 @@ then cosine annealing with warm restarts after 1, 2, 4, ... epochs; CutMix on ha
 MNIST: --cutmix_prob 0). Nothing is trained during the stream; a network is when a task ends, from the
 run's initial weights. Task-free. Stored: uint8 images.
 Differs from the paper: batches of --minibatch_size or --batch_size (there 16), images augmented as the
-stream's. Labels are read from the device at every step, which has nothing to wait for.
+stream's.
 """
 
 import math
@@ -50,20 +50,14 @@ class GreedyBuffer(Buffer):
         super().__init__(size, generator, device)
         self.members: dict[int, list[int]] = {}  # label → slots
 
-    def add(self, **fields: Tensor) -> None:
+    def add(self, *, y_on_host: Tensor | None = None, **fields: Tensor) -> None:
         """Offer a batch; each field is (N, ...)."""
         if not self.size:
             return
-        if not self.fields:
-            self.fields = {
-                n: v.new_zeros(self.size, *v.shape[1:], device=self.device) for n, v in fields.items()
-            }
-        slots = [self._slot(label) for label in fields["y"].tolist()]
-        row_of = {slot: row for row, slot in enumerate(slots) if slot is not None}  # the last of a slot wins
-        rows, written = send([list(row_of.values()), list(row_of)], self.device, torch.long)
-        self.replace(
-            written, **{name: values.detach().index_select(0, rows) for name, values in fields.items()}
-        )
+        labels = fields["y"] if y_on_host is None else y_on_host
+        slots = [self._slot(label) for label in labels.tolist()]
+        rows = [row for row, slot in enumerate(slots) if slot is not None]
+        self._write(rows, [slot for slot in slots if slot is not None], fields)
 
     def _slot(self, label: int) -> int | None:
         """The slot that a sample of this class is written to; None where the sample is dropped."""

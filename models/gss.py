@@ -57,9 +57,9 @@ class GSS(RehearsalMethod):
         score = self.scores(batch)
         free = max(0, self.buffer.size - len(self.buffer))
         if free:
-            self.remember(Batch(*(field[:free] for field in batch)), score=score[:free])
+            self.remember(batch.rows(slice(free)), score=score[:free])
         if free < len(batch.y):
-            self.compete(Batch(*(field[free:] for field in batch)), score[free:])
+            self.compete(batch.rows(slice(free, None)), score[free:])
 
     def scores(self, batch: Batch) -> Tensor:
         """(N,) of the batch's samples."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from engram.backbones.backbone import Backbone
-from engram.datasets.benchmark import Batch, Samples, Task
+from engram.datasets.benchmark import Samples, Task
 from engram.models import maer
 from engram.models.method import Setup
 from engram.models.parts.memorization import MemorizationOptions
@@ -49,10 +49,6 @@ class MAERHigh(maer.MAER):
         """A class-balanced reservoir that never evicts marked samples."""
         n_classes, draws = self.benchmark.n_classes, self.setup.generator("buffer")
         return ProtectedBuffer(self.options.buffer_size, n_classes, draws, self.device)
-
-    def after_step(self, batch: Batch) -> None:
-        """Offer the batch to the reservoir; newcomers are not protected."""
-        self.remember(batch, protected=torch.zeros_like(batch.y, dtype=torch.bool))
 
     def policy(self) -> selection.Policy:
         """`--buffer_policy` for what the tail leaves."""

@@ -88,7 +88,7 @@ class MER(RehearsalMethod):
         """Learn from each example in turn; the loss is the mean of those when an example is first met."""
         losses = []
         for i in range(len(batch.y)):
-            example = Batch(*(field[i : i + 1] for field in batch))
+            example = batch.rows(slice(i, i + 1))
             losses.append(self.learn(Examples(example.x, example.y, example.task_id)))
             self.remember(example)
             self.age += 1

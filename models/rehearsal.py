@@ -92,7 +92,8 @@ class RehearsalMethod(Method):
         repetitions as new data and keep copies of one image.
         """
         if self.epoch == 0:
-            self.buffer.add(x=batch.x_raw, y=batch.y, task_id=batch.task_id, index=batch.index, **extra)
+            fields = {"x": batch.x_raw, "y": batch.y, "task_id": batch.task_id, "index": batch.index}
+            self.buffer.add(y_on_host=batch.y_on_host, **fields, **extra)
 
     def separate_passes(self, *batches: Batch | Examples) -> list[Tensor]:
         """(N_i, C) unmasked logits of several batches, computed as if each were a pass of its own.

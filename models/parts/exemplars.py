@@ -66,7 +66,7 @@ class ExemplarMethod(RehearsalMethod):
         """The batch, followed by exemplars, augmented as the stream's: a step on the union of both.
 
         `--minibatch_size` exemplars; by default the next part of a random order, so that each occurs once in
-        an epoch.
+        an epoch. `y_on_host` remains that of the stream's samples.
         """
         if not len(self.buffer):
             return batch
@@ -76,7 +76,8 @@ class ExemplarMethod(RehearsalMethod):
         if not len(drawn["y"]):
             return batch
         drawn |= {"x": self.augment(drawn["x"]), "x_raw": drawn["x"]}
-        return Batch(*(torch.cat((field, drawn[name])) for name, field in batch._asdict().items()))
+        on_device = {name: getattr(batch, name) for name in ("x", "x_raw", "y", "task_id", "index")}
+        return batch._replace(**{name: torch.cat((own, drawn[name])) for name, own in on_device.items()})
 
     def stored_means(self) -> Tensor:
         """(C, D) `class_means` of the exemplars; inside a task, of its own classes those of its data."""

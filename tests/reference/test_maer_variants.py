@@ -168,10 +168,10 @@ def test_the_protected_tail_survives_the_stream():
 
 def test_protected_samples_are_never_evicted():
     buffer = ProtectedBuffer(6, 3, torch.Generator().manual_seed(0), "cpu")
-    marked = torch.tensor([True, True, True, False, False, False])
-    buffer.add(x=torch.arange(6), y=torch.zeros(6, dtype=torch.long), protected=marked)
+    buffer.add(x=torch.arange(6), y=torch.zeros(6, dtype=torch.long))
+    buffer.replace(torch.arange(3), protected=torch.ones(3, dtype=torch.bool))
     for i in range(60):
-        buffer.add(x=torch.tensor([100 + i]), y=torch.tensor([i % 2 + 1]), protected=torch.tensor([False]))
+        buffer.add(x=torch.tensor([100 + i]), y=torch.tensor([i % 2 + 1]))
     stored = buffer.stored()
     assert sorted(stored["x"][stored["protected"]].tolist()) == [0, 1, 2]
     assert (stored["x"] >= 100).sum() == 3

@@ -64,6 +64,8 @@ def samples(task: int) -> dict[str, torch.Tensor]:
 def store(memory: Memory, task: int) -> None:
     """Give a task's samples to a memory in the way it takes them."""
     fields = samples(task)
+    if isinstance(memory, ProtectedBuffer):
+        del fields["protected"]  # which newcomers are not
     if isinstance(memory, ExemplarMemory):
         memory.renew(task, lambda rows, k: rows[:k], **fields)
     elif isinstance(memory, RingMemory):

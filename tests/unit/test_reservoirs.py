@@ -10,6 +10,7 @@ import torch
 from scipy import stats
 
 from engram.utils.buffers import selection
+from engram.utils.buffers.reservoir import Buffer, FIFOBuffer, UnlimitedBuffer
 from engram.utils.buffers.weighted_reservoirs import (
     BalancedBuffer,
     EvictingBuffer,
@@ -19,38 +20,48 @@ from engram.utils.buffers.weighted_reservoirs import (
     last_entry,
     pick,
 )
+from tests.pretended_device import PretendedDevice
 
 SIZE, N, C = 8, 60, 3
 KINDS = ["balanced", "protected", "loss aware", "loss aware balanced"]
+PROTECTED = [1, 5]  # of the slots of a memory with protection
 
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def build(kind: str, seed: int = 0):
-    if kind == "loss aware":
-        return LossAwareBuffer(SIZE, generator(seed), "cpu")
+def build(kind: str, seed: int = 0, device: str = "cpu"):
+    if kind == "unlimited":
+        return UnlimitedBuffer(generator(seed), device)
+    without_labels = {"uniform": Buffer, "fifo": FIFOBuffer, "loss aware": LossAwareBuffer}
+    if kind in without_labels:
+        return without_labels[kind](SIZE, generator(seed), device)
     classes = {
         "balanced": BalancedBuffer,
         "protected": ProtectedBuffer,
         "loss aware balanced": LossAwareBalancedBuffer,
     }
-    return classes[kind](SIZE, C, generator(seed), "cpu")
+    return classes[kind](SIZE, C, generator(seed), device)
 
 
 def stream(seed: int = 3) -> dict[str, torch.Tensor]:
     y = torch.randint(C, (N,), generator=generator(seed))
-    fields = {"x": torch.arange(N), "y": y, "score": torch.rand(N, generator=generator(seed + 1))}
-    return fields | {"protected": torch.arange(N) % 4 == 1}
+    return {"x": torch.arange(N), "y": y, "score": torch.rand(N, generator=generator(seed + 1))}
 
 
-def naive_weights(kind: str, y: list[int], loss: list[float], protected: list[bool]) -> list[float]:
+def protect(buffer) -> None:
+    """Mark the samples in the slots `PROTECTED` of a memory that has such marks."""
+    if isinstance(buffer, ProtectedBuffer):
+        buffer.replace(torch.tensor(PROTECTED), protected=torch.ones(len(PROTECTED), dtype=torch.bool))
+
+
+def naive_weights(kind: str, y: list[int], loss: list[float]) -> list[float]:
     """Chances of eviction, written out."""
     if kind == "protected":
-        free = [label for label, kept in zip(y, protected, strict=True) if not kept]
+        free = [label for slot, label in enumerate(y) if slot not in PROTECTED]
         crowded = max(range(C), key=free.count)
-        return [float(c == crowded and not kept) for c, kept in zip(y, protected, strict=True)]
+        return [float(c == crowded and slot not in PROTECTED) for slot, c in enumerate(y)]
     sizes = [y.count(c) for c in y]
     if kind == "balanced":
         crowded = [y.count(c) for c in range(C)].index(max(sizes))
@@ -65,7 +76,7 @@ def naive_weights(kind: str, y: list[int], loss: list[float], protected: list[bo
 def naive_buffer(kind: str, samples: dict, draws: list[float], chances: list[float]) -> list[int]:
     """One sample at a time: accepted as in a reservoir, the victim by inversion of the cumulated weights."""
     kept, left = [], iter(chances)
-    fields = [samples[name].tolist() for name in ("y", "score", "protected")]
+    fields = [samples[name].tolist() for name in ("y", "score")]
     for k in range(N):
         if k < SIZE:
             kept.append(k)
@@ -76,11 +87,14 @@ def naive_buffer(kind: str, samples: dict, draws: list[float], chances: list[flo
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("batch", [1, 7, 60])
+@pytest.mark.parametrize("batch", [1, 7, 52])
 def test_batches_leave_what_one_by_one_insertion_leaves(kind, batch):
+    """The memory is full after a first batch; some samples are protected then."""
     samples, buffer, source = stream(), build(kind, 5), generator(5)
-    draws, chances = [], []
-    for start in range(0, N, batch):
+    draws, chances = torch.rand(SIZE, generator=source, dtype=torch.float64).tolist(), []
+    buffer.add(**{name: values[:SIZE] for name, values in samples.items()})
+    protect(buffer)
+    for start in range(SIZE, N, batch):
         n = min(batch, N - start)
         draws += torch.rand(n, generator=source, dtype=torch.float64).tolist()
         entering = sum(k >= SIZE and int(draws[k] * (k + 1)) < SIZE for k in range(start, start + n))
@@ -96,9 +110,66 @@ def test_batches_leave_what_one_by_one_insertion_leaves(kind, batch):
 def test_samples_that_are_protected_are_never_evicted_nor_counted():
     """Class 0 has three samples and class 1 two, but two of class 0 are protected."""
     buffer = ProtectedBuffer(5, 2, generator(), "cpu")
-    protected = torch.tensor([True, False, True, False, False])
-    buffer.add(x=torch.arange(5), y=torch.tensor([0, 0, 0, 1, 1]), protected=protected)
-    assert buffer.weights().tolist() == [0, 0, 0, 1, 1]
+    buffer.add(x=torch.arange(5), y=torch.tensor([0, 0, 0, 1, 1]))
+    buffer.replace(torch.tensor([0, 2]), protected=torch.tensor([True, True]))
+    assert buffer.members == [[1], [3, 4]]
+    assert [buffer._evict(0.9), buffer._evict(0.0)] == [4, 1]  # one each is a tie: the lowest label wins
+
+
+def test_the_last_slot_is_given_up_where_all_samples_are_protected():
+    buffer = ProtectedBuffer(3, 2, generator(), "cpu")
+    buffer.add(x=torch.arange(3), y=torch.tensor([0, 0, 1]))
+    buffer.replace(torch.arange(3), protected=torch.ones(3, dtype=torch.bool))
+    assert buffer._evict(0.5) == 2
+
+
+@pytest.mark.parametrize("kind", ["balanced", "protected"])
+def test_the_lists_of_members_follow_what_is_stored(kind):
+    """After batches, rewritten slots, a saved state and a new filling they are as the labels say."""
+    buffer, samples = build(kind), stream()
+    labels = samples["y"].clone()
+
+    def check(memory) -> None:
+        y, evictable = memory.stored()["y"].tolist(), memory.evictable().tolist()
+        expected = [[s for s in range(len(memory)) if y[s] == c and evictable[s]] for c in range(C)]
+        assert memory.members == expected
+
+    for batch in zip(samples["x"].split(13), labels.split(13), strict=True):
+        buffer.add(x=batch[0], y=batch[1])
+        protect(buffer)
+        check(buffer)
+    buffer.replace(torch.tensor([0, 3]), y=torch.tensor([2, 2]))
+    check(buffer)
+    restored = build(kind, 1)
+    restored.load_state_dict(buffer.state_dict())
+    check(restored)
+    assert restored.members == buffer.members
+    buffer.fill(**{name: values[:5] for name, values in buffer.stored().items()})
+    check(buffer)
+
+
+@pytest.mark.parametrize("kind", ["uniform", "fifo", "unlimited", *KINDS])
+def test_a_memory_on_the_device_holds_what_one_on_the_host_does(kind):
+    """There all rows of a batch are written, those that do not enter to a slot that nobody reads."""
+
+    def filled(device: str) -> dict[str, torch.Tensor]:
+        buffer, samples = build(kind, device=device), stream()
+        for start in range(0, N, 13):
+            rows = {name: values[start : start + 13].to(device) for name, values in samples.items()}
+            buffer.add(image=rows["x"].view(-1, 1) + torch.arange(16, device=device), **rows)
+        return {name: values.cpu() for name, values in buffer.stored().items()}
+
+    with PretendedDevice():
+        on_device = filled("cuda")
+    for name, values in filled("cpu").items():
+        assert on_device[name].tolist() == values.tolist()
+
+
+def test_labels_in_host_memory_are_taken_from_there():
+    """The device is not asked: what lies there may differ, and does here."""
+    buffer = build("balanced")
+    buffer.add(y_on_host=torch.tensor([0, 1, 1]), x=torch.arange(3), y=torch.zeros(3, dtype=torch.long))
+    assert buffer.members == [[0], [1, 2], []]
 
 
 def test_a_reservoir_without_weights_is_refused():
@@ -141,7 +212,6 @@ def test_pick_never_takes_a_slot_without_weight():
 
 
 def test_pick_takes_the_last_slot_where_none_has_weight():
-    """As in a memory whose samples are all protected."""
     assert pick(torch.zeros(3), torch.tensor([0.5])).tolist() == [2]
 
 
@@ -157,7 +227,6 @@ def test_a_restored_buffer_continues_exactly(kind):
     first.add(**half)
     second.load_state_dict(first.state_dict())
     for each in (first, second):
-        each.fields = {name: values.clone() for name, values in each.fields.items()}
         each.replace(torch.tensor([2, 5]), score=torch.tensor([9.0, 0.0]))
         each.add(**rest)
     assert first.stored()["x"].tolist() == second.stored()["x"].tolist()

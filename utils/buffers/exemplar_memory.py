@@ -62,11 +62,11 @@ class ExemplarMemory(Buffer):
             rows = torch.nonzero(group == i).view(-1)
             decide = (reselect or i >= n_old) and quota and len(rows)
             chosen.append(choose(rows, quota) if decide else rows[:quota])
-        rows = torch.cat(chosen)
+        rows, renewed = torch.cat(chosen), {}
         for name, values in fields.items():
-            values = values.detach()
-            candidates = torch.cat((old[name], values)) if old else values
-            self.fields[name] = candidates.index_select(0, rows)
+            candidates = torch.cat((old[name], values.detach())) if old else values.detach()
+            renewed[name] = candidates.index_select(0, rows)
+        self.storage.load(renewed)
         self.n_seen, self.n_tasks, self.n_shares = len(rows), task + 1, 0
 
     def ranks(self) -> Tensor:

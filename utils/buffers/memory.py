@@ -43,8 +43,12 @@ class Memory(Protocol):
 class StreamMemory(Memory, Protocol):
     """A memory that decides by itself which samples of the stream it stores, batch by batch."""
 
-    def add(self, **fields: Tensor) -> None:
-        """Offer a batch; each field is (N, ...)."""
+    def add(self, *, y_on_host: Tensor | None = None, **fields: Tensor) -> None:
+        """Offer a batch; each field is (N, ...).
+
+        y_on_host: the field `y` in host memory, where the caller has it: a memory that decides by labels
+        need not wait for the device then.
+        """
 
 
 class GroupedStream(Protocol):

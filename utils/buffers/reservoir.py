@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from engram.utils.buffers.memory import State, n_rows
+from engram.utils.buffers.storage import Storage, copy_rows
 from engram.utils.transfer import send
 
 
@@ -31,20 +32,20 @@ class Buffer:
         self.size, self.generator, self.device = size, generator, torch.device(device)
         self.n_extra_slots = 0 if rule == "uniform" else 1  # the k-th sample draws one of k + n_extra_slots
         self.n_seen = 0
-        self.fields: dict[str, Tensor] = {}
+        self.storage = Storage(size, self.device)
+        self.fields = self.storage.fields
 
     def __len__(self) -> int:
         return min(self.n_seen, self.size)
 
     # --- storing ---------------------------------------------------------------------------------
 
-    def add(self, **fields: Tensor) -> None:
-        """Offer a batch; each field is (N, ...)."""
+    def add(self, *, y_on_host: Tensor | None = None, **fields: Tensor) -> None:
+        """Offer a batch; each field is (N, ...). A reservoir does not look at labels."""
         if not self.size:
             return
         rows, slots = self._assign_slots(n_rows(fields))
-        last = dict(zip(slots, rows, strict=True))  # of several bound for one slot the last stays
-        self._write(list(last.values()), list(last), fields)
+        self._write(rows, slots, fields)
 
     def _assign_slots(self, n: int) -> tuple[list[int], list[int]]:
         """Rows of `n` offered samples that enter, and the slot of each, as if they came one by one.
@@ -59,18 +60,19 @@ class Buffer:
         return rows, [slots[i] for i in rows]
 
     def _write(self, rows: list[int], slots: list[int], fields: dict[str, Tensor]) -> None:
-        """Copy rows of the fields into slots of the buffer; a full reservoir often takes none."""
-        if rows:
-            chosen = send([rows, slots], self.device)
-            self._copy(chosen[0], chosen[1], fields)
+        """Copy rows of the fields into slots; of several rows bound for one slot the last stays.
 
-    def _copy(self, rows: Tensor, slots: Tensor, fields: dict[str, Tensor]) -> None:
-        """Copy rows (k,) of the fields into slots (k,), both index tensors on the device."""
-        for name, values in fields.items():
-            if name not in self.fields:
-                shape = (self.size, *values.shape[1:])
-                self.fields[name] = torch.zeros(shape, dtype=values.dtype, device=self.device)
-            copy_rows(self.fields[name], slots, values.detach().index_select(0, rows))
+        On CUDA all rows are written, those that do not enter to the spare slot: that takes one kernel a
+        field, and every step has operations of the same shapes. A CPU copies what enters, often nothing.
+        """
+        row_of = dict(zip(slots, rows, strict=True))
+        if self.device.type == "cuda":
+            slot_of = {row: slot for slot, row in row_of.items()}
+            targets = [slot_of.get(row, self.size) for row in range(n_rows(fields))]
+            self.storage.write(send(targets, self.device), fields)
+        elif rows:
+            chosen = torch.tensor([list(row_of.values()), list(row_of)])
+            self.storage.write(chosen[1], fields, rows=chosen[0])
 
     def replace(self, slots: Tensor, **fields: Tensor) -> None:
         """Overwrite fields of chosen slots (k,), all different, with those of k samples."""
@@ -83,7 +85,7 @@ class Buffer:
         assert n <= self.size, f"{n} samples for {self.size} slots"
         self.n_seen = n
         slots = torch.arange(n, device=self.device)
-        self._copy(slots, slots, fields)
+        self.storage.write(slots, fields, rows=slots)
 
     # --- drawing ---------------------------------------------------------------------------------
 
@@ -97,7 +99,7 @@ class Buffer:
 
     def at(self, slots: Tensor) -> dict[str, Tensor]:
         """The samples in some slots; each field (n, ...)."""
-        return {name: values.index_select(0, slots) for name, values in self.fields.items()}
+        return self.storage.read(slots)
 
     def sample(self, n: int) -> dict[str, Tensor]:
         """`min(n, len(self))` distinct samples, uniformly; each field (n, ...)."""
@@ -126,7 +128,7 @@ class Buffer:
         """Continue exactly where `state` was taken."""
         self.n_seen = state["n_seen"]
         self.generator.set_state(state["generator"].cpu())
-        self.fields = {name: values.to(self.device) for name, values in state["fields"].items()}
+        self.storage.load(state["fields"])
 
 
 class FIFOBuffer(Buffer):
@@ -145,30 +147,25 @@ class UnlimitedBuffer(Buffer):
     def __init__(self, generator: torch.Generator, device: torch.device | str):
         super().__init__(0, generator, device)
 
-    def add(self, **fields: Tensor) -> None:
+    def add(self, *, y_on_host: Tensor | None = None, **fields: Tensor) -> None:
         """Append a batch; each field is (N, ...)."""
         start, n = self.n_seen, n_rows(fields)
         if start + n > self.size:
-            self.size = max(2 * self.size, start + n)
-            for name, old in self.fields.items():
-                self.fields[name] = torch.cat((old, old.new_zeros(self.size - len(old), *old.shape[1:])))
+            self._grow(max(2 * self.size, start + n))
         self.n_seen += n
-        rows = torch.arange(n, device=self.device)
-        self._copy(rows, start + rows, fields)
+        self.storage.write(torch.arange(start, start + n, device=self.device), fields)
+
+    def _grow(self, size: int) -> None:
+        """Have `size` slots; what is stored moves there."""
+        stored, self.size = dict(self.fields), size
+        self.storage.size = size
+        self.storage.load(stored)
 
     def load_state_dict(self, state: State) -> None:
         """Continue exactly where `state` was taken."""
+        self.size = max((len(values) for values in state["fields"].values()), default=0)
+        self.storage.size = self.size
         super().load_state_dict(state)
-        self.size = max((len(values) for values in self.fields.values()), default=0)
-
-
-def copy_rows(target: Tensor, slots: Tensor, rows: Tensor) -> None:
-    """target[slots] = rows, along the first dimension; both contiguous."""
-    size = rows.element_size()
-    if rows.device.type == "cpu" and size < 8 and rows.dim() > 1 and rows.shape[1:].numel() * size % 16 == 0:
-        # a CPU copies the same bytes many times faster as a few wide numbers
-        target, rows = (t.flatten(1).view(torch.complex128) for t in (target, rows))
-    target.index_copy_(0, slots, rows)
 
 
 def distinct(population: int, n: int, generator: torch.Generator) -> Tensor:

@@ -110,8 +110,8 @@ class KeyedRing:
         slot = torch.arange(self.per_group, device=self.device)
         return (slot < self.n_seen.view(-1, 1)).flatten()
 
-    def add(self, **fields: Tensor) -> None:
-        """Append a batch; each field is (N, ...)."""
+    def add(self, *, y_on_host: Tensor | None = None, **fields: Tensor) -> None:
+        """Append a batch; each field is (N, ...). Slots are assigned on the device."""
         if not self.size:
             return
         slots, counts = self._assign_slots(fields[self.key])

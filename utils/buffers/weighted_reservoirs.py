@@ -1,14 +1,18 @@
 """Reservoirs that choose which sample to evict: class-balanced, loss-aware, and both.
 
-Acceptance is the plain reservoir's, so the host knows which rows enter. The victim depends on what is
-stored, which only the device knows; each of the k rows that enter a full memory is given one with a few
-operations on the memory's labels and scores, and the images are copied once, all together.
+Acceptance is the plain reservoir's, so the host knows which rows enter. Victims by class are chosen on the
+host too, which keeps count of the classes. Victims by loss depend on what only the device knows: each of
+the k rows that enter a full memory is given one with a few operations on the memory's scores, and the images
+are copied once, all together.
 """
+
+from bisect import insort
 
 import torch
 from torch import Tensor
 
 from engram.utils.buffers import selection
+from engram.utils.buffers.memory import State, n_rows
 from engram.utils.buffers.reservoir import Buffer
 from engram.utils.transfer import send
 
@@ -25,63 +29,107 @@ class EvictingBuffer(Buffer):
         """(size,) chance of each slot of the full memory to be evicted, up to a factor."""
         raise NotImplementedError
 
-    def add(self, **fields: Tensor) -> None:
+    def add(self, *, y_on_host: Tensor | None = None, **fields: Tensor) -> None:
         """Offer a batch; each field is (N, ...)."""
         if not self.size:
             return
-        free = max(0, self.size - self.n_seen)  # these many rows enter without an eviction
-        rows, slots = self._assign_slots(len(fields["y"]))
-        self._write(rows[:free], slots[:free], fields)
-        if len(rows) > free:
-            entering = send(rows[free:], self.device)
+        n_free = max(0, self.size - self.n_seen)  # these many rows enter without an eviction
+        rows, slots = self._assign_slots(n_rows(fields))
+        if n_free:
+            self._write(rows[:n_free], slots[:n_free], fields)
+        if len(rows) > n_free:
+            entering = send(rows[n_free:], self.device)
             chances = send(torch.rand(len(entering), generator=self.generator), self.device)
             victims = self._evict(entering, chances, fields)
-            self._copy(last_entry(victims, entering), victims, fields)
+            self.storage.write(victims, fields, rows=last_entry(victims, entering))
 
     def _evict(self, entering: Tensor, chances: Tensor, fields: dict[str, Tensor]) -> Tensor:
         """(k,) slots for the rows, one after the other; the deciding fields are written on the way."""
-        victims = []
-        for row, chance in zip(entering.split(1), chances.split(1), strict=True):
+        victims: list[Tensor] = []
+        deciding = [fields[name].detach().index_select(0, entering).split(1) for name in self.DECIDING]
+        for chance, *values in zip(chances.double().split(1), *deciding, strict=True):
             victims.append(pick(self.weights(), chance))
-            for name in self.DECIDING:
-                self.fields[name].index_copy_(0, victims[-1], fields[name].detach()[row])
+            for name, value in zip(self.DECIDING, values, strict=True):
+                self.fields[name].index_copy_(0, victims[-1], value)
         return torch.cat(victims)
 
 
-class BalancedBuffer(EvictingBuffer):
+class BalancedBuffer(Buffer):
     """Class-balanced reservoir: an accepted sample evicts a random one of the most populated class.
 
     As in the memorization paper's code: acceptance is the reservoir's. Fields must include `y`, labels
     below `n_classes`; the lowest label wins ties.
     """
 
-    DECIDING: tuple[str, ...] = ("y",)
-
     def __init__(self, size: int, n_classes: int, generator: torch.Generator, device: torch.device | str):
         super().__init__(size, generator, device)
         self.n_classes = n_classes
+        self.members: list[list[int]] = [[] for _ in range(n_classes)]  # each class's slots, in order
 
-    def weights(self) -> Tensor:
-        """One for members of the most populated class, zero for the others."""
-        y = self.fields["y"]
-        return y == selection.class_counts(y, self.n_classes).argmax()
+    def add(self, *, y_on_host: Tensor | None = None, **fields: Tensor) -> None:
+        """Offer a batch; each field is (N, ...). Without `y_on_host` the labels are read from the device."""
+        if not self.size:
+            return
+        n_free = max(0, self.size - self.n_seen)  # these many rows enter without an eviction
+        rows, slots = self._assign_slots(n_rows(fields))
+        labels = (fields["y"] if y_on_host is None else y_on_host).tolist()
+        evictions = range(n_free, len(rows))
+        chances = torch.rand(len(evictions), generator=self.generator).tolist() if evictions else []
+        for i, row in enumerate(rows):
+            if i >= n_free:
+                slots[i] = self._evict(chances[i - n_free])
+            insort(self.members[labels[row]], slots[i])
+        self._write(rows, slots, fields)
+
+    def _evict(self, chance: float) -> int:
+        """The slot given up by the most populated class: the member at the share `chance`, in [0, 1)."""
+        largest = max(self.members, key=len)
+        return largest.pop(int(chance * len(largest))) if largest else self.size - 1
+
+    def evictable(self) -> Tensor:
+        """(len(self),) whether each stored sample may be evicted."""
+        return torch.ones(len(self), dtype=torch.bool, device=self.device)
+
+    def _list_members(self) -> None:
+        """Make the lists of members from what is stored; reads the device."""
+        self.members = [[] for _ in range(self.n_classes)]
+        if len(self) and self.fields:
+            labels, evictable = self.stored()["y"].tolist(), self.evictable().tolist()
+            for slot, label in enumerate(labels):
+                if evictable[slot]:
+                    self.members[label].append(slot)
+
+    def replace(self, slots: Tensor, **fields: Tensor) -> None:
+        """Overwrite fields of chosen slots (k,), all different; labels and marks among them are read."""
+        super().replace(slots, **fields)
+        if fields.keys() & {"y", "protected"}:
+            self._list_members()
+
+    def fill(self, **fields: Tensor) -> None:
+        """Hold exactly these samples, at most `size`, in their order, and count them as seen."""
+        super().fill(**fields)
+        self._list_members()
+
+    def load_state_dict(self, state: State) -> None:
+        """Continue exactly where `state` was taken."""
+        super().load_state_dict(state)
+        self._list_members()
 
 
 class ProtectedBuffer(BalancedBuffer):
     """Class-balanced reservoir that never evicts samples whose field `protected` is set.
 
-    Classes are counted without them. Every `add` must have the field.
+    Classes are counted without them. Newcomers are not protected; `replace` sets the field.
     """
 
-    DECIDING = ("y", "protected")
+    def add(self, *, y_on_host: Tensor | None = None, **fields: Tensor) -> None:
+        """Offer a batch; each field is (N, ...), `protected` not among them."""
+        unprotected = torch.zeros(n_rows(fields), dtype=torch.bool, device=self.device)
+        super().add(y_on_host=y_on_host, **fields, protected=unprotected)
 
-    def weights(self) -> Tensor:
-        """One for unprotected members of the class that has most of them, zero for the others."""
-        y, free = self.fields["y"], ~self.fields["protected"]
-        counts = torch.zeros(self.n_classes, dtype=torch.long, device=self.device).index_add_(
-            0, y, free.long()
-        )
-        return free & (y == counts.argmax())
+    def evictable(self) -> Tensor:
+        """(len(self),) the samples that are not protected."""
+        return ~self.stored()["protected"]
 
 
 class LossAwareBuffer(EvictingBuffer):
@@ -99,13 +147,17 @@ class LossAwareBuffer(EvictingBuffer):
         return selection.loss_aware(self.fields["score"])
 
 
-class LossAwareBalancedBuffer(BalancedBuffer):
+class LossAwareBalancedBuffer(EvictingBuffer):
     """Loss-Aware Balanced Reservoir Sampling (LABRS): members of large classes and well learned ones.
 
     Source: as `LossAwareBuffer`. Fields must include `y` and `score`.
     """
 
     DECIDING = ("y", "score")
+
+    def __init__(self, size: int, n_classes: int, generator: torch.Generator, device: torch.device | str):
+        super().__init__(size, generator, device)
+        self.n_classes = n_classes
 
     def weights(self) -> Tensor:
         """Size of the sample's class minus its loss, both on the same scale."""
