@@ -38,6 +38,7 @@ from engram.scripts.bench.timing import Figure, Names, cpu_name
 from engram.scripts.bench.trainer import trainer_mlp, trainer_resnet
 from engram.utils import device as devices
 from engram.utils import figure_files, files
+from engram.utils.config.flags import CheckedParser
 from engram.utils.destinations import check_file
 from engram.utils.door import guarded
 from engram.utils.training.environment import versions
@@ -82,7 +83,7 @@ def figures(name: str, args: argparse.Namespace) -> list[Figure]:
 def parser() -> argparse.ArgumentParser:
     """Build the parser of the command line, whose help lists the parts."""
     listed = "\n".join(f"  {name:<15} {text}" for name, text in PARTS.items())
-    made = argparse.ArgumentParser(
+    made = CheckedParser(
         prog="python -m scripts.bench",
         description=f"{__doc__}\nparts:\n{listed}",
         formatter_class=argparse.RawDescriptionHelpFormatter,

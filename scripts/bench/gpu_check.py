@@ -38,6 +38,7 @@ from engram.scripts.bench.check_runner import (
     run_section,
 )
 from engram.utils import files
+from engram.utils.config.flags import CheckedParser
 from engram.utils.door import guarded
 from engram.utils.training.environment import versions
 
@@ -175,7 +176,7 @@ def run(chosen: list[Section], device: torch.device, folder: Path, scale: float)
 def parser() -> argparse.ArgumentParser:
     """Build the parser of the command line."""
     listed = "\n".join(f"  {name:<11} {title} ({budget} s)" for name, title, budget, _ in SECTIONS)
-    made = argparse.ArgumentParser(
+    made = CheckedParser(
         prog="scripts/gpu_check.sh",
         description=f"{__doc__}\nsections:\n{listed}",
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -30,6 +30,7 @@ from engram.models.parts import importance, layers
 from engram.models.parts.fisher import log_probabilities
 from engram.models.parts.norms import squared_norm
 from engram.scripts.bench.timing import Names, cpu_name
+from engram.utils.config.flags import CheckedParser
 from engram.utils.door import guarded
 
 ROUNDS = 3
@@ -137,9 +138,7 @@ def held(net: nn.Module, x: Tensor) -> str:
 @guarded
 def main(argv: list[str] | None = None) -> None:
     """Print the machine and a line for every part asked for."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CheckedParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "parts",
         nargs="*",

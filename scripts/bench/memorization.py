@@ -33,6 +33,7 @@ from engram.memorization.worker_pool import JobFunction, NetworkProgress, Report
 from engram.scripts.bench.buffer import CIFAR, pil_transform
 from engram.scripts.bench.timing import Names, cpu_name, random_source
 from engram.utils import device as devices
+from engram.utils.config.flags import CheckedParser
 from engram.utils.door import guarded
 
 N, R = 5000, 32
@@ -170,9 +171,7 @@ def compare(name: str, device: str, rounds: int) -> str:
 @guarded
 def main(argv: list[str] | None = None) -> None:
     """Measure the parts asked for and print their lines."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CheckedParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "parts",
         nargs="*",

@@ -24,6 +24,7 @@ from engram.scripts.analysis.table import check_update, update
 from engram.scripts.bench.timing import Names, cpu_name
 from engram.utils import device as devices
 from engram.utils.config.config import resolve
+from engram.utils.config.flags import CheckedParser
 from engram.utils.door import guarded
 from engram.utils.training.environment import versions
 from engram.utils.training.optimizers import build_optimizer
@@ -127,9 +128,7 @@ def measure(name: str, data_dir: str, rounds: int) -> list[str]:
 @guarded
 def main(argv: list[str] | None = None) -> None:
     """Measure, print, and put the table into a file."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CheckedParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "methods",
         nargs="*",

@@ -34,6 +34,7 @@ from engram.datasets.images import Put
 from engram.datasets.sources import Source
 from engram.datasets.streams import class_incremental
 from engram.utils.config.config import resolve
+from engram.utils.config.flags import CheckedParser
 from engram.utils.destinations import check_folder
 from engram.utils.door import guarded
 
@@ -162,9 +163,7 @@ def throughput(source: Source, n: int, batch_size: int, rounds: int = 7) -> str:
 @guarded
 def main(argv: list[str] | None = None) -> None:
     """Write the images, measure both passes, print, and remove the images."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CheckedParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gb", type=float, default=10.0, help="size of the training images")
     parser.add_argument("--folder", type=Path, default=Path("."), help="the files go to a new folder in it")
     parser.add_argument("--n_tasks", type=int, default=5)

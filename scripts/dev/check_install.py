@@ -19,6 +19,7 @@ import venv
 import zipfile
 from pathlib import Path
 
+from engram.utils.config.flags import CheckedParser
 from engram.utils.door import guarded
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -121,9 +122,7 @@ def check_program(bin_: Path, folder: Path) -> str:
 @guarded
 def main(argv: list[str] | None = None) -> int:
     """Build, install and check; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CheckedParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="install all dependencies and the real datasets")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as temporary:

@@ -18,6 +18,7 @@ from pathlib import Path
 from engram.scripts.dev import fuzz_flags
 from engram.scripts.dev.fuzz_files import FileFuzz
 from engram.scripts.dev.fuzz_trial import warm_up
+from engram.utils.config.flags import CheckedParser
 from engram.utils.door import guarded
 
 KINDS = ("flags", "files")
@@ -49,9 +50,7 @@ def failures(trial: Trial, numbers: range, seed: int, folder: Path) -> Iterator[
 @guarded
 def main(argv: list[str] | None = None) -> int:
     """Run the trials; returns 1 where one of them failed."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CheckedParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=1000, metavar="N", help="of both kinds (default: 1000)")
     parser.add_argument("--seed", type=int, default=0, help="of all draws (default: 0)")
     parser.add_argument("--only", metavar="KIND[:NUMBER]", help="one kind, or one trial: flags, files:17")

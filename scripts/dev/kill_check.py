@@ -40,6 +40,7 @@ from engram.scripts.dev.kill_points import (
 )
 from engram.utils import checkpoint
 from engram.utils.config import registry
+from engram.utils.config.flags import CheckedParser
 from engram.utils.door import guarded
 from engram.utils.errors import UserError
 from engram.utils.runs.run_dir import RunDir
@@ -233,9 +234,7 @@ def prepare_store(folder: Path) -> Path:
 
 def parser() -> argparse.ArgumentParser:
     """The command line of this program."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CheckedParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", metavar="NAMES", help="methods, separated by commas")
     parser.add_argument("--points", default=",".join(POINTS), help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of the draws")

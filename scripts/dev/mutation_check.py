@@ -27,6 +27,7 @@ from threading import Lock
 import yaml
 
 from engram.scripts.dev.mutants import Mutant, mutants_of
+from engram.utils.config.flags import CheckedParser
 from engram.utils.destinations import check_file
 from engram.utils.door import guarded
 
@@ -175,9 +176,7 @@ def table(files: list[str], state: State) -> tuple[str, int]:
 @guarded
 def main(argv: list[str] | None = None) -> int:
     """The exit code: 1 when a mutant is left."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CheckedParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", metavar="FILE", help="default: all of TESTS")
     parser.add_argument("--jobs", type=int, default=2, help="files at once (default: 2)")
     parser.add_argument(

@@ -23,6 +23,7 @@ from engram.models.build import build_method
 from engram.models.method import Method
 from engram.utils import files
 from engram.utils.config import cli, registry
+from engram.utils.config.flags import CheckedParser
 from engram.utils.destinations import check_file
 from engram.utils.door import guarded
 from engram.utils.errors import UserError
@@ -134,9 +135,7 @@ def moved(before: dict, after: dict) -> list[str]:
 @guarded
 def main(argv: list[str] | None = None) -> int:
     """The program; returns its exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CheckedParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="file to write, .json")
     parser.add_argument("--against", type=Path, metavar="FILE", help="an earlier record to compare with")
     parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name contains this")

@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from engram.utils.config.flags import CheckedParser
 from engram.utils.destinations import check_folder
 from engram.utils.door import guarded
 from engram.utils.errors import UserError
@@ -186,9 +187,7 @@ def take(browser: Browser, url: str, experiment: str, out: Path) -> None:
 @guarded
 def main(argv: list[str] | None = None) -> int:
     """Take the pictures that the command line asks for; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CheckedParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--experiment", help="MLflow experiment to show")
     add("--tracking_uri", help="its store (default: mlflow.db in the project folder)")

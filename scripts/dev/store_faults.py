@@ -25,6 +25,7 @@ from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
+from engram.utils.config.flags import CheckedParser
 from engram.utils.config.registry import ROOT
 from engram.utils.door import guarded
 from engram.utils.runs.run_dir import RunDir
@@ -269,9 +270,7 @@ def scratch() -> Iterator[Path]:
 @guarded
 def main(argv: list[str] | None = None) -> int:
     """Run the parts that the command line names; exit code 1 when a trial failed."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CheckedParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to run")
     args = parser.parse_args(argv)
     mlflow_store.import_mlflow("sqlite://")

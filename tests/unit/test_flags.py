@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -91,3 +92,13 @@ def test_text_that_no_flag_takes_is_refused_before_it_is_used(value, kind):
     with pytest.raises(OptionError, match=f"^{value[:6]}"):
         made.parse_args([value])
     assert made.parse_args(["--config", "~/x", "--kind=-"]).config == "~/x"
+
+
+@pytest.mark.parametrize("kinds", [{"type": Path}, {"nargs": "+"}, {"nargs": "*", "type": Path}])
+def test_paths_and_lists_are_text_too(kinds):
+    made = CheckedParser()
+    made.add_argument("--out", **kinds)
+    for value in ("a\0b", "~nouser/x", "\udcff"):
+        with pytest.raises(OptionError, match=r"^--out"):
+            made.parse_args(["--out", value])
+    assert made.parse_args(["--out", "~/x"]).out in (Path("~/x"), ["~/x"], [Path("~/x")])

@@ -39,8 +39,9 @@ class CheckedParser(argparse.ArgumentParser):
                 raise OptionError(f"{text}: -- is not a value; give one, or leave the flag out")
         given, rest = super().parse_known_args(args, namespace)
         for name, value in vars(given).items():
-            if isinstance(value, str):
-                check_text(name, value)
+            for item in value if isinstance(value, list) else [value]:
+                if isinstance(item, str | Path):
+                    check_text(name, str(item))
         return given, rest
 
 
