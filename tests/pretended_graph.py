@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
-from tests.pretended_device import CUDA, PretendedDevice, allocates_only, storage_id, where
+from tests.pretended_device import CUDA, PretendedDevice, allocates_only, storage_id, tensors_in, where
 
 RANDOM = torch.Tag.nondeterministic_seeded
 
@@ -130,14 +130,14 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        operands = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        operands = tensors_in(args, kwargs)
         beside_device = any(t in self.gpu.on_device for t in operands)
         if beside_device:
             self._check_host(func, operands)
         for tensor in operands:
             self.graph.see(tensor)
         made = self._carry_out(func, args, kwargs)
-        results = [t for t in tree_leaves(made) if isinstance(t, Tensor)]
+        results = tensors_in(made)
         on_device = any(t in self.gpu.on_device for t in results)
         if on_device and operands and not beside_device:
             raise CaptureError(f"a copy from host memory, which the graph would read again, at {where()}")
@@ -171,7 +171,7 @@ class _Recorder(TorchDispatchMode):
     def _on_device(self, args) -> bool:
         target = self.gpu._target
         return (target is not None and target.type == "cuda") or any(
-            t in self.gpu.on_device for t in tree_leaves(args) if isinstance(t, Tensor)
+            t in self.gpu.on_device for t in tensors_in(args)
         )
 
     def _record(self, func, args, kwargs, memory: set[int], made) -> None:
