@@ -78,6 +78,8 @@ def train_and_write(config: StreamConfig) -> None:
         settings = store.claim(config, "n_repeats", "out_filename", "store_probs", stack=stack)
     plan = StreamPlan(config, settings["stack"])
     missing = [repeat for repeat in range(n) if not store.result(RESULTS, repeat).exists()]
+    for repeat in set(range(n)) - set(missing):  # refused now, and not when the others have been trained
+        read_outputs(store.result(RESULTS, repeat), repeat)
     progress = NetworkProgress("train_stream", n, n - len(missing))
     worker_pool.run_jobs(plan, worker_pool.jobs_of(missing, plan.stack), workers, progress)
     write(config, store, {**settings, "n_networks": n})
@@ -108,12 +110,17 @@ def write(config: StreamConfig, store: NetworkStore, settings: dict[str, Any]) -
     print(f"scores: {path}")
 
 
-def read_outputs(path: Path, repeat: int, shape: tuple[int, int]) -> Arrays:
-    """What the network of a repeat gave, (T, n) by name; a file from before repeats were named is taken."""
+def read_outputs(path: Path, repeat: int, shape: tuple[int, int] | None = None) -> Arrays:
+    """What the network of a repeat gave, by name; shape: (T, n) of each.
+
+    A file from before repeats were named is taken; raises `UserError` for anything else.
+    """
     content = checkpoint.read(path)
     outputs = {name: content.get(name) for name in OUTPUTS}
     arrays = {name: value.numpy() for name, value in outputs.items() if isinstance(value, torch.Tensor)}
-    whole = len(arrays) == len(OUTPUTS) and all(values.shape == shape for values in arrays.values())
+    whole = len(arrays) == len(OUTPUTS) and all(
+        values.shape == (shape or values.shape) for values in arrays.values()
+    )
     if not whole or content.get("repeat", repeat) != repeat:
         raise UserError(f"{path}: not the outputs of network {repeat}; remove it and let it follow again")
     return arrays

@@ -28,7 +28,9 @@ from tqdm import tqdm
 
 from engram.utils import files
 from engram.utils.config.flags import CheckedParser
+from engram.utils.config.options import check_text
 from engram.utils.credentials import redact
+from engram.utils.destinations import check_folder
 from engram.utils.door import guarded
 from engram.utils.errors import UserError
 from engram.utils.sweeps import process_pool, slurm_pool
@@ -124,6 +126,10 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     options, study = parse(argv)
     _check(options)
+    if not options.dry_run:
+        for folder in {str(point["output_dir"]) for point in study.points()}:
+            check_text("output_dir", folder)
+            check_folder(folder, "--output_dir")
     here = not (options.dry_run or options.address or options.slurm)
     if here:  # the fork server imports torch while this process resolves the runs
         process_pool.start_server(preload(study.points()))

@@ -39,6 +39,7 @@ from engram.utils.config import config as settings
 from engram.utils.config.config import Config, resolve
 from engram.utils.config.flags import CheckedParser
 from engram.utils.config.version import version
+from engram.utils.destinations import check_folder
 from engram.utils.door import guarded
 from engram.utils.errors import UserError
 from engram.utils.runs.run_record import FILE_NAME, RunRecord
@@ -229,6 +230,7 @@ def main(argv: list[str] | None = None) -> int:
     config = cli.parse(rest).config
     if config is None:
         raise UserError("--resume: not for tuning, which resumes its runs by itself")
+    check_folder(config.run.output_dir, "--output_dir")
     return tune(args, config)
 
 

@@ -32,6 +32,8 @@ PROGRAMS = {
     "bench.shards": ("scripts.bench.shards", ["--folder", "OUT"], "--folder", False),
     "record_r": ("scripts.dev.record_r", ["OUT.json"], "", True),
     "mutation_check": ("scripts.dev.mutation_check", ["--state", "OUT.json"], "--state", True),
+    "sweep": ("scripts.sweep", ["--model", "er", "--output_dir", "OUT"], "--output_dir", False),
+    "tune": ("scripts.tune", ["--model", "ewc", "--output_dir", "OUT"], "--output_dir", False),
     "docs": ("scripts.docs", ["--out", "OUT"], "--out", False),
     "write_gem_file": ("scripts.interop.write_gem_file", ["no-benchmark", "OUT"], "", True),
     "export_tasks": ("scripts.interop.export_tasks", ["no-run", "OUT"], "", False),

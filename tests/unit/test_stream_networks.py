@@ -204,3 +204,13 @@ def test_outputs_of_another_network_are_refused(tmp_path):
         checkpoint.write(outputs | wrong, path)
         with pytest.raises(UserError, match=r"3\.pt: not the outputs of network 3"):
             stream_scores.read_outputs(path, 3, shape)
+
+
+def test_outputs_of_another_network_are_refused_before_the_others_are_trained(tmp_path, monkeypatch):
+    flags = ("--dataset_name", "digits", "--weights_dir", str(tmp_path), "--n_repeats", "4", "--stack", "4")
+    config = options(*flags, "--out_filename", str(tmp_path / "out.npz"))
+    monkeypatch.setattr(stream_scores.worker_pool, "run_jobs", lambda *arguments: pytest.fail("trained"))
+    (tmp_path / "stream").mkdir()
+    checkpoint.write({"repeat": 1}, tmp_path / "stream" / "0002.pt")
+    with pytest.raises(UserError, match=r"0002\.pt: not the outputs of network 2"):
+        stream_scores.train_and_write(config)
