@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -194,8 +195,8 @@ def test_finished_runs_are_not_repeated_and_stopped_ones_resumed(folder, presets
 SHORT = [*STREAM, "--first_tasks", "2", "--strength", "e_lambda=0.01", "--model", "ewc"]
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
-def test_a_trial_that_failed_without_diverging_is_resumed(error, folder, monkeypatch, capsys):
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt, 130), (MemoryError, 2)])
+def test_a_trial_that_failed_without_diverging_is_resumed(error, code, folder, monkeypatch, capsys):
     """A second Ctrl-C or a full memory says nothing of the rate, here the better one."""
     arguments = [*SHORT, "--rates", "0.1,0.001", "--output_dir"]
     assert tune.main([*arguments, str(folder / "fresh")]) == 0
@@ -208,9 +209,10 @@ def test_a_trial_that_failed_without_diverging_is_resumed(error, folder, monkeyp
             raise error
         real(self, task)
 
-    with monkeypatch.context() as patch, pytest.raises((SystemExit, MemoryError)):
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
         patch.setattr(Trainer, "_evaluate_row", failing)
-        tune.main([*arguments, str(folder / "broken")])
+        sys.exit(tune.main([*arguments, str(folder / "broken")]))
+    assert ended.value.code == code
     assert [d["status"] for d in documents(folder / "broken").values()] == ["failed"]
     capsys.readouterr()
     assert tune.main([*arguments, str(folder / "broken")]) == 0
