@@ -18,7 +18,6 @@ from engram.datasets.lazy_images import DiskImages, LazyImages, Transform, ident
 from engram.datasets.sources import Source
 from engram.utils import seeding
 from engram.utils.device import one_thread
-from engram.utils.errors import UserError
 from engram.utils.scores import order_hash
 from engram.utils.transfer import send
 
@@ -105,6 +104,7 @@ class Benchmark:
     ):
         self.build_seconds = 0.0  # that reading the data took; models/build.py sets it
         self.transforms = transforms or {}
+        self.notes: list[str] = []  # what the user should know of the data, said when a run starts
         self.name, self.scenario, self.tasks = name, scenario, tasks
         self.augment, self.seed, self.train_classes = augment, seed, train_classes
         self.device = torch.device(device)
@@ -142,20 +142,14 @@ class Benchmark:
         """The tasks, each presenting the training data of all up to its own."""
         return [replace(task, parts=tuple(range(task.id + 1)), shuffled=True) for task in self.tasks]
 
-    def keep_labelled(self, share: float) -> None:
-        """Leave out of every task the training samples that have no label where a share of each class has."""
-        y, seed = self.source_labels.numpy(), self.seed
-        for i, task in enumerate(self.tasks):
-            positions = scenarios.labelled(task.train_index.numpy(), y, share, seed, task.id)
-            self.tasks[i] = replace(task, train_index=torch.from_numpy(positions))
+    @property
+    def train_labels(self) -> Tensor:
+        """(n_train,) labels that are trained on, before a task shifts them, on the CPU."""
+        return self._train_y.cpu()
 
-    def exclude(self, positions: Tensor) -> None:
-        """Leave these positions of the source out of every task's training samples."""
-        for i, task in enumerate(self.tasks):
-            remaining = task.train_index[~torch.isin(task.train_index, positions)]
-            if not len(remaining):
-                raise UserError(f"--exclude leaves task {task.id} no training sample")
-            self.tasks[i] = replace(task, train_index=remaining)
+    @train_labels.setter
+    def train_labels(self, y: Tensor) -> None:
+        self._train_y = y.to(self.device)
 
     def train(self, task: Task) -> Samples:
         """The task's training samples in the order of the source; the last task's stay in memory.

@@ -3,6 +3,8 @@
 No images, no devices, no global state: `streams.py` makes benchmarks of what these functions return.
 """
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -103,6 +105,29 @@ def labelled(
         keep[of_class[: max(1, round(share * len(of_class)))]] = True
     chosen: NDArray[np.int64] = positions[keep]
     return chosen
+
+
+def noisy_labels(
+    positions: NDArray[np.int64],
+    y: NDArray[np.int64],
+    others: Mapping[int, Sequence[int]],
+    rate: float,
+    seed: int,
+) -> NDArray[np.int64]:
+    """Labels y (n,) of which a share of each class among `positions` is replaced: symmetric noise.
+
+    others: class → the classes that its wrong labels are drawn from, each as often. As in mammoth a class
+    has exactly round(rate · its samples) of them.
+    """
+    noisy = y.copy()
+    generator = seeding.generator(seed, "label noise")
+    for label, classes in others.items():
+        of_class = positions[y[positions] == label]
+        n_wrong = round(rate * len(of_class))
+        chosen = of_class[torch.randperm(len(of_class), generator=generator)[:n_wrong].numpy()]
+        drawn = torch.randint(len(classes), (n_wrong,), generator=generator).numpy()
+        noisy[chosen] = np.asarray(classes)[drawn]
+    return noisy
 
 
 def positions_of(y: NDArray[np.int64], classes: tuple[int, ...]) -> NDArray[np.int64]:

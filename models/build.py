@@ -9,8 +9,10 @@ import torch
 
 from engram.backbones import row_parallel
 from engram.backbones.backbone import build_network, load_weights
+from engram.datasets import training_samples
 from engram.datasets.benchmark import Benchmark
 from engram.models.method import Method, Setup, check_parallel, check_scenario
+from engram.models.parts import learned
 from engram.models.parts.single_samples import refuse_last_batch_of_one
 from engram.utils import checkpoint, distributed, precision, scores
 from engram.utils import device as devices
@@ -33,12 +35,14 @@ def build_method(config: Config, device: torch.device, create_proxy: CreateProxy
     check_scenario(method_class, config.run.model, benchmark)
     _refuse_buffer_beyond_memory(config, benchmark)
     net = build_network(config.run.backbone, config.architecture, benchmark, config.run.seed)
-    if config.log.loadcheck:
+    if config.log.loadcheck and not learned.is_continued(config):
         load_weights(net, checkpoint.read_weights(config.log.loadcheck))
     precision.time_convolutions(net, device)
     row_parallel.shard_rows(net)
     method = method_class(net, config.method, build_setup(config, benchmark, create_proxy))
     refuse_last_batch_of_one(method, config)
+    if learned.is_continued(config):
+        learned.restore(method, config)
     return method
 
 
@@ -58,9 +62,11 @@ def build_benchmark(config: Config, device: torch.device) -> Benchmark:
     benchmark.build_seconds = time.monotonic() - started
     if config.stream.exclude:
         positions = excluded_samples.read(config.stream.exclude, benchmark.n_train, benchmark.order_hash)
-        benchmark.exclude(positions)
+        training_samples.exclude(benchmark, positions)
     if config.stream.label_perc < 1:
-        benchmark.keep_labelled(config.stream.label_perc)
+        training_samples.keep_labelled(benchmark, config.stream.label_perc)
+    if config.stream.noise_rate:
+        training_samples.add_label_noise(benchmark, config.stream.noise_rate)
     half = config.stream.half_classes_in_first_task
     if half and len(benchmark.tasks[0].classes) != benchmark.n_classes // 2:
         raise UserError(

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from engram.datasets import training_samples
 from engram.datasets.scenarios import split_classes
 from engram.utils.runs import excluded_samples
 from engram.utils.runs.recorder import record_of
@@ -121,7 +122,7 @@ def test_what_is_excluded_is_never_seen(model):
     method, config = tiny_method(model)
     benchmark, out = method.setup.benchmark, torch.arange(0, 90, 3)
     before = sum(len(t.train_index) for t in benchmark.tasks)
-    benchmark.exclude(out)
+    training_samples.exclude(benchmark, out)
     seen, observe = set(), method.observe
 
     def watched(batch):
@@ -132,7 +133,7 @@ def test_what_is_excluded_is_never_seen(model):
     train(method, config)
     assert seen == set(range(90)) - set(out.tolist()) and before == 90
     with pytest.raises(ValueError, match="--exclude leaves task 0 no training sample"):
-        benchmark.exclude(torch.arange(90))
+        training_samples.exclude(benchmark, torch.arange(90))
 
 
 def test_files_of_exclusions(tmp_path):

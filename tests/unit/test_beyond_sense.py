@@ -13,7 +13,8 @@ import torch
 from engram.scripts.analysis.run_set import collect
 from engram.scripts.dev import check_store
 from engram.utils import device, scores
-from engram.utils.config.config import MAX_NAME, resolve
+from engram.utils.config.config import resolve
+from engram.utils.config.consistency import MAX_NAME
 from engram.utils.errors import UserError
 from engram.utils.runs.legacy_runs import write_run_dir
 from engram.utils.tracking import legacy_file_store, mlflow_store

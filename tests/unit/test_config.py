@@ -117,6 +117,8 @@ def test_a_stored_plugin_name_that_is_none_is_refused_by_name(flag, stored):
         (["--model", "er", "--optimizer", "sdg"], r"--optimizer sdg: choose one of sgd, adam, adamw"),
         (["--model", "er", "--permute_classes", "maybe"], r"--permute_classes maybe: expected 0 or 1"),
         (["--model", "er", "--lr"], r"--lr: expected one argument"),
+        (["--model", "er", "--inference_only"], r"--inference_only needs what was learned: --loadcheck"),
+        (["--model", "er", "--start_from", "2"], r"--start_from needs what was learned: --loadcheck"),
         (
             ["--model", "er", "--early_stopping_patience", "3"],
             r"needs validation data: add e.g. --validation",

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 import engram
-from engram.datasets import mnist_360
+from engram.datasets import mnist_360, training_samples
 from engram.datasets.rotation import turned
 from engram.models.method import Method, check_scenario
 from engram.utils.config import registry
@@ -134,7 +134,7 @@ def test_the_bounds_shuffle(data, bound):
 def test_left_out_samples_leave_the_order_of_the_others(data):
     stream, _ = build("mnist-360", data)
     before = stream.tasks[0].train_index
-    stream.exclude(before[10:20])
+    training_samples.exclude(stream, before[10:20])
     assert torch.equal(stream.tasks[0].train_index, torch.cat((before[:10], before[20:])))
 
 

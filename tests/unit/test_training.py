@@ -2,9 +2,9 @@
 
 import time
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
-import torch
 
 from engram.utils import checkpoint
 from engram.utils.checkpoint import CheckpointError
@@ -213,9 +213,9 @@ def readings(trainer, monkeypatch) -> list[int]:
     return found
 
 
-def test_early_stopping_refuses_a_task_without_validation_data(folder, monkeypatch):
+def test_early_stopping_refuses_a_task_without_validation_data(folder):
     made = trainer_of(folder, validation=20.0, early_stopping_patience=2)
-    nothing = torch.full((3, 2), torch.nan)
-    monkeypatch.setattr(trainer, "accuracies", lambda *_, **__: nothing)
+    tasks = made.benchmark.tasks
+    tasks[0] = replace(tasks[0], test_index=tasks[0].test_index[:0])
     with pytest.raises(UserError, match="task 0 has no validation data"):
-        made.run()
+        made._stopped_early(tasks[0])

@@ -9,7 +9,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from engram.utils.config import registry
+from engram.utils.config import consistency, registry
 from engram.utils.config.flags import build_sets, convert_layer, fields_of, flatten
 from engram.utils.config.options import SEEDS, OptionError, OptionSet, option
 from engram.utils.credentials import redact
@@ -70,6 +70,10 @@ class StreamOptions(OptionSet):
         "others are left out", gt=0, le=1,
         aliases=("label_perc_by_task", "label_perc_by_class", "lpt", "lpc"),
     )  # fmt: skip
+    noise_rate: float = option(
+        0.0, "share of each class's training samples that get the label of another class of their task, "
+        "drawn by the seed", ge=0, le=1,
+    )  # fmt: skip
     multi_head: bool = option(False, "one head per task: true task-incremental training")
     pixel_mean: tuple[float, ...] = option(
         (), "mean that is subtracted from pixels in [0, 1], one or one a channel (default: the benchmark's)"
@@ -119,8 +123,11 @@ class TrainOptions(OptionSet):
     sched_multistep_lr_gamma: float = option(0.1, "factor of the multistep scheduler", gt=0)
     early_stopping_patience: int = option(
         0,
-        "end a task after so many epochs without better validation accuracy (needs --validation); 0: off",
-        ge=0,
+        "end a task after so many epochs without a better --early_stopping_metric on the validation samples "
+        "(needs --validation); 0: off", ge=0,
+    )  # fmt: skip
+    early_stopping_metric: str = option(
+        "accuracy", "accuracy or loss among the task's classes", choices=("accuracy", "loss")
     )
 
 
@@ -164,7 +171,13 @@ class LogOptions(OptionSet):
     mem_thresholds: tuple[float, ...] = option(
         (0.1, 0.25), "low memorization is up to the first, high is above the second", ge=-1, le=1
     )
-    loadcheck: str | None = option(None, "start from the network weights in this file (made by --savecheck)")
+    loadcheck: str | None = option(
+        None, "start from the network weights in this file (made by --savecheck, or a run's checkpoint.pt)"
+    )
+    start_from: int = option(
+        0, "with --loadcheck: that file has learned so many tasks, go on with the next; 0: off", ge=0
+    )
+    inference_only: bool = option(False, "with --loadcheck: train nothing, evaluate all tasks")
 
 
 GROUPS: dict[str, type[OptionSet]] = {
@@ -184,8 +197,6 @@ OPERATIONAL = {
     "device", "num_threads", "data_dir", "images", "output_dir", "tracking_uri", "disable_log",
     "wait_for_log", "checkpoint_every", "stop_after",
 }  # fmt: skip
-NUMPY_SEEDS = 2**32  # of numpy's RandomState, which permutes the classes
-MAX_NAME = 250  # characters of an experiment's or run's name in MLflow's tables
 
 
 @dataclass(frozen=True)
@@ -240,7 +251,7 @@ def resolve(layers: list[tuple[str, dict[str, Any]]]) -> Config:
     for source, layer in layers:
         values |= convert_layer(source, layer, fields)
     config = Config(**build_sets(sets, values | names))
-    _cross_check(config)
+    consistency.check(config)
     return config
 
 
@@ -259,28 +270,3 @@ def _last(layers: list[tuple[str, dict[str, Any]]], key: str, options: type[Opti
     given = [layer[key] for _, layer in layers if key in layer]
     default = next(f.default for f in dataclasses.fields(options) if f.name == key)
     return given[-1] if given else default
-
-
-def _cross_check(config: Config) -> None:
-    for flag in ("experiment_name", "run_name"):
-        given = getattr(config.log, flag)
-        if given and len(given) > MAX_NAME:
-            raise OptionError(f"--{flag}: {len(given)} characters; MLflow's databases take {MAX_NAME}")
-    if config.stream.permute_classes and config.run.seed >= NUMPY_SEEDS:
-        raise OptionError(f"--seed {config.run.seed}: --permute_classes takes seeds below {NUMPY_SEEDS}")
-    if config.stream.multi_head and config.stream.scenario not in (None, "task-il"):
-        raise OptionError(f"--multi_head is task-il; leave it or --scenario {config.stream.scenario} out")
-    if config.train.optim_nesterov and not (config.train.optimizer == "sgd" and config.train.optim_mom):
-        raise OptionError("--optim_nesterov is a momentum of sgd: add e.g. --optim_mom 0.9")
-    if config.train.early_stopping_patience and not config.stream.validation:
-        raise OptionError("--early_stopping_patience needs validation data: add e.g. --validation 10")
-    if config.log.memorization_fraction != 1 and not config.log.memorization_scores:
-        raise OptionError(
-            "--memorization_fraction needs the vector of that fraction: --memorization_scores FILE"
-        )
-    low_high = config.log.mem_thresholds
-    if len(low_high) != 2 or low_high[0] >= low_high[1]:
-        given = ",".join(map(str, low_high))
-        raise OptionError(f"--mem_thresholds {given}: expected two rising numbers, e.g. 0.1,0.25")
-    if config.train.lr_scheduler == "multistep" and not config.train.lr_milestones:
-        raise OptionError("--lr_scheduler multistep needs --lr_milestones, e.g. --lr_milestones 35,45")

@@ -25,7 +25,8 @@ class Counterpart:
 
 
 _WANDB = "runs are logged to MLflow, nothing is sent to Weights & Biases"
-_NOISE = "label noise is not built; train on a data set whose labels you have changed"
+
+_DRAWN = "wrong labels are drawn from the seed at every start, never stored"
 
 COUNTERPARTS = (
     Counterpart("--joint", "--model joint", "joint training is a method", "1"),
@@ -49,11 +50,6 @@ COUNTERPARTS = (
         "--dataset_config", "--config FILE",
         "write --n_tasks, --lr_scheduler, --lr_milestones, ... out, or in a YAML file of flags",
     ),
-    Counterpart("--start_from", "--resume RUN", "a run goes on after its last task (see --stop_after)"),
-    Counterpart(
-        "--inference_only", "",
-        "a stored network is not evaluated alone; the accuracies of its run are in its results.json",
-    ),
     Counterpart("--fitting_mode", "--n_epochs N", "passes over each task's data", "epochs"),
     Counterpart("--fitting_mode", "--n_iters N", "steps on each task", "iters"),
     Counterpart(
@@ -61,13 +57,8 @@ COUNTERPARTS = (
         "early_stopping",
     ),
     Counterpart("--fitting_mode", "", "a task ends after epochs (--n_epochs) or steps (--n_iters)"),
-    Counterpart("--early_stopping_metric", "", "it is always the accuracy; leave it out", "accuracy"),
-    Counterpart(
-        "--early_stopping_metric", "--early_stopping_patience N --validation 10",
-        "the validation accuracy decides, not the loss",
-    ),
     Counterpart("--early_stopping_freq", "--early_stopping_patience N", "looked at after every epoch"),
-    Counterpart("--early_stopping_epsilon", "--early_stopping_patience N", "any rise of accuracy counts"),
+    Counterpart("--early_stopping_epsilon", "--early_stopping_patience N", "any improvement counts"),
     Counterpart("--validation_mode", "--validation PERCENT", "the share is held out of every task"),
     Counterpart("--eval_epochs", "--eval_every STEPS", "evaluations inside a task are counted in steps"),
     Counterpart("--eval_future", "", "on by default: R's upper triangle (off: --ignore_other_metrics)"),
@@ -92,10 +83,10 @@ COUNTERPARTS = (
     Counterpart("--scheduler_mode", "--lr_scheduler multistep|cosine", "by epochs, not by steps"),
     Counterpart("--custom_task_order", "--class_order C,C,...", "all classes in the order of their tasks"),
     Counterpart("--custom_class_order", "--class_order C,C,...", "all classes, by commas, no ranges"),
-    Counterpart("--noise_rate", "", _NOISE),
-    Counterpart("--noise_type", "", _NOISE),
-    Counterpart("--disable_noisy_labels_cache", "", _NOISE),
-    Counterpart("--cache_path_noisy_labels", "", _NOISE),
+    Counterpart("--noise_type", "--noise_rate SHARE", "noise is symmetric; leave it out", "symmetric"),
+    Counterpart("--noise_type", "", "no asymmetric noise; --noise_rate SHARE is symmetric"),
+    Counterpart("--disable_noisy_labels_cache", "", _DRAWN),
+    Counterpart("--cache_path_noisy_labels", "", _DRAWN),
     Counterpart("--mlp_hidden_size", "--hidden_sizes 100,100", "one number for each hidden layer"),
     Counterpart("--num_filters", "--width X", "the filters of the first layer divided by 64, 0.3125 for 20"),
     Counterpart("--num_classes", "", "the benchmark says how many outputs there are; leave it out"),
@@ -106,7 +97,8 @@ OTHER_NAMES = {"--code_optimization": "-O", "--wandb_run": "--wandb_name"}
 SAME = (
     "model", "dataset", "backbone", "lr", "batch_size", "n_epochs", "n_iters", "seed", "optimizer",
     "optim_wd", "optim_mom", "optim_nesterov", "lr_scheduler", "lr_milestones", "sched_multistep_lr_gamma",
-    "permute_classes", "validation", "early_stopping_patience", "label_perc", "device", "debug_mode",
+    "permute_classes", "validation", "early_stopping_patience", "early_stopping_metric",
+    "label_perc", "noise_rate", "start_from", "inference_only", "device", "debug_mode",
     "disable_log", "ignore_other_metrics", "savecheck", "loadcheck", "stop_after", "load_best_args",
 )  # fmt: skip
 

@@ -80,6 +80,8 @@ class Recorder(Generic[TaskT, BatchT]):
         )
         if benchmark.on_disk:
             self.run_dir.say(f"images:  {benchmark.on_disk}")
+        for note in benchmark.notes:
+            self.run_dir.say(f"data:    {note}")
         if config.run.debug_mode:
             self.run_dir.say("debug:   at most 5 steps per epoch, nothing is sent to MLflow")
 
@@ -113,7 +115,7 @@ class Recorder(Generic[TaskT, BatchT]):
         if not self.resumed:
             return
         logged = self.tracker.logged_steps(self.trainer.results.mean_name)
-        for task in self.trainer.tasks[: self.trainer.position.task]:
+        for task in self.trainer.tasks[self.config.log.start_from : self.trainer.position.task]:
             if task.id not in logged:
                 self._log(task.id)
 

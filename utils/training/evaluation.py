@@ -1,6 +1,9 @@
 """Evaluation: one pass over the stacked test samples gives every task's accuracy in both views."""
 
+from collections.abc import Iterator, Sequence
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from engram.utils.batching import CHUNK
@@ -17,22 +20,41 @@ def accuracies(method: Learner[TaskT, BatchT], n_tasks: int, n_seen: int) -> Ten
     eval mode meanwhile; one read from the device.
     """
     benchmark = method.setup.benchmark
-    masks, size = benchmark.class_masks, CHUNK[benchmark.device.type]
+    masks = benchmark.class_masks
     one_view = all(len(task.classes) == benchmark.n_classes for task in benchmark.tasks)
     seen = masks[:n_seen].any(0) if n_seen else torch.ones_like(masks[0])
     hits = torch.zeros(n_tasks, 1 if one_view else 2, dtype=torch.float64, device=benchmark.device)
-    was_training = method.net.training
-    method.net.eval()
-    for raw, y, task_id, _ in benchmark.test_chunks(n_tasks, size):
-        logits = method.predict(benchmark.augment.normalise(raw), task_id)
+    for logits, y, task_id in _predictions(method, n_tasks):
         if one_view:
             views = [logits.argmax(1)]
         else:
             views = [masked_argmax(logits, seen), masked_argmax(logits, masks[task_id])]
         hits.index_add_(0, task_id, torch.stack([view == y for view in views], 1).double())
-    method.net.train(was_training)
     counts = torch.tensor([len(task.test_index) for task in benchmark.tasks[:n_tasks]])
     return hits.cpu().expand(-1, 2) / counts.view(-1, 1)
+
+
+@torch.no_grad()
+def mean_loss(method: Learner[TaskT, BatchT], tasks: Sequence[int]) -> float:
+    """Mean cross-entropy on the test samples of these tasks, among the classes of each sample's own."""
+    masks, wanted = method.setup.benchmark.class_masks, torch.tensor(tasks)
+    total, n = 0.0, 0
+    for logits, y, task_id in _predictions(method, 1 + max(tasks)):
+        rows = torch.isin(task_id, wanted.to(task_id.device))
+        allowed = logits[rows].masked_fill(~masks[task_id[rows]], -torch.inf)
+        total += F.cross_entropy(allowed.double(), y[rows], reduction="sum").item()
+        n += int(rows.sum())
+    return total / n
+
+
+def _predictions(method: Learner[TaskT, BatchT], n_tasks: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """(logits, y, task_id) of the first `n_tasks` tasks' test samples, the network in eval mode meanwhile."""
+    benchmark = method.setup.benchmark
+    was_training = method.net.training
+    method.net.eval()
+    for raw, y, task_id, _ in benchmark.test_chunks(n_tasks, CHUNK[benchmark.device.type]):
+        yield method.predict(benchmark.augment.normalise(raw), task_id), y, task_id
+    method.net.train(was_training)
 
 
 def memory_counts(method: Learner[TaskT, BatchT], task: int) -> MemoryCounts | None:

@@ -73,6 +73,7 @@ class Stream(Protocol[TaskT, BatchOut]):
     n_classes: int
     class_names: list[str]
     build_seconds: float  # that reading the data took
+    notes: list[str]  # what is said of the data when a run starts
 
     @property
     def tasks(self) -> Sequence[TaskT]:

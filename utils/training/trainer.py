@@ -1,6 +1,5 @@
 """The one loop that takes a method through a stream of tasks, measures it and can be resumed."""
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -13,9 +12,9 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from engram.utils import checkpoint, single_samples
 from engram.utils.config.config import Config
-from engram.utils.errors import UserError
 from engram.utils.training import interleaved, memorization_groups, step_graph
 from engram.utils.training.accuracy_log import AccuracyLog
+from engram.utils.training.early_stopping import EarlyStopping
 from engram.utils.training.evaluation import accuracies, memory_counts
 from engram.utils.training.optimizers import build_optimizer, build_scheduler, carry_over
 from engram.utils.training.ports import BatchT, Learner, State, Stream, TaskT
@@ -52,16 +51,18 @@ class Trainer(Generic[TaskT, BatchT]):
         self.tasks: Sequence[TaskT] = self.benchmark.tasks
         if method.stream in streams:
             self.tasks = streams[method.stream]()
+        if config.log.inference_only:  # all that is left of the stream is its last row of R
+            self.tasks = self.tasks[-1:]
         held_out = bool(config.stream.validation)
         self.results = AccuracyLog(len(self.benchmark.tasks), self.benchmark.scenario, held_out)
         scores = method.setup.scores
         self.groups = (
             None if scores is None else memorization_groups.assign(scores, config.log.mem_thresholds)
         )
-        self.position = Position()
+        self.position = Position(config.log.start_from)
         self.losses = LossLog(self.benchmark.device)
         self.quiet, self.signals = quiet, SignalHandler()  # replaced when the run begins
-        self.best, self.n_worse = -1.0, 0  # early stopping
+        self.early_stopping = EarlyStopping(config.train)
         self.scheduler: LRScheduler | None = None
         self.graph: step_graph.StepGraph[TaskT, BatchT] | None = None  # --compile: of a whole step
         self._resumed: State | None = None
@@ -93,6 +94,13 @@ class Trainer(Generic[TaskT, BatchT]):
         return interleaved.handle_signals()
 
     def _run_task(self, task: TaskT) -> None:
+        if self.config.log.inference_only:
+            self.method.enter(task)
+        else:
+            self._learn(task)
+        self._finish(task)
+
+    def _learn(self, task: TaskT) -> None:
         with self.results.timed("data"):
             self.benchmark.train(task)
         with self.results.timed("train"):
@@ -107,7 +115,6 @@ class Trainer(Generic[TaskT, BatchT]):
                 break
         with self.results.timed("train"):
             self.method.end_task(task)
-        self._finish(task)
 
     def _begin(self, task: TaskT) -> LRScheduler | None:
         """Optimizer and scheduler for the task: new, or as the checkpoint left them."""
@@ -119,7 +126,7 @@ class Trainer(Generic[TaskT, BatchT]):
         inside_task = resumed is not None and (self.position.epoch or self.position.step)
         if not inside_task:
             method.begin_task(task)
-            self.best, self.n_worse = -1.0, 0
+            self.early_stopping.begin()
         before = resumed["optimizer"] if resumed else method.optimizer and method.optimizer.state_dict()
         optimizer = method.optimizer = build_optimizer(method.trainable().items(), train)
         scheduler = self.scheduler = build_scheduler(optimizer, train, self._n_epochs(task))
@@ -181,7 +188,8 @@ class Trainer(Generic[TaskT, BatchT]):
 
     def _measure_untrained(self) -> None:
         """b[j], before the first step of the run."""
-        if self.config.log.ignore_other_metrics or self.position != Position():
+        log = self.config.log
+        if log.ignore_other_metrics or log.inference_only or self.position != Position():
             return
         with self.results.timed("eval"):
             n_tasks = len(self.benchmark.tasks)
@@ -206,18 +214,11 @@ class Trainer(Generic[TaskT, BatchT]):
         self.results.add_point(self.position.total, task.id, row)
 
     def _stopped_early(self, task: TaskT) -> bool:
-        """Whether the task's validation accuracy has stopped rising (`with_validation`: never test data)."""
-        patience = self.config.train.early_stopping_patience
-        if not patience:
+        """Whether validation says that the task is learned; it is read after each epoch."""
+        if not self.config.train.early_stopping_patience:
             return False
         with self.results.timed("eval"):
-            of_task = accuracies(self.method, task.id + 1, task.id + 1)[list(task.parts), 1]
-        accuracy = of_task.mean().item()
-        if math.isnan(accuracy):
-            raise UserError(f"--early_stopping_patience: task {task.id} has no validation data")
-        self.n_worse = 0 if accuracy > self.best else self.n_worse + 1
-        self.best = max(self.best, accuracy)
-        return self.n_worse >= patience
+            return self.early_stopping.ends(self.method, task)
 
     def _show(self, label: str) -> None:
         """Read the losses; stop the run if one is not finite."""
@@ -245,7 +246,7 @@ class Trainer(Generic[TaskT, BatchT]):
             "classes": self.benchmark.class_names,
             "position": asdict(self.position),
             "results": self.results.state_dict(),
-            "early_stopping": [self.best, self.n_worse],
+            "early_stopping": self.early_stopping.state_dict(),
             "method": method.state_dict(),
             "optimizer": method.optimizer.state_dict() if method.optimizer else None,
             "scheduler": self.scheduler.state_dict() if self.scheduler else None,
@@ -263,7 +264,7 @@ class Trainer(Generic[TaskT, BatchT]):
         with checkpoint.reading_parts(path):
             self.position = Position(**saved["position"])
             self.results.load_state_dict(saved["results"])
-            self.best, self.n_worse = saved["early_stopping"]
+            self.early_stopping.load_state_dict(saved["early_stopping"])
             self.method.load_state_dict(saved["method"])
         self._resumed = saved
 
@@ -286,8 +287,10 @@ class Trainer(Generic[TaskT, BatchT]):
 
     def count_steps(self) -> int:
         """Steps of the whole run; all passes over a task's data but the last have as many."""
+        if self.config.log.inference_only:
+            return 0
         total = 0
-        for task in self.tasks:
+        for task in self.tasks[self.config.log.start_from :]:
             last = self._n_epochs(task) - 1
             total += last * self._n_steps(task, 0) + self._n_steps(task, last)
         return total
