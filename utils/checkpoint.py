@@ -1,6 +1,7 @@
 """Checkpoints: written atomically, read back with `weights_only=True` and with their bytes verified."""
 
 import io
+import logging
 import os
 import zipfile
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ import torch
 from engram.utils.config.config import OPERATIONAL, Config, up_to_date
 from engram.utils.errors import UserError
 from engram.utils.files import damage_in_zip, disk_error, put_in_place, remove
+
+logger = logging.getLogger(__name__)
 
 
 class CheckpointError(UserError):
@@ -62,7 +65,13 @@ def load_verified(path: Path, mmap: bool = False) -> object:
     try:
         if reason := damage_in_zip(path):
             raise DamagedFileError(reason[:150])
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
+        in_zip = zipfile.is_zipfile(path)
+        content: object = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and in_zip)
+        if not in_zip:
+            logger.warning(
+                f"{path}: in torch's format of before 1.6, without checksums; damage goes unnoticed"
+            )
+        return content
     except (FileNotFoundError, DamagedFileError):
         raise
     except Exception as error:  # unpickling damaged bytes can raise anything

@@ -3,7 +3,9 @@
 A file is a plain .npy vector with a number for every training sample, or a .npz holding at least `scores`
 (n,), and as written here also `stderr` (n,), `index` (n,) positions in the training set that were
 measured, `n_train`, `dataset`, `order_hash`, `settings` (JSON) and whatever else the program that wrote it
-stores. Never pickled. A score is a difference of two probabilities: a finite number in [-1, 1].
+stores. Never pickled. The bytes of a .npz are compared with their checksums; a .npy has none, so that damage
+is noticed only where a number leaves its range. A score is a difference of two probabilities: a finite
+number in [-1, 1].
 
 A vector of a data fraction, as the memorization paper publishes them, has a number for every sample that
 scikit-learn's `train_test_split(test_size=fraction, random_state=42, stratify=labels)` draws, in that order.

@@ -148,3 +148,11 @@ def test_damaged_shards_are_refused_once_and_then_made_anew(tmp_path, monkeypatc
             found = open_folder()["train_x"][:]
         assert torch.equal(found, RAW), position
     assert (refused > 20) == name.endswith(".u8")
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_a_format_without_checksums_is_told(tmp_path, caplog, old):
+    path = tmp_path / "x.pt"
+    torch.save({"a": torch.ones(3)}, path, _use_new_zipfile_serialization=not old)
+    assert checkpoint.read(path)["a"].tolist() == [1, 1, 1]
+    assert ("without checksums; damage goes unnoticed" in caplog.text) == old

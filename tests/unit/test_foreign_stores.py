@@ -32,16 +32,14 @@ def import_folders(store: Path, out: Path) -> int:
     return import_mlruns.main([str(store), "--output_dir", str(out), "--disable_log"])
 
 
-@pytest.mark.parametrize(
-    "run_id", ["../../x", "/tmp/engram-absolute", "..", ".", "a/../../b", "x" * 300, "a b"]
-)
+@pytest.mark.parametrize("run_id", ["../../x", "TMP_PATH/absolute", "..", ".", "a/../../b", "x" * 300, "a b"])
 def test_an_id_stays_in_the_output_folder(old, tmp_path, run_id):  # noqa: F811
-    write_run(old / "7", 9, run_id=run_id)
+    write_run(old / "7", 9, run_id=run_id.replace("TMP_PATH", str(tmp_path)))
     out = tmp_path / "deep" / "er" / "out"
     before = {path for path in tmp_path.rglob("*") if out not in path.parents}
     assert import_folders(old, out) == 0
     after = {path for path in tmp_path.rglob("*") if out not in path.parents}
-    assert after - before <= {out, *out.parents} and not Path("/tmp/engram-absolute").exists()
+    assert after - before <= {out, *out.parents}
     assert len(list(out.glob(f"seq-cifar100/maer/*/{FILE_NAME}"))) == 4
     assert import_folders(old, out) == 0 and len(list(out.rglob(FILE_NAME))) == 4, "named the same again"
 

@@ -160,7 +160,8 @@ class LogOptions(OptionSet):
     )
     memorization_scores: str | None = option(
         None,
-        "scores of training samples (.npz or .npy): logs the accuracy on groups of them, chooses in maer",
+        "scores of training samples (.npz, or .npy, which has no checksum): logs the accuracy on groups of "
+        "them, chooses in maer",
     )
     memorization_fraction: float = option(
         1.0,
