@@ -44,7 +44,15 @@ class Augment:
         return bool(self.crop_padding or self.flip)
 
     def normalise(self, raw: Tensor) -> Tensor:
-        """(N, C, H, W) uint8 → float32 `(raw / 255 − mean) / std`, nothing random."""
+        """(N, C, H, W) uint8 → float32 `(raw / 255 − mean) / std`, nothing random; a new tensor.
+
+        Anything else is refused: floats would be divided by 255 as well, and in place.
+        """
+        if raw.dtype != torch.uint8:
+            raise UserError(
+                f"these samples are {raw.dtype}; images are normalised from uint8, pixels 0 to 255: "
+                "convert them with (255 * x).round().to(torch.uint8) for x in [0, 1]"
+            )
         scale, shift = affine(self.mean, self.std, raw.device)
         x = raw.to(torch.float32)
         if len(self.mean) == 1:  # Python scalars spare a broadcast

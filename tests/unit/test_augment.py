@@ -142,3 +142,12 @@ def test_what_is_kept_between_batches_is_of_one_thread():
     other = threading.Thread(target=random_windows, args=(raw, 1, True, draws()))
     other.start(), other.join()
     assert first_runs.cache_info().misses == 2
+
+
+def test_floats_are_refused_and_left_as_they_are():
+    """They would be divided by 255, in place, and so again at every pass."""
+    features = torch.rand(4, 5)
+    before = features.clone()
+    with pytest.raises(UserError, match=r"torch\.float32; images are normalised from uint8"):
+        Augment().normalise(features)
+    assert torch.equal(features, before)
