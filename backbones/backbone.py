@@ -13,6 +13,7 @@ from engram.utils import device as devices
 from engram.utils import seeding
 from engram.utils.config import registry
 from engram.utils.config.options import OptionSet
+from engram.utils.config.outside import label
 from engram.utils.errors import UserError
 from engram.utils.precision import in_own_precision
 from engram.utils.training.ports import StreamTask
@@ -80,7 +81,7 @@ def build_network(name: str, options: OptionSet, benchmark: NetworkTarget, seed:
     """
     refuse_beyond_memory(name, options, benchmark.input_shape, benchmark.device)
     with seeding.isolated(seed, "init"):
-        backbone = registry.load("backbones", name).build(options, benchmark.input_shape, name)
+        backbone = registry.load("backbones", name).build(options, benchmark.input_shape, label(name))
         if benchmark.scenario == "task-il":
             head: Head = TaskHeads(backbone.feature_dim, [task.classes for task in benchmark.tasks])
         else:
@@ -105,7 +106,7 @@ def refuse_beyond_memory(
     )
     try:
         with torch.device("meta"), seeding.isolated(0, "size"):
-            network = registry.load("backbones", name).build(options, input_shape, name)
+            network = registry.load("backbones", name).build(options, input_shape, label(name))
     except UserError:
         raise
     except Exception:  # a plugin that cannot be built without memory: it is not checked

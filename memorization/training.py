@@ -30,6 +30,7 @@ from engram.memorization.study_data import StudyData
 from engram.utils import checkpoint, precision, seeding, single_samples
 from engram.utils import device as devices
 from engram.utils.config import registry
+from engram.utils.config.outside import label
 from engram.utils.errors import UserError
 
 # Numbers of networks trained as one that are tried; on a CPU more than these no longer fit its caches.
@@ -45,7 +46,7 @@ def build_network(config: StudyConfig, data: StudyData, repeat: int) -> Backbone
     shape = tuple(data.images.shape[1:])
     refuse_beyond_memory(name, architecture, shape, data.device)
     with seeding.isolated(seed, "init", repeat):
-        backbone: Backbone = registry.load("backbones", name).build(architecture, shape, name)
+        backbone: Backbone = registry.load("backbones", name).build(architecture, shape, label(name))
         network = backbone.attach(SharedHead(backbone.feature_dim, data.n_classes))
     arithmetic = precision.resolve(config.machine.precision, data.device)
     precision.configure(arithmetic)

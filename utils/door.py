@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ParamSpec
 
+from engram.utils.config import outside
 from engram.utils.credentials import redact
 from engram.utils.errors import UserError
 
@@ -75,8 +76,10 @@ def _exit_code(program: Callable[[], int | None]) -> int:
 
 
 def _broken(error: Exception) -> int:
-    """Tell what nobody expected; returns the exit code."""
+    """Tell what nobody expected, and where if it was in a user's own plugin; returns the exit code."""
     print(f"error: {_shortened(error)} (details: {_write_log(error)})", file=sys.stderr)
+    if line := outside.line_at_fault(error):
+        print(f"  in your {line}", file=sys.stderr)
     return BROKEN
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram.utils.config.config import OPERATIONAL
+from engram.utils.config.outside import label
 from engram.utils.config.run_key import NAMES
 from engram.utils.errors import UserError
 from engram.utils.runs.run_record import FILE_NAME, RunRecord, read_all
@@ -40,12 +41,12 @@ class StoredRecord(RunRecord):
     @property
     def dataset(self) -> str:
         """The name of the run's benchmark."""
-        return str(self.config["dataset"])
+        return label(str(self.config["dataset"]))
 
     @property
     def model(self) -> str:
         """The name of the run's method."""
-        return str(self.config["model"])
+        return label(str(self.config["model"]))
 
     @property
     def buffer_size(self) -> int:
@@ -230,7 +231,7 @@ def _setting(runs: list[StoredRecord], names: list[str]) -> tuple[Setting, list[
     flags = {name: config[name] for name in names if config.get(name) not in (None, False, [])}
     words = [_flag_words(name, value) for name, value in flags.items()]
     return Setting(
-        ", ".join([config["model"], *words]), flags, [by_seed[seed] for seed in sorted(by_seed)]
+        ", ".join([label(config["model"]), *words]), flags, [by_seed[seed] for seed in sorted(by_seed)]
     ), replaced
 
 

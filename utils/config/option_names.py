@@ -1,6 +1,7 @@
 """The flags of a plugin by name, read from its source: a wrong flag is told before torch is imported."""
 
 import ast
+import dataclasses
 from functools import cache
 from pathlib import Path
 
@@ -8,10 +9,16 @@ from engram.utils.config import registry
 from engram.utils.config.registry import ROOT
 
 
-@cache
 def of_plugin(kind: str, name: str) -> frozenset[str]:
-    """Names of the fields of the plugin's `Options`, its base classes' among them; empty without any."""
-    return _fields(registry.names(kind)[registry.canonical(kind, name)], "Options")
+    """Names of the fields of the plugin's `Options`, its base classes' among them; empty without any.
+
+    A plugin from outside is imported: its base classes may be anywhere.
+    """
+    name = registry.canonical(kind, name)
+    if name in registry.names(kind):
+        return _fields(registry.names(kind)[name], "Options")
+    options = getattr(registry.load(kind, name), "Options", None)
+    return frozenset(field.name for field in dataclasses.fields(options)) if options else frozenset()
 
 
 @cache

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from engram.utils.config import registry
+from engram.utils.config import outside, registry
 
 KINDS = {"models": "methods", "datasets": "benchmarks", "backbones": "backbones"}
 SCENARIOS = ("class-il", "task-il", "domain-il")  # of Method; a method's own attribute replaces them
@@ -46,6 +46,8 @@ def listing() -> str:
         for plugin in plugins(kind):
             about = [plugin.summary, paper(plugin.source), ", ".join(plugin.scenarios)]
             parts.append(f"  {plugin.name}\n" + "\n".join(f"      {line}" for line in about if line))
+        for name, entry in outside.installed(kind).items():
+            parts.append(f"  {name}\n      {entry.value}, of the package {entry.dist and entry.dist.name}")
         parts.append("")
     return "\n".join(parts).rstrip()
 

@@ -3,6 +3,7 @@
 `models/er.py` is the method `er`; `datasets/seq_mnist.py` the benchmark `seq-mnist`. Dashes and
 underscores are the same. A file that holds a family lists its members in a literal `NAMES`
 (`backbones/resnet.py`: resnet18, resnet34, resnet50). Listing reads the source without importing it.
+A file, a module or an entry point of another package is a plugin, too (`outside.py`).
 """
 
 import ast
@@ -15,7 +16,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 import engram
-from engram.utils.config import mammoth
+from engram.utils.config import mammoth, outside
 from engram.utils.errors import UserError
 
 Plugin = TypeVar("Plugin")
@@ -95,8 +96,10 @@ def _assigned(path: Path, variable: str) -> Any:
 
 
 def default_backbone(dataset: str) -> str:
-    """The backbone that a benchmark sets, read from its source."""
-    defaults = _assigned(names("datasets")[canonical("datasets", dataset)], "DEFAULTS")
+    """The backbone that a benchmark sets, read from its source if it is the project's."""
+    name = canonical("datasets", dataset)
+    ours = names("datasets")
+    defaults = _assigned(ours[name], "DEFAULTS") if name in ours else load("datasets", name).DEFAULTS
     return str(defaults.get("backbone", "mlp"))
 
 
@@ -107,7 +110,10 @@ def summaries(kind: str) -> dict[str, str]:
 
 
 def canonical(kind: str, given: object) -> str:
-    """The registered spelling of a name, or `UnknownPluginError`; a stored one may be null or a number."""
+    """The recorded spelling of a name: one of `names`, or how a plugin from outside is found again.
+
+    Raises `UnknownPluginError` for any other; a stored one may be null or a number.
+    """
     if not isinstance(given, str):
         raise UnknownPluginError(
             f"the {WORDS[kind]} is {given!r}: expected a name, such as {min(names(kind))}"
@@ -116,21 +122,60 @@ def canonical(kind: str, given: object) -> str:
     for name in names(kind):
         if name.replace("-", "_") == wanted:
             return name
-    valid = list(names(kind))
-    hint = (mammoth.method_answer(given) if kind == "models" else "") or suggest(given, valid)
-    raise UnknownPluginError(f"unknown {WORDS[kind]} '{given}'{hint} (valid: {', '.join(valid)})")
+    plugin = _outside(kind, given.strip())
+    if plugin is None:
+        valid = [*names(kind), *outside.installed(kind)]
+        hint = (mammoth.method_answer(given) if kind == "models" else "") or suggest(given, valid)
+        raise UnknownPluginError(
+            f"unknown {WORDS[kind]} '{given}'{hint} (valid: {', '.join(valid)}; or a file of your own, "
+            f"such as my_{WORDS[kind]}.py)"
+        )
+    return _recorded(kind, plugin)
+
+
+def _outside(kind: str, given: str) -> outside.OutsidePlugin | None:
+    """The plugin from outside that a name stands for, None without one."""
+    try:
+        return outside.find(kind, given)
+    except UserError as error:
+        raise UnknownPluginError(f"unknown {WORDS[kind]} {error}") from None
+
+
+def _recorded(kind: str, plugin: outside.OutsidePlugin) -> str:
+    """How it is recorded; a name that would be taken for one of the project's is refused."""
+    name = outside.label(plugin.recorded)
+    ours = {ours.replace("-", "_"): ours for ours in names(kind)}.get(name.lower().replace("-", "_"))
+    if ours is None:
+        return plugin.recorded
+    if plugin.path == names(kind)[ours]:  # `--model models/er.py`
+        return ours
+    raise UserError(
+        f"{plugin.path}: there is a {WORDS[kind]} {ours} already, and tables would mix them; rename the file"
+    )
 
 
 def load(kind: str, name: str) -> ModuleType:
     """Import one plugin module; a missing optional dependency is reported for this plugin alone."""
-    stem = names(kind)[canonical(kind, name)].stem
+    name = canonical(kind, name)
+    if name not in names(kind):
+        plugin = _outside(kind, name)
+        assert plugin is not None, "it has just been found"
+        return outside.load(kind, plugin)
     try:
-        return importlib.import_module(f"engram.{kind}.{stem}")
+        return importlib.import_module(f"engram.{kind}.{names(kind)[name].stem}")
     except ModuleNotFoundError as error:
         raise UnknownPluginError(
             f"{WORDS[kind]} '{name}' needs the package '{error.name}', which is not installed: "
             f"pip install {error.name}"
         ) from error
+
+
+def source_from_outside(kind: str, name: str) -> bytes | None:
+    """The content of the file of a plugin from outside, None for one of the project's."""
+    if name in names(kind):
+        return None
+    plugin = _outside(kind, name)
+    return plugin.source if plugin else None
 
 
 def plugin_class(module: ModuleType, base: type[Plugin]) -> type[Plugin]:
@@ -141,5 +186,5 @@ def plugin_class(module: ModuleType, base: type[Plugin]) -> type[Plugin]:
         if issubclass(c, base) and c is not base and c.__module__ == module.__name__
     ]
     if len(classes) != 1:
-        raise TypeError(f"{module.__file__} must define exactly one {base.__name__}, not {len(classes)}")
+        raise UserError(f"{module.__file__} must define exactly one {base.__name__}, not {len(classes)}")
     return classes[0]

@@ -6,6 +6,7 @@ from typing import Any, Generic
 from engram.utils import bf16_speed, checkpoint, precision
 from engram.utils.config import registry
 from engram.utils.config.config import Config
+from engram.utils.config.outside import label
 from engram.utils.errors import DiskError
 from engram.utils.metrics import accuracy_matrix
 from engram.utils.metrics.measurements import VIEWS
@@ -75,8 +76,8 @@ class Recorder(Generic[TaskT, BatchT]):
         if advice:
             self.run_dir.say(f"speed:   {advice}")
         self.run_dir.say(
-            f"stream:  {config.run.dataset}, {benchmark.scenario}, {len(benchmark.tasks)} tasks, "
-            f"{config.run.model} on {config.run.backbone}, seed {config.run.seed}"
+            f"stream:  {label(config.run.dataset)}, {benchmark.scenario}, {len(benchmark.tasks)} tasks, "
+            f"{label(str(config.run.model))} on {label(str(config.run.backbone))}, seed {config.run.seed}"
         )
         if benchmark.on_disk:
             self.run_dir.say(f"images:  {benchmark.on_disk}")

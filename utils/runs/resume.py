@@ -5,13 +5,16 @@ from typing import Any
 
 from engram.utils.config import cli
 from engram.utils.config.config import OPERATIONAL, Config, resolve
+from engram.utils.runs import plugin_copies
 from engram.utils.runs.run_dir import RunDir
 
 
 def find_run(request: cli.Request) -> tuple[Config, RunDir]:
     """The run that --resume names by its folder or its id, with the flags that were given again."""
     run_dir = RunDir.find(str(request.resume), request.overrides.get("output_dir", "runs"))
-    flags = cli.flags_to_resume(run_dir.load_config(), request.overrides)
+    stored = run_dir.load_config()
+    say_changes(run_dir, stored)
+    flags = cli.flags_to_resume(stored, request.overrides)
     return resolve([(str(run_dir.config), flags)]), run_dir
 
 
@@ -22,4 +25,11 @@ def open_or_create(path: Path, flags: dict[str, Any]) -> tuple[Config, RunDir]:
     """
     run_dir = RunDir.at(path, flags)
     stored = run_dir.load_config() | {name: flags[name] for name in OPERATIONAL if name in flags}
+    say_changes(run_dir, stored)
     return resolve([(str(run_dir.config), stored)]), run_dir
+
+
+def say_changes(run_dir: RunDir, flags: dict[str, Any]) -> None:
+    """Say, in the log too, which plugins from outside have changed; `UserError` for one that is gone."""
+    for line in plugin_copies.changes(run_dir.path, flags):
+        run_dir.say(f"note: {line}")

@@ -14,8 +14,10 @@ from typing import Any
 import yaml
 
 from engram.utils import files, yaml_files
+from engram.utils.config.outside import label
 from engram.utils.credentials import redact
 from engram.utils.errors import UserError
+from engram.utils.runs import plugin_copies
 from engram.utils.runs.run_record import FILE_NAME, RunRecord
 
 # What `files` and `checkpoint` write before they rename it. config.yaml is written by who has no claim yet.
@@ -42,7 +44,8 @@ class RunDir:
         """A new folder holding the resolved configuration; refuses an output folder it cannot write."""
         run_id = time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(3)
         return cls.at(
-            Path(flags["output_dir"]).expanduser() / flags["dataset"] / flags["model"] / run_id, flags
+            Path(flags["output_dir"]).expanduser() / label(flags["dataset"]) / label(flags["model"]) / run_id,
+            flags,
         )
 
     @classmethod
@@ -53,6 +56,7 @@ class RunDir:
             path.mkdir(parents=True, exist_ok=True)
             if not folder.config.exists():
                 folder.save_config(flags)
+                plugin_copies.write(path, flags)
         except OSError as error:
             raise UserError(f"--output_dir {flags['output_dir']}: cannot be written: {error}") from None
         return folder

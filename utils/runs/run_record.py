@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from engram.utils import files
 from engram.utils.config.config import up_to_date
+from engram.utils.config.outside import label
 from engram.utils.errors import UserError
 from engram.utils.metrics import accuracy_matrix
 from engram.utils.metrics.measurements import VIEWS, CurvePoint, MemoryCounts
@@ -148,7 +149,8 @@ class RunRecord:
     @property
     def title(self) -> str:
         """`er on seq-digits, seed 0`."""
-        return f"{self.config.get('model')} on {self.config.get('dataset')}, seed {self.seed}"
+        model, dataset = (label(str(self.config.get(flag))) for flag in ("model", "dataset"))
+        return f"{model} on {dataset}, seed {self.seed}"
 
     # --- the file --------------------------------------------------------------------------------
 

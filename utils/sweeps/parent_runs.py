@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from engram.utils.config import outside
 from engram.utils.config.run_key import run_key
 from engram.utils.credentials import redact
 from engram.utils.metrics.statistics import mean_std_ci
@@ -73,7 +74,7 @@ def _write_all(sweep_name: str, settings: dict[str, list[LoggedRun]], uri: str) 
     client = MlflowClient(tracking_uri=uri)
     for setting, runs in settings.items():
         flags = runs[0].record.current_flags()
-        experiment = experiment_id(client, uri, flags["experiment_name"] or flags["dataset"])
+        experiment = experiment_id(client, uri, flags["experiment_name"] or outside.label(flags["dataset"]))
         children = hashlib.sha256(" ".join(sorted(run.id for run in runs)).encode()).hexdigest()[:12]
         # parents of before a flag was there are found by what their runs' configurations had
         settings_of_parents = {setting, *(run_key(run.record.config | {"seed": 0}) for run in runs)}

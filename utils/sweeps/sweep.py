@@ -153,13 +153,14 @@ class Sweep:
 
 
 def preload(points: list[dict[str, Any]]) -> list[str]:
-    """Modules that the runs of a study will import."""
+    """Modules of the project that the runs of a study will import."""
     modules = list(PRELOAD)
     if not all(str(point.get("disable_log", "0")).lower() in ("1", "true") for point in points):
         modules += PRELOAD_LOGGING
     for kind, (flag, _) in PLUGINS.items():
         for name in {str(point[flag]) for point in points if point.get(flag)}:
-            modules.append(f"engram.{kind}.{registry.names(kind)[registry.canonical(kind, name)].stem}")
+            path = registry.names(kind).get(registry.canonical(kind, name))
+            modules += [f"engram.{kind}.{path.stem}"] if path else []
     return modules
 
 

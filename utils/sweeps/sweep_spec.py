@@ -21,6 +21,7 @@ import yaml
 from engram.utils import yaml_files
 from engram.utils.config import cli, registry
 from engram.utils.config.config import Config
+from engram.utils.config.outside import label
 from engram.utils.config.run_key import arguments, run_key
 from engram.utils.credentials import redact
 from engram.utils.errors import UserError
@@ -49,7 +50,7 @@ class PlannedRun:
     @property
     def label(self) -> str:
         """`er, buffer_size 500, seed 0`: the method and what tells it from the sweep's other runs."""
-        return ", ".join([str(self.config.run.model), *(f"{k} {v}" for k, v in self.varied.items())])
+        return ", ".join([label(self.config.run.model), *(f"{k} {v}" for k, v in self.varied.items())])
 
     @property
     def command(self) -> str:

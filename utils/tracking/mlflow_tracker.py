@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from engram.utils.config.config import Config
+from engram.utils.config.outside import label
 from engram.utils.config.version import git_commit
 from engram.utils.credentials import redact
 from engram.utils.tracking import mlflow_store as store
@@ -142,7 +143,9 @@ class MlflowTracker(Tracker):
             store.create_database(path)
         self._client = LivelyClient(MlflowClient(tracking_uri=self.uri), self.alive)
         tags = run_tags(flags, self.run_dir)
-        experiment = experiment_id(self._client, self.uri, flags["experiment_name"] or flags["dataset"])
+        experiment = experiment_id(
+            self._client, self.uri, flags["experiment_name"] or label(flags["dataset"])
+        )
         if resumed and not resume_id:
             started = started_from(self._client, experiment, tags["run_dir"])
             resume_id = started[0].info.run_id if started else None
@@ -151,7 +154,7 @@ class MlflowTracker(Tracker):
             logged = self._client.get_run(resume_id).data.params
             self._log_params({name: value for name, value in flags.items() if name not in logged})
             return
-        name = flags["run_name"] or "{model} {dataset} seed {seed}".format(**flags)
+        name = flags["run_name"] or f"{label(flags['model'])} {label(flags['dataset'])} seed {flags['seed']}"
         self.run_id = self._client.create_run(experiment, run_name=name, tags=tags).info.run_id
         self._log_params(flags)
 
