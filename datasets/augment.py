@@ -13,6 +13,7 @@ from torch import Tensor
 
 from engram.utils.config.config import Config
 from engram.utils.errors import UserError
+from engram.utils.transfer import kept
 
 # What torchvision's pre-trained networks expect.
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -134,7 +135,7 @@ def cut_windows(raw: Tensor, padding: int, flip: bool, windows: Windows) -> Tens
         left = torch.where(mirrored, channels * plane + 2 * padding - left, left)  # the same window, mirrored
     corner = torch.add(left, top, alpha=wide)
     distances = (kinds * channels * plane, plane, wide)
-    starts = first_runs((n, channels, height), distances, raw.device, threading.get_ident())
+    starts = kept(first_runs((n, channels, height), distances, raw.device, threading.get_ident()))
     runs = padded.as_strided((padded.numel() - width + 1, width), (1, 1))
     return runs.index_select(0, (starts + corner.view(-1, 1, 1)).flatten()).view(raw.shape)
 

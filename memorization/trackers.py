@@ -4,10 +4,13 @@ They cost next to nothing, since they read the logits of the training step itsel
 training mode), and they know a sample as of its last appearance.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from engram.memorization.proxies import Proxy, View
+from engram.utils.transfer import decide
 
 
 class LearningOrder(Proxy):
@@ -31,11 +34,14 @@ class LearningOrder(Proxy):
 
     def note(self, index: Tensor, correct: Tensor) -> None:
         """After predictions on `index` (n,): `correct` (n,) bool."""
-        first = self.n_samples + 1
-        self.n_samples += len(index)
-        now = torch.arange(first, self.n_samples + 1, dtype=torch.float64, device=self.device)
+        now = decide(partial(self._times, len(index)), self.device)
         since = self.when.index_select(0, index).minimum(now)  # what was known is earlier, or +inf
         self.when.index_copy_(0, index, torch.where(correct, since, torch.inf))
+
+    def _times(self, n: int) -> Tensor:
+        """(n,) the times of the next samples, which are counted."""
+        self.n_samples += n
+        return torch.arange(self.n_samples - n + 1, self.n_samples + 1, dtype=torch.float64)
 
     def rate(self, view: View) -> Tensor:
         """(n,) times since which the samples are right."""

@@ -22,6 +22,7 @@ from engram.datasets.benchmark import Batch
 from engram.models.method import Setup
 from engram.models.rehearsal import RehearsalMethod, ReplayOptions
 from engram.utils.config.options import option
+from engram.utils.transfer import decide
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class DER(RehearsalMethod):
 
     options: Options
     data_parallel = True
+    eager_step = ""
 
     def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
         super().__init__(net, options, setup)
@@ -70,7 +72,8 @@ class DER(RehearsalMethod):
         stored = self.buffer.stored()
         same = stored["index"].view(-1, 1) == batch.index
         same &= stored["task_id"].view(-1, 1) == batch.task_id
-        renewed = torch.rand(len(batch.y), generator=self.coins) * (self.epoch + 1) < 1
-        same &= renewed.to(self.device)
+        same &= decide(
+            lambda: torch.rand(len(batch.y), generator=self.coins) * (self.epoch + 1) < 1, self.device
+        )
         new = self.outputs[same.to(torch.uint8).argmax(1)]
         stored["logits"].copy_(torch.where(same.any(1, keepdim=True), new, stored["logits"]))

@@ -26,6 +26,7 @@ class DERpp(der.DER):
     """DER's loss plus the labels of a second draw; the memory is DER's."""
 
     options: Options
+    eager_step = ""
 
     def loss(self, batch: Batch) -> Tensor:
         """CE(stream) + α MSE(h(x'), z') + β CE(h(x''), y''), with two independent draws ' and ''."""

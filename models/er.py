@@ -70,6 +70,7 @@ class ER(RehearsalMethod):
     options: Options
     joins_replay = True
     data_parallel = True
+    eager_step = ""
 
     def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
         super().__init__(net, options, setup)
@@ -77,6 +78,7 @@ class ER(RehearsalMethod):
         self.with_replacement = (options.draws or by_default) == "replacement"
         self.scores: dict[str, Tensor] = {}  # loss_aware: the losses of the current batch
         self.inner = InnerSteps(self) if options.er_variant != "batch" else None
+        self.eager_step = type(self).eager_step or eager_step(options)
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean cross-entropy over the stream's batch and the batch drawn from the memory."""
@@ -123,3 +125,14 @@ class ER(RehearsalMethod):
 def per_task_mean_weights(task_id: Tensor) -> Tensor:
     """(n,) weights 1/n_t, n_t samples being of the same task: a sum with them is the sum of tasks' means."""
     return 1 / (task_id.view(-1, 1) == task_id).sum(1)
+
+
+def eager_step(options: Options) -> str:
+    """Why a step with these options cannot be captured as one CUDA graph; "" where it can."""
+    if options.er_variant != "batch":
+        return "algorithms 4 and 5 take single samples, in a compiled kernel of their own"
+    if options.memory.startswith("loss_aware"):
+        return "how many samples enter the memory differs from step to step"
+    if options.memory.endswith("ring"):
+        return "the rings count their samples in new tensors"
+    return ""

@@ -31,6 +31,7 @@ class ERACE(RehearsalMethod):
     """Cross-entropy on the stream among its own and new classes, on the replay among all."""
 
     options: Options
+    eager_step = ""
 
     def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
         super().__init__(net, options, setup)
@@ -55,5 +56,5 @@ class ERACE(RehearsalMethod):
 
     def after_step(self, batch: Batch) -> None:
         """Note the classes met; offer the batch to the reservoir."""
-        self.seen = self.seen.index_fill(0, batch.y, True)
+        self.seen.index_fill_(0, batch.y, True)
         self.remember(batch)

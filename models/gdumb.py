@@ -56,8 +56,8 @@ class GreedyBuffer(Buffer):
             return
         labels = fields["y"] if y_on_host is None else y_on_host
         slots = [self._slot(label) for label in labels.tolist()]
-        rows = [row for row, slot in enumerate(slots) if slot is not None]
-        self._write(rows, [slot for slot in slots if slot is not None], fields)
+        entering = [(row, slot) for row, slot in enumerate(slots) if slot is not None]
+        self._write(lambda: ([row for row, _ in entering], [slot for _, slot in entering]), fields)
 
     def _slot(self, label: int) -> int | None:
         """The slot that a sample of this class is written to; None where the sample is dropped."""

@@ -30,6 +30,7 @@ class MAER(MemorizationReplay):
 
     options: Options
     joins_replay = True
+    eager_step = ""
 
     def make_buffer(self) -> BalancedBuffer:
         """A reservoir that evicts from the most populated class."""

@@ -79,14 +79,24 @@ class Method:
     second_derivatives: ClassVar[bool] = False
     # Why a step cannot be captured as one CUDA graph, or "" where it can (tests/contract/test_step_graph.py).
     # A subclass that defines functions of its own says it anew.
-    eager_step: ClassVar[str] = "nobody has shown that it can be captured"
+    eager_step: str = "nobody has shown that it can be captured"
     # For the contract tests: the flags that make the method plain SGD, bit for bit, or a sentence that says
     # why there are none; and flags under which a test of it is quick.
     off_switch: ClassVar[dict[str, Any] | str] = ""
     quick_flags: ClassVar[dict[str, Any]] = {}
 
     # Attributes that are not the method's state: the trainer provides them, or they hold none.
-    _PROVIDED = ("inner", "options", "setup", "device", "task", "epoch", "optimizer", "allowed_classes")
+    _PROVIDED = (
+        "eager_step",
+        "inner",
+        "options",
+        "setup",
+        "device",
+        "task",
+        "epoch",
+        "optimizer",
+        "allowed_classes",
+    )
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

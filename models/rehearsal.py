@@ -5,6 +5,7 @@ joined to the stream's and stored. A paper's file calls `with_replay` or `replay
 `after_step`.
 """
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -94,6 +95,10 @@ class RehearsalMethod(Method):
         if self.epoch == 0:
             fields = {"x": batch.x_raw, "y": batch.y, "task_id": batch.task_id, "index": batch.index}
             self.buffer.add(y_on_host=batch.y_on_host, **fields, **extra)
+
+    def step_form(self) -> Hashable:
+        """Whether samples are stored, as in a task's first epoch, and how many are replayed."""
+        return self.epoch == 0, min(len(self.buffer), self.n_replayed)
 
     def separate_passes(self, *batches: Batch | Examples) -> list[Tensor]:
         """(N_i, C) unmasked logits of several batches, computed as if each were a pass of its own.

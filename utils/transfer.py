@@ -20,6 +20,8 @@ def send(
     values: Tensor | Sequence[object], device: torch.device | str, dtype: torch.dtype | None = None
 ) -> Tensor:
     """Host values, a CPU tensor or (nested) lists of numbers, as a tensor on the device, without waiting."""
+    if _collecting is not None:
+        raise RuntimeError("a captured step sends a host value, which would be the same at every replay")
     host = values if isinstance(values, Tensor) else torch.tensor(values, dtype=dtype)
     if torch.device(device).type != "cuda" or host.device.type == "cuda":
         return host.to(device, dtype)
@@ -37,6 +39,7 @@ class HostPlan:
         self.draws: list[Callable[[], Tensor]] = []
         self.slices: list[Tensor] = []  # the part of the block for each decision
         self.values: list[Tensor] = []  # drawn for the next step, still on the host
+        self.kept: list[Tensor] = []
         self.end = 0
 
     @contextmanager
@@ -78,6 +81,13 @@ class HostPlan:
 
 
 _collecting: HostPlan | None = None  # while a step is captured: nobody else acts then
+
+
+def kept(tensor: Tensor) -> Tensor:
+    """The tensor itself, from a cache: a step that is captured now keeps it, whatever the cache forgets."""
+    if _collecting is not None:
+        _collecting.kept.append(tensor)
+    return tensor
 
 
 def decide(draw: Callable[[], Tensor], device: torch.device | str) -> Tensor:

@@ -10,11 +10,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from engram.models.er import ER
+from engram.datasets.augment import first_runs
+from engram.models.gss import GSS
 from engram.models.method import Method
 from engram.models.sgd import SGD
+from engram.utils.training import step_graph
 from engram.utils.training.step_graph import N_WARM_UP
 from engram.utils.training.trainer import Trainer
+from engram.utils.transfer import send
 from tests.conftest import methods_with_code
 from tests.contract.test_methods import CASES, assert_same, classes_of, small_method, weights
 from tests.pretended_device import PretendedDevice
@@ -59,7 +62,8 @@ def test_a_captured_step_computes_what_an_eager_one_does(model, scenario, gpu):
     """Two tasks of two epochs: eleven full batches and an odd one each."""
     trainer, n_replays = compared(model, gpu, scenario)
     assert not trainer.graph.refused
-    assert n_replays >= 2 * (2 * 11 - 2 * N_WARM_UP)
+    n_without_replay = int(trainer.method.rehearses)  # the first step of all
+    assert n_replays >= 2 * (2 * 11 - 2 * N_WARM_UP) - n_without_replay
 
 
 @pytest.mark.parametrize("model", ["sgd", "ewc"])
@@ -68,7 +72,33 @@ def test_optimizers_that_keep_state(model, optimizer, gpu):
     assert compared(model, gpu, **optimizer, keep_optimizer=True)[1] > 0
 
 
-def test_a_network_that_keeps_statistics(gpu):
+@pytest.mark.parametrize("memory", ["balanced", "fifo"])
+def test_other_memories(memory, gpu):
+    """A memory that fills slowly: the first steps draw more samples each than the one before."""
+    assert compared("er", gpu, memory=memory, minibatch_size=80, buffer_size=60)[1] > 0
+
+
+def test_draws_with_replacement(gpu):
+    assert compared("er", gpu, draws="replacement", buffer_size=6)[1] > 0
+
+
+@pytest.mark.parametrize(
+    "flags", [{"memory": "class_ring"}, {"memory": "loss_aware"}, {"er_variant": "alg4"}]
+)
+def test_forms_of_er_that_are_not_captured_say_why(flags, gpu, capsys):
+    method, _ = small_method("er", device="cuda", compile=True, **flags)
+    assert step_graph.build(method, 9, 100, print) is None
+    assert f"(not the whole step: {method.eager_step})" in capsys.readouterr().out
+    assert method.eager_step != Method.eager_step
+
+
+@pytest.mark.parametrize("model", ["lwf", "derpp"])
+def test_a_network_that_keeps_statistics(model, gpu, monkeypatch):
+    """Crops of replayed images read tables from a cache, which has forgotten them when a step is replayed."""
+    true_replay = step_graph.CapturedStep.replay
+    monkeypatch.setattr(
+        step_graph.CapturedStep, "replay", lambda *args: (first_runs.cache_clear(), true_replay(*args))[1]
+    )
     flags = {
         "backbone": "resnet18",
         "width": 0.05,
@@ -77,7 +107,7 @@ def test_a_network_that_keeps_statistics(gpu):
         "n_iters": 6,
         "batch_size": 6,
     }
-    assert compared("lwf", gpu, **flags)[1] > 0
+    assert compared(model, gpu, **flags)[1] > 0
 
 
 def test_a_replay_is_one_launch_and_does_not_wait(gpu, monkeypatch):
@@ -97,10 +127,11 @@ def test_a_replay_is_one_launch_and_does_not_wait(gpu, monkeypatch):
     assert sum(gpu.launches.values()) == 1 + 5 + 1 and not gpu.waits, (gpu.launches, gpu.waits)
 
 
-def test_a_checkpoint_inside_a_task_continues(gpu, folder):
+@pytest.mark.parametrize("model", ["si", "maer"])
+def test_a_checkpoint_inside_a_task_continues(model, gpu, folder):
     """Stopped after ten steps, some of them replayed, and read back: the same bits as without the stop."""
-    whole = trained(*small_method("si", device="cuda", compile=True, **SCHEDULED))
-    method, config = small_method("si", device="cuda", compile=True, **SCHEDULED)
+    whole = trained(*small_method(model, device="cuda", compile=True, **SCHEDULED))
+    method, config = small_method(model, device="cuda", compile=True, **SCHEDULED)
     first = Trainer(config, method, folder, quiet=True)
 
     def stop_after_ten(task, label):
@@ -111,7 +142,7 @@ def test_a_checkpoint_inside_a_task_continues(gpu, folder):
     first._between_steps = stop_after_ten
     with pytest.raises(KeyboardInterrupt):
         first.run()
-    method, config = small_method("si", device="cuda", compile=True, **SCHEDULED)
+    method, config = small_method(model, device="cuda", compile=True, **SCHEDULED)
     second = Trainer(config, method, folder, quiet=True)
     second.load()
     second.save = lambda: None
@@ -155,6 +186,15 @@ class Reading(SGD):
         self.n += 1
         loss = super().loss(batch)
         return loss / self.n if loss.item() > 0 else loss
+
+
+class Sending(SGD):
+    """It sends a number of the host to the device, where a graph would find the same one at every replay."""
+
+    eager_step = ""
+
+    def loss(self, batch):
+        return super().loss(batch) * send([1.0 + self.epoch], self.device)[0]
 
 
 class Branching(SGD):
@@ -218,6 +258,13 @@ def test_a_step_that_cannot_be_captured_is_told_once_and_runs_eagerly(gpu, plant
     assert line.endswith("steps run eagerly")
 
 
+def test_a_number_sent_to_the_device_is_refused(gpu, planted, capsys):
+    planted(Sending)
+    trainer, n_replays = compared("sgd", gpu)
+    assert n_replays == 0 and trainer.graph.refused
+    assert "a captured step sends a host value" in capsys.readouterr().err
+
+
 def test_the_start_says_what_is_captured(gpu, capsys):
     trained(*small_method("sgd", device="cuda", compile=True))
     assert "--compile: every training step is one CUDA graph" in capsys.readouterr().err
@@ -237,4 +284,4 @@ def test_a_subclass_with_code_of_its_own_is_not_captured_unasked():
             return F.cross_entropy(self.logits(batch.x, batch.task_id), batch.y)
 
     assert Fixed.eager_step == "" and Other.eager_step == Method.eager_step != ""
-    assert ER.eager_step == Method.eager_step
+    assert GSS.eager_step == Method.eager_step

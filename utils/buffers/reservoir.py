@@ -6,12 +6,17 @@ out, and unlimited; `weighted_reservoirs.py` has those that choose which sample 
 with a ring of slots for every task or class, `exemplar_memory.py` the one that is renewed after a task.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from engram.utils.buffers.memory import State, n_rows
 from engram.utils.buffers.storage import Storage, copy_rows
-from engram.utils.transfer import send
+from engram.utils.transfer import decide
+
+Assignment = tuple[list[int], list[int]]  # rows of a batch that are stored, and the slot of each
 
 
 class Buffer:
@@ -44,10 +49,9 @@ class Buffer:
         """Offer a batch; each field is (N, ...). A reservoir does not look at labels."""
         if not self.size:
             return
-        rows, slots = self._assign_slots(n_rows(fields))
-        self._write(rows, slots, fields)
+        self._write(partial(self._assign_slots, n_rows(fields)), fields)
 
-    def _assign_slots(self, n: int) -> tuple[list[int], list[int]]:
+    def _assign_slots(self, n: int) -> Assignment:
         """Rows of `n` offered samples that enter, and the slot of each, as if they came one by one.
 
         In plain Python: for the few numbers of a batch that is several times faster than array operations.
@@ -59,18 +63,24 @@ class Buffer:
         rows = [i for i, slot in enumerate(slots) if slot < self.size]
         return rows, [slots[i] for i in rows]
 
-    def _write(self, rows: list[int], slots: list[int], fields: dict[str, Tensor]) -> None:
-        """Copy rows of the fields into slots; of several rows bound for one slot the last stays.
+    def _write(self, assign: Callable[[], Assignment], fields: dict[str, Tensor]) -> None:
+        """Copy rows of the fields into slots, as `assign` says; of several bound for one the last stays.
 
         On CUDA all rows are written, those that do not enter to the spare slot: that takes one kernel a
         field, and every step has operations of the same shapes. A CPU copies what enters, often nothing.
         """
-        row_of = dict(zip(slots, rows, strict=True))
+
+        def targets() -> Tensor:
+            rows, slots = assign()
+            slot_of = {row: slot for slot, row in dict(zip(slots, rows, strict=True)).items()}
+            return torch.tensor([slot_of.get(row, self.size) for row in range(n_rows(fields))])
+
         if self.device.type == "cuda":
-            slot_of = {row: slot for slot, row in row_of.items()}
-            targets = [slot_of.get(row, self.size) for row in range(n_rows(fields))]
-            self.storage.write(send(targets, self.device), fields)
-        elif rows:
+            self.storage.write(decide(targets, self.device), fields)
+            return
+        rows, slots = assign()
+        if rows:
+            row_of = dict(zip(slots, rows, strict=True))
             chosen = torch.tensor([list(row_of.values()), list(row_of)])
             self.storage.write(chosen[1], fields, rows=chosen[0])
 
@@ -91,7 +101,7 @@ class Buffer:
 
     def slots(self, n: int) -> Tensor:
         """(min(n, len(self)),) distinct slots in use, uniformly."""
-        return send(distinct(len(self), min(n, len(self)), self.generator), self.device)
+        return decide(lambda: distinct(len(self), min(n, len(self)), self.generator), self.device)
 
     def slots_of_task(self, task: int, n: int) -> Tensor:
         """(n,) slots of one task, distinct while there are enough of them; it must have one."""
@@ -111,7 +121,7 @@ class Buffer:
 
     def sample_with_replacement(self, n: int) -> dict[str, Tensor]:
         """`n` independent uniform draws, so possibly repeated; each field (n, ...). Not when empty."""
-        return self.at(send(torch.randint(len(self), (n,), generator=self.generator), self.device))
+        return self.at(decide(lambda: torch.randint(len(self), (n,), generator=self.generator), self.device))
 
     def stored(self) -> dict[str, Tensor]:
         """Views of everything in the buffer, in slot order."""
@@ -134,7 +144,7 @@ class Buffer:
 class FIFOBuffer(Buffer):
     """The last `size` samples offered; the oldest leaves first."""
 
-    def _assign_slots(self, n: int) -> tuple[list[int], list[int]]:
+    def _assign_slots(self, n: int) -> Assignment:
         n_stored = min(n, self.size)
         self.n_seen += n
         slots = [k % self.size for k in range(self.n_seen - n_stored, self.n_seen)]
@@ -188,7 +198,7 @@ def rows_where(mask: Tensor, n: int, generator: torch.Generator) -> Tensor:
     Random keys rank the positions, so that nothing is read from the device, not even whether the mask is True
     anywhere. If it is True nowhere, the result is one arbitrary position n times: a valid index, no choice.
     """
-    keys = send(torch.rand(len(mask), generator=generator), mask.device)
+    keys = decide(lambda: torch.rand(len(mask), generator=generator), mask.device)
     n_ranked = min(n, len(mask))
     ranked = keys.masked_fill(~mask, 2.0).topk(n_ranked, largest=False).indices
     turn = torch.arange(n, device=mask.device) % mask.sum().clamp_min(1)

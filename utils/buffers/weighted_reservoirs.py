@@ -7,13 +7,14 @@ are copied once, all together.
 """
 
 from bisect import insort
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from engram.utils.buffers import selection
 from engram.utils.buffers.memory import State, n_rows
-from engram.utils.buffers.reservoir import Buffer
+from engram.utils.buffers.reservoir import Assignment, Buffer
 from engram.utils.transfer import send
 
 
@@ -36,7 +37,7 @@ class EvictingBuffer(Buffer):
         n_free = max(0, self.size - self.n_seen)  # these many rows enter without an eviction
         rows, slots = self._assign_slots(n_rows(fields))
         if n_free:
-            self._write(rows[:n_free], slots[:n_free], fields)
+            self._write(lambda: (rows[:n_free], slots[:n_free]), fields)
         if len(rows) > n_free:
             entering = send(rows[n_free:], self.device)
             chances = send(torch.rand(len(entering), generator=self.generator), self.device)
@@ -70,16 +71,20 @@ class BalancedBuffer(Buffer):
         """Offer a batch; each field is (N, ...). Without `y_on_host` the labels are read from the device."""
         if not self.size:
             return
+        self._write(partial(self._assign_by_class, fields["y"] if y_on_host is None else y_on_host), fields)
+
+    def _assign_by_class(self, y: Tensor) -> Assignment:
+        """Rows of offered samples with labels y (N,) that enter, and the slot of each."""
         n_free = max(0, self.size - self.n_seen)  # these many rows enter without an eviction
-        rows, slots = self._assign_slots(n_rows(fields))
-        labels = (fields["y"] if y_on_host is None else y_on_host).tolist()
+        rows, slots = self._assign_slots(len(y))
+        labels = y.tolist()
         evictions = range(n_free, len(rows))
         chances = torch.rand(len(evictions), generator=self.generator).tolist() if evictions else []
         for i, row in enumerate(rows):
             if i >= n_free:
                 slots[i] = self._evict(chances[i - n_free])
             insort(self.members[labels[row]], slots[i])
-        self._write(rows, slots, fields)
+        return rows, slots
 
     def _evict(self, chance: float) -> int:
         """The slot given up by the most populated class: the member at the share `chance`, in [0, 1)."""
