@@ -170,14 +170,14 @@ def test_a_store_that_is_away_at_the_start_gets_the_whole_run_later(tmp_path, mo
     assert run.info.status == "FINISHED" and RunDir(path).finished
 
 
-@pytest.mark.parametrize("method", ["er", "joint"])
+@pytest.mark.parametrize("method", [["er"], ["joint", "--validation", "20"]])
 def test_a_pending_run_without_its_checkpoint_is_sent_from_its_folder(tmp_path, caplog, method):
     """The store is away at the start, the checkpoint is gone: MLflow gets the same as of another run."""
     from mlflow.tracking import MlflowClient
 
     other, store = tmp_path / "other.db", tmp_path / "store" / "mlflow.db"
     store.parent.write_text("a file where the database's folder should be")
-    flags = [*FLAGS, "--eval_every", "30", "--model", method]
+    flags = [*FLAGS, "--eval_every", "30", "--model", *method]
     for uri, output_dir in ((other, "whole"), (store, "runs")):
         placed = ["--tracking_uri", f"sqlite:///{uri}", "--output_dir", str(tmp_path / output_dir)]
         assert program.main([*flags, *placed]) == 0

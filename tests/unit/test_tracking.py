@@ -122,15 +122,16 @@ def test_artifacts(uri, tmp_path):
     assert sorted(file.path for file in listed) == ["matrix.csv", "results.json"]
 
 
-def test_a_run_that_is_being_opened_gives_signs_of_life(uri, tmp_path):
-    calls, news = queue.SimpleQueue(), []
+def test_a_run_that_is_being_opened_gives_signs_of_life(uri, tmp_path, monkeypatch):
+    calls, news, whole = queue.SimpleQueue(), [], (tmp_path / "mlflow.db").rename(tmp_path / "whole.db")
+    monkeypatch.setattr(mlflow_store, "create_database", lambda path: shutil.copy(whole, path))
     calls.put(("start", (make_config(tracking_uri=uri).flat(), tmp_path, None, False)))
     calls.put(None)
     tracking_worker.serve(calls, lambda kind, content: news.append((kind, content)), uri)
     assert {kind for kind, _ in news} == {"state"} and all(active for _, (active, _) in news)
     ids = [run_id for _, (_, run_id) in news]
-    # MLflow is imported, the experiment is asked for, the run is made; then it has an id
-    assert ids[:3] == [None] * 3 and len(ids) > 4 and ids[-1] is not None
+    # MLflow is imported, the store is made, the experiment is asked for, the run is made; then it has an id
+    assert ids[:4] == [None] * 4 and len(ids) > 5 and ids[-1] is not None
 
 
 @pytest.mark.parametrize("answered", [True, False])

@@ -141,6 +141,7 @@ class MlflowTracker(Tracker):
         path = store.sqlite_path(self.uri)
         if path is not None and not path.exists():
             store.create_database(path)
+            self.alive()
         self._client = LivelyClient(MlflowClient(tracking_uri=self.uri), self.alive)
         tags = run_tags(flags, self.run_dir)
         experiment = experiment_id(
