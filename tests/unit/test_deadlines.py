@@ -33,7 +33,7 @@ class Chatting(queue.SimpleQueue):
     """News without end: the state, and never an answer."""
 
     def get(self, block=True, timeout=None):
-        return "state", (True, "id")
+        return "state", (True, "id", "1")
 
 
 def test_a_worker_that_never_answers_is_given_up(caplog, tmp_path):
@@ -47,6 +47,21 @@ def test_a_worker_that_never_answers_is_given_up(caplog, tmp_path):
     assert [record.message for record in caplog.records] == [
         "MLflow: no answer for 0.01 s; nothing more is logged there, training goes on"
     ]
+
+
+def test_the_address_of_a_run_is_waited_for_a_time_in_all(monkeypatch):
+    clock = TickingClock(step=1.0)
+    monkeypatch.setattr(background_tracker.time, "monotonic", clock)
+    worker, states = Silent(), [(True, None, None)] * 2 + [(True, "id", "7")]
+    monkeypatch.setattr(
+        worker, "news", type("News", (), {"get": lambda self, timeout: ("state", states.pop(0))})()
+    )
+    tracker = BackgroundTracker(worker)
+    tracker.wait_until_open(100.0)
+    assert not states and tracker._experiment == "7"
+    tracker._run_id, states[:] = None, [(True, None, None)] * 50
+    tracker.wait_until_open(5.0)
+    assert 40 < len(states) < 50 and tracker._active
 
 
 def test_a_run_that_is_to_end_waits_for_a_slow_store_for_a_time_in_all(monkeypatch):
@@ -68,7 +83,7 @@ def test_signs_of_life_renew_the_patience_of_a_finished_run(monkeypatch):
     def get(timeout):
         waits.append(timeout)
         clock.spend(timeout - 1)
-        return ("answer", None) if len(waits) == 20 else ("state", (True, "id"))
+        return ("answer", None) if len(waits) == 20 else ("state", (True, "id", "1"))
 
     monkeypatch.setattr(worker, "news", type("News", (), {"get": staticmethod(get)}))
     tracker._ask(float("inf"), "flush")
@@ -94,7 +109,7 @@ def test_a_thread_that_is_stuck_is_left_behind_and_does_nothing_more(monkeypatch
     stuck, go_on, calls = threading.Event(), threading.Event(), []
 
     class Stuck:
-        active, run_id = True, "id"
+        active, run_id, experiment = True, "id", "1"
 
         def __init__(self, *arguments, **keywords):
             pass

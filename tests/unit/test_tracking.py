@@ -16,6 +16,7 @@ from engram.utils.config.options import OptionSet
 from engram.utils.config.registry import ROOT
 from engram.utils.credentials import redact
 from engram.utils.errors import UserError
+from engram.utils.tracking import experiment_view as ev
 from engram.utils.tracking import mlflow_store, tracking_worker
 from engram.utils.tracking.mlflow_tracker import MlflowTracker, NullTracker, open_tracker
 
@@ -90,7 +91,26 @@ def test_params_tags_and_name(uri, tmp_path):
 
 def test_default_names(uri, tmp_path):
     run = read(open_tracker(make_config(tracking_uri=uri), tmp_path))
-    assert run.info.run_name == "er seq-digits seed 3"
+    assert run.info.run_name == "er seq-digits, n_epochs 1, seed 3"
+
+
+def test_an_experiment_has_our_view_and_an_older_one_gets_it(uri):
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(uri)
+    old = client.create_experiment("old", tags={"theirs": "1", ev.VIEW_TAG: "{}"})
+    for name in ("old", "new"):
+        number = ev.experiment_id(client, uri, name)
+        assert client.get_experiment(number).tags[ev.VIEW_TAG] == ev.view()
+        assert f"/experiments/{number}/runs?" in ev.address(number)
+    assert ev.experiment_id(client, uri, "old") == old and client.get_experiment(old).tags["theirs"] == "1"
+
+
+def test_a_run_has_its_own_start_and_end(uri, tmp_path):
+    tracker = open_tracker(make_config(tracking_uri=uri), tmp_path, started=1_700_000_000.25)
+    tracker.finish("finished", ended=1_700_000_007.5)
+    info = read(tracker).info
+    assert (info.start_time, info.end_time) == (1_700_000_000_250, 1_700_000_007_500)
 
 
 def test_metrics_and_steps(uri, tmp_path):
@@ -128,8 +148,8 @@ def test_a_run_that_is_being_opened_gives_signs_of_life(uri, tmp_path, monkeypat
     calls.put(("start", (make_config(tracking_uri=uri).flat(), tmp_path, None, False)))
     calls.put(None)
     tracking_worker.serve(calls, lambda kind, content: news.append((kind, content)), uri)
-    assert {kind for kind, _ in news} == {"state"} and all(active for _, (active, _) in news)
-    ids = [run_id for _, (_, run_id) in news]
+    assert {kind for kind, _ in news} == {"state"} and all(active for _, (active, *_) in news)
+    ids = [run_id for _, (_, run_id, _) in news]
     # MLflow is imported, the store is made, the experiment is asked for, the run is made; then it has an id
     assert ids[:4] == [None] * 4 and len(ids) > 5 and ids[-1] is not None
 
@@ -143,7 +163,7 @@ def test_a_request_that_was_repeated_leaves_one_run(uri, tmp_path, monkeypatch, 
 
     def a_slow_server(client, *arguments, **keywords):
         """It carries out each of three requests, the first two after nobody waits for them any more."""
-        made = [create_run(client, *arguments, start_time=1_700_000_000_000, **keywords) for _ in range(3)]
+        made = [create_run(client, *arguments, **keywords) for _ in range(3)]
         if answered:
             return made[-1]
         raise MlflowException("Read timed out")
@@ -157,7 +177,7 @@ def test_a_request_that_was_repeated_leaves_one_run(uri, tmp_path, monkeypatch, 
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, "create_run", a_slow_server)
         tracker = MlflowTracker(uri, tmp_path)
-        tracker.start(config.flat(), None)
+        tracker.start(config.flat(), None, started=1_700_000_000.0)
         assert tracker.active == answered
     if not answered:
         tracker = MlflowTracker(uri, tmp_path)
@@ -295,13 +315,19 @@ def test_an_installed_copy_has_its_store_in_the_current_folder(tmp_path, monkeyp
     assert mlflow_store.how_to_browse(None) == "mlflow ui   then open http://127.0.0.1:5000"
 
 
-def test_default_store_is_the_one_mlflow_ui_opens(monkeypatch):
+def test_default_store_is_the_one_mlflow_ui_opens(monkeypatch, tmp_path):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(ROOT)
     assert mlflow_store.resolve_uri(None) == f"sqlite:///{ROOT}/mlflow.db"
     assert mlflow_store.artifact_location(f"sqlite:///{ROOT}/mlflow.db", "x") == f"{ROOT.as_uri()}/mlruns/x"
     assert mlflow_store.artifact_location("postgresql+psycopg://h/db", "x") == f"{ROOT.as_uri()}/mlruns/x"
     assert mlflow_store.artifact_location("http://localhost:5000", "x") is None
-    assert mlflow_store.how_to_browse(None) == "mlflow ui   then open http://127.0.0.1:5000"
+    assert mlflow_store.how_to_browse(None, "/#/x") == "mlflow ui   then open http://127.0.0.1:5000/#/x"
+    monkeypatch.chdir(tmp_path)  # another folder, where `mlflow ui` alone would open another store
+    option = f"--backend-store-uri sqlite:///{ROOT}/mlflow.db"
+    assert mlflow_store.how_to_browse(None) == f"mlflow ui {option}   then open http://127.0.0.1:5000"
+    assert "'sqlite:////a b/m.db'" in mlflow_store.how_to_browse("sqlite:////a b/m.db")
+    assert mlflow_store.how_to_browse("http://host:5/", "/#/x") == "http://host:5/#/x"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
     assert mlflow_store.resolve_uri(None) == "http://server:5000"
 

@@ -34,7 +34,7 @@ class Completion:
         record = RunRecord.read(self.path)
         draw(record, run_dir)
         log_files(record, run_dir, tracker)
-        tracker.finish("finished")
+        tracker.finish("finished", ended=run_dir.ended)
         run_id = tracker.run_id or run_dir.tracking_id
         run_dir.track(run_id, pending=not tracker.active)
         if not tracker.active:

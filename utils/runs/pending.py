@@ -4,6 +4,7 @@ A run that still has its checkpoint is opened again and logs as it would have. T
 checkpoint was deleted: `results.json` holds every number that was to be logged.
 """
 
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -24,7 +25,8 @@ def send(config: Config, run_dir: RunDir, background: BackgroundTracker, wait: b
     """
     record = RunRecord.read(run_dir.path)
     with run_dir.claimed(wait):
-        tracker = open_tracker(config, run_dir.path, run_dir.tracking_id, True, background)
+        started = (run_dir.ended or time.time()) - (record.seconds.total or 0)
+        tracker = open_tracker(config, run_dir.path, run_dir.tracking_id, True, background, started)
         tracker.set_tags(
             {"device": record.device, "precision": record.used_precision, "evaluated_on": record.evaluated_on}
         )
@@ -36,7 +38,7 @@ def send(config: Config, run_dir: RunDir, background: BackgroundTracker, wait: b
         if not (run_dir.path / "curves.png").exists():
             completion.draw(record, run_dir)
         completion.log_files(record, run_dir, tracker)
-        tracker.finish("finished")
+        tracker.finish("finished", ended=run_dir.ended)
         run_id = tracker.run_id or run_dir.tracking_id
         run_dir.track(run_id, pending=not tracker.active)
         if tracker.active:

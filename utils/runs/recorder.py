@@ -1,5 +1,6 @@
 """Everything a run leaves behind: on the terminal, in its folder and in MLflow."""
 
+import sys
 from contextlib import suppress
 from typing import Any, Generic
 
@@ -16,6 +17,8 @@ from engram.utils.runs.run_dir import RunDir
 from engram.utils.runs.run_record import RunRecord, Seconds, ViewResult
 from engram.utils.runs.system_metrics import SystemMetrics
 from engram.utils.tracking.background_tracker import BackgroundTracker
+from engram.utils.tracking.experiment_view import address
+from engram.utils.tracking.mlflow_store import how_to_browse
 from engram.utils.tracking.mlflow_tracker import open_tracker, wanted
 from engram.utils.training import environment
 from engram.utils.training.accuracy_log import AccuracyLog
@@ -23,6 +26,8 @@ from engram.utils.training.environment import device_name
 from engram.utils.training.ports import BatchT, Stream, TaskT
 from engram.utils.training.signals import InterruptedRunError
 from engram.utils.training.trainer import Trainer
+
+OPEN_SECONDS = 5.0  # that a terminal waits, below the printed results, for the address of a run of seconds
 
 
 class Recorder(Generic[TaskT, BatchT]):
@@ -91,7 +96,8 @@ class Recorder(Generic[TaskT, BatchT]):
             return
         if self.status == "failed":
             self._write_if_possible("failed")
-        self.tracker.finish(self.status, hurried=bool(self.trainer.signals.requested))
+        hurried = bool(self.trainer.signals.requested)
+        self.tracker.finish(self.status, hurried, self.run_dir.ended)
         with suppress(DiskError):  # it has been said, and "pending" stands in the folder since the start
             self._note_tracking(pending=self.status != "finished" or self._store_failed())
         if self.status == "finished" and self._store_failed():
@@ -166,15 +172,24 @@ class Recorder(Generic[TaskT, BatchT]):
         record = self._write("finished")
         self.status = "finished"
         completion.write_tables(record, self.trainer.benchmark.class_names, self.run_dir)
+        self.run_dir.say(text_summary.full(record))
+        page = self._page()
         self.handed_over = self._hand_over()
         if not self.handed_over:
             completion.draw(record, self.run_dir)
             completion.log_files(record, self.run_dir, self.tracker)
             self.tracker.flush()
-        self.run_dir.say(text_summary.full(record, logged=self.tracker.active))
+        if self.tracker.active:
+            self.run_dir.say(f"browse:  {how_to_browse(self.config.log.tracking_uri, page)}")
         if self.handed_over:
             self.run_dir.say("figures and the end of the MLflow run follow (--wait_for_log waits for them)")
         self.run_dir.say(f"results: {self.run_dir.results}")
+
+    def _page(self) -> str:
+        """The page of MLflow that shows this run's experiment, which a run of seconds waits for."""
+        if self.background and sys.stdout.isatty():  # else nobody reads it at once
+            self.background.wait_until_open(OPEN_SECONDS)
+        return address(self.tracker.experiment)
 
     def _hand_over(self) -> bool:
         """Let the tracking process go on alone, unless it is to be waited for; returns whether it does."""

@@ -111,6 +111,14 @@ class RunDir:
         return words[0] if words else None
 
     @property
+    def ended(self) -> float | None:
+        """When results.json was last written, in seconds since 1970; a run that has ended does so last."""
+        try:
+            return self.results.stat().st_mtime
+        except OSError:
+            return None
+
+    @property
     def finished(self) -> bool:
         """Whether the run has come to its end, its logging included."""
         try:

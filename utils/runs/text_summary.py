@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from engram.utils.runs.run_record import RunRecord
-from engram.utils.tracking.mlflow_store import how_to_browse
 
 MAX_TASKS = 20  # wider matrices are shown by their diagonal and last row
 PER_LINE = 10
@@ -22,15 +21,13 @@ ROWS = {
 ALWAYS = 5  # of the rows; the others only where they were measured
 
 
-def full(record: RunRecord, logged: bool) -> str:
-    """Everything a finished run prints; `logged`: its numbers are in MLflow."""
+def full(record: RunRecord) -> str:
+    """The numbers that a finished run prints."""
     tables = [
         matrix_table(record.views[view].R, f"{name} accuracy in % ({record.evaluated_on} data)")
         for view, name in record.view_names.items()
     ]
     lines = [*tables, summary(record), *memorization(record), cost(record)]
-    if logged:
-        lines[-1] += f"\nbrowse   {how_to_browse(record.config.get('tracking_uri'))}"
     return "\n" + "\n\n".join(lines) + "\n"
 
 

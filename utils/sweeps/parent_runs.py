@@ -17,6 +17,7 @@ import numpy as np
 
 from engram.utils.config import outside
 from engram.utils.config.run_key import run_key
+from engram.utils.config.run_title import run_title
 from engram.utils.credentials import redact
 from engram.utils.metrics.statistics import mean_std_ci
 from engram.utils.runs.pending import accuracy_log
@@ -24,7 +25,8 @@ from engram.utils.runs.run_dir import RunDir
 from engram.utils.runs.run_record import RunRecord
 from engram.utils.tracking import mlflow_store as store
 from engram.utils.tracking.deadline import within
-from engram.utils.tracking.mlflow_tracker import METRICS_PER_BATCH, TAG_FLAGS, experiment_id
+from engram.utils.tracking.experiment_view import experiment_id
+from engram.utils.tracking.mlflow_tracker import METRICS_PER_BATCH, TAG_FLAGS
 from engram.utils.training.accuracy_log import VALIDATION
 
 if TYPE_CHECKING:
@@ -113,9 +115,9 @@ def _write_parent(
 
 
 def label(flags: dict[str, Any]) -> str:
-    """The run's name without its seed; else the method and the benchmark."""
-    name = (flags["run_name"] or "").replace(f", seed {flags['seed']}", "")
-    return name or f"{flags['model']} {flags['dataset']}"
+    """The run's name without its seed."""
+    name = flags["run_name"] or run_title(flags)
+    return name.replace(f", seed {flags['seed']}", "")
 
 
 def statistics(records: list[RunRecord]) -> list[tuple[int, str, float]]:

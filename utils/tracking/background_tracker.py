@@ -45,7 +45,7 @@ def prepared(config: Config) -> Iterator["BackgroundTracker | None"]:
 
 
 class BackgroundTracker(Tracker):
-    """`MlflowTracker` at work elsewhere; `active` and `run_id` are what it said last."""
+    """`MlflowTracker` at work elsewhere; `active`, `run_id` and `experiment` are what it said last."""
 
     # More than a store takes to fail by itself: its lock 60 s, a request and its repetitions 33 s.
     answer_seconds = 90.0  # the longest wait without a sign of life
@@ -56,6 +56,8 @@ class BackgroundTracker(Tracker):
         self._worker = worker
         self._active = True
         self._run_id: str | None = None
+        self._experiment: str | None = None
+        self.started = time.time()  # the run begins with this tracker
         self._answer: tuple[Any] | None = None
         self._handed_over = False
 
@@ -71,9 +73,21 @@ class BackgroundTracker(Tracker):
         self._listen()
         return self._run_id
 
-    def start(self, flags: dict[str, Any], run_dir: Path, resume_id: str | None, resumed: bool) -> None:
+    @property
+    def experiment(self) -> str | None:
+        """Id of the run's experiment; None until the run is open."""
+        self._listen()
+        return self._experiment
+
+    def start(self, flags: dict[str, Any], run_dir: Path, *opening: Any) -> None:
         """As `MlflowTracker.start`; nothing is waited for."""
-        self._send("start", flags, run_dir, resume_id, resumed)
+        self._send("start", flags, run_dir, *opening)
+
+    def wait_until_open(self, seconds: float) -> None:
+        """Wait until the run is open, the store is given up, or so many seconds have passed."""
+        end = time.monotonic() + seconds
+        while self._active and self._run_id is None and (left := end - time.monotonic()) > 0:
+            self._hear(left)
 
     def log_history(self, rows: Sequence[tuple[int, Mapping[str, float | None]]]) -> None:
         """Sent, not waited for, as are the following."""
@@ -95,9 +109,9 @@ class BackgroundTracker(Tracker):
         """Wait until everything sent so far is done, or given up."""
         self._ask(math.inf, "flush")
 
-    def finish(self, status: str, hurried: bool = False) -> None:
+    def finish(self, status: str, hurried: bool = False, ended: float | None = None) -> None:
         """Close the run in MLflow and wait until that is done; `hurried`, for `stop_seconds` in all."""
-        self._ask(self.stop_seconds if hurried else math.inf, "finish", status)
+        self._ask(self.stop_seconds if hurried else math.inf, "finish", status, False, ended)
 
     def hand_over(self, completion: Callable[[Tracker], None], log: Path, claim: int) -> bool:
         """Let the worker's process do the rest, `completion`, after this one has ended; whether it will.
@@ -148,7 +162,7 @@ class BackgroundTracker(Tracker):
         elif kind == "answer":
             self._answer = (content,)
         elif kind == "state":
-            self._active, self._run_id = content
+            self._active, self._run_id, self._experiment = content
         else:
             self._lost("its process has ended")
         return True

@@ -10,8 +10,9 @@ from engram.utils.credentials import redact
 from engram.utils.errors import UserError
 from engram.utils.tracking import mlflow_store as store
 from engram.utils.tracking.deadline import within
+from engram.utils.tracking.experiment_view import experiment_id
 from engram.utils.tracking.legacy_file_store import OldRun
-from engram.utils.tracking.mlflow_tracker import METRICS_PER_BATCH, PARAMS_PER_BATCH, experiment_id
+from engram.utils.tracking.mlflow_tracker import METRICS_PER_BATCH, PARAMS_PER_BATCH
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient

@@ -30,6 +30,11 @@ class LivelyClient:
         return carry_out
 
 
+def milliseconds(seconds: float | None) -> int | None:
+    """A time in seconds since 1970 as MLflow has it; None stays None, which MLflow takes for now."""
+    return None if seconds is None else int(1000 * seconds)
+
+
 def started_from(client: Any, experiment: str, run_dir: str) -> "list[Run]":
     """The experiment's runs that were started from this folder, the oldest first."""
     quoted = run_dir.replace("'", "''")

@@ -5,6 +5,7 @@ import hashlib
 import logging
 import os
 import re
+import shlex
 import tempfile
 import threading
 import time
@@ -48,13 +49,17 @@ def _named_uri(flag: str | None) -> str:
     return flag or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{default_dir() / 'mlflow.db'}"
 
 
-def how_to_browse(flag: str | None) -> str:
-    """What to type or open to see the runs of the store that --tracking_uri `flag` names."""
+def how_to_browse(flag: str | None, page: str = "") -> str:
+    """What to type and open to see a page of the store that --tracking_uri `flag` names.
+
+    `mlflow ui` by itself opens the database of the folder that it is typed in.
+    """
     uri = _named_uri(flag)
     if uri.startswith(("http://", "https://")):
-        return redact(uri)
-    store = "" if sqlite_path(uri) == default_dir() / "mlflow.db" else f" --backend-store-uri {redact(uri)}"
-    return f"mlflow ui{store}   then open http://127.0.0.1:5000"
+        return redact(uri).rstrip("/") + page
+    here = sqlite_path(uri) == Path.cwd() / "mlflow.db"
+    option = "" if here else f" --backend-store-uri {shlex.quote(redact(uri))}"
+    return f"mlflow ui{option}   then open http://127.0.0.1:5000{page}"
 
 
 def is_database(uri: str) -> bool:

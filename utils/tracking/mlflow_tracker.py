@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from engram.utils.config.config import Config
 from engram.utils.config.outside import label
+from engram.utils.config.run_title import run_title
 from engram.utils.config.version import git_commit
 from engram.utils.credentials import redact
 from engram.utils.tracking import mlflow_store as store
-from engram.utils.tracking.mlflow_requests import LivelyClient, delete_twins, started_from
+from engram.utils.tracking.experiment_view import experiment_id
+from engram.utils.tracking.mlflow_requests import LivelyClient, delete_twins, milliseconds, started_from
 
 if TYPE_CHECKING:
-    from mlflow.tracking import MlflowClient
-
     from engram.utils.tracking.background_tracker import BackgroundTracker
 
 logger = logging.getLogger(__name__)
@@ -33,14 +33,14 @@ Value = TypeVar("Value")
 
 METRICS_PER_BATCH, PARAMS_PER_BATCH = 1000, 100  # MLflow's limits
 ENDINGS = {"finished": "FINISHED", "failed": "FAILED"}  # anything else is KILLED
-EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 TAG_FLAGS = ("model", "dataset", "backbone", "seed", "device", "buffer_size", "buffer_policy")
 
 
 class Tracker:
-    """What a run reports to. `active` says whether what is logged arrives, `run_id` where."""
+    """What a run reports to. `active`: whether what is logged arrives; `run_id`, `experiment`: where."""
 
     run_id: str | None = None
+    experiment: str | None = None
     active = False
 
     def log_metrics(self, metrics: dict[str, float | None], step: int) -> None:
@@ -67,10 +67,11 @@ class Tracker:
     def flush(self) -> None:
         """Afterwards everything reported so far is where it belongs, or `active` is False."""
 
-    def finish(self, status: str, hurried: bool = False) -> None:
+    def finish(self, status: str, hurried: bool = False, ended: float | None = None) -> None:
         """End the run as `finished`, `failed` or anything else (killed); resuming opens it again.
 
         hurried: the run was asked to end, and soon; a store that is slow is not waited for.
+        ended: when it came to its end, in seconds since 1970; by default, now.
         """
 
 
@@ -92,14 +93,22 @@ class MlflowTracker(Tracker):
         self._client: Any = None
         self._failures = store.import_mlflow(uri)
 
-    def start(self, flags: dict[str, Any], resume_id: str | None, resumed: bool = False) -> None:
+    def start(
+        self,
+        flags: dict[str, Any],
+        resume_id: str | None,
+        resumed: bool = False,
+        title: str | None = None,
+        started: float | None = None,
+    ) -> None:
         """Create the run, or continue the one called `resume_id`; `active` says whether it worked.
 
-        `resumed`: the run may have been killed between making its MLflow run and noting the id.
+        resumed: the run may have been killed between making its MLflow run and noting the id.
+        title: the run's name. started: when it began, in seconds since 1970; by default, now.
         """
         self.active = True
         opening = f"opening {redact(self.uri)}"
-        self._guarded(opening, lambda: self._start(flags, resume_id, resumed))
+        self._guarded(opening, lambda: self._start(flags, resume_id, resumed, title, started))
 
     def log_history(self, rows: Sequence[tuple[int, Mapping[str, float | None]]]) -> None:
         """As many batches as MLflow's limit demands."""
@@ -129,13 +138,20 @@ class MlflowTracker(Tracker):
         """Add or replace the tags in one request."""
         self._guarded("setting tags", lambda: self._log_tags(tags))
 
-    def finish(self, status: str, hurried: bool = False) -> None:
+    def finish(self, status: str, hurried: bool = False, ended: float | None = None) -> None:
         """End the run in the MLflow state that belongs to the status."""
-        self._guarded("ending the run", lambda: self._end(ENDINGS.get(status, "KILLED")))
+        self._guarded("ending the run", lambda: self._end(ENDINGS.get(status, "KILLED"), ended))
 
     # --- MLflow ----------------------------------------------------------------------------------
 
-    def _start(self, flags: dict[str, Any], resume_id: str | None, resumed: bool) -> None:
+    def _start(
+        self,
+        flags: dict[str, Any],
+        resume_id: str | None,
+        resumed: bool,
+        title: str | None,
+        started: float | None,
+    ) -> None:
         from mlflow.tracking import MlflowClient
 
         path = store.sqlite_path(self.uri)
@@ -144,23 +160,23 @@ class MlflowTracker(Tracker):
             self.alive()
         self._client = LivelyClient(MlflowClient(tracking_uri=self.uri), self.alive)
         tags = run_tags(flags, self.run_dir)
-        experiment = experiment_id(
-            self._client, self.uri, flags["experiment_name"] or label(flags["dataset"])
-        )
+        name = flags["experiment_name"] or label(flags["dataset"])
+        self.experiment = experiment = experiment_id(self._client, self.uri, name)
         if resumed and not resume_id:
-            started = started_from(self._client, experiment, tags["run_dir"])
-            resume_id = started[0].info.run_id if started else None
+            earlier = started_from(self._client, experiment, tags["run_dir"])
+            resume_id = earlier[0].info.run_id if earlier else None
         if resume_id and self._continue(resume_id):
             self._log_tags(tags)
             logged = self._client.get_run(resume_id).data.params
             self._log_params({name: value for name, value in flags.items() if name not in logged})
             return
-        name = flags["run_name"] or f"{label(flags['model'])} {label(flags['dataset'])} seed {flags['seed']}"
-        self.run_id = self._client.create_run(experiment, run_name=name, tags=tags).info.run_id
+        self.run_id = self._client.create_run(
+            experiment, start_time=milliseconds(started), run_name=title, tags=tags
+        ).info.run_id
         self._log_params(flags)
 
-    def _end(self, status: str) -> None:
-        self._client.set_terminated(self.run_id, status)
+    def _end(self, status: str, ended: float | None) -> None:
+        self._client.set_terminated(self.run_id, status, milliseconds(ended))
         if not store.is_database(self.uri):  # its requests are never repeated
             delete_twins(self._client, self.run_id)
 
@@ -230,39 +246,23 @@ def open_tracker(
     resume_id: str | None = None,
     resumed: bool = False,
     background: "BackgroundTracker | None" = None,
+    started: float | None = None,
 ) -> Tracker:
     """The tracker that the flags ask for; `NullTracker`, after a warning, when its store cannot be used.
 
     background: the one of `background_tracker.prepared`; it logs beside the run and warns later.
+    started: when the run began, in seconds since 1970; by default, when `background` was made.
     """
     if not wanted(config):
         return NullTracker()
+    flags = config.flat()
+    title = flags["run_name"] or run_title(flags)
     if background is not None:
-        background.start(config.flat(), run_dir, resume_id, resumed)
+        background.start(flags, run_dir, resume_id, resumed, title, started or background.started)
         return background
     tracker = MlflowTracker(store.resolve_uri(config.log.tracking_uri), run_dir)
-    tracker.start(config.flat(), resume_id, resumed)
+    tracker.start(flags, resume_id, resumed, title, started)
     return tracker if tracker.active else NullTracker()
-
-
-def experiment_id(client: "MlflowClient", uri: str, name: str) -> str:
-    """Id of the experiment, which another process may be creating at this moment."""
-    from mlflow.exceptions import MlflowException
-
-    experiment = client.get_experiment_by_name(name)
-    if experiment is None:
-        try:  # without the tag the browser takes it for an experiment with language models
-            return client.create_experiment(name, store.artifact_location(uri, name), tags=EXPERIMENT_TAGS)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-            experiment = client.get_experiment_by_name(name)
-    if experiment.lifecycle_stage == "deleted":
-        raise MlflowException(
-            f"the experiment was deleted: mlflow experiments restore -x {experiment.experiment_id}, or give "
-            f"another --experiment_name than {name}; then start the run again, which sends its numbers"
-        )
-    return experiment.experiment_id
 
 
 def run_tags(flags: dict[str, Any], run_dir: Path) -> dict[str, str]:

@@ -39,7 +39,7 @@ PROGRAM = "import sys; from engram.utils.tracking.tracking_worker import main; m
 logger = logging.getLogger(__name__)
 
 Call = tuple[str, tuple[Any, ...]] | None  # the method of `MlflowTracker` and its arguments; None: end
-News = tuple[str, Any]  # "warning", "state" (active, run id), "answer" or "ended", and what belongs to it
+News = tuple[str, Any]  # "warning", "state" (of `state_of`), "answer" or "ended", and what belongs to it
 
 
 class TrackingWorker(ABC):
@@ -153,28 +153,33 @@ def serve(calls: "queue.SimpleQueue[Call]", tell: Callable[[str, Any], None], ur
         store.import_mlflow(uri)
     except UserError as error:
         tell("warning", f"{error}; training goes on")
-        tell("state", (False, None))
+        tell("state", (False, None, None))
     else:
-        tell("state", (True, None))
+        tell("state", (True, None, None))
         first = calls.get()
         if first is None:
             return
-        name, (flags, run_dir, *resuming) = first
+        name, (flags, run_dir, *opening) = first
         assert name == "start", name
         tracker = opened = MlflowTracker(
-            uri, run_dir, partial(tell, "warning"), lambda: tell("state", (opened.active, opened.run_id))
+            uri, run_dir, partial(tell, "warning"), lambda: tell("state", state_of(opened))
         )
-        opened.start(flags, *resuming)
-        tell("state", (tracker.active, tracker.run_id))
+        opened.start(flags, *opening)
+        tell("state", state_of(tracker))
     while (call := calls.get()) is not None:
         name, arguments = call
         if name == HAND_OVER:
             (completion,) = arguments
             return completion(tracker)
         answer = getattr(tracker, name, lambda *ignored: None)(*arguments)
-        tell("state", (tracker.active, tracker.run_id))
+        tell("state", state_of(tracker))
         if name in ANSWERED:
             tell("answer", answer)
+
+
+def state_of(tracker: Tracker) -> tuple[bool, str | None, str | None]:
+    """What the run is told of its tracker: whether what is logged arrives, its run and its experiment."""
+    return tracker.active, tracker.run_id, tracker.experiment
 
 
 # --- the process itself --------------------------------------------------------------------------
