@@ -78,7 +78,8 @@ class FileFuzz:
         reader, work = self.readers[name], self._copy(folder)
         path = rng.choice([path for pattern in reader.files for path in sorted(work.glob(pattern))])
         kind, expected = rng.choice(DAMAGES), self.expected(name)
-        foreign = [p for p in sorted(work.rglob(f"*{path.suffix}")) if p.is_file() and p.name != path.name]
+        alike = {path.name, *reader.alike}
+        foreign = [p for p in sorted(work.rglob(f"*{path.suffix}")) if p.is_file() and p.name not in alike]
         what = f"{name}: {path.relative_to(work)} {damage(path, kind, rng, foreign)}"
         before = contents(work)
         outcome = in_fork(reader.start, work)

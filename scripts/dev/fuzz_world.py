@@ -31,12 +31,14 @@ class Reader:
     """A program that reads the files of the given patterns, and what it computes from them.
 
     text: patterns of files without a checksum, in which another character may be another valid value.
+    alike: names of files of others that it may be given in their place, as weights of another run.
     """
 
     start: Callable[[], object]
     files: tuple[str, ...]
     result: Callable[[Path, Outcome], Result]
     text: tuple[str, ...] = ()
+    alike: tuple[str, ...] = ()
 
 
 def printed(work: Path, outcome: Outcome) -> Result:
@@ -120,6 +122,7 @@ def runs_and_tables() -> dict[str, Reader]:
             main(*RUN, "out", "--loadcheck", f"{whole}/weights/last.pt"),
             (f"{whole}/weights/last.pt",),
             of_run("out"),
+            alike=("last.pt", "checkpoint.pt"),
         ),
         "plan of a sweep": Reader(
             lambda: sweep.main(plan), ("study.yaml", *records), printed, ("study.yaml",)

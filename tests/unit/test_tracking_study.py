@@ -73,3 +73,25 @@ def test_a_parent_known_by_an_older_configuration_is_replaced(store, monkeypatch
         assert parent_runs.write_parents("digits", old, store.uri) == 0
     assert parent_runs.write_parents("digits", [*old, store.run(2)], store.uri) == 0
     assert [n for _, n in store.parents()] == [3]
+
+
+@pytest.mark.parametrize(("evaluated_on", "prefix"), [("test", ""), ("validation", "validation_")])
+def test_parents_hold_the_spread_of_the_seeds_on_either_data(tmp_path, evaluated_on, prefix):
+    records = []
+    for accuracy in (0.5, 0.7):
+        view = {"R": [[accuracy]], "average_accuracy": accuracy, "forgetting": None}
+        document = {
+            "config": tiny_config("er").flat(),
+            "status": "finished",
+            "scenario": "class-il",
+            "b": [0.1],
+        }
+        views = {"class_il": view, "task_il": view, "evaluated_on": evaluated_on}
+        (tmp_path / "results.json").write_text(json.dumps(document | views))
+        records.append(RunRecord.read(tmp_path))
+    values = {name: value for _, name, value in parent_runs.statistics(records)}
+    name = f"{prefix}mean_acc_class_il"
+    # mean 60, s = 10 √2 over two seeds, and t(0.975, 1) · s / √2
+    expected = [60, 14.142136, 127.062047]
+    assert [values[name], values[f"{name}_std"], values[f"{name}_ci95"]] == pytest.approx(expected)
+    assert {key.startswith("validation_") for key in values if key != "n"} == {bool(prefix)}
