@@ -10,7 +10,7 @@ TYPED  := -p engram.utils.training -p engram.utils.runs -p engram.utils.buffers 
 
 # Where the environment forbids bytecode (PYTHONDONTWRITEBYTECODE) every process would compile these again: 2 s of a
 # start with torch, 4 s of one that logs to MLflow. They are compiled once, when they are installed.
-COMPILED := torch, torchvision, mlflow.tracking, mlflow.store.tracking.sqlalchemy_store, \
+COMPILED := torch._dynamo, torchvision, mlflow.tracking, mlflow.store.tracking.sqlalchemy_store, \
             matplotlib.backends.backend_agg, numba, scipy.optimize, sklearn.model_selection, pytest
 
 .DEFAULT_GOAL := help

@@ -15,6 +15,8 @@ from tests.conftest import methods_with_code, tiny_method
 pytestmark = pytest.mark.slow
 
 CNN = {"backbone": "cnn", "channels": (4, 4)}
+# Every size of batch is traced anew, which is nearly all of a test's time: two tasks of nine full batches.
+FULL_BATCHES = {"n_tasks": 2, "batch_size": 5}
 OF_PERCEPTRONS = {"taskinput", "independent", "pnn"}  # which keep their passes in the head
 # Their inner training of many sizes is slow to trace here: gdumb and pbcs.
 METHODS = [n for n in methods_with_code() if n not in OF_PERCEPTRONS | {"gdumb", "pbcs"}]
@@ -44,8 +46,17 @@ def test_every_method_learns_the_same(model, capsys):
     scenario = "task-il" if "class-il" not in registry.plugin_class(
         registry.load("models", model), Method
     ).scenarios else "class-il"  # fmt: skip
-    plain, R, _ = trained(model, scenario, capsys, **CNN)
-    method, again, said = trained(model, scenario, capsys, compile=True, **CNN)
+    assert_same_when_compiled(model, scenario, capsys, **FULL_BATCHES)
+
+
+@pytest.mark.parametrize("model", ["er", "derpp"])
+def test_so_does_one_with_odd_last_batches(model, capsys):
+    assert_same_when_compiled(model, "class-il", capsys)
+
+
+def assert_same_when_compiled(model: str, scenario: str, capsys, **flags) -> None:
+    plain, R, _ = trained(model, scenario, capsys, **CNN, **flags)
+    method, again, said = trained(model, scenario, capsys, compile=True, **CNN, **flags)
     assert "failed" not in said and "--compile: " in said
     assert isinstance(method.net.features, compiled.CompiledFeatures) != method.second_derivatives
     np.testing.assert_array_equal(again, R)
