@@ -172,21 +172,32 @@ class Benchmark:
         """The task's test samples alone."""
         return self._select("test", task)
 
-    def test_chunks(self, n_tasks: int, size: int) -> Iterator[Samples]:
-        """The samples of `test`, `size` at a time; too large a stack is never made (`STACK_BYTES`)."""
-        end, starts = int(self.test_ends[n_tasks - 1]), [0, *self.test_ends.tolist()]
-        if self.test_ends[-1] * prod(self.input_shape) <= STACK_BYTES[self.device.type]:
+    def test_chunks(self, n_tasks: int, size: int, positions: Tensor | None = None) -> Iterator[Samples]:
+        """The samples of `test`, `size` at a time; too large a stack is never made (`STACK_BYTES`).
+
+        positions: (K,) ascending, on the CPU: take these of the samples only.
+        """
+        if self.test_ends[-1] * prod(self.input_shape) > STACK_BYTES[self.device.type]:
+            end = int(self.test_ends[n_tasks - 1])
+            rows = torch.arange(end) if positions is None else positions
+            yield from map(self._test_rows, rows.split(size))
+        elif positions is None:
             chunks = zip(*(field.split(size) for field in self.test(n_tasks)), strict=True)
             yield from (Samples(*chunk) for chunk in chunks)
-            return
-        for start in range(0, end, size):
-            stop = min(start + size, end)
-            overlapping = (
-                self._select("test", task, slice(max(start - first, 0), stop - first))
-                for task, first, last in zip(self.tasks, starts, starts[1:], strict=False)
-                if first < stop and start < last
-            )
-            yield concatenate(overlapping, stop - start)
+        else:
+            stack = self.test(n_tasks)
+            for rows in send(positions, self.device).split(size):
+                yield Samples(*(field.index_select(0, rows) for field in stack))
+
+    def _test_rows(self, rows: Tensor) -> Samples:
+        """Samples at ascending positions (n,) of the stack, which is not made."""
+        starts, lowest, highest = [0, *self.test_ends.tolist()], int(rows[0]), int(rows[-1])
+        overlapping = (
+            self._select("test", task, rows[(rows >= start) & (rows < end)] - start)
+            for task, start, end in zip(self.tasks, starts, starts[1:], strict=False)
+            if start <= highest and lowest < end
+        )
+        return concatenate((samples for samples in overlapping if len(samples.y)), len(rows))
 
     def train_chunks(self, n_tasks: int, size: int) -> Iterator[Samples]:
         """Training samples of the first `n_tasks` tasks, at most `size` of one task at a time."""
@@ -194,8 +205,10 @@ class Benchmark:
             for start in range(0, len(task.train_index), size):
                 yield self._select("train", task, slice(start, start + size))
 
-    def _select(self, split: str, task: Task, rows: slice = slice(None), lazy: bool = False) -> Samples:
-        """The task's own samples of a split, or those of a slice. lazy: images on disk stay there."""
+    def _select(
+        self, split: str, task: Task, rows: slice | Tensor = slice(None), lazy: bool = False
+    ) -> Samples:
+        """The task's own samples of a split, or some rows of them. lazy: images on disk stay there."""
         images, labels, index = {
             "train": (self._train_x, self._train_y, task.train_index),
             "test": (self._test_x, self._test_y, task.test_index),

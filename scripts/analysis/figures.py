@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter
 from numpy.typing import NDArray
 
 from engram.scripts.analysis.run_set import Setting
-from engram.utils.metrics import accuracy_matrix
+from engram.utils.metrics import accuracy_matrix, sampling
 from engram.utils.metrics.statistics import mean_std_ci
 from engram.utils.runs.run_record import VIEW_NAMES
 
@@ -157,7 +157,7 @@ def retained_accuracy(panels: Mapping[str, Mapping[str, Setting]]) -> Figure:
     for axes, (title, settings) in zip(subplots, panels.items(), strict=True):
         for label, setting in settings.items():
             R = setting.matrices("class_il").mean(axis=0)
-            axes.plot([100 * R[i, : i + 1].mean() for i in range(len(R))], label=label)
+            axes.plot([100 * sampling.mean_of_seen(R[i, : i + 1]).mean for i in range(len(R))], label=label)
         axes.set(title=title, xlabel="after task", ylabel="mean accuracy on tasks seen (%)")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)

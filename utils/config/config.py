@@ -141,6 +141,18 @@ class LogOptions(OptionSet):
     eval_every: int = option(
         0, "also evaluate the seen tasks every so many steps (stability gap); 0: off", ge=0
     )
+    eval_tasks: int = option(
+        0, "for long streams: after a task evaluate it, the next one and so many earlier ones (2 or more), "
+        "drawn anew each time; only after the last task all. The mean is then an estimate with a standard "
+        "error, forgetting knows only what was measured, other cells of R are empty; 0: all",
+        ge=0,
+    )  # fmt: skip
+    eval_samples: int = option(
+        0, "until the last task is learned evaluate each task on so many of its test samples, the same "
+        "each time; accuracies have a standard error, and their largest, of which forgetting is made, lies "
+        "a little too high; 0: all",
+        ge=0,
+    )  # fmt: skip
     disable_log: bool = option(False, "no MLflow; results.json is written all the same")
     tracking_uri: str | None = option(
         None,
@@ -179,6 +191,18 @@ class LogOptions(OptionSet):
         0, "with --loadcheck: that file has learned so many tasks, go on with the next; 0: off", ge=0
     )
     inference_only: bool = option(False, "with --loadcheck: train nothing, evaluate all tasks")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.eval_tasks == 1:
+            raise OptionError(
+                "--eval_tasks 1: a standard error takes two tasks; give 2 or more, or 0 for all"
+            )
+
+    @property
+    def samples_evaluation(self) -> bool:
+        """Whether evaluations before the end of the run are of some tasks or some samples only."""
+        return bool(self.eval_tasks or self.eval_samples)
 
 
 GROUPS: dict[str, type[OptionSet]] = {

@@ -99,7 +99,7 @@ def min_accuracy(curve: Curve) -> float:
     """
     last = curve[-1][0]
     lowest = [[acc[j] for task, acc in curve if task > j] for j in range(last)]
-    return _mean(np.array([min(values) for values in lowest]))
+    return _mean(np.array([np.min(values) for values in lowest]))  # NaN where one of the values is
 
 
 def worst_case_accuracy(curve: Curve) -> float:

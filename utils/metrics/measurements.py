@@ -1,5 +1,6 @@
 """Measurements that a run makes beside R: accuracies at a training step, and what the memory holds."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ VIEWS = ("class_il", "task_il")  # the two evaluation views; in domain-IL both h
 class CurvePoint:
     """An evaluation made at training step `step`, inside or at the end of task `task`.
 
-    accuracies: view → one fraction for each task seen so far.
+    accuracies: view → one fraction for each task seen so far, NaN where not evaluated (null in a file).
     """
 
     step: int
@@ -24,7 +25,7 @@ class CurvePoint:
     @classmethod
     def from_json(cls, point: dict[str, Any]) -> "CurvePoint":
         """The point that `to_json` wrote."""
-        accuracies = {view: [float(value) for value in point[view]] for view in VIEWS}
+        accuracies = {view: [math.nan if a is None else float(a) for a in point[view]] for view in VIEWS}
         return cls(int(point["step"]), int(point["task"]), accuracies)
 
 

@@ -19,7 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from engram.utils.figure_files import WIDTH, canvas, save
-from engram.utils.metrics import accuracy_matrix
+from engram.utils.metrics import accuracy_matrix, sampling
 from engram.utils.metrics.measurements import CurvePoint, MemoryCounts
 from engram.utils.runs.matrix_csv import matrix_stem
 from engram.utils.runs.run_record import VIEW_NAMES, RunRecord
@@ -87,8 +87,9 @@ def curves(record: RunRecord, path: Path | None, title: str = "") -> Figure:
         R = record.views[view].R
         seen = [R[: i + 1, : i + 1] for i in range(len(R))]
         style = {"label": name, "color": COLOURS[view], "marker": MARKERS[view], "markersize": 5}
-        left.plot([100 * accuracy_matrix.average_accuracy(rows) for rows in seen], **style)
-        right.plot([100 * accuracy_matrix.forgetting(rows) for rows in seen], **style)
+        # of a run with --eval_tasks both are estimates, and only there is an earlier task missing
+        left.plot([100 * sampling.mean_of_seen(rows[-1]).mean for rows in seen], **style)
+        right.plot([100 * accuracy_matrix.mean_known_forgetting(rows) for rows in seen], **style)
     for axes in (left, right):
         _task_ticks(axes, record.n_tasks, "x")
         axes.set_xlim(-0.3, record.n_tasks - 0.7)

@@ -31,7 +31,7 @@ def send(config: Config, run_dir: RunDir, background: BackgroundTracker, wait: b
             {"device": record.device, "precision": record.used_precision, "evaluated_on": record.evaluated_on}
         )
         log = accuracy_log(record)
-        logged = tracker.logged_steps(log.mean_name)
+        logged = set().union(*map(tracker.logged_steps, log.mean_names))
         for row in rows(record):
             if row not in logged:
                 tracker.log_history([*log.curve_metrics(row), (row, log.task_metrics(row))])
@@ -55,8 +55,10 @@ def rows(record: RunRecord) -> Iterator[int]:
 
 def accuracy_log(record: RunRecord) -> AccuracyLog:
     """The accuracies of a record as the object that names what is logged of them."""
-    log = AccuracyLog(record.n_tasks, record.scenario, record.evaluated_on != "test")
+    sampled = bool(record.standard_errors)
+    log = AccuracyLog(record.n_tasks, record.scenario, record.evaluated_on != "test", sampled)
     log.R = {view: result.R for view, result in record.views.items()}
+    log.errors |= record.standard_errors
     log.b = np.array(record.b, dtype=np.float64)
     log.curve = record.curve
     log.groups = {

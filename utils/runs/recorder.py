@@ -4,6 +4,8 @@ import sys
 from contextlib import suppress
 from typing import Any, Generic
 
+import numpy as np
+
 from engram.utils import bf16_speed, checkpoint, precision
 from engram.utils.config import registry
 from engram.utils.config.config import Config
@@ -14,7 +16,7 @@ from engram.utils.metrics.measurements import VIEWS
 from engram.utils.runs import completion, text_summary
 from engram.utils.runs.completion import Completion
 from engram.utils.runs.run_dir import RunDir
-from engram.utils.runs.run_record import RunRecord, Seconds, ViewResult
+from engram.utils.runs.run_record import VIEW_NAMES, RunRecord, Seconds, ViewResult
 from engram.utils.runs.system_metrics import SystemMetrics
 from engram.utils.tracking.background_tracker import BackgroundTracker
 from engram.utils.tracking.experiment_view import address
@@ -121,7 +123,7 @@ class Recorder(Generic[TaskT, BatchT]):
         """After a resume: log the tasks that were finished but not logged when the run was killed."""
         if not self.resumed:
             return
-        logged = self.tracker.logged_steps(self.trainer.results.mean_name)
+        logged = set().union(*map(self.tracker.logged_steps, self.trainer.results.mean_names))
         for task in self.trainer.tasks[self.config.log.start_from : self.trainer.position.task]:
             if task.id not in logged:
                 self._log(task.id)
@@ -136,18 +138,24 @@ class Recorder(Generic[TaskT, BatchT]):
     def after_task(self, row: int) -> None:
         """Results so far to disk, a line to the terminal, metrics to MLflow."""
         self._write("running")
-        results = self.trainer.results
-        means = [100 * results.R[view][row, : row + 1].mean() for view in VIEWS]
-        views = (
-            "accuracy {1:.1f} %"
-            if results.scenario == "domain-il"
-            else "class-IL {0:.1f} %, task-IL {1:.1f} %"
-        )
-        self.trainer.progress.say(f"after task {row}: mean over tasks seen: {views.format(*means)}")
+        self.trainer.progress.say(f"after task {row}: mean over tasks seen: {self._means(row)}")
         self._log(row, self.system_metrics.measure())
         self._note_tracking(pending=True)
         if self.config.log.savecheck == "task":
             self._save_weights(f"task_{row}.pt")
+
+    def _means(self, row: int) -> str:
+        """The mean accuracy over the tasks seen, in each view; where estimated, its standard error."""
+        results, texts = self.trainer.results, []
+        sampled = results.is_sampled(row)
+        names = {"task_il": "accuracy"} if results.scenario == "domain-il" else VIEW_NAMES
+        for view, name in names.items():
+            mean, error = results.mean_of_seen(view, row)
+            spread = f" ± {100 * error:.1f}" if sampled else ""
+            texts.append(f"{name} {100 * mean:.1f}{spread} %")
+        n_evaluated = np.isfinite(results.R["task_il"][row, : row + 1]).sum()
+        how = f" (± standard error; {n_evaluated} of {row + 1} tasks evaluated)" if sampled else ""
+        return ", ".join(texts) + how
 
     def _save_weights(self, name: str) -> None:
         content = {"config": self.config.flat(), "net": self.trainer.method.net.state_dict()}
@@ -237,6 +245,7 @@ def record_of(
         scenario=results.scenario,
         evaluated_on=evaluated_on(config),
         fwt=results.forward_transfer,
+        standard_errors=results.errors if results.sampled else {},
         b=results.b.tolist(),
         curve=results.curve,
         memory=results.memory,

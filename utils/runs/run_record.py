@@ -92,6 +92,8 @@ class RunRecord:
     scenario: str = "class-il"
     evaluated_on: str = "test"  # or validation
     fwt: float = NAN
+    # view → (T, T) standard errors of R from the choice of test samples; empty where all were evaluated
+    standard_errors: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     b: list[float] = field(default_factory=list)  # (T,) accuracy of the untrained network
     curve: list[CurvePoint] = field(default_factory=list)
     memory: list[MemoryCounts] = field(default_factory=list)
@@ -206,6 +208,8 @@ class RunRecord:
             "class_order": self.class_order,
             "transforms": self.transforms,
         }
+        if self.standard_errors:
+            document["standard_errors"] = {view: E.tolist() for view, E in self.standard_errors.items()}
         imported = {"imported_run": self.imported_run, "ended": self.ended}
         return dict(_nan_to_none(document | (imported if self.imported_run else {})))
 
@@ -230,6 +234,10 @@ class RunRecord:
             scenario=text(content.get("scenario", "class-il"), "scenario"),
             evaluated_on=text(content.get("evaluated_on", "test"), "evaluated_on"),
             fwt=number(content.get("fwt"), "fwt"),
+            standard_errors={
+                view: square_matrix(errors, f"standard_errors.{view}")
+                for view, errors in mapping(content.get("standard_errors", {}), "standard_errors").items()
+            },
             b=list_of(content.get("b", []), "b", lambda value: number(value, "b")),
             curve=list_of(content.get("curve", []), "curve", CurvePoint.from_json),
             memory=list_of(content.get("memory", []), "memory", MemoryCounts.from_json),

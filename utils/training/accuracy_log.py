@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from engram.utils.metrics import accuracy_matrix
+from engram.utils.metrics import accuracy_matrix, sampling
 from engram.utils.metrics.measurements import VIEWS, CurvePoint, MemoryCounts
 from engram.utils.training import environment, memorization_groups
 from engram.utils.training.environment import Environment
@@ -18,18 +18,22 @@ from engram.utils.training.environment import Environment
 # The memorization paper's names: task-IL numbers carry this suffix in forgetting, bwt and fwt.
 SUFFIX = {"class_il": "", "task_il": "_mask_classes"}
 VALIDATION = "validation_"  # before the name of every number that was not measured on test data
+SAMPLED = "sampled_"  # before the name of every number that --eval_tasks or --eval_samples may estimate
 Matrix = NDArray[np.float64]
 
 
 class AccuracyLog:
     """R per view (T, T), the untrained network's b (T,), evaluations inside tasks, what the memory held.
 
-    validation: they are measured on held-out training data, which the names of what is logged say.
+    validation: they are measured on held-out training data; sampled: those before the last task on some tasks
+    or samples only (`--eval_tasks`, `--eval_samples`). The names of what is logged say so.
     """
 
-    def __init__(self, n_tasks: int, scenario: str, validation: bool = False):
-        self.scenario, self.prefix = scenario, VALIDATION if validation else ""
+    def __init__(self, n_tasks: int, scenario: str, validation: bool = False, sampled: bool = False):
+        self.scenario, self.prefix, self.sampled = scenario, VALIDATION if validation else "", sampled
         self.R: dict[str, Matrix] = {view: np.full((n_tasks, n_tasks), np.nan) for view in VIEWS}
+        # of R, from the choice of test samples alone: 0 where all of them were evaluated, NaN where none
+        self.errors: dict[str, Matrix] = {view: np.full((n_tasks, n_tasks), np.nan) for view in VIEWS}
         self.b: Matrix = np.full(n_tasks, np.nan)
         self.curve: list[CurvePoint] = []
         self.memory: list[MemoryCounts] = []
@@ -83,10 +87,11 @@ class AccuracyLog:
 
     # --- measurements ----------------------------------------------------------------------------
 
-    def set_row(self, row: int, accuracies: Matrix) -> None:
-        """Store an evaluation after task `row`; `accuracies` is (tasks evaluated, 2 views)."""
+    def set_row(self, row: int, accuracies: Matrix, errors: Matrix | None = None) -> None:
+        """Store an evaluation after task `row`: (tasks, 2 views) accuracies and their standard errors."""
         for column, view in enumerate(VIEWS):
             self.R[view][row, : len(accuracies)] = accuracies[:, column]
+            self.errors[view][row, : len(accuracies)] = 0 if errors is None else errors[:, column]
 
     def set_groups(self, row: int, accuracies: Matrix) -> None:
         """Store accuracies on groups of training samples after `row`: (tasks seen, groups, views)."""
@@ -119,6 +124,14 @@ class AccuracyLog:
         trained = self.seconds["train"]
         return self.n_images / trained if trained else None
 
+    def is_sampled(self, row: int) -> bool:
+        """Whether the row may be of some tasks or some of their test samples only."""
+        return self.sampled and row < len(self.b) - 1
+
+    def mean_of_seen(self, view: str, row: int) -> sampling.Estimate:
+        """The mean accuracy over the tasks seen after task `row`, and its standard error."""
+        return sampling.mean_of_seen(self.R[view][row, : row + 1], self.errors[view][row, : row + 1])
+
     def metrics(self, view: str) -> dict[str, float]:
         """The metrics of a view's R, and those of the evaluations inside tasks where there are any."""
         metrics = accuracy_matrix.summary(self.R[view])
@@ -132,11 +145,9 @@ class AccuracyLog:
         """What is logged after task `row`, in percent, under the memorization paper's names."""
         logged: dict[str, float] = {}
         for view in VIEWS:
-            R = self.R[view][: row + 1, : row + 1]
-            logged[f"mean_acc_{view}"] = accuracy_matrix.average_accuracy(R)
-            logged |= {f"acc_{view}_task_{k}": R[row, k] for k in range(row + 1)}
-            logged[f"forgetting{SUFFIX[view]}"] = accuracy_matrix.forgetting(R)
-            logged[f"bwt{SUFFIX[view]}"] = accuracy_matrix.backward_transfer(R)
+            logged |= (
+                self._sampled_metrics(view, row) if self.is_sampled(row) else self._view_metrics(view, row)
+            )
         for group, views in self.groups.items():
             name, R = memorization_groups.NAMES[group], views["class_il"][: row + 1, : row + 1]
             logged |= {f"acc_{name}_task_{k}": R[row, k] for k in range(row + 1)}
@@ -147,18 +158,43 @@ class AccuracyLog:
                 logged["fwt"] = self.forward_transfer
         return {self.prefix + name: 100 * float(value) for name, value in logged.items()}
 
+    def _view_metrics(self, view: str, row: int) -> dict[str, float]:
+        """Fractions by name after task `row`, which evaluated all tasks seen."""
+        R = self.R[view][: row + 1, : row + 1]
+        return {
+            f"mean_acc_{view}": accuracy_matrix.average_accuracy(R),
+            **{f"acc_{view}_task_{k}": R[row, k] for k in range(row + 1)},
+            f"forgetting{SUFFIX[view]}": accuracy_matrix.forgetting(R),
+            f"bwt{SUFFIX[view]}": accuracy_matrix.backward_transfer(R),
+        }
+
+    def _sampled_metrics(self, view: str, row: int) -> dict[str, float]:
+        """Fractions by name after task `row`, which evaluated some tasks or samples only."""
+        mean, R, errors = self.mean_of_seen(view, row), self.R[view], self.errors[view]
+        return {
+            f"{SAMPLED}mean_acc_{view}": mean.mean,
+            f"{SAMPLED}stderr_mean_acc_{view}": mean.error,
+            **{f"{SAMPLED}acc_{view}_task_{k}": R[row, k] for k in range(row + 1)},
+            **{f"{SAMPLED}stderr_acc_{view}_task_{k}": errors[row, k] for k in range(row + 1)},
+            f"{SAMPLED}forgetting{SUFFIX[view]}": accuracy_matrix.mean_known_forgetting(
+                R[: row + 1, : row + 1]
+            ),
+        }
+
     @property
-    def mean_name(self) -> str:
-        """The name of the number that is logged after every task; a task that has it is logged."""
-        return f"{self.prefix}mean_acc_class_il"
+    def mean_names(self) -> tuple[str, ...]:
+        """Names of the number that is logged after every task; a task that has one of them is logged."""
+        name = "mean_acc_class_il"
+        return (self.prefix + name, *([self.prefix + SAMPLED + name] if self.sampled else []))
 
     def curve_metrics(self, task: int) -> list[tuple[int, dict[str, float]]]:
         """(training step, accuracies in percent) of the evaluations made while `task` was trained."""
+        prefix = self.prefix + (SAMPLED if self.sampled else "")
         return [
             (
                 point.step,
                 {
-                    f"{self.prefix}step_acc_{view}_task_{k}": 100 * accuracy
+                    f"{prefix}step_acc_{view}_task_{k}": 100 * accuracy
                     for view in VIEWS
                     for k, accuracy in enumerate(point.accuracies[view])
                 },
@@ -174,6 +210,7 @@ class AccuracyLog:
         self.update()
         return {
             "R": {view: R.tolist() for view, R in self.R.items()},
+            "errors": {view: errors.tolist() for view, errors in self.errors.items()},
             "b": self.b.tolist(),
             "curve": [point.to_json() for point in self.curve],
             "memory": [counts.to_json() for counts in self.memory],
@@ -187,6 +224,8 @@ class AccuracyLog:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue with what `state_dict` returned."""
         self.R = {view: np.array(R) for view, R in state["R"].items()}
+        if "errors" in state:  # not in checkpoints from before it was kept
+            self.errors = {view: np.array(errors) for view, errors in state["errors"].items()}
         self.b = np.array(state["b"])
         self.curve = [CurvePoint.from_json(point) for point in state["curve"]]
         self.memory = [MemoryCounts.from_json(counts) for counts in state["memory"]]

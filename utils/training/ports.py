@@ -117,8 +117,8 @@ class Stream(Protocol[TaskT, BatchOut]):
     def train_chunks(self, n_tasks: int, size: int) -> Iterator[Chunk]:
         """Training samples of the first `n_tasks` tasks, `size` at a time."""
 
-    def test_chunks(self, n_tasks: int, size: int) -> Iterator[Chunk]:
-        """Test samples of the first `n_tasks` tasks, `size` at a time."""
+    def test_chunks(self, n_tasks: int, size: int, positions: Tensor | None = None) -> Iterator[Chunk]:
+        """Test samples of the first `n_tasks` tasks, `size` at a time; only those at `positions` if given."""
 
 
 class LearnerSetup(Protocol[TaskT, BatchOut]):

@@ -16,6 +16,7 @@ from engram.utils.training import interleaved, memorization_groups, step_graph
 from engram.utils.training.accuracy_log import AccuracyLog
 from engram.utils.training.early_stopping import EarlyStopping
 from engram.utils.training.evaluation import accuracies, memory_counts
+from engram.utils.training.evaluation_subset import draw_subset, standard_errors
 from engram.utils.training.optimizers import build_optimizer, build_scheduler, carry_over
 from engram.utils.training.ports import BatchT, Learner, State, Stream, TaskT
 from engram.utils.training.progress import DivergedError, LossLog, Progress
@@ -48,17 +49,14 @@ class Trainer(Generic[TaskT, BatchT]):
         self.config, self.method, self.folder, self.on_task = config, method, folder, on_task
         self.benchmark: Stream[TaskT, BatchT] = method.setup.benchmark
         streams = {"joint": self.benchmark.joint, "cumulative": self.benchmark.cumulative}
-        self.tasks: Sequence[TaskT] = self.benchmark.tasks
-        if method.stream in streams:
-            self.tasks = streams[method.stream]()
+        self.tasks: Sequence[TaskT] = streams.get(method.stream, lambda: self.benchmark.tasks)()
         if config.log.inference_only:  # all that is left of the stream is its last row of R
             self.tasks = self.tasks[-1:]
         held_out = bool(config.stream.validation)
-        self.results = AccuracyLog(len(self.benchmark.tasks), self.benchmark.scenario, held_out)
-        scores = method.setup.scores
-        self.groups = (
-            None if scores is None else memorization_groups.assign(scores, config.log.mem_thresholds)
-        )
+        n_tasks, sampled = len(self.benchmark.tasks), config.log.samples_evaluation
+        self.results = AccuracyLog(n_tasks, self.benchmark.scenario, held_out, sampled)
+        scores, thresholds = method.setup.scores, config.log.mem_thresholds
+        self.groups = None if scores is None else memorization_groups.assign(scores, thresholds)
         self.position = Position(config.log.start_from)
         self.losses = LossLog(self.benchmark.device)
         self.quiet, self.signals = quiet, SignalHandler()  # replaced when the run begins
@@ -196,21 +194,22 @@ class Trainer(Generic[TaskT, BatchT]):
             self.results.b[:] = accuracies(self.method, n_tasks, n_seen=0)[:, 1].numpy()
 
     def _evaluate_row(self, task: TaskT) -> None:
-        seen = task.id + 1
-        n_tasks = seen if self.config.log.ignore_other_metrics else len(self.benchmark.tasks)
+        seen, tasks = task.id + 1, self.benchmark.tasks
+        n_tasks = seen if self.config.log.ignore_other_metrics else len(tasks)
         with self.results.timed("eval"):
-            row = accuracies(self.method, n_tasks, seen).numpy()
+            subset = draw_subset(tasks, self.config, seen, n_tasks) if seen < len(tasks) else None
+            row = accuracies(self.method, n_tasks, seen, subset).numpy()
             if self.groups is not None:
-                self.results.set_groups(
-                    task.id, memorization_groups.accuracies(self.method, seen, self.groups).numpy()
-                )
-        self.results.set_row(task.id, row)
+                of_groups = memorization_groups.accuracies(self.method, seen, self.groups)
+                self.results.set_groups(task.id, of_groups.numpy())
+        self.results.set_row(task.id, row, standard_errors(row, tasks, subset))
         if self.config.log.eval_every:
             self.results.add_point(self.position.total, task.id, row)
 
     def _evaluate_inside(self, task: TaskT) -> None:
         with self.results.timed("eval"):
-            row = accuracies(self.method, task.id + 1, task.id + 1).numpy()
+            subset = draw_subset(self.benchmark.tasks, self.config, task.id + 1, task.id + 1)
+            row = accuracies(self.method, task.id + 1, task.id + 1, subset).numpy()
         self.results.add_point(self.position.total, task.id, row)
 
     def _stopped_early(self, task: TaskT) -> bool:
