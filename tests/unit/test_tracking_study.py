@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from engram.utils.config.consistency import MAX_NAME
 from engram.utils.runs.run_dir import RunDir
 from engram.utils.runs.run_record import RunRecord
 from engram.utils.sweeps import parent_runs
@@ -21,7 +22,7 @@ class Store:
     def run(self, seed: int, without: str = "") -> str:
         """A run folder and its MLflow run; its configuration is from before the flag `without`."""
         named = {"tracking_uri": self.uri, "experiment_name": self.folder.name}
-        config = tiny_config("er", seed=seed, disable_log=False, **named)
+        config = tiny_config("er", seed=seed, disable_log=False, **named, run_name="x" * MAX_NAME)
         folder = self.folder / f"seed {seed}"
         folder.mkdir()
         tracker = open_tracker(config, folder)
@@ -52,7 +53,10 @@ def store(tmp_path, uri):
     return Store(tmp_path, uri)
 
 
-def test_seeds_from_before_and_after_a_new_flag_have_one_parent(store):
+def test_seeds_from_before_and_after_a_new_flag_have_one_parent(store, monkeypatch):
+    from mlflow.tracking import MlflowClient
+
+    monkeypatch.setattr(parent_runs, "PARAMS_PER_BATCH", 20)  # there may be more flags than a request takes
     old = [store.run(seed, without="keep_optimizer") for seed in (0, 1)]
     assert parent_runs.write_parents("digits", old, store.uri) == 0
     ((_, n),) = store.parents()
@@ -61,6 +65,9 @@ def test_seeds_from_before_and_after_a_new_flag_have_one_parent(store):
     assert parent_runs.write_parents("digits", both, store.uri) == 0
     ((parent, n),) = store.parents()
     assert n == 4
+    of_parent = MlflowClient(store.uri).get_run(parent)
+    assert of_parent.info.run_name == "x" * (MAX_NAME - 9) + ": 4 seeds", "databases take no longer name"
+    assert len(of_parent.data.params) > 50
     assert parent_runs.write_parents("digits", both, store.uri) == 0
     assert store.parents() == [(parent, 4)]
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from engram.utils.config import outside
+from engram.utils.config.consistency import MAX_NAME
 from engram.utils.config.run_key import run_key
 from engram.utils.config.run_title import run_title
 from engram.utils.credentials import redact
@@ -26,7 +27,7 @@ from engram.utils.runs.run_record import RunRecord
 from engram.utils.tracking import mlflow_store as store
 from engram.utils.tracking.deadline import within
 from engram.utils.tracking.experiment_view import experiment_id
-from engram.utils.tracking.mlflow_tracker import METRICS_PER_BATCH, TAG_FLAGS
+from engram.utils.tracking.mlflow_tracker import METRICS_PER_BATCH, PARAMS_PER_BATCH, TAG_FLAGS, batches
 from engram.utils.training.accuracy_log import VALIDATION
 
 if TYPE_CHECKING:
@@ -100,14 +101,16 @@ def _write_parent(
     flags = records[0].current_flags()
     tags = {name: str(flags[name]) for name in TAG_FLAGS if name in flags and name not in VARYING}
     tags |= parent_tags | {"evaluated_on": records[0].evaluated_on, "mlflow.note.content": headline(records)}
-    title = f"{label(flags)}: {len(runs)} seeds"
+    n_seeds = f": {len(runs)} seeds"
+    title = label(flags)[: MAX_NAME - len(n_seeds)] + n_seeds
     parent = client.create_run(experiment, run_name=title, tags=tags).info
     params = {name: value for name, value in flags.items() if name not in VARYING | {"run_name"}}
     stored = [Param(name, redact(str(value))) for name, value in params.items()]
-    client.log_batch(parent.run_id, params=stored[:100])
+    for params_of_batch in batches(stored, PARAMS_PER_BATCH):
+        client.log_batch(parent.run_id, params=params_of_batch)
     metrics = [Metric(name, value, parent.start_time, step) for step, name, value in statistics(records)]
-    for i in range(0, len(metrics), METRICS_PER_BATCH):
-        client.log_batch(parent.run_id, metrics=metrics[i : i + METRICS_PER_BATCH])
+    for metrics_of_batch in batches(metrics, METRICS_PER_BATCH):
+        client.log_batch(parent.run_id, metrics=metrics_of_batch)
     for run in runs:
         tag = [RunTag("mlflow.parentRunId", parent.run_id), RunTag("study", parent_tags["study"])]
         client.log_batch(run.id, tags=tag)

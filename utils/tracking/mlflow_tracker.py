@@ -202,7 +202,7 @@ class MlflowTracker(Tracker):
 
         # --tracking_uri may carry a password
         params = [Param(name, redact(str(value))) for name, value in flags.items()]
-        for batch in _batches(params, PARAMS_PER_BATCH):
+        for batch in batches(params, PARAMS_PER_BATCH):
             self._client.log_batch(self.run_id, params=batch)
 
     def _log_tags(self, tags: dict[str, Any]) -> None:
@@ -213,7 +213,7 @@ class MlflowTracker(Tracker):
     def _log_values(self, values: list[tuple[str, float, int, int]]) -> None:
         from mlflow.entities import Metric
 
-        for batch in _batches([Metric(*value) for value in values], METRICS_PER_BATCH):
+        for batch in batches([Metric(*value) for value in values], METRICS_PER_BATCH):
             self._client.log_batch(self.run_id, metrics=batch)
 
     # --- failures --------------------------------------------------------------------------------
@@ -294,5 +294,6 @@ def _shortened(text: str, head: int = 120, tail: int = 160) -> str:
     return text if len(text) <= head + tail else f"{text[:head]} ... {text[-tail:]}"
 
 
-def _batches(items: list, size: int) -> list[list]:
+def batches(items: list, size: int) -> list[list]:
+    """Divide the list into lists of at most `size` items, in their order."""
     return [items[i : i + size] for i in range(0, len(items), size)]
