@@ -24,8 +24,8 @@ from engram.utils.door import guarded
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("backbones", "datasets", "memorization", "models", "scripts", "utils")
-# What stays out of a wheel on purpose: shell studies, the notebook and a picture for the documentation.
-LEFT_OUT = {".sh", ".ipynb", ".png"}
+# What stays out of a wheel on purpose: shell studies and a picture for the documentation.
+LEFT_OUT = {".sh", ".png"}
 THREE_NAMES = """
 import datasets, utils
 import engram, engram.main, engram.datasets.seq_digits, engram.utils.errors

@@ -28,7 +28,7 @@ ROOMS = {*MAY_IMPORT, "scripts", "tests", "main", "engram"}
 TOP_LEVEL = {
     "main.py", "engram.py", "backbones", "datasets", "models", "utils", "memorization", "scripts", "env.yml",
     "tests", "README.md", "RESULTS.md", "pyproject.toml", "Makefile", "CONTRIBUTING.md", "LICENSE", ".ci",
-    ".gitignore", ".pre-commit-config.yaml",
+    ".gitignore", ".pre-commit-config.yaml", "notebooks",
 }  # fmt: skip
 SOURCES = sorted(p for room in MAY_IMPORT for p in (ROOT / room).rglob("*.py"))
 SOURCES += [ROOT / "main.py", ROOT / "engram.py", *sorted((ROOT / "scripts").rglob("*.py"))]

@@ -1,6 +1,5 @@
-"""What is there for people: the listing, the notebook, the skeleton of a method, the reference pages."""
+"""What is there for people: the listing, the result object, the skeleton of a method, the reference pages."""
 
-import json
 import re
 import subprocess
 import sys
@@ -17,8 +16,6 @@ from tests.conftest import ROOT, run_main
 from tests.waiting import LIMIT
 
 pytestmark = pytest.mark.slow
-
-NOTEBOOK = ROOT / "scripts" / "example.ipynb"
 
 
 def test_the_listing_names_everything_with_paper_and_scenarios(capsys):
@@ -74,21 +71,16 @@ def test_the_listing_cuts_no_source_short(kind):
         assert not paper.endswith("e.g") and paper.count("(") == paper.count(")"), plugin.name
 
 
-def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
-    """Its cells in order, as Jupyter would run them; it is stored without outputs."""
+def test_the_result_of_a_run_shows_itself(tmp_path, monkeypatch):
+    """What a notebook's cell ends with."""
     monkeypatch.chdir(tmp_path)
-    notebook = json.loads(NOTEBOOK.read_text())
-    assert notebook["nbformat"] == 4
-    names: dict = {}
-    for cell in (cell for cell in notebook["cells"] if cell["cell_type"] == "code"):
-        assert cell["outputs"] == [] and cell["execution_count"] is None
-        exec(compile("".join(cell["source"]), f"{NOTEBOOK.name}:{cell['id']}", "exec"), names)
-    result = names["result"]
+    result = engram.train(model="er", dataset="seq-digits", buffer_size=50, n_epochs=1, disable_log=True)
     assert result.R.shape == (5, 5) and result.status == "finished"
     assert "er on seq-digits, seed 0, finished: class-IL accuracy" in repr(result)
     assert result._repr_html_().startswith("<p>er on seq-digits")
-    assert len(names["figure"].axes) == 2
+    assert len(result.plot().axes) == 2
     assert np.array_equal(RunResult(result.path).R, result.R)
+    assert np.isclose(result.R[-1].mean(), result.metrics["class_il"]["average_accuracy"])
 
 
 def test_flags_are_checked_as_on_the_command_line():
