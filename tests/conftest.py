@@ -26,16 +26,28 @@ from tests.waiting import LIMIT
 ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(1)
 DEVICE = ["cpu"]  # where the tests of methods train: --device
+PLUGIN: dict[str, str] = {}  # kind → the only plugin of that kind to test: --plugin
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`pytest tests/contract --device cuda` trains the methods there; `pretended` needs no CUDA device."""
     parser.addoption("--device", default="cpu", choices=("cpu", "cuda", "pretended"))
+    parser.addoption(
+        "--plugin", default="", metavar="KIND:FILE", help="test this plugin, no other of its kind"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Remember where the methods train."""
+    """Remember where the methods train, and which plugin alone is tested."""
     DEVICE[0] = "cpu" if config.getoption("--device") == "cpu" else "cuda"
+    kind, _, given = config.getoption("--plugin").partition(":")
+    PLUGIN.clear()
+    PLUGIN.update({kind: registry.canonical(kind, given)} if given else {})
+
+
+def under_test(kind: str, *names: str) -> list[str]:
+    """The plugin of this kind that --plugin names; without it those of these names, by default all."""
+    return [PLUGIN[kind]] if kind in PLUGIN else list(names or registry.names(kind))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -115,7 +127,10 @@ def methods_with_code() -> list[str]:
     """All methods but those that are a name for another's class with flags fixed (lars, mer_alg6, ...).
 
     tests/reference/test_paper_names.py shows that these are the same, bit for bit; slow tests leave them out.
+    With --plugin it is that method alone.
     """
+    if "models" in PLUGIN:
+        return [PLUGIN["models"]]
     classes = {n: registry.plugin_class(registry.load("models", n), Method) for n in registry.names("models")}
 
     def adds_code(cls: type[Method]) -> bool:

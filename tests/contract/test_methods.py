@@ -13,9 +13,9 @@ from engram.utils.errors import UserError
 from engram.utils.training.evaluation import accuracies
 from engram.utils.training.optimizers import build_optimizer
 from engram.utils.training.trainer import Trainer
-from tests.conftest import tiny_benchmark, tiny_method
+from tests.conftest import tiny_benchmark, tiny_method, under_test
 
-MODELS = list(registry.names("models"))
+MODELS = under_test("models")
 
 
 def small_method(model: str, scenario: str | None = None, **flags):
