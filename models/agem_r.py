@@ -27,6 +27,7 @@ class AGEMR(RehearsalMethod):
     """Plain SGD whose gradient loses what would hurt the memory on average."""
 
     options: Options
+    eager_step = ""
 
     def edit_gradients(self, batch: Batch) -> None:
         """g ← g − (gᵀg_ref / g_refᵀg_ref) g_ref where g points against g_ref."""

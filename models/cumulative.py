@@ -13,3 +13,4 @@ class Cumulative(Method):
     stream = "cumulative"
     rehearses = True
     off_switch = "it changes the stream, not the step"
+    eager_step = ""

@@ -11,6 +11,7 @@ Differs from the official code: all images are augmented as the stream's (there 
 not); with several epochs a sample is offered to the memory once.
 """
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +23,7 @@ from engram.datasets.benchmark import Batch
 from engram.models.method import Setup
 from engram.models.rehearsal import RehearsalMethod, ReplayOptions
 from engram.utils.config.options import option
-from engram.utils.transfer import send
+from engram.utils.transfer import decide
 
 BASE_TEMPERATURE = 0.07
 
@@ -38,6 +39,7 @@ class ERAML(RehearsalMethod):
     """Contrast on the stream, cross-entropy on the replay."""
 
     options: Options
+    eager_step = ""
 
     def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
         super().__init__(net, options, setup)
@@ -75,9 +77,13 @@ class ERAML(RehearsalMethod):
         negative = ~same & same.any(1, keepdim=True)  # of a label that the batch has
         masks = torch.cat((positive, negative), 1)
         count = masks.cumsum(0)
-        chance = send(torch.rand(2 * n, generator=self.draws), pool.device)
+        chance = decide(lambda: torch.rand(2 * n, generator=self.draws), pool.device)
         rows = (count > (chance * count[-1]).floor()).to(torch.uint8).argmax(0)
         return rows, (count[-1] > 0).view(2, n).all(0)
+
+    def step_form(self) -> Hashable:
+        """Whether samples are stored, and how many there are to make pairs with."""
+        return self.epoch == 0, len(self.buffer)
 
     def after_step(self, batch: Batch) -> None:
         """Offer the batch to the reservoir."""

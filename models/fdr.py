@@ -38,6 +38,7 @@ class FDR(RehearsalMethod):
 
     options: Options
     needs_boundaries = True
+    eager_step = ""
 
     def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
         super().__init__(net, options, setup)

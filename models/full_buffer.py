@@ -39,6 +39,7 @@ class FullBuffer(RehearsalMethod):
     options: Options
     needs_boundaries = True
     off_switch = "it keeps every sample of the past"
+    eager_step = "the queue of samples to replay is cut on the host"
 
     def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
         super().__init__(net, options, setup)

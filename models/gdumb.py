@@ -89,6 +89,7 @@ class GDumb(RehearsalMethod):
     joins_replay = True
     off_switch = "it trains on the memory alone"
     quick_flags: ClassVar = {"fitting_epochs": 2}
+    eager_step = "a step trains nothing: labels decide on the host which samples are stored"
 
     def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
         super().__init__(net, options, setup)

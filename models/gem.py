@@ -43,6 +43,7 @@ class GEM(TaskRingMethod):
     """Plain SGD whose gradient is projected when it would hurt a past task."""
 
     options: Options
+    eager_step = "the quadratic program of a violated constraint is solved on the host"
 
     def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
         super().__init__(net, options, setup)

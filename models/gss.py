@@ -40,6 +40,7 @@ class GSS(RehearsalMethod):
 
     options: Options
     joins_replay = True
+    eager_step = "how many samples compete for the memory differs from step to step"
 
     def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
         super().__init__(net, options, setup)

@@ -28,6 +28,7 @@ class IMMMean(IMM):
     """Every weight of every task counts the same."""
 
     options: Options
+    eager_step = ""
 
     def precision(self, task: Task) -> dict[str, Tensor]:
         """Each weight counts once for every task."""

@@ -36,6 +36,7 @@ class IMMMode(IMM):
     """A weight counts by how much the task's likelihood depends on it."""
 
     options: Options
+    eager_step = ""
 
     def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
         super().__init__(net, options, setup)

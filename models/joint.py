@@ -9,3 +9,4 @@ class Joint(Method):
     stream = "joint"
     rehearses = True
     off_switch = "it changes the stream, not the step"
+    eager_step = ""

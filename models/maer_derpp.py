@@ -24,6 +24,7 @@ class MAERDERpp(WatchedReplay, derpp.DERpp):
     """DER++ whose memory goes to the samples that the policy chooses."""
 
     options: Options
+    eager_step = ""
 
     def extra_fields(self, chosen: Samples) -> dict[str, Tensor]:
         """(k, C) raw outputs, as DER stores them."""

@@ -20,3 +20,4 @@ class MAERERACE(WatchedReplay, er_ace.ERACE):
     """ER-ACE whose memory goes to the samples that the policy chooses."""
 
     options: Options
+    eager_step = ""

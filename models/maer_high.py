@@ -34,6 +34,7 @@ class MAERHigh(maer.MAER):
     """maer; at the end of a task the most memorized samples of each class are marked."""
 
     options: Options
+    eager_step = ""
 
     def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
         super().__init__(net, options, setup)

@@ -68,6 +68,7 @@ class MER(RehearsalMethod):
         "batch_size": 1,
     }
     quick_flags: ClassVar = {"minibatch_size": 3, "batches_per_example": 2}
+    eager_step = "samples are taken one by one, and the host counts them"
 
     def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
         super().__init__(net, options, setup)

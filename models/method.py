@@ -78,7 +78,7 @@ class Method:
     # True: gradients of gradients are taken in a step, which compiled passes do not have.
     second_derivatives: ClassVar[bool] = False
     # Why a step cannot be captured as one CUDA graph, or "" where it can (tests/contract/test_step_graph.py).
-    # A subclass that defines functions of its own says it anew.
+    # Subclasses inherit a reason; where there is none, one with functions of its own must say so anew.
     eager_step: str = "nobody has shown that it can be captured"
     # For the contract tests: the flags that make the method plain SGD, bit for bit, or a sentence that says
     # why there are none; and flags under which a test of it is quick.
@@ -100,7 +100,7 @@ class Method:
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        if "eager_step" not in vars(cls) and any(callable(value) for value in vars(cls).values()):
+        if not cls.eager_step and "eager_step" not in vars(cls) and any(map(callable, vars(cls).values())):
             cls.eager_step = Method.eager_step
 
     def __init__(self, net: Backbone, options: OptionSet, setup: Setup):

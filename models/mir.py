@@ -10,6 +10,7 @@ come from past tasks only, where these are known); with several epochs a sample 
 once; batch-norm statistics do not move while candidates are judged. The loss shown is the stream's.
 """
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +42,7 @@ class MIR(RehearsalMethod):
     """The stream's gradient, plus that of what it interferes with."""
 
     options: Options
+    eager_step = ""
 
     def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
         super().__init__(net, options, setup)
@@ -74,6 +76,10 @@ class MIR(RehearsalMethod):
             logits = functional_call(network, parameters | statistics, (samples.x, samples.task_id))
             losses.append(F.cross_entropy(logits, samples.y, reduction="none"))
         return losses[1] - losses[0]
+
+    def step_form(self) -> Hashable:
+        """Whether samples are stored, and how many candidates there are."""
+        return self.epoch == 0, min(len(self.buffer), self.n_candidates)
 
     def after_step(self, batch: Batch) -> None:
         """Offer the batch to the reservoir."""

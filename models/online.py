@@ -18,6 +18,7 @@ class Online(Method):
     """The contract's defaults; small networks take their steps in compiled form."""
 
     off_switch = "it is plain SGD"
+    eager_step = "samples are taken one by one, in a compiled kernel of their own"
 
     def __init__(self, net: Backbone, options: OptionSet, setup: Setup) -> None:
         super().__init__(net, options, setup)

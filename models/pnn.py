@@ -25,6 +25,7 @@ class PNN(Method):
     scenarios = ("task-il",)
     needs_boundaries = True
     off_switch = "it has another network: a column per task"
+    eager_step = ""
 
     def __init__(self, net: Backbone, options: OptionSet, setup: Setup) -> None:
         classes = [task.classes for task in setup.benchmark.tasks]

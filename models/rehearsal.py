@@ -118,6 +118,7 @@ class TaskRingMethod(RehearsalMethod):
 
     buffer: RingMemory
     needs_boundaries = True
+    eager_step = "the rings of tasks are written at positions that the host counts"
 
     def make_buffer(self) -> RingMemory:
         """A ring per task; raises `UserError` for a size that leaves a task without a slot."""

@@ -44,6 +44,7 @@ class RWalk(Method):
     options: Options
     needs_boundaries = True
     off_switch: ClassVar = {"rwalk_lambda": 0}
+    eager_step = "the host counts the steps of a stretch"
 
     def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
         super().__init__(net, options, setup)

@@ -43,6 +43,7 @@ class SCR(RehearsalMethod):
     scenarios = ("class-il", "domain-il")
     chooses_classes = True
     off_switch = "it has another loss: contrastive"
+    eager_step = "class means are forgotten on the host after every step"
 
     def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
         super().__init__(net, options, setup)

@@ -22,6 +22,7 @@ class TaskInput(Method):
 
     needs_boundaries = True
     off_switch = "it has another network: a first layer per task"
+    eager_step = ""
 
     def __init__(self, net: Backbone, options: OptionSet, setup: Setup) -> None:
         require_mlp(net, "taskinput")

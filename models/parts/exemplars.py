@@ -52,6 +52,7 @@ class ExemplarMethod(RehearsalMethod):
 
     buffer: ExemplarMemory
     needs_boundaries = True
+    eager_step = "the host counts how far the random order of exemplars has been replayed"
 
     def make_buffer(self) -> ExemplarMemory:
         """An empty memory with the same number of slots for each class of each task."""

@@ -85,6 +85,7 @@ class IMM(Method):
 
     needs_boundaries = True
     off_switch: ClassVar = {"imm_lambda": 0}
+    eager_step = ""
 
     def __init__(self, net: Backbone, options: OptionSet, setup: Setup) -> None:
         super().__init__(net, options, setup)

@@ -32,7 +32,7 @@ from engram.utils.training.trainer import Trainer
 
 N_STEPS = 20
 # Methods whose step reads from the device; MAY_WAIT in tests/contract/test_device.py has the reasons.
-MAY_WAIT = ("gem", "gdumb")
+MAY_WAIT = ("gem",)
 COMPARED = ("er", "derpp", "maer", "ewc", "gem", "lwf")
 # |R on the device - R on the CPU|: sums in another order grow apart over hundreds of steps. A task has some
 # 70 test digits, so an entry of R moves in steps of 0.014.

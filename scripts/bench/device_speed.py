@@ -27,6 +27,7 @@ from engram.utils import precision
 from engram.utils.training import interleaved
 from engram.utils.training.interleaved import InterleavedJob
 from engram.utils.training.optimizers import build_optimizer
+from engram.utils.training.step_graph import StepGraph
 from engram.utils.training.trainer import Trainer
 
 MODELS = ("er", "derpp", "maer", "ewc")
@@ -49,17 +50,26 @@ def configured_stream(model: str, chosen: Settings) -> Stream:
     return stream
 
 
-def step_speed(model: str, chosen: Settings) -> Finding:
-    """Images/s of our step and its share of the arithmetic that a large matrix product reaches."""
+def step_speed(model: str, chosen: Settings, captured: bool = False) -> Finding:
+    """Images/s of our step and its share of the arithmetic that a large matrix product reaches.
+
+    captured: the whole step is one CUDA graph; raises `AssertionError` with the reason where it cannot be.
+    """
     device = devices.choose(chosen.device)
     arithmetic = flops(configured_stream(model, replace(chosen, compile=False)))
     stream = configured_stream(model, chosen)
+    if captured:
+        stream.trainer.graph = StepGraph(stream.trainer.method, stream.size, _refused)
     stream.epoch()
     seconds = min(stream.epoch() for _ in range(3)) / stream.n_steps
     share = arithmetic / seconds / peak_flops(device, chosen.precision)
     rate = stream.size / seconds
     text = f"{rate:,.0f} images/s, {1e3 * seconds:.2f} ms a step, {100 * share:.1f} % of a matrix product"
     return Finding(text, {"images_per_s": rate, "seconds": seconds, "share_of_peak": share})
+
+
+def _refused(line: str) -> None:
+    raise AssertionError(line)
 
 
 def loader_speed(model: str, chosen: Settings) -> Finding:
@@ -175,7 +185,7 @@ def evaluation_speed(backbone: str, device: torch.device, quick: bool) -> Findin
 
 
 def step_checks(device: torch.device, quick: bool) -> list[Check]:
-    """Eager steps, the other sides' loops, then compiled steps, which take a minute each to compile."""
+    """Eager steps, the other sides' loops, captured steps, then compiled ones, a minute each to compile."""
     checks = [
         Check(
             f"{model}, {kind}", functools.partial(step_speed, model, settings(device, quick, precision=kind))
@@ -191,11 +201,23 @@ def step_checks(device: torch.device, quick: bool) -> list[Check]:
             for model in models[: 1 if quick else None]
         ]
     checks += [
+        Check(f"{model}, {precision}, captured", functools.partial(captured_speed, model, device, precision))
+        for precision in ("bf16", "fp32")
+        for model in MODELS
+    ]
+    checks += [
         Check(f"{model}, {precision}, compiled", functools.partial(compiled_speed, model, device, precision))
         for precision in ("bf16", "tf32", "fp32")
         for model in MODELS
     ]
     return checks
+
+
+def captured_speed(model: str, device: torch.device, precision: str, quick: bool = False) -> Finding:
+    """Our step as one CUDA graph, which `--compile` makes of it."""
+    if device.type != "cuda":
+        raise SkippedCheck("a CPU has no CUDA graphs")
+    return step_speed(model, settings(device, quick, precision=precision), captured=True)
 
 
 def compiled_speed(model: str, device: torch.device, precision: str) -> Finding:

@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from engram.models.er import ER
-from engram.scripts.bench import device_checks
+from engram.scripts.bench import device_checks, device_speed
 from engram.scripts.bench.check_runner import SkippedCheck
+from engram.utils.training.step_graph import N_WARM_UP
 from tests.contract.test_device import MAY_WAIT
 from tests.pretended_device import PretendedDevice
+from tests.pretended_graph import pretended_graphs
 
 CUDA = torch.device("cuda:0")
 
@@ -47,6 +49,19 @@ def test_the_exceptions_are_those_of_the_contract():
     assert set(device_checks.MAY_WAIT) == set(MAY_WAIT)
     with pytest.raises(SkippedCheck):
         device_checks.never_waits("gem", CUDA)
+
+
+def test_a_captured_step_is_measured_and_a_refused_one_fails(gpu, monkeypatch):
+    monkeypatch.setattr(device_speed, "peak_flops", lambda *_: 1e9)
+    monkeypatch.setattr(device_speed, "flops", lambda *_: 1e6)
+    with pretended_graphs(gpu):
+        finding = device_speed.captured_speed("er", CUDA, "fp32", quick=True)
+        assert gpu.launches["graph"] == 4 * 2 - N_WARM_UP, "epochs of two full batches and an odd one"
+        assert finding.numbers["images_per_s"] > 0
+        own_loss = ER.loss
+        monkeypatch.setattr(ER, "loss", lambda self, b: own_loss(self, b) * float(b.x.sum() > 0))
+        with pytest.raises(AssertionError, match="cannot be captured"):
+            device_speed.captured_speed("er", CUDA, "fp32", quick=True)
 
 
 def test_numbers_are_compared_and_others_are_seen(monkeypatch):
