@@ -65,7 +65,7 @@ class NetworkTarget(Protocol):
     """What a network must know of the benchmark that it is built for."""
 
     scenario: str
-    input_shape: tuple[int, ...]  # of an image, (C, H, W)
+    input_shape: tuple[int, ...]  # of a sample: an image (C, H, W), or a vector (D,)
     n_classes: int
     device: torch.device
 
@@ -79,9 +79,12 @@ def build_network(name: str, options: OptionSet, benchmark: NetworkTarget, seed:
 
     The weights depend on `seed` alone, whatever was drawn before.
     """
-    refuse_beyond_memory(name, options, benchmark.input_shape, benchmark.device)
+    shape = benchmark.input_shape
+    if len(shape) == 1 and not getattr(registry.load("backbones", name), "TAKES_VECTORS", False):
+        raise UserError(f"--backbone {name} takes images, and samples are vectors of {shape[0]}: use mlp")
+    refuse_beyond_memory(name, options, shape, benchmark.device)
     with seeding.isolated(seed, "init"):
-        backbone = registry.load("backbones", name).build(options, benchmark.input_shape, label(name))
+        backbone = registry.load("backbones", name).build(options, shape, label(name))
         if benchmark.scenario == "task-il":
             head: Head = TaskHeads(backbone.feature_dim, [task.classes for task in benchmark.tasks])
         else:

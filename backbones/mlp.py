@@ -20,6 +20,7 @@ from engram.utils.errors import UserError
 from engram.utils.precision import in_own_precision
 
 INITS = ("xavier", "torch")
+TAKES_VECTORS = True  # (N, D) as well as images
 
 
 @dataclass(frozen=True)

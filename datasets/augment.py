@@ -44,6 +44,11 @@ class Augment:
         """Whether anything is random; if not, an image is the same in every epoch."""
         return bool(self.crop_padding or self.flip)
 
+    def limits(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """The smallest and the largest normalised value of each pixel, of the shape of `like`."""
+        black, white = (torch.full_like(like, value, dtype=torch.uint8) for value in (0, 255))
+        return self.normalise(black), self.normalise(white)
+
     def normalise(self, raw: Tensor) -> Tensor:
         """(N, C, H, W) uint8 → float32 `(raw / 255 − mean) / std`, nothing random; a new tensor.
 
@@ -60,6 +65,19 @@ class Augment:
             x = x.mul_(scale)
             return x.add_(shift) if self.mean[0] else x
         return x.mul_(scale).add_(shift)
+
+
+class Standardised(Augment):
+    """For samples that are float32 already and standardised (`array_values.py`): they stay as they are."""
+
+    def limits(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Minus and plus infinity: such samples have no smallest and no largest value."""
+        return torch.full_like(like, -torch.inf), torch.full_like(like, torch.inf)
+
+    def normalise(self, raw: Tensor) -> Tensor:
+        """A copy of the float32 samples (N, ...), so that what a method does to it stays its own."""
+        assert raw.dtype == torch.float32, raw.dtype
+        return raw.clone()
 
 
 @lru_cache(maxsize=16)
@@ -81,6 +99,8 @@ def normalised_as_asked(augment: Augment, config: Config, n_channels: int) -> Au
     stream = config.stream
     if not (pretrained or stream.pixel_mean or stream.pixel_std):
         return augment
+    if isinstance(augment, Standardised):
+        raise UserError("--pixel_mean, --pixel_std, --pretrained: for pixels; these floats are standardised")
     mean, std = IMAGENET if pretrained else (augment.mean, augment.std)
     mean = _for_channels("mean", stream.pixel_mean or mean, n_channels)
     return replace(augment, mean=mean, std=_for_channels("std", stream.pixel_std or std, n_channels))

@@ -104,12 +104,13 @@ class Benchmark:
     ):
         self.build_seconds = 0.0  # that reading the data took; models/build.py sets it
         self.transforms = transforms or {}
-        self.notes: list[str] = []  # what the user should know of the data, said when a run starts
+        self.notes = list(source.notes)  # said when a run starts
         self.name, self.scenario, self.tasks = name, scenario, tasks
         self.augment, self.seed, self.train_classes = augment, seed, train_classes
         self.device = torch.device(device)
         self.n_classes, self.n_train = 1 + max(c for task in tasks for c in task.classes), len(source.train_y)
         self.input_shape = tuple(source.train_x.shape[1:])
+        self.sample_bytes = prod(self.input_shape) * source.train_x.dtype.itemsize
         labels = [torch.from_numpy(scenarios.relabel(y.numpy(), class_order)) for y in source.labels]
         n_sources = 1 + max(task.classes[-1] - task.label_shift for task in tasks)
         self.class_order = class_order[:n_sources]  # classes that no task has come last
@@ -177,7 +178,7 @@ class Benchmark:
 
         positions: (K,) ascending, on the CPU: take these of the samples only.
         """
-        if self.test_ends[-1] * prod(self.input_shape) > STACK_BYTES[self.device.type]:
+        if self.test_ends[-1] * self.sample_bytes > STACK_BYTES[self.device.type]:
             end = int(self.test_ends[n_tasks - 1])
             rows = torch.arange(end) if positions is None else positions
             yield from map(self._test_rows, rows.split(size))

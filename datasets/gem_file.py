@@ -4,7 +4,8 @@ Format: `[d_tr, d_te]`, lists over tasks of `[meta, X, y]`; X is (N, pixels) flo
 integers, meta whatever `torch.load(weights_only=True)` reads. Such files are made
 by `scripts/interop/write_gem_file.py`.
 
-- The number of classes is the largest label + 1; tasks may differ in size (domain-IL).
+- The number of classes is the largest label + 1; tasks may differ in size. Where no class is in two tasks
+  (GEM's split sets) each task has its own classes (class-IL, task-IL), else all have all (domain-IL).
 - Images are kept as bytes, so pixels must be multiples of 1/255, to 1/1000 of that step, and are refused
   otherwise: nothing is rounded silently. Only the rows that the run takes are read and checked.
 - A row of X is a square grey image (784 = 28x28), or three square channels (3,072 = 3x32x32).
@@ -21,10 +22,10 @@ import torch
 from torch import Tensor
 
 from engram.datasets import scenarios
-from engram.datasets.augment import Augment, normalised_as_asked
-from engram.datasets.benchmark import Benchmark, Task
+from engram.datasets.augment import Augment
+from engram.datasets.benchmark import Benchmark
+from engram.datasets.given_tasks import given_tasks
 from engram.datasets.sources import Source
-from engram.datasets.streams import scenario_of, stored, train_classes_of, with_own_outputs, with_validation
 from engram.utils.checkpoint import DamagedFileError, load_verified
 from engram.utils.config.config import Config
 from engram.utils.config.options import OptionSet, option
@@ -159,24 +160,7 @@ def assemble(
         map(torch.cat, zip(*parts, strict=True)) for parts in (train, test)
     )
     source = Source("gem-file", train_x, train_y, test_x, test_y, names)
-    task_of, test_task_of = (  # of each sample
+    of_train, of_test = (  # the task of each sample
         torch.repeat_interleave(torch.tensor([len(y) for _, y in parts])) for parts in (train, test)
     )
-    seed, percent = config.run.seed, config.stream.validation
-    source, positions = with_validation(stored(source, config, device), percent, seed, strata=task_of)
-    if percent:
-        held_out = np.setdiff1d(np.arange(len(task_of)), positions)
-        test_task_of = task_of[torch.from_numpy(held_out)]
-    training, classes = torch.from_numpy(positions), tuple(range(n_classes))
-    tasks = [
-        Task(i, classes, (i,), training[task_of[training] == i], torch.nonzero(test_task_of == i).view(-1))
-        for i in range(len(train))
-    ]
-    scenarios.refuse_order(config.stream.class_order, "gem-file", "whose tasks are as the file has them")
-    order = scenarios.class_order(n_classes, seed, permute=False)
-    scenario = scenario_of(config, "domain-il")
-    if scenario == "class-il":
-        tasks = with_own_outputs(tasks)
-    augment = normalised_as_asked(Augment(), config, source.train_x.shape[1])
-    trained = train_classes_of(config, scenario)
-    return Benchmark("gem-file", scenario, source, tasks, augment, order, seed, device, train_classes=trained)
+    return given_tasks("gem-file", source, (of_train, of_test), Augment(), config, device)

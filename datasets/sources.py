@@ -36,7 +36,8 @@ FASHION_NAMES = (
 class Source:
     """A decoded data set with its name.
 
-    train_x, test_x: (N, C, H, W) uint8, or `DiskImages` that stand for such a tensor. train_y, test_y: (N,)
+    train_x, test_x: (N, C, H, W) uint8, or `DiskImages` that stand for such a tensor; of a user's own arrays
+    also vectors (N, D), and standardised float32 instead of uint8. train_y, test_y: (N,)
     int64. classes: a name for each label.
     """
 
@@ -46,6 +47,7 @@ class Source:
     test_x: Tensor
     test_y: Tensor
     classes: tuple[str, ...]
+    notes: tuple[str, ...] = ()  # what the user should know of the data
 
     @property
     def labels(self) -> tuple[Tensor, Tensor]:

@@ -162,6 +162,10 @@ def stored(source: Source, config: Config, device: torch.device | str) -> Source
     """
     if isinstance(source.train_x, LazyImages):
         return source
+    if source.train_x.dtype != torch.uint8 or source.train_x.dim() != 4:
+        if config.run.images == "disk":
+            raise UserError("--images disk: for images with pixels 0 to 255; these samples stay in memory")
+        return source
     storage = Storage.configured(config, device)
     splits = ("train",) if config.stream.validation else ("train", "test")
     images, labels = ({s: getattr(source, f"{s}_{field}") for s in splits} for field in "xy")

@@ -3,7 +3,6 @@
 import functools
 import time
 from collections.abc import Callable
-from math import prod
 
 import torch
 
@@ -49,9 +48,7 @@ def build_method(config: Config, device: torch.device, create_proxy: CreateProxy
 def _refuse_buffer_beyond_memory(config: Config, benchmark: Benchmark) -> None:
     """Raise `UserError` for a memory whose images alone would not fit, though it were never full."""
     size = getattr(config.method, "buffer_size", 0) or 0
-    devices.refuse_beyond_memory(
-        f"--buffer_size {size}", size * prod(benchmark.input_shape), benchmark.device
-    )
+    devices.refuse_beyond_memory(f"--buffer_size {size}", size * benchmark.sample_bytes, benchmark.device)
 
 
 def build_benchmark(config: Config, device: torch.device) -> Benchmark:

@@ -22,6 +22,7 @@ from torch import Tensor
 from engram.backbones.backbone import Backbone
 from engram.datasets.benchmark import Batch, Task
 from engram.models.method import Setup
+from engram.models.parts.inputs import require_images
 from engram.models.parts.teacher import frozen_copy
 from engram.models.rehearsal import RehearsalMethod, ReplayOptions
 from engram.utils.buffers.reservoir import Buffer
@@ -92,6 +93,8 @@ class GDumb(RehearsalMethod):
     eager_step = "a step trains nothing: labels decide on the host which samples are stored"
 
     def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
+        if options.cutmix_prob:
+            require_images(setup.benchmark, f"--cutmix_prob {options.cutmix_prob:g}", of_bytes=False)
         super().__init__(net, options, setup)
         self.initial = frozen_copy(net)
         self.draws = setup.generator("method")

@@ -123,8 +123,7 @@ class HAL(TaskRingMethod):
 
     def climb(self, tuned: nn.Module, e: Tensor, y: Tensor, owner: Tensor) -> Tensor:
         """Anchors (n, C, H, W) after the steps of gradient ascent from `e`; each has its own objective."""
-        black, white = (torch.full_like(e, v, dtype=torch.uint8) for v in (0, 255))
-        low, high = (self.benchmark.augment.normalise(raw) for raw in (black, white))
+        low, high = self.benchmark.augment.limits(e)
         with evaluating(self.net):
             for _ in range(self.options.anchor_steps):
                 e.requires_grad_()

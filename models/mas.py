@@ -27,6 +27,7 @@ from engram.datasets import unlabeled
 from engram.datasets.benchmark import Batch, Task
 from engram.models.method import Method, Setup
 from engram.models.parts import hebbian, importance
+from engram.models.parts.inputs import require_images
 from engram.models.parts.norms import NORMS
 from engram.models.parts.quadratic import Quadratic
 from engram.utils.buffers.reservoir import distinct
@@ -80,6 +81,7 @@ class MAS(Method):
         self.totals: list[Tensor] = []  # Σ_ij Ω_t,ij of each task
         self.strength = torch.tensor(options.mas_lambda, device=self.device)
         if options.mas_data not in ("train", "test"):
+            require_images(setup.benchmark, f"--mas_data {options.mas_data}")
             unlabeled.files(options.mas_data)  # a wrong folder is an error now, not after the first task
 
     def edit_gradients(self, batch: Batch) -> None:

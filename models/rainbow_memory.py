@@ -23,6 +23,7 @@ from engram.backbones.backbone import Backbone
 from engram.datasets.benchmark import Task
 from engram.models.method import Setup
 from engram.models.parts.exemplars import ExemplarReplay
+from engram.models.parts.inputs import require_images
 from engram.models.rehearsal import ReplayOptions
 from engram.utils.transfer import send
 
@@ -40,6 +41,7 @@ class RainbowMemory(ExemplarReplay):
     options: Options
 
     def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
+        require_images(setup.benchmark, "rainbow_memory, which turns and inverts images,")
         super().__init__(net, options, setup)
         self.draws = setup.generator("method")
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from engram.datasets.augment import Augment
+from engram.datasets.augment import Augment, Standardised
 from engram.models.method import Method, Setup
 from engram.models.parts.kernel import MLPKernel
 from engram.models.rehearsal import Examples
@@ -132,7 +132,7 @@ def kernel_for(net: nn.Module, setup: Setup) -> MLPKernel | None:
 
 def pixel_values(augment: Augment) -> Tensor | None:
     """(256,) what each pixel value becomes on its way into the network; None where that is not all."""
-    if augment.crop_padding or augment.flip or len(augment.mean) > 1:
+    if augment.draws or len(augment.mean) > 1 or isinstance(augment, Standardised):
         return None
     return augment.normalise(torch.arange(256, dtype=torch.uint8).view(-1, 1, 1, 1)).flatten()
 

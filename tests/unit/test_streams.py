@@ -28,6 +28,7 @@ EXPECTED = {  # name: tasks, classes, image, scenario, backbone
     "mnist-manypermutations": (100, 10, (1, 28, 28), "domain-il", "mlp"),
     "mnist-360": (1, 9, (1, 28, 28), "class-il", "mlp"),
     "gem-file": (20, 10, (1, 28, 28), "domain-il", "mlp"),
+    "seq-arrays": (5, 10, (1, 28, 28), "class-il", "mlp"),
 }
 
 
@@ -70,7 +71,15 @@ def test_every_benchmark_is_expected():
 @pytest.mark.parametrize("name", EXPECTED)
 def test_every_benchmark_builds_with_its_defaults(name, data):
     own = {"image_dir": str(data / "own"), "img_size": 16}
-    flags = {"seq-imagefolder": own, "gem-file": {"gem_file": str(data / "gem.pt")}}.get(name, {})
+    arrays = {"x": np.full((20, 28, 28), 200, dtype=np.uint8), "y": np.arange(20) % 10}
+    np.savez(
+        data / "own.npz", **{f"{s}_{field}": a for s in ("train", "test") for field, a in arrays.items()}
+    )
+    flags = {
+        "seq-imagefolder": own,
+        "gem-file": {"gem_file": str(data / "gem.pt")},
+        "seq-arrays": {"arrays": str(data / "own.npz")},
+    }.get(name, {})
     stream, config = build(name, data, **flags)
     n_tasks, n_classes, shape, scenario, backbone = EXPECTED[name]
     assert (len(stream.tasks), stream.n_classes, stream.input_shape) == (n_tasks, n_classes, shape)

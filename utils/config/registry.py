@@ -27,8 +27,9 @@ ROOT = Path(__file__).resolve().parents[2]  # the folder of models/, datasets/, 
 CONTRACTS = {
     "models": {"build", "method", "rehearsal"},
     "datasets": {
-        "augment", "benchmark", "folder_scan", "image_decoding", "image_files", "images", "lazy_images",
-        "rotation", "scenarios", "shards", "sources", "storage", "streams", "unlabeled",
+        "array_layout", "array_values", "arrays", "augment", "benchmark", "folder_scan", "given_tasks",
+        "image_decoding", "image_files", "images", "lazy_images", "rotation", "scenarios", "shards",
+        "sources", "storage", "streams", "training_samples", "unlabeled",
     },
     "backbones": {"backbone", "batch_norm", "compiled", "heads", "row_parallel"},
 }  # fmt: skip
