@@ -8,15 +8,10 @@ The skeleton is a small method that works (the weights are pulled to where the l
 every part there; replace what your paper does otherwise.
 """
 
-import argparse
-import re
 import sys
-from pathlib import Path
 
-from engram.utils.config import registry
-from engram.utils.config.flags import CheckedParser
+from engram.scripts.skeletons import Skeleton
 from engram.utils.door import guarded
-from engram.utils.errors import UserError
 
 METHOD = '''"""TITLE: one line for --help, at most 100 characters, that ends with a period.
 
@@ -89,40 +84,17 @@ def test_penalty_is_the_formula():
 '''
 
 
-def files(name: str) -> dict[Path, str]:
-    """Path under the project → content."""
-    words = {"CLASS": "".join(word.capitalize() for word in name.split("_")), "TITLE": name, "NAME": name}
-    made = {}
-    for path, text in ((f"models/{name}.py", METHOD), (f"tests/reference/test_{name}.py", TEST)):
-        for word, value in words.items():
-            text = re.sub(rf"\b{word}\b(?! OF)", value, text)
-        made[Path(path)] = text
-    return made
-
-
-def write(name: str, root: Path) -> list[Path]:
-    """Write the two files; refuses a name that is no file name or is taken."""
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-        raise UserError(f"'{name}': a method's name is a file's: small letters, digits and _, e.g. my_idea")
-    made = files(name)
-    taken = [path for path in made if (root / path).exists()]
-    if taken or name in registry.CONTRACTS["models"] | {"parts", "presets"}:
-        raise UserError(f"'{name}' is taken ({', '.join(map(str, taken)) or 'a room of the house'})")
-    for path, text in made.items():
-        (root / path).write_text(text, encoding="utf-8")
-    return list(made)
+SKELETON = Skeleton(
+    "models",
+    {"models/NAME.py": METHOD, "tests/reference/test_NAME.py": TEST},
+    "python -m pytest tests/reference/test_NAME.py tests/contract -k NAME",
+)
 
 
 @guarded
 def main(argv: list[str] | None = None) -> int:
     """Write the skeleton that the command line names; returns the exit code."""
-    parser = CheckedParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", help="of the method and its file, e.g. my_idea")
-    name = parser.parse_args(argv).name
-    written = write(name, registry.checkout())
-    print("\n".join(f"written: {path}" for path in written))
-    print(f"next:    python -m pytest tests/reference/test_{name}.py tests/contract -k {name}")
-    return 0
+    return SKELETON.run(__doc__, argv)
 
 
 if __name__ == "__main__":

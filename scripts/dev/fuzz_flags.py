@@ -95,10 +95,10 @@ def memorization_program(name: str) -> Program:
 
 
 def in_this_folder(argv: list[str]) -> object:
-    """`new_method.py`, which writes below the folder it is started in."""
+    """`new_method.py`, which writes below the folder it is started in; the other two are as it is."""
     for name in ("models", "tests/reference"):
         Path(name).mkdir(parents=True, exist_ok=True)
-    new_method.registry.checkout = Path.cwd
+    registry.checkout = Path.cwd
     return new_method.main(argv)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import engram
-from engram.scripts import new_method
+from engram.scripts import new_backbone, new_dataset, new_method
 from engram.utils.config import plugin_docs, registry
 from engram.utils.errors import UserError
 from engram.utils.runs.run_result import RunResult
@@ -90,26 +90,35 @@ def test_flags_are_checked_as_on_the_command_line():
         RunResult("/nowhere")
 
 
-def test_a_new_method_passes_its_tests(tmp_path):
-    """The skeleton, in a copy of the house, under the contract suite and its own test."""
+def test_what_is_new_passes_its_tests(tmp_path):
+    """The three skeletons, in a copy of the house, under the contract suite and their own tests."""
     rooms = ("backbones", "datasets", "memorization", "models", "scripts", "tests", "utils")
     subprocess.run(
         ["cp", "-r", "main.py", "engram.py", "pyproject.toml", *rooms, tmp_path], cwd=ROOT, check=True
     )
-    written = new_method.write("my_idea", tmp_path)
+    written = new_method.SKELETON.write("my_idea", tmp_path)
     assert [str(path) for path in written] == ["models/my_idea.py", "tests/reference/test_my_idea.py"]
     made = (tmp_path / "models" / "my_idea.py").read_text()
     assert "class MyIdea(Method):" in made and "CLASS" not in made
-    flags = ["-p", "no:cacheprovider", "-p", "no:xdist", "-k", "my_idea"]
-    command = [sys.executable, "-m", "pytest", *flags, "tests/contract", "tests/reference/test_my_idea.py"]
+    new_dataset.SKELETON.write("my_data", tmp_path)
+    new_backbone.SKELETON.write("my_net", tmp_path)
+    flags = ["-p", "no:cacheprovider", "-p", "no:xdist", "-k", "my_idea or my_data or my_net"]
+    tests = ["reference/test_my_idea.py", "unit/test_my_data.py", "unit/test_my_net.py", "contract"]
+    command = [sys.executable, "-m", "pytest", *flags, *(f"tests/{path}" for path in tests)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=LIMIT)
     assert done.returncode == 0, done.stdout[-3000:]
-    assert int(re.search(r"(\d+) passed", done.stdout)[1]) >= 12
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) >= 14
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("My-Idea", "small letters"), ("er", "is taken"), ("method", "is taken")]
-)
-def test_names_that_no_method_can_have(name, message, capsys):
-    assert new_method.main([name]) == 2
+    ("program", "name", "message"),
+    [
+        (new_method, "My-Idea", "small letters"), (new_method, "er", "is taken"),
+        (new_method, "method", "is taken"), (new_dataset, "seq_digits", "is taken"),
+        (new_dataset, "streams", "is taken"), (new_backbone, "cnn", "is taken"),
+        (new_backbone, "resnet18", "is taken"),
+    ],
+)  # fmt: skip
+def test_names_that_no_plugin_can_have(program, name, message, capsys):
+    assert program.main([name]) == 2
     assert message in capsys.readouterr().err
