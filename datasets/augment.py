@@ -4,6 +4,7 @@ Every sample has its own random window; the stream's and replayed images are aug
 """
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
@@ -93,8 +94,15 @@ def affine(
     return (scale.to(device), shift.to(device)) if len(mean) > 1 else (float(scale), float(shift))
 
 
-def normalised_as_asked(augment: Augment, config: Config, n_channels: int) -> Augment:
-    """The augmentation with --pixel_mean and --pixel_std, or ImageNet's values for pre-trained weights."""
+def as_asked(augment: Augment, config: Config, input_shape: Sequence[int]) -> Augment:
+    """The augmentation as --augment, --pixel_mean, --pixel_std or pre-trained weights want it."""
+    n_channels, asked = input_shape[0], config.stream.augment
+    if asked == "none":
+        augment = replace(augment, crop_padding=0, flip=False)
+    elif asked == "crop_flip":
+        if len(input_shape) != 3:
+            raise UserError(f"--augment crop_flip: samples are vectors of {n_channels} numbers, not images")
+        augment = replace(augment, crop_padding=min(input_shape[1:]) // 8, flip=True)
     pretrained = getattr(config.architecture, "pretrained", False)
     stream = config.stream
     if not (pretrained or stream.pixel_mean or stream.pixel_std):

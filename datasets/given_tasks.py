@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engram.datasets import scenarios
-from engram.datasets.augment import Augment, normalised_as_asked
+from engram.datasets.augment import Augment, as_asked
 from engram.datasets.benchmark import Benchmark, Task
 from engram.datasets.sources import Source
 from engram.datasets.streams import (
@@ -41,7 +41,7 @@ def given_tasks(
     if domains is None:
         domains = len(classes_of) == 1 or _overlap(classes_of)
     scenarios.refuse_order(config.stream.class_order, name, "whose tasks are as the data has them")
-    augment = normalised_as_asked(augment, config, source.train_x.shape[1])
+    augment = as_asked(augment, config, source.train_x.shape[1:])
     strata, n_classes = of_train if domains else source.train_y, len(source.classes)
     source, positions = with_validation(stored(source, config, device), percent, seed, strata)
     training = torch.from_numpy(positions)

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from engram.datasets import scenarios, sources
-from engram.datasets.augment import Augment, normalised_as_asked
+from engram.datasets.augment import Augment, as_asked
 from engram.datasets.benchmark import Benchmark, Task
 from engram.datasets.rotation import turned
 from engram.datasets.streams import stored, with_validation
@@ -42,7 +42,7 @@ def build(config: Config, device: torch.device) -> Benchmark:
     test_x = source.test_x.clone()
     test_x[test] = turned(test_x[test], torch.from_numpy(angles_of_test_digits(source.test_y[test].numpy())))
     source = stored(replace(source, train_x=train_x, test_x=test_x), config, device)
-    augment = normalised_as_asked(Augment(), config, source.train_x.shape[1])
+    augment = as_asked(Augment(), config, source.train_x.shape[1:])
     class_order = scenarios.class_order(len(source.classes), seed, permute=False)
     tasks = [Task(0, tuple(range(DIGITS)), (0,), train, test, shuffled=False)]
     return Benchmark("mnist-360", "class-il", source, tasks, augment, class_order, seed, device)

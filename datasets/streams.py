@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engram.datasets import lazy_images, scenarios
-from engram.datasets.augment import Augment, normalised_as_asked
+from engram.datasets.augment import Augment, as_asked
 from engram.datasets.benchmark import Benchmark, Task
 from engram.datasets.images import Put
 from engram.datasets.lazy_images import LazyImages, Transform
@@ -42,7 +42,7 @@ def class_incremental(
     share, and `--permute_classes` permutes the groups.
     """
     stream, seed = config.stream, config.run.seed
-    augment = normalised_as_asked(augment, config, source.train_x.shape[1])
+    augment = as_asked(augment, config, source.train_x.shape[1:])
     if groups:
         scenarios.refuse_order(stream.class_order, name, "whose tasks are groups of classes")
         order = scenarios.group_order(groups, seed, stream.permute_classes)
@@ -81,7 +81,7 @@ def domain_incremental(
     task, its own random choice (0: all).
     """
     stream, seed = config.stream, config.run.seed
-    augment = normalised_as_asked(augment, config, source.train_x.shape[1])
+    augment = as_asked(augment, config, source.train_x.shape[1:])
     scenarios.refuse_order(stream.class_order, name, "whose tasks have all classes")
     order = scenarios.class_order(len(source.classes), seed, permute=False)
     source, training = with_validation(stored(source, config, device), stream.validation, seed)

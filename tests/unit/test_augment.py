@@ -12,7 +12,8 @@ import pytest
 import torch
 from scipy.stats import binom, chi2
 
-from engram.datasets.augment import IMAGENET, Augment, first_runs, normalised_as_asked, random_windows
+from engram.datasets.augment import IMAGENET, Augment, Standardised, as_asked, first_runs, random_windows
+from engram.utils.config.config import resolve
 from engram.utils.errors import UserError
 
 FALSE_ALARM = 1e-6
@@ -103,9 +104,10 @@ def test_nothing_random_is_drawn_when_nothing_is_asked_for():
 
 def asked(augment: Augment, n_channels: int, mean=(), std=(), **architecture) -> Augment:
     config = SimpleNamespace(
-        stream=SimpleNamespace(pixel_mean=mean, pixel_std=std), architecture=SimpleNamespace(**architecture)
+        stream=SimpleNamespace(augment=None, pixel_mean=mean, pixel_std=std),
+        architecture=SimpleNamespace(**architecture),
     )
-    return normalised_as_asked(augment, config, n_channels)
+    return as_asked(augment, config, (n_channels, 8, 8))
 
 
 def test_who_decides_on_mean_and_deviation():
@@ -151,3 +153,15 @@ def test_floats_are_refused_and_left_as_they_are():
     with pytest.raises(UserError, match=r"torch\.float32; images are normalised from uint8"):
         Augment().normalise(features)
     assert torch.equal(features, before)
+
+
+@pytest.mark.parametrize(
+    ("asked", "wanted"), [(None, (1, True)), ("none", (0, False)), ("crop_flip", (3, True))]
+)
+def test_augmentation_is_switched_off_or_on(asked, wanted):
+    config = resolve([("test", {"model": "sgd", "augment": asked})])
+    augment = as_asked(Augment(crop_padding=1, flip=True), config, (3, 32, 24))
+    assert (augment.crop_padding, augment.flip) == wanted
+    if asked == "crop_flip":
+        with pytest.raises(UserError, match="samples are vectors of 20 numbers"):
+            as_asked(Standardised(), config, (20,))

@@ -221,7 +221,7 @@ def test_nesterovs_momentum_takes_its_step():
 
 def test_a_run_from_before_the_new_flags_is_the_same_run():
     flags = resolve([("test", {"model": "er"})]).flat()
-    new = {"optim_nesterov", "label_perc", "noise_rate", "start_from", "inference_only"}
+    new = {"optim_nesterov", "label_perc", "noise_rate", "start_from", "inference_only", "augment"}
     old = {k: v for k, v in flags.items() if k not in new | {"early_stopping_metric"}}
     assert run_key(resolve([("stored", old)]).flat()) == run_key(flags)
 

@@ -75,6 +75,10 @@ class StreamOptions(OptionSet):
         "drawn by the seed", ge=0, le=1,
     )  # fmt: skip
     multi_head: bool = option(False, "one head per task: true task-incremental training")
+    augment: str | None = option(
+        None, "of training images: none, or crop_flip, windows of the image padded by an eighth, mirrored "
+        "or not (default: the benchmark's)", choices=("none", "crop_flip"),
+    )  # fmt: skip
     pixel_mean: tuple[float, ...] = option(
         (), "mean that is subtracted from pixels in [0, 1], one or one a channel (default: the benchmark's)"
     )
@@ -135,9 +139,7 @@ class TrainOptions(OptionSet):
 class LogOptions(OptionSet):
     """What is measured, logged and saved."""
 
-    ignore_other_metrics: bool = option(
-        False, "skip the extra evaluations: future tasks and forward transfer"
-    )
+    ignore_other_metrics: bool = option(False, "skip evaluations of future tasks and forward transfer")
     eval_every: int = option(
         0, "also evaluate the seen tasks every so many steps (stability gap); 0: off", ge=0
     )
