@@ -141,6 +141,8 @@ def train_to_end(
     """
     if path.exists():
         saved = checkpoint.read(path)
+        if saved.keys() != training.state_dict().keys():
+            raise checkpoint.CheckpointError(f"{path}: not a checkpoint of these networks; move it away")
         if saved["repeats"] == training.repeats:
             training.load_state_dict(saved)
             report(training.epoch / training.n_epochs)

@@ -106,6 +106,10 @@ def test_damaged_settings_of_a_study_are_one_line(tmp_path, content):
 def test_a_damaged_name_of_the_mlflow_run_is_no_traceback(tmp_path):
     (tmp_path / "mlflow_run").write_bytes(b"\xff\xfe pending")
     assert not RunDir(tmp_path).logged
+    (tmp_path / "mlflow_run").unlink()
+    (tmp_path / "mlflow_run").mkdir()
+    RunDir(tmp_path).track(None, pending=False)  # at the end of a run without MLflow
+    assert (tmp_path / "mlflow_run").is_dir() and RunDir(tmp_path).tracking_id is None
 
 
 def test_a_checkpoint_that_is_a_link_to_itself_is_damaged_and_not_missing(tmp_path):

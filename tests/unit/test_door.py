@@ -78,11 +78,16 @@ def test_a_full_disk_cannot_hold_the_log(monkeypatch, capsys):
     assert "test_door.py, line" in capsys.readouterr().err
 
 
-def test_exit_codes_and_passwords(capsys, monkeypatch):
+def test_exit_codes_and_passwords(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     assert guarded(lambda: 3)() == 3 and guarded(lambda: None)() == 0
     assert guarded(raising(KeyboardInterrupt()))() == 130
     assert guarded(raising(UserError("http://me:s3cr3t@host is away")))() == 2
     assert capsys.readouterr().err == "error: http://***@host is away\n"
+    assert guarded(raising(ValueError("http://me:s3cr3t@host is odd")))() == BROKEN
+    said = capsys.readouterr().err
+    (log,) = re.findall(r"details: (.*)\)", said)
+    assert "s3cr3t" not in said + Path(log).read_text() and "http://***@host is odd" in Path(log).read_text()
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert guarded(raising(UserError("said by process 0")))() == 2 and capsys.readouterr().err == ""
 

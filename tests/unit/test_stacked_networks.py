@@ -142,6 +142,9 @@ def test_a_training_continues_bit_for_bit(name, tmp_path):
     resumed, shares = CohortTraining(settings, data, *group), []
     train_to_end(resumed, tmp_path / "part.pt", 0, shares.append)
     assert shares == [0.5, 0.25, 0.25], "two epochs were in the checkpoint"
+    checkpoint.write({"weights": {}}, tmp_path / "foreign.pt")
+    with pytest.raises(UserError, match=r"foreign\.pt: not a checkpoint of these networks"):
+        train_to_end(CohortTraining(settings, data, *group), tmp_path / "foreign.pt", 0, shares.append)
     for a, b in zip(whole.stack.state_dicts(), resumed.stack.state_dicts(), strict=True):
         for key in a:
             assert torch.equal(a[key], b[key])

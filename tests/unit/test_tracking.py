@@ -89,6 +89,12 @@ def test_params_tags_and_name(uri, tmp_path):
     assert experiment.artifact_location == f"file://{tmp_path}/mlruns/CIFAR_100_b"
 
 
+def test_params_of_flags_from_elsewhere_hold_no_password(uri, tmp_path):
+    tracker = MlflowTracker(uri, tmp_path)
+    tracker.start(make_config().flat() | {"tracking_uri": "http://me:s3cr3t@host"}, None)
+    assert read(tracker).data.params["tracking_uri"] == "http://***@host"
+
+
 def test_default_names(uri, tmp_path):
     run = read(open_tracker(make_config(tracking_uri=uri), tmp_path))
     assert run.info.run_name == "er seq-digits, n_epochs 1, seed 3"

@@ -141,11 +141,11 @@ class RunDir:
 
     def track(self, run_id: str | None, pending: bool) -> None:
         """Remember the MLflow run, if it is known yet, and whether something has yet to be sent to it."""
-        words = ([run_id] if run_id else []) + ([PENDING] if pending else [])
+        words, path = ([run_id] if run_id else []) + ([PENDING] if pending else []), self.path / "mlflow_run"
         if words:
-            files.write_text(" ".join(words) + "\n", self.path / "mlflow_run")
-        else:
-            (self.path / "mlflow_run").unlink(missing_ok=True)
+            files.write_text(" ".join(words) + "\n", path)
+        elif not path.is_dir():  # somebody else's folder of this name says nothing either
+            path.unlink(missing_ok=True)
 
     def _tracking(self) -> list[str]:
         path = self.path / "mlflow_run"
