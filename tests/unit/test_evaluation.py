@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from engram.utils.batching import CHUNK
+from engram.utils import batching
+from engram.utils.batching import CHUNK, evaluation_chunk
 from engram.utils.training.evaluation import accuracies, memory_counts
 from tests.conftest import tiny_method
 from tests.contract.test_methods import train
@@ -55,3 +56,22 @@ def test_without_a_memory_nothing_is_counted():
     assert memory_counts(tiny_method("sgd")[0], task=0) is None
     assert memory_counts(tiny_method("er")[0], task=0) is None  # before its first sample
     assert train(*tiny_method("er", buffer_size=0))[1].memory == []
+
+
+@pytest.mark.parametrize(
+    ("backbone", "side", "expected"),
+    [("cnn", 32, 250), ("cnn", 64, 62), ("cnn", 6, 500), ("cnn", 600, 1), ("mlp", 64, 500)],
+)
+def test_convolutions_on_a_cpu_take_as_many_images_as_stay_below_32_mib(backbone, side, expected):
+    net = tiny_method("sgd", backbone=backbone)[0].net
+    assert evaluation_chunk(net, (3, side, side), torch.device("cpu")) == expected
+    assert evaluation_chunk(net, (3, side, side), torch.device("cuda")) == CHUNK["cuda"]
+
+
+def test_an_evaluation_takes_these_chunks(monkeypatch):
+    monkeypatch.setattr(batching, "CONVOLUTION_PIXELS", 6 * 6 * 7)
+    method, _ = tiny_method("sgd", backbone="cnn")
+    sizes, predict = [], method.predict
+    method.predict = lambda x, task_id: sizes.append(len(x)) or predict(x, task_id)
+    accuracies(method, 3, 3)
+    assert sizes == [7, 7, 7, 7, 2]

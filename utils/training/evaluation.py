@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engram.utils.batching import CHUNK
+from engram.utils.batching import evaluation_chunk
 from engram.utils.metrics.measurements import MemoryCounts
 from engram.utils.training.evaluation_subset import EvaluationSubset
 from engram.utils.training.ports import BatchT, Learner, TaskT
@@ -62,7 +62,8 @@ def _predictions(
     benchmark = method.setup.benchmark
     was_training = method.net.training
     method.net.eval()
-    for raw, y, task_id, _ in benchmark.test_chunks(n_tasks, CHUNK[benchmark.device.type], positions):
+    size = evaluation_chunk(method.net, benchmark.input_shape, benchmark.device)
+    for raw, y, task_id, _ in benchmark.test_chunks(n_tasks, size, positions):
         yield method.predict(benchmark.augment.normalise(raw), task_id), y, task_id
     method.net.train(was_training)
 

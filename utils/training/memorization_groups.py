@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from engram.utils.batching import CHUNK
+from engram.utils.batching import evaluation_chunk
 from engram.utils.training.evaluation import masked_argmax
 from engram.utils.training.ports import BatchT, Learner, TaskT
 
@@ -37,7 +37,8 @@ def accuracies(method: Learner[TaskT, BatchT], n_seen: int, group: Tensor) -> Te
     hits = torch.zeros(n_seen * len(NAMES), 3, dtype=torch.float64, device=benchmark.device)
     was_training = method.net.training
     method.net.eval()
-    for raw, y, task_id, index in benchmark.train_chunks(n_seen, CHUNK[benchmark.device.type]):
+    size = evaluation_chunk(method.net, benchmark.input_shape, benchmark.device)
+    for raw, y, task_id, index in benchmark.train_chunks(n_seen, size):
         logits = method.predict(benchmark.augment.normalise(raw), task_id)
         views = (masked_argmax(logits, seen), masked_argmax(logits, masks[task_id]))
         sample_group = group[index]

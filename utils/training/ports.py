@@ -70,6 +70,7 @@ class Stream(Protocol[TaskT, BatchOut]):
     name: str
     scenario: str
     device: torch.device
+    input_shape: tuple[int, ...]  # of a sample, (C, H, W)
     n_classes: int
     class_names: list[str]
     build_seconds: float  # that reading the data took
