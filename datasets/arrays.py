@@ -41,20 +41,24 @@ def read(path: Path, layout: str, held_out: bool) -> tuple[Source, Groups | None
     layout: `nchw`, `nhwc` or `auto`. held_out: evaluation is on training samples, so no test sample is read.
     """
     arrays = load(path)
+    return source_of("seq-arrays", arrays, str(path), layout, held_out), _groups(arrays, path)
+
+
+def source_of(name: str, arrays: Mapping[str, Array], path: str, layout: str, held_out: bool) -> Source:
+    """The source called `name` of the arrays `train_x`, `train_y`, `test_x`, `test_y`; path: for errors."""
     notes: list[str] = []
     x = {split: as_samples(arrays[f"{split}_x"], f"{path}, {split}_x", layout, notes) for split in SPLITS}
     _check_same_kind(x, path)
     notes = list(dict.fromkeys(notes))  # both splits say the same
-    groups = _groups(arrays, path)
     y = {split: _labels(arrays[f"{split}_y"], len(x[split]), f"{path}, {split}_y") for split in SPLITS}
     names, numbers = _classes(y["train"], y["test"], path, notes)
     if held_out:
         x["test"], numbers["test"] = x["test"][:0], numbers["test"][:0]
-    converted, note = array_values.converted(x["train"], x["test"], str(path))
+    converted, note = array_values.converted(x["train"], x["test"], path)
     extra = sorted(arrays.keys() - {*NEEDED, *(f"{s}_{g}" for s in SPLITS for g in GROUPS)})
     notes += [note, *([f"not used: {', '.join(extra)}"] if extra else [])]
     (train_x, test_x), labels = converted, [torch.from_numpy(numbers[split]) for split in SPLITS]
-    return Source("seq-arrays", train_x, labels[0], test_x, labels[1], names, tuple(notes)), groups
+    return Source(name, train_x, labels[0], test_x, labels[1], names, tuple(notes))
 
 
 def load(path: Path) -> Mapping[str, Array]:
@@ -84,7 +88,7 @@ def load(path: Path) -> Mapping[str, Array]:
     return arrays
 
 
-def _check_same_kind(x: Mapping[str, Array], path: Path) -> None:
+def _check_same_kind(x: Mapping[str, Array], path: str) -> None:
     train, test = x["train"], x["test"]
     if train.shape[1:] != test.shape[1:]:
         shapes = f"{train.shape[1:]} and {test.shape[1:]}"
@@ -106,7 +110,7 @@ def _labels(y: Array, n: int, name: str) -> Array:
 
 
 def _classes(
-    train: Array, test: Array, path: Path, notes: list[str]
+    train: Array, test: Array, path: str, notes: list[str]
 ) -> tuple[tuple[str, ...], dict[str, NDArray[np.int64]]]:
     """The classes' names, in the order of the labels, and the labels as numbers from 0 on."""
     if (train.dtype.kind == "U") != (test.dtype.kind == "U"):

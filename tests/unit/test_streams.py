@@ -29,6 +29,7 @@ EXPECTED = {  # name: tasks, classes, image, scenario, backbone
     "mnist-360": (1, 9, (1, 28, 28), "class-il", "mlp"),
     "gem-file": (20, 10, (1, 28, 28), "domain-il", "mlp"),
     "seq-arrays": (5, 10, (1, 28, 28), "class-il", "mlp"),
+    "seq-dataset": (5, 10, (1, 28, 28), "class-il", "mlp"),
 }
 
 
@@ -68,6 +69,13 @@ def test_every_benchmark_is_expected():
     assert all(0 < len(line) < 100 and line.endswith(".") for line in registry.summaries("datasets").values())
 
 
+def own_data() -> dict[str, list]:
+    """A function such as `--dataset_from` names."""
+    return {
+        split: [(np.full((28, 28), 200, np.uint8), y % 10) for y in range(20)] for split in ("train", "test")
+    }
+
+
 @pytest.mark.parametrize("name", EXPECTED)
 def test_every_benchmark_builds_with_its_defaults(name, data):
     own = {"image_dir": str(data / "own"), "img_size": 16}
@@ -78,6 +86,7 @@ def test_every_benchmark_builds_with_its_defaults(name, data):
     flags = {
         "seq-imagefolder": own,
         "gem-file": {"gem_file": str(data / "gem.pt")},
+        "seq-dataset": {"dataset_from": f"{__name__}:own_data"},
         "seq-arrays": {"arrays": str(data / "own.npz")},
     }.get(name, {})
     stream, config = build(name, data, **flags)

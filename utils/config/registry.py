@@ -29,7 +29,7 @@ CONTRACTS = {
     "datasets": {
         "array_layout", "array_values", "arrays", "augment", "benchmark", "folder_scan", "given_tasks",
         "image_decoding", "image_files", "images", "lazy_images", "rotation", "scenarios", "shards",
-        "sources", "storage", "streams", "training_samples", "unlabeled",
+        "sample_lists", "sources", "storage", "streams", "training_samples", "unlabeled",
     },
     "backbones": {"backbone", "batch_norm", "compiled", "heads", "row_parallel"},
 }  # fmt: skip
