@@ -71,6 +71,8 @@ class Method:
     joins_replay: ClassVar[bool] = False
     # "sequential"; for upper bounds "joint" (all tasks at once) or "cumulative" (all up to the current one).
     stream: ClassVar[str] = "sequential"
+    # False: everything is learned in `end_task`, and the trainer takes no step.
+    takes_steps: ClassVar[bool] = True
     # True: may be run in several processes, which find what one would (tests/integration/test_parallel.py).
     data_parallel: ClassVar[bool] = False
     # True: the method's own loss says which classes compete, so --train_classes is refused.

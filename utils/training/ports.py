@@ -156,6 +156,10 @@ class Learner(Protocol[TaskT, BatchT]):
     def stream(self) -> str:
         """Which tasks it is given: `sequential`, or `joint` or `cumulative` for upper bounds."""
 
+    @property
+    def takes_steps(self) -> bool:
+        """Whether it learns from batches; otherwise `end_task` does everything."""
+
     def enter(self, task: TaskT) -> None:
         """Make `task` the current one; `begin_task` follows unless a checkpoint is resumed."""
 

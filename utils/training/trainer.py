@@ -270,8 +270,10 @@ class Trainer(Generic[TaskT, BatchT]):
     # --- small things ----------------------------------------------------------------------------
 
     def _n_epochs(self, task: TaskT) -> int:
-        """Passes over the task's data, the last one cut short by --n_iters."""
+        """Passes over the task's data, the last one cut short by --n_iters; 0 for a method without steps."""
         train = self.config.train
+        if not self.method.takes_steps:
+            return 0
         if not train.n_iters:
             return train.n_epochs
         return -(-train.n_iters // self.benchmark.n_steps(task, train.batch_size))
@@ -286,7 +288,7 @@ class Trainer(Generic[TaskT, BatchT]):
 
     def count_steps(self) -> int:
         """Steps of the whole run; all passes over a task's data but the last have as many."""
-        if self.config.log.inference_only:
+        if self.config.log.inference_only or not self.method.takes_steps:
             return 0
         total = 0
         for task in self.tasks[self.config.log.start_from :]:

@@ -1,0 +1,82 @@
+"""FeCAM: the class of smallest Mahalanobis distance, each class with a covariance of its own.
+
+Source: Goswami et al. 2023, "FeCAM: Exploiting the Heterogeneity of Class Distributions in Exemplar-Free
+Continual Learning" (NeurIPS, arXiv 2309.14062): z̃ = z^λ where λ = 0.5 (Tukey's ladder, for features that are
+not negative, as a ReLU's; eq. 8); Σ_s = Σ + γ₁ V₁ I + γ₂ V₂ (1 − I), V₁ and V₂ the means of Σ's diagonal and
+of the rest (eq. 6); Σ̂ = the correlation matrix of Σ_s (eq. 7); the distance is (z̄ − μ̄)ᵀ Σ̂⁻¹ (z̄ − μ̄) of z̃ and
+the class's mean, both of unit length. γ₁ = γ₂ = 1 (the authors' code for ResNet-18).
+Differs from the paper: Σ and μ are of the transformed features in the first task as well; a class that comes
+back goes on with all its samples (there the mean of two covariances).
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engram.backbones.backbone import Backbone
+from engram.models.method import Setup
+from engram.models.parts.frozen import FrozenMethod
+from engram.utils.config.options import OptionSet, option
+
+
+@dataclass(frozen=True)
+class Options(OptionSet):
+    """These are the flags of FeCAM."""
+
+    tukey: float = option(0.5, "λ, the power of features; 1: none, for features of any sign (a ViT's)", gt=0)
+    shrink_diagonal: float = option(1.0, "γ₁ of the shrinkage", ge=0)
+    shrink_rest: float = option(1.0, "γ₂ of the shrinkage (the authors' code for a ViT: 0)", ge=0)
+
+
+class FeCAM(FrozenMethod):
+    """Gaussian classes, each of its own shape."""
+
+    options: Options
+
+    def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
+        super().__init__(net, options, setup)
+        n_classes, width = self.benchmark.n_classes, net.feature_dim
+        self.sums, self.squares = self.zeros(n_classes, width), self.zeros(n_classes, width, width)
+        self.factors = self.zeros(n_classes, width, width)  # L⁻¹ of Σ̂ = L Lᵀ
+
+    def learn(self, features: Tensor, y: Tensor) -> None:
+        """Add the moments of each class that the task has, and factorise its correlations."""
+        features = self.transform(features.to(self.dtype))
+        for label in y.unique().tolist():
+            rows = features[y == label]
+            self.sums[label] += rows.sum(0)
+            self.squares[label] += rows.T @ rows
+            correlations = self.correlations(label)
+            identity = torch.eye(len(correlations), dtype=self.dtype, device=self.device)
+            lower = torch.linalg.cholesky(correlations)
+            self.factors[label] = torch.linalg.solve_triangular(lower, identity, upper=False)
+
+    def transform(self, features: Tensor) -> Tensor:
+        """Tukey's ladder of powers; of a negative feature the power of its size, with its sign."""
+        if self.options.tukey == 1:
+            return features
+        return features.sign() * features.abs() ** self.options.tukey
+
+    def correlations(self, label: int) -> Tensor:
+        """(D, D) Σ̂: the shrunk covariance of a class, scaled to a unit diagonal."""
+        n = self.counts[label]
+        covariance = self.squares[label] - torch.outer(self.sums[label], self.sums[label]) / n
+        covariance /= (n - 1).clamp_min(1)
+        diagonal, size = covariance.diagonal(), len(covariance)
+        off_diagonal = (covariance.sum() - diagonal.sum()) / max(size * (size - 1), 1)
+        rest = self.options.shrink_rest * off_diagonal
+        shrunk = covariance + rest
+        shrunk.diagonal().add_(self.options.shrink_diagonal * diagonal.mean() - rest)
+        scale = shrunk.diagonal().rsqrt()
+        return shrunk * torch.outer(scale, scale)
+
+    def scores(self, features: Tensor) -> Tensor:
+        """Minus the distance to each class."""
+        directions, means = F.normalize(self.transform(features)), F.normalize(self.sums)
+        distances = [
+            ((directions - mean) @ factor.T).square().sum(1)
+            for mean, factor in zip(means, self.factors, strict=True)
+        ]
+        return -torch.stack(distances, 1)
