@@ -1,4 +1,4 @@
-"""What a method predicts for an image depends on nothing else: not on its batch, nor on what was asked before.
+"""What a method predicts for an image depends on nothing else: neither its batch nor what was asked before.
 
 Public codes fail this (prompts chosen by a vote of the batch, statistics written while testing), which raises
 their accuracies; see L2P, DualPrompt and MOS in the literature on pre-trained models.

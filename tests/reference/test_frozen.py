@@ -8,12 +8,13 @@ import torch.nn.functional as F
 from engram.models.parts.least_squares import held_out_errors, solve
 from engram.models.ridge import STRENGTHS
 from tests.conftest import tiny_method
+from tests.contract.test_methods import train
 
 EXPANDED = {"ridge": {}, "ranpac": {"rp_size": 40}, "acil": {"acil_size": 40}}
 
 
 def learned(model, *, order=(0, 1, 2), split=False, **flags):
-    """A method that has learned three tasks in an order, each task in one piece or in two; features, labels."""
+    """A method that has learned three tasks in an order, whole or in two pieces each; features, labels."""
     method, _ = tiny_method(model, **flags)
     features, labels = [], []
     for task in (method.benchmark.tasks[i] for i in order):
@@ -143,14 +144,13 @@ def test_knn_counts_the_votes_of_the_nearest():
 
 def test_fetril_translates_features_to_the_nearest_old_mean(monkeypatch):
     method, features, y = learned("fetril")
-    monkeypatch.setattr(
-        type(method), "fit", lambda self, rows, labels: setattr(self, "given", (rows, labels))
-    )
+    given = []
+    monkeypatch.setattr(type(method), "fit", lambda self, rows, labels: given.extend((rows, labels)))
     task = method.benchmark.tasks[2]
     samples = method.benchmark.train(task)
     new_features = method.features(samples.x_raw).double()
     method.learn(new_features, samples.y)
-    rows, labels = method.given
+    rows, labels = given
     means = np.stack([features[y == c].numpy().mean(0) for c in range(6)])
     unit = means / np.linalg.norm(means, axis=1, keepdims=True)
     new = sorted(task.classes)
@@ -166,8 +166,6 @@ def test_the_probes_leave_the_encoder_as_it_is():
     for model in ("linear_probe", "linear_probe_joint"):
         method, config = tiny_method(model)
         before = {k: v.clone() for k, v in method.net.state_dict().items()}
-        from tests.contract.test_methods import train
-
         train(method, config)
         changed = {k for k, v in method.net.state_dict().items() if not torch.equal(v, before[k])}
         assert changed == {k for k in before if k.startswith("head.")}
