@@ -1,4 +1,4 @@
-"""Features of a frozen encoder on disk: every image is encoded once ever, and shared by runs, seeds and methods.
+"""Features of a frozen encoder on disk: each image is encoded once ever, shared by runs, seeds and methods.
 
     FOLDER/                 named after a hash of all that features depend on (weights, images, precision)
         block-00000.f32     BLOCK images' features, (n, D) float32, and behind them their CRC-32
