@@ -55,9 +55,9 @@ class ACIL(FrozenMethod):
             self.weights += self.inverse @ (x.T @ (targets - x @ self.weights))
 
     def expand(self, features: Tensor) -> Tensor:
-        """ReLU(f(x)ᵀB)."""
+        """(N, D) features → (N, M) ReLU(f(x)ᵀB)."""
         return torch.relu(features @ self.expansion)
 
     def scores(self, features: Tensor) -> Tensor:
-        """XW."""
+        """(N, C) XW of the expanded features."""
         return self.expand(features) @ self.weights

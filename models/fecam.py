@@ -1,4 +1,4 @@
-"""FeCAM: the class of smallest Mahalanobis distance, each class with a covariance of its own.
+"""FeCAM: the class of smallest Mahalanobis distance, each with a covariance of its own.
 
 Source: Goswami et al. 2023, "FeCAM: Exploiting the Heterogeneity of Class Distributions in Exemplar-Free
 Continual Learning" (NeurIPS, arXiv 2309.14062): z̃ = z^λ where λ = 0.5 (Tukey's ladder, for features that are

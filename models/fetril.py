@@ -1,4 +1,4 @@
-"""FeTrIL: features of past classes are those of new ones, moved to the old means; a linear SVM learns both.
+"""FeTrIL: past classes are features of new ones, moved to the old means; linear SVMs learn both.
 
 Source: Petit et al. 2023, "FeTrIL: Feature Translation for Exemplar-Free Class-Incremental Learning" (WACV,
 arXiv 2211.13131), eq. 1: f̂(past) = f(new) + μ(past) − μ(new), with the new class whose mean has the largest
@@ -32,7 +32,6 @@ class FeTrIL(FrozenMethod):
 
     options: Options
     scenarios = ("class-il",)
-    needs_boundaries = True
 
     def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
         super().__init__(net, options, setup)
@@ -66,5 +65,5 @@ class FeTrIL(FrozenMethod):
             self.bias[label] = float(svm.intercept_[0])
 
     def scores(self, features: Tensor) -> Tensor:
-        """The SVMs' decision values."""
+        """(N, C) decision values of the SVMs."""
         return F.normalize(features) @ self.weights.T + self.bias

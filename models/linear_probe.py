@@ -18,6 +18,7 @@ from engram.models.parts.inference import evaluating
 class LinearProbe(Method):
     """Cross-entropy of the head over features without gradients."""
 
+    frozen_encoder = True
     off_switch = "it trains the head alone"
 
     def trainable(self) -> dict[str, nn.Parameter]:

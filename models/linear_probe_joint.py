@@ -1,4 +1,4 @@
-"""Joint linear probe: the last layer trained on all tasks at once, the upper bound of a frozen encoder."""
+"""Joint linear probe: the last layer trained on all tasks at once, a frozen encoder's upper bound."""
 
 from engram.models.linear_probe import LinearProbe
 

@@ -71,6 +71,8 @@ class Method:
     joins_replay: ClassVar[bool] = False
     # "sequential"; for upper bounds "joint" (all tasks at once) or "cumulative" (all up to the current one).
     stream: ClassVar[str] = "sequential"
+    # True: the network but for its head stays as it is, from the first task to the last.
+    frozen_encoder: ClassVar[bool] = False
     # False: everything is learned in `end_task`, and the trainer takes no step.
     takes_steps: ClassVar[bool] = True
     # True: may be run in several processes, which find what one would (tests/integration/test_parallel.py).

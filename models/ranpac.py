@@ -26,7 +26,7 @@ class Options(RidgeOptions):
 
 
 class RanPAC(Ridge):
-    """Ridge regression on ReLU(f(x)ᵀW)."""
+    """Ridge regression on a projection that is drawn once, ReLU(f(x)ᵀW)."""
 
     options: Options
     quick_flags = {"rp_size": 64}  # noqa: RUF012
@@ -38,9 +38,9 @@ class RanPAC(Ridge):
         self.projection = projection.to(self.device, self.dtype)
 
     def width(self, feature_dim: int) -> int:
-        """M, whatever the encoder."""
+        """M, which does not depend on the encoder."""
         return self.options.rp_size
 
     def expand(self, features: Tensor) -> Tensor:
-        """ReLU(f(x)ᵀW)."""
+        """(N, D) features → (N, M) ReLU(f(x)ᵀW)."""
         return torch.relu(features @ self.projection)

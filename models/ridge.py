@@ -81,5 +81,5 @@ class Ridge(FrozenMethod):
         return STRENGTHS[int(errors.argmin())]
 
     def scores(self, features: Tensor) -> Tensor:
-        """hᵀW."""
+        """(N, C) hᵀW of the expanded features."""
         return self.expand(features) @ self.weights

@@ -60,5 +60,5 @@ class SLDA(FrozenMethod):
         return torch.cholesky_solve(means.T, torch.linalg.cholesky(covariance)).T
 
     def scores(self, features: Tensor) -> Tensor:
-        """w_cᵀ z + b_c."""
+        """(N, C) w_cᵀ z + b_c of the features z."""
         return features @ self.weights.T + self.bias

@@ -24,7 +24,10 @@ class FrozenMethod(Method):
     """Sums over features, and scores of classes made of them; a subclass defines `learn` and `scores`."""
 
     takes_steps = False
-    off_switch: ClassVar = "it trains nothing"
+    frozen_encoder = True
+    needs_boundaries = True
+    chooses_classes = True
+    off_switch: ClassVar = "nothing is trained by gradients"
 
     def __init__(self, net: Backbone, options: OptionSet, setup: Setup) -> None:
         super().__init__(net, options, setup)

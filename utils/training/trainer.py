@@ -290,11 +290,9 @@ class Trainer(Generic[TaskT, BatchT]):
         """Steps of the whole run; all passes over a task's data but the last have as many."""
         if self.config.log.inference_only or not self.method.takes_steps:
             return 0
-        total = 0
-        for task in self.tasks[self.config.log.start_from :]:
-            last = self._n_epochs(task) - 1
-            total += last * self._n_steps(task, 0) + self._n_steps(task, last)
-        return total
+        ahead = self.tasks[self.config.log.start_from :]
+        last = [self._n_epochs(task) - 1 for task in ahead]
+        return sum(n * self._n_steps(t, 0) + self._n_steps(t, n) for t, n in zip(ahead, last, strict=True))
 
     def _epoch_label(self, task: TaskT) -> str:
         epoch = f"epoch {self.position.epoch + 1}/{self._n_epochs(task)}"
