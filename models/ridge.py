@@ -75,9 +75,13 @@ class Ridge(FrozenMethod):
         held_out, fitted = order.tensor_split([int(HELD_OUT * len(order))])
         if not len(held_out):
             return 1.0
-        moments = self.moments(features[fitted], targets[fitted])
         inputs = self.expand(features[held_out].to(self.dtype))
-        errors = held_out_errors(*moments, inputs, targets[held_out], STRENGTHS)
+        if len(fitted) < len(self.gram):  # the same solutions, of a smaller system
+            x = self.expand(features[fitted].to(self.dtype))
+            gram, cross, inputs = x @ x.T, targets[fitted], inputs @ x.T
+        else:
+            gram, cross = self.moments(features[fitted], targets[fitted])
+        errors = held_out_errors(gram, cross, inputs, targets[held_out], STRENGTHS)
         return STRENGTHS[int(errors.argmin())]
 
     def scores(self, features: Tensor) -> Tensor:

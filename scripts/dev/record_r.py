@@ -45,6 +45,8 @@ SHORT = {
     "bcsr": ["--coreset_steps=3"],
     "hal": ["--anchor_steps=3"],
     "gdumb": ["--fitting_epochs=2"],
+    "ranpac": ["--rp_size=200"],
+    "acil": ["--acil_size=200"],
 }  # fmt: skip
 SCENARIOS = {"class-il": [], "task-il": ["--multi_head"], "domain-il": ["--scenario=domain-il"]}
 # Methods that also run on networks with convolutions and batch norm.
