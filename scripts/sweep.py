@@ -204,6 +204,9 @@ def carry_out(sweep: Sweep, name: str, options: argparse.Namespace) -> int:
     line = f"{n_runs} runs: {n_before} finished before, {n_now} now, {len(failed)} failed"
     n_unlogged = sweep.n_unlogged()
     print(line + (f"; {n_unlogged} not in MLflow: start the sweep again to send them" if n_unlogged else ""))
+    if n_done > len(failed):
+        folder = Path(sweep.runs[0].config.run.output_dir).expanduser()
+        print(f"report:  python scripts/report.py {shlex.quote(str(folder))}")
     return 1 if failed else 0
 
 

@@ -1,5 +1,7 @@
 """Errors that the user can correct: shown as one clear line with a non-zero exit code, no traceback."""
 
+DIVERGED = "the loss became"  # how the reason of a run that diverged begins
+
 
 class UserError(ValueError):
     """A wrong input; the message says what was given, what is valid and what to do."""

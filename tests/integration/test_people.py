@@ -79,6 +79,9 @@ def test_the_result_of_a_run_shows_itself(tmp_path, monkeypatch):
     assert "er on seq-digits, seed 0, finished: class-IL accuracy" in repr(result)
     assert result._repr_html_().startswith("<p>er on seq-digits")
     assert len(result.plot().axes) == 2
+    log = (result.path / "log.txt").read_text()
+    assert f"picture: {result.path}/accuracy_matrix_class_il.png" in log
+    assert "above the diagonal are tasks that are not learned yet" in log
     assert np.array_equal(RunResult(result.path).R, result.R)
     assert np.isclose(result.R[-1].mean(), result.metrics["class_il"]["average_accuracy"])
 

@@ -169,12 +169,13 @@ def assert_same_stores(a: Path, b: Path) -> None:
     assert contents[0] == contents[1]
 
 
-def test_a_failure_is_tried_again_told_and_harms_no_other(tmp_path, capsys):
+def test_a_run_that_diverged_is_told_not_tried_again_and_harms_no_other(tmp_path, capsys):
     grid = ["--model", "sgd", "--lr", "0.1", "1e30"]
     code = program.main(sweep_flags(tmp_path, None, "--retries", "1", grid=grid))
     out, err = capsys.readouterr()
     assert code == 1 and "2 runs: 0 finished before, 1 now, 1 failed" in out
-    assert "failed: sgd, lr 1e30 (exit code 1); trying again" in err
+    assert "failed: sgd, lr 1e30 (exit code 1: the loss became" in err and "trying again" not in err
+    assert f"report:  python scripts/report.py {tmp_path}" in out
     told = err.split("sgd, lr 1e30: exit code 1")[1]
     assert "error: the loss became" in told and "output.txt" in told
     assert "again:  python main.py" in told and "--lr=1e30" in told

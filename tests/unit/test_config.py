@@ -11,8 +11,8 @@ import yaml
 import engram
 from engram.memorization import correlate
 from engram.scripts import new_method, tune
+from engram.utils.config import cli, registry, version
 from engram.utils.config import config as settings
-from engram.utils.config import registry, version
 from engram.utils.config.cli import flags_to_resume, parse
 from engram.utils.config.config import GROUPS, resolve, up_to_date
 from engram.utils.config.options import OptionError, OptionSet, option
@@ -273,3 +273,18 @@ def test_an_installed_copy_writes_nothing_among_its_files(tmp_path, monkeypatch,
     assert new_method.main(["my_idea"]) == 2
     assert tune.main(["--model", "ewc", "--write"]) == 2
     assert capsys.readouterr().err.count("clone the repository") == 2
+
+
+def test_a_start_is_told_on_a_terminal_before_torch_is_imported(monkeypatch, capsys):
+    class PluginsAreLoadedError(Exception):
+        pass
+
+    def load(chosen):
+        raise PluginsAreLoadedError
+
+    monkeypatch.setattr(cli, "_option_sets", load)
+    for on_terminal, said in ((True, "starting er on seq-digits: loading PyTorch ...\n"), (False, "")):
+        monkeypatch.setattr("sys.stderr.isatty", lambda on_terminal=on_terminal: on_terminal, raising=False)
+        with pytest.raises(PluginsAreLoadedError):
+            cli.parse(["--model", "er"])
+        assert capsys.readouterr().err == said

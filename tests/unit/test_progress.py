@@ -7,6 +7,8 @@ import torch
 
 from engram.utils.training import progress
 from engram.utils.training.progress import CAPACITY, DivergedError, LossLog, Progress
+from engram.utils.training.trainer import Trainer
+from tests.conftest import tiny_method
 
 
 def test_losses_come_back_in_order_once():
@@ -42,4 +44,14 @@ def test_lines_off_a_terminal(capsys, monkeypatch):
     bar.show("task 1", [0.5, 0.7], 64)  # after 5 s: too soon for a line
     bar.show("task 1", [0.25, 0.75], 64)  # after 12 s: 4 steps done, 76 left
     said = capsys.readouterr().err.strip().splitlines()
-    assert said == ["task 1: step 24/100, loss 0.5000, 11 images/s, 228 s left"]
+    assert said == ["task 1, 24/100 of the run, loss 0.5000, 11 images/s, 228 s left"]
+
+
+def test_the_label_holds_the_steps_of_the_epoch_beside_those_of_the_run(monkeypatch):
+    """6 classes in 3 tasks of 30 samples, batches of 4: 8 steps for each epoch."""
+    method, config = tiny_method("sgd", n_epochs=2)
+    trainer, labels = Trainer(config, method, folder=None, quiet=True), []
+    trainer.save = lambda: None
+    monkeypatch.setattr(Progress, "show", lambda self, label, losses, n_images: labels.append(label))
+    trainer.run()
+    assert labels[:2] == ["task 0 (1/3) epoch 1/2 step 8/8", "task 0 (1/3) epoch 2/2 step 8/8"]

@@ -49,6 +49,7 @@ def parse(argv: list[str]) -> Request:
         sys.exit(0)
     if not given.help:
         refuse_unknown(rest, chosen)
+        say_start(chosen)
     sets = _option_sets(chosen)
     if given.help:
         print(_help_of_choice(sets, chosen, chooser))
@@ -122,6 +123,13 @@ def refuse_unknown(argv: list[str], chosen: dict[str, Any]) -> None:
     for name in sorted(frozenset().union(*names)):
         parser.add_argument(f"--{name}", nargs="*")
     parser.read(argv, other_flags=_chooser().flags)
+
+
+def say_start(chosen: dict[str, Any]) -> None:
+    """Say on a terminal what is starting: the plugins that are loaded next import torch, in seconds."""
+    if sys.stderr.isatty() and chosen["model"]:
+        model, dataset = chosen["model"], chosen["dataset"] or settings.RunOptions().dataset
+        print(f"starting {model} on {dataset}: loading PyTorch ...", file=sys.stderr, flush=True)
 
 
 def _help_of_choice(sets: dict[str, type[OptionSet]], chosen: dict[str, Any], chooser: Parser) -> str:

@@ -16,6 +16,7 @@ from engram.utils.metrics import accuracy_matrix
 from engram.utils.metrics.measurements import VIEWS
 from engram.utils.runs import completion, text_summary
 from engram.utils.runs.completion import Completion
+from engram.utils.runs.matrix_csv import matrix_stem
 from engram.utils.runs.run_dir import RunDir
 from engram.utils.runs.run_record import VIEW_NAMES, RunRecord, Seconds, ViewResult
 from engram.utils.runs.system_metrics import SystemMetrics
@@ -210,6 +211,8 @@ class Recorder(Generic[TaskT, BatchT]):
             self.run_dir.say(f"browse:  {how_to_browse(self.config.log.tracking_uri, page)}")
         if self.handed_over:
             self.run_dir.say("figures and the end of the MLflow run follow (--wait_for_log waits for them)")
+        view = next(iter(record.view_names))
+        self.run_dir.say(f"picture: {self.run_dir.path / matrix_stem(record, view)}.png")
         self.run_dir.say(f"results: {self.run_dir.results}")
 
     def _page(self) -> str:

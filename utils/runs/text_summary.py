@@ -27,7 +27,7 @@ def full(record: RunRecord) -> str:
         matrix_table(record.views[view].R, f"{name} accuracy in % ({record.evaluated_on} data)")
         for view, name in record.view_names.items()
     ]
-    lines = [*tables, summary(record), *memorization(record), cost(record)]
+    lines = [*tables, summary(record), *explanation(record), *memorization(record), cost(record)]
     return "\n" + "\n\n".join(lines) + "\n"
 
 
@@ -65,6 +65,14 @@ def summary(record: RunRecord) -> str:
     if not math.isnan(record.fwt):  # of the view in which unseen tasks can be predicted
         lines.append(_row("forward transfer (FWT)", [*[math.nan] * (len(names) - 1), record.fwt]))
     return "\n".join(lines)
+
+
+def explanation(record: RunRecord) -> list[str]:
+    """What may puzzle whoever sees the numbers for the first time: the zeros and the dash of class-IL."""
+    if record.scenario != "class-il" or record.n_tasks < 2:
+        return []
+    text = "above the diagonal are tasks that are not learned yet: class-IL never names their classes"
+    return [text + (",\nso forward transfer has no number there" if not math.isnan(record.fwt) else "")]
 
 
 def memorization(record: RunRecord) -> list[str]:

@@ -10,7 +10,7 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -111,10 +111,16 @@ class JobPool(ABC, Generic[Handle]):
             self.running[self.start(job)] = job
 
 
-def run_jobs(pool: JobPool[Handle], jobs: list[Job], retries: int) -> Iterator[tuple[JobExit, int]]:
+def run_jobs(
+    pool: JobPool[Handle],
+    jobs: list[Job],
+    retries: int,
+    is_final: Callable[[JobExit], bool] = lambda job_exit: False,
+) -> Iterator[tuple[JobExit, int]]:
     """Run all jobs; yields every exit with the number of tries that are left for that job.
 
-    A job that fails is tried again, `retries` times, unless its exit code is 2: bad input stays bad.
+    A job that fails is tried again, `retries` times, unless its exit code is 2 (bad input stays bad) or
+    `is_final` says of how it ended that another try would end so, too.
     """
     tries_left = {job.name: retries for job in jobs}
     for job in jobs:
@@ -123,7 +129,7 @@ def run_jobs(pool: JobPool[Handle], jobs: list[Job], retries: int) -> Iterator[t
     while n_open:
         for job_exit in pool.finished(timeout=1.0):
             name = job_exit.job.name
-            if job_exit.code in (0, 2):
+            if job_exit.code in (0, 2) or is_final(job_exit):
                 tries_left[name] = 0
             yield job_exit, tries_left[name]
             if tries_left[name]:

@@ -1,6 +1,7 @@
 """Sweep: which of its runs are still to be executed, what they will cost, and how they came out."""
 
 import signal
+import textwrap
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,6 +11,7 @@ from typing import Any
 from engram.utils.config import registry
 from engram.utils.config.config import PLUGINS
 from engram.utils.config.run_key import run_key
+from engram.utils.errors import DIVERGED
 from engram.utils.runs import text_summary
 from engram.utils.runs.run_dir import RunDir
 from engram.utils.runs.run_record import RunRecord
@@ -26,6 +28,7 @@ PRELOAD = (
 )
 PRELOAD_LOGGING = ("mlflow.tracking", "mlflow.store.db.utils", "mlflow.store.tracking.sqlalchemy_store")
 LAST_LINES = 6  # of a failed run's output
+MAX_REASON = 120  # characters of an error in the line of a failed run
 
 
 class Sweep:
@@ -80,7 +83,9 @@ class Sweep:
         processes = {runs[0].key: runs for runs in self.processes()}
         jobs = [self.job(runs, n_threads) for runs in processes.values()]
         succeeded = set()
-        for job_exit, tries_left in run_jobs(pool, jobs, retries):
+        for job_exit, tries_left in run_jobs(
+            pool, jobs, retries, lambda job_exit: all(map(self._is_settled, processes[job_exit.job.name]))
+        ):
             for run in processes[job_exit.job.name]:
                 if run.key not in succeeded:
                     run_exit = self._exit_of_run(run, job_exit)
@@ -92,6 +97,10 @@ class Sweep:
         """How one of the runs of a process ended: the process's exit code does not tell."""
         job = replace(job_exit.job, output=self._output_file(run))
         return JobExit(job, 0 if RunDir(self.paths[run.key]).finished else job_exit.code)
+
+    def _is_settled(self, run: PlannedRun) -> bool:
+        """Whether another try of the run would end as this one did: it is finished, or it diverged."""
+        return RunDir(self.paths[run.key]).finished or last_error(self._output_file(run)).startswith(DIVERGED)
 
     def n_unlogged(self) -> int:
         """Number of runs that have ended but of which MLflow lacks something."""
@@ -167,7 +176,8 @@ def preload(points: list[dict[str, Any]]) -> list[str]:
 def ending(run: PlannedRun, job_exit: JobExit, path: Path) -> str:
     """A line about a run that has ended and lies in `path`."""
     if job_exit.code:
-        return f"failed: {run.label} ({reason(job_exit.code)})"
+        error = last_error(str(job_exit.job.output))
+        return f"failed: {run.label} ({reason(job_exit.code)}{error and ': ' + error})"
     record = RunRecord.read(path)
     return f"{run.label}: {text_summary.headline(record)} ({duration(record.seconds.total or 0.0)})"
 
@@ -180,6 +190,15 @@ def failure(run: PlannedRun, job_exit: JobExit) -> str:
     shown = [f"    {line}" for line in lines[-LAST_LINES:] if line.strip()]
     head = f"{run.label}: {reason(job_exit.code)}"
     return "\n".join([head, *shown, f"    output: {path}", f"    again:  {run.command}"])
+
+
+def last_error(output: str) -> str:
+    """The error among the last lines that a run has printed, shortened; empty without one."""
+    path = Path(output)
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    last_lines = text.splitlines()[-LAST_LINES:]
+    errors = [line.removeprefix("error: ") for line in last_lines if line.startswith("error: ")]
+    return textwrap.shorten(errors[-1], MAX_REASON, placeholder=" ...") if errors else ""
 
 
 def reason(code: int) -> str:

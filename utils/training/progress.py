@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from engram.utils.errors import DIVERGED
+
 # How often losses are read from the device and shown: the only synchronisation while training.
 INTERVAL_SECONDS = {"bar": 0.5, "lines": 10.0}
 CAPACITY = 1000
@@ -54,7 +56,7 @@ class LossLog:
         first, values = self.first_step, self.read()
         for i, value in enumerate(values):
             if not math.isfinite(value):
-                raise DivergedError(f"the loss became {value} at training step {first + i}")
+                raise DivergedError(f"{DIVERGED} {value} at training step {first + i}")
         return values
 
 
@@ -81,7 +83,7 @@ class Progress:
         return time.monotonic() - self._read > interval
 
     def show(self, label: str, losses: list[float], n_images: int) -> None:
-        """`label` says task and epoch; `n_images` were seen since the last call."""
+        """`label` says task, epoch and its step; `n_images` were seen since the last call."""
         now = self._read = time.monotonic()
         self.done += len(losses)
         self._images += n_images
@@ -94,7 +96,9 @@ class Progress:
             self.bar.update(len(losses))
         elif elapsed > INTERVAL_SECONDS["lines"]:
             left = elapsed / max(self.done - self._told_at, 1) * (self.n_steps - self.done)
-            self.say(f"{label}: step {self.done}/{self.n_steps}, loss {loss}, {speed}, {left:.0f} s left")
+            self.say(
+                f"{label}, {self.done}/{self.n_steps} of the run, loss {loss}, {speed}, {left:.0f} s left"
+            )
         if elapsed > INTERVAL_SECONDS["lines"]:  # speed is that of the last few seconds, not of the run
             self._told, self._told_at, self._images = now, self.done, 0
 

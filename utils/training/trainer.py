@@ -225,7 +225,8 @@ class Trainer(Generic[TaskT, BatchT]):
             losses = self.losses.read_finite()
         except DivergedError as error:
             raise DivergedError(f"{error} ({label}); {self._last_good()}") from None
-        self.progress.show(label, losses, self._unshown)
+        n_steps = self._n_steps(self.tasks[self.position.task], self.position.epoch)
+        self.progress.show(f"{label} step {self.position.step}/{n_steps}", losses, self._unshown)
         self.results.n_images += self._unshown
         self._unshown = 0
         self.results.add_losses(self.position.total, losses, self.method.optimizer)
