@@ -233,9 +233,8 @@ class Trainer(Generic[TaskT, BatchT]):
 
     def _last_good(self) -> str:
         path = self.folder / "checkpoint.pt"
-        if not path.exists():
-            return "no checkpoint had been written yet; try a smaller --lr or a weaker penalty"
-        return f"last good checkpoint: {path}; try a smaller --lr or a weaker penalty"
+        last = f"last good checkpoint: {path}" if path.exists() else "no checkpoint had been written yet"
+        return f"{last}; try a smaller --lr or a weaker penalty"
 
     # --- saving ----------------------------------------------------------------------------------
 
