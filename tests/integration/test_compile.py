@@ -19,7 +19,13 @@ CNN = {"backbone": "cnn", "channels": (4, 4)}
 FULL_BATCHES = {"n_tasks": 2, "batch_size": 5}
 OF_PERCEPTRONS = {"taskinput", "independent", "pnn"}  # which keep their passes in the head
 # Their inner training of many sizes is slow to trace here: gdumb and pbcs.
-METHODS = [n for n in methods_with_code() if n not in OF_PERCEPTRONS | {"gdumb", "pbcs"}]
+# Without those that take no step: nothing is compiled for them.
+METHODS = [
+    name
+    for name in methods_with_code()
+    if name not in OF_PERCEPTRONS | {"gdumb", "pbcs"}
+    and registry.plugin_class(registry.load("models", name), Method).takes_steps
+]
 
 
 @pytest.fixture(autouse=True)

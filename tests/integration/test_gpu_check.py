@@ -40,7 +40,9 @@ def test_every_section_runs_on_a_cpu(tmp_path, without_packages):
     document = json.loads((tmp_path / "gpu_check.json").read_text())
     assert document["complete"] and "failed" not in document["counts"]
     passed = {(o["section"], o["name"]) for o in document["outcomes"] if o["status"] == "passed"}
-    assert {("methods", f"{model}, mlp") for model in registry.names("models")} <= passed
+    needs_scikit_learn = {"fetril"}  # its classifier is that package's, so it is skipped here
+    ran = set(registry.names("models")) - needs_scikit_learn
+    assert {("methods", f"{model}, mlp") for model in ran} <= passed
     wanted = {"device", "methods", "numbers", "steps", "seeds", "evaluation"}
     assert {section for section, _ in passed} == wanted
     skipped = {o["section"]: o["text"] for o in document["outcomes"] if o["status"] == "skipped"}

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.svm import LinearSVC
 
 from engram.models import ridge
 from engram.models.parts.least_squares import held_out_errors, solve
@@ -167,6 +168,20 @@ def test_fetril_translates_features_to_the_nearest_old_mean(monkeypatch):
         expected = moved / np.linalg.norm(moved, axis=1, keepdims=True)
         np.testing.assert_allclose(rows[labels == old].numpy(), expected, atol=1e-9)
     torch.testing.assert_close(rows[: len(new_features)], F.normalize(new_features))
+
+
+def test_fetrils_classifiers_are_scikit_learns():
+    """Seen after the first task, where nothing is translated; C counts."""
+    weights = {}
+    for c in (0.01, 1.0):
+        method, features, y = learned("fetril", order=(0,), svm_c=c)
+        rows = F.normalize(features).numpy()
+        for label in y.unique().tolist():
+            svm = LinearSVC(C=c, tol=1e-4, dual=False).fit(rows, y.numpy() == label)
+            np.testing.assert_allclose(method.weights[label].numpy(), svm.coef_[0])
+            np.testing.assert_allclose(float(method.bias[label]), svm.intercept_[0])
+        weights[c] = method.weights
+    assert not torch.equal(weights[0.01], weights[1.0])
 
 
 def test_the_probes_leave_the_encoder_as_it_is():

@@ -109,7 +109,7 @@ def test_a_stored_plugin_name_that_is_none_is_refused_by_name(flag, stored):
             r"unknown argument --bufer_size; did you mean --buffer_size",
         ),
         (["--model", "sgd", "--buffer_size", "5"], r"unknown argument --buffer_size"),
-        (["--dataset", "seq-digits"], r"--model is missing; choose one of agem, "),
+        (["--dataset", "seq-digits"], r"--model is missing; choose one of acil, agem, "),
         (["--model", "er", "--lr", "-1"], r"--lr -1.0: must be > 0"),
         (["--model", "er", "--lr", "nan"], r"--lr nan: must be a finite number"),
         (["--model", "er", "--lr", "fast"], r"--lr fast: expected a number"),

@@ -30,7 +30,9 @@ class Storage:
             self.integers.index_copy_(1, slots, values)
         for name, target in self._others.items():
             values = samples[name].detach()
-            copy_rows(target, slots, values.contiguous() if rows is None else values.index_select(0, rows))
+            # [:] reads images that are on disk
+            chosen = values[:].contiguous() if rows is None else values.index_select(0, rows)
+            copy_rows(target, slots, chosen)
 
     def read(self, slots: Tensor) -> dict[str, Tensor]:
         """The samples in slots (k,); each field (k, ...)."""
