@@ -65,7 +65,8 @@ def test_the_command_returns_before_mlflow_has_the_run_which_nobody_else_sends(t
     names = {file.name for file in path.iterdir()}
     assert {file.name for file in run_folder(whole).iterdir()} == names and "curves.png" in names
     lines = (apart / "out.txt").read_text().splitlines()
-    assert lines[-2].startswith("figures and the end of the MLflow run follow") and "results:" in lines[-1]
+    assert lines[-3].startswith("figures and the end of the MLflow run follow")
+    assert lines[-2].startswith("picture: ") and lines[-1].startswith("results: ")
 
 
 @pytest.mark.figures
