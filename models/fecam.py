@@ -69,8 +69,9 @@ class FeCAM(FrozenMethod):
         rest = self.options.shrink_rest * off_diagonal
         shrunk = covariance + rest
         shrunk.diagonal().add_(self.options.shrink_diagonal * diagonal.mean() - rest)
-        scale = shrunk.diagonal().rsqrt()
-        return shrunk * torch.outer(scale, scale)
+        scale = shrunk.diagonal().clamp_min(torch.finfo(self.dtype).tiny).rsqrt()
+        # a feature without variance, as all have in a class of one sample, is uncorrelated
+        return (shrunk * torch.outer(scale, scale)).fill_diagonal_(1)
 
     def scores(self, features: Tensor) -> Tensor:
         """Minus the distance to each class."""

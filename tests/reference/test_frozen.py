@@ -139,6 +139,15 @@ def test_fecams_distance_is_that_of_a_loop(tukey):
     np.testing.assert_allclose(method.scores(features).numpy(), expected, rtol=1e-6, atol=1e-9)
 
 
+def test_fecam_takes_a_class_of_one_sample():
+    method, features, _ = learned("fecam")
+    method.counts.zero_(), method.sums.zero_(), method.squares.zero_()
+    method.counts[3] = 1
+    method.learn(features[:1], torch.tensor([3]))
+    assert torch.equal(method.correlations(3), torch.eye(8, dtype=torch.float64))
+    assert torch.isfinite(method.scores(features)[:, 3]).all()
+
+
 def test_knn_counts_the_votes_of_the_nearest():
     method, features, y = learned("knn", knn_k=3, knn_temperature=0.2)
     unit = F.normalize(features).numpy()
