@@ -59,11 +59,11 @@ class FrozenMethod(Method):
 
     def learn(self, features: Tensor, y: Tensor) -> None:
         """Add a task's features (N, D) and labels (N,)."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define learn(features, y)")
 
     def scores(self, features: Tensor) -> Tensor:
         """(N, D) features, of the type that sums have → (N, C), largest for the predicted class."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define scores(features)")
 
     def predict(self, x: Tensor, task_id: Tensor) -> Tensor:
         """(N, C) scores; a class without a sample has the lowest of all and is never predicted."""
