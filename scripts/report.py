@@ -1,7 +1,8 @@
 """Tables and figures of a study, from the records that its runs left: numbers are never typed.
 
-    python scripts/report.py runs/mnist                       print the tables; Markdown, LaTeX, CSV and one
-                                                              HTML page with all figures in runs/mnist/report/
+    python scripts/report.py runs/mnist                       print the tables; Markdown, LaTeX, CSV, one HTML
+                                                              page and every figure as PDF, SVG and PNG in
+                                                              runs/mnist/report/
     python scripts/report.py study.yaml                       the same for the study that sweep.py ran
     python scripts/report.py runs/mnist --update RESULTS.md   put the tables between the file's markers
     python scripts/report.py mer runs/mer [--update FILE]     the MER paper's tables; also CSV and a figure
@@ -17,6 +18,7 @@ ddof = 1; settings are compared seed by seed, on the same tasks. The markers are
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from engram.scripts.analysis import study_tables
@@ -29,7 +31,7 @@ from engram.scripts.analysis.run_set import RunSet, collect
 from engram.scripts.analysis.table import check_update, update
 from engram.utils import files
 from engram.utils.config.flags import CheckedParser
-from engram.utils.destinations import check_folder
+from engram.utils.destinations import FIGURE_FORMATS, check_folder
 from engram.utils.door import guarded
 from engram.utils.errors import UserError
 from engram.utils.sweeps.sweep_spec import read_spec
@@ -60,27 +62,34 @@ def latex(run_set: RunSet) -> str:
     return "% needs \\usepackage{booktabs}\n" + "\n\n".join(tables) + "\n"
 
 
-def write(run_set: RunSet, title: str, folder: Path, baseline: str | None) -> None:
-    """Write report.md, report.tex, report.csv and report.html into the folder."""
-    from engram.scripts.analysis import report_page  # draws: matplotlib takes a second to import
+def write(run_set: RunSet, title: str, folder: Path, baseline: str | None, formats: Sequence[str]) -> None:
+    """Write report.md, report.tex, report.csv, report.html and figures/ into the folder."""
+    from engram.scripts.analysis import figures, report_page  # matplotlib takes a second to import
+    from engram.utils import figure_files
 
     labels = {setting.label for setting in run_set.settings}
     if baseline is not None and baseline not in labels:
         raise UserError(f"--against '{baseline}': no such setting; there is: {'; '.join(sorted(labels))}")
     about = study_tables.provenance(run_set.runs)
+    drawn = figures.of_study(run_set.benchmarks)
     texts = {
         "report.md": markdown(run_set) + "\n",
         "report.tex": latex(run_set),
         "report.csv": study_tables.run_table(run_set).csv(),
-        "report.html": report_page.render(title, run_set, about, baseline),
+        "report.html": report_page.render(title, run_set, about, baseline, drawn),
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
             files.write_text(text, folder / name)
+        if formats:
+            (folder / "figures").mkdir(exist_ok=True)
+        for name, figure in drawn.items():
+            figure_files.save_all(figure, folder / "figures" / name, formats)
     except OSError as error:
         raise UserError(f"--out {folder}: cannot be written: {error}") from None
-    print(f"written: {', '.join(str(folder / name) for name in texts)}", file=sys.stderr)
+    names = [*texts, *([f"figures/*.{{{','.join(formats)}}}"] if formats else [])]
+    print(f"written: {', '.join(str(folder / name) for name in names)}", file=sys.stderr)
 
 
 def run_folder(given: str) -> Path:
@@ -107,6 +116,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--against", metavar="SETTING", help="compare with this setting only (default: each with each)"
     )
+    parser.add_argument(
+        "--figures",
+        nargs="*",
+        choices=FIGURE_FORMATS,
+        default=list(FIGURE_FORMATS),
+        help="formats of the figures in figures/ (default: all; without a word: none)",
+    )
     return parser
 
 
@@ -122,21 +138,23 @@ def main(argv: list[str] | None = None) -> int:
     if args.out:
         check_folder(args.out, "--out")
     run_set = collect(folders)
-    text = paper_tables(paper(run_set), folders[0]) if paper else markdown(run_set)
+    text = paper_tables(paper(run_set), folders[0], args.figures) if paper else markdown(run_set)
     if args.update:
         update(args.update, folders[0].name, text)
         return 0
     print(text)
     name_left_out(run_set)
     if not paper:
-        write(run_set, f"Study {folders[0].name}", args.out or folders[0] / "report", args.against)
+        write(
+            run_set, f"Study {folders[0].name}", args.out or folders[0] / "report", args.against, args.figures
+        )
     return 0
 
 
-def paper_tables(report: PaperReport, folder: Path) -> str:
+def paper_tables(report: PaperReport, folder: Path, formats: Sequence[str]) -> str:
     """The paper's tables and where the numbers come from; its other files are written into the folder."""
     text = report.markdown()
-    report.write_files(folder)
+    report.write_files(folder, formats)
     return "\n\n".join([text, study_tables.provenance(report.run_set.runs, report.deviation)])
 
 

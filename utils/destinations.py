@@ -10,6 +10,8 @@ from pathlib import Path
 
 from engram.utils.errors import UserError
 
+FIGURE_FORMATS = ("pdf", "svg", "png")  # here, since matplotlib takes a second to import
+
 IsOurs = Callable[[Path], bool]  # whether an existing file is of the kind that the program writes
 
 

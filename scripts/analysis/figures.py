@@ -1,6 +1,9 @@
-"""Figures of a report, in percent; bands and error bars are one standard deviation over seeds."""
+"""Figures of a report, in percent; bands and error bars are one standard deviation over seeds.
 
-import io
+They are as wide as the text of a paper, with letters of 7 and 8 points, so that they need no scaling there.
+"""
+
+import re
 import textwrap
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,47 +20,65 @@ from engram.utils.metrics import accuracy_matrix, sampling
 from engram.utils.metrics.statistics import mean_std_ci
 from engram.utils.runs.run_record import VIEW_NAMES
 
-WIDTH = 12.0  # inches: as wide as the page's text at 1280 pixels
+WIDTH = 7.0  # inches: the text of a page of two columns
 MAX_CELLS = 10  # tasks up to which a heat map shows its numbers
 N_COLOURS = 10  # colours that can be told apart; the line's style changes after them
 STYLES = ("-", "--", ":", "-.")
-FONT = {"font.size": 9, "svg.fonttype": "path", "svg.hashsalt": "engram"}
+PRINT = {
+    "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "legend.fontsize": 7.5, "xtick.labelsize": 7,
+    "ytick.labelsize": 7, "axes.linewidth": 0.6, "lines.linewidth": 1.2, "lines.markersize": 3,
+}  # fmt: skip
 
 
-def to_svg(figure: Figure) -> bytes:
-    """The figure as a file of scalable vector graphics, the same bytes for the same figure."""
-    file = io.BytesIO()
-    with rc_context(FONT):
-        figure.savefig(file, format="svg", metadata={"Date": None})
-    return file.getvalue()
+def of_study(benchmarks: Mapping[str, list[Setting]]) -> dict[str, Figure]:
+    """Every figure of a report, by the name of its file without an ending; made by `stem`."""
+    drawn: dict[str, Figure | None] = {}
+    for name, settings in benchmarks.items():
+        for view in settings[0].views:
+            drawn[stem(name, view, "over_tasks")] = over_tasks(settings, view)
+            drawn[stem(name, view, "stability")] = stability(settings, view)
+            drawn[stem(name, view, "matrices")] = matrices(settings, view)
+        drawn[stem(name, "buffer_size")] = against_buffer(settings)
+        drawn[stem(name, "cost")] = cost(settings)
+    return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
+def stem(benchmark: str, *words: str) -> str:
+    """The name of a benchmark's figure: `seq-digits-class_il-over_tasks`."""
+    return "-".join([re.sub(r"[^\w.-]+", "-", benchmark), *words])
+
+
+@rc_context(PRINT)
 def matrices(settings: list[Setting], view: str) -> Figure:
     """Heat maps of R, the mean over the seeds of every setting, side by side."""
     n_tasks = settings[0].first.n_tasks
     per_row = 4 if n_tasks <= MAX_CELLS else 3
     n_rows = -(-len(settings) // per_row)
-    figure = _figure(WIDTH, 3.1 * n_rows * (4 / per_row) + 0.3)
+    figure = _figure(1.85 * n_rows * (4 / per_row) + 0.2)
     panels = figure.subplots(n_rows, per_row, squeeze=False).flatten()
     for axes, setting in zip(panels, settings, strict=False):
-        mean = 100 * setting.matrices(view).mean(axis=0)
-        axes.set_facecolor("0.93")
-        image = axes.imshow(np.ma.masked_invalid(mean), vmin=0, vmax=100, cmap="viridis")
+        scenario, mean = setting.first.scenario, setting.matrices(view).mean(axis=0)
+        mean = 100 * accuracy_matrix.of_learned_tasks(mean, scenario)
+        # cells, not an image, which viewers of PDF and SVG would blur
+        tasks = np.arange(n_tasks)
+        cells = axes.pcolormesh(tasks, tasks, np.ma.masked_invalid(mean), vmin=0, vmax=100, cmap="viridis")
+        axes.set(aspect="equal", ylim=(n_tasks - 0.5, -0.5))
         if n_tasks <= MAX_CELLS:
             _write_numbers(axes, mean)
-        axes.set_title(textwrap.fill(setting.label, 36 if per_row == 4 else 48), fontsize=9)
+        axes.set_title(textwrap.fill(setting.label, 26 if per_row == 4 else 36))
         _mark_tasks(axes, n_tasks, "xy")
         axes.set(xlabel="accuracy on task", ylabel="after task")
     used, unused = panels[: len(settings)], panels[len(settings) :]
     for axes in unused:
         axes.set_visible(False)
-    figure.colorbar(image, ax=list(used), label="accuracy (%)", shrink=0.8, aspect=30, pad=0.01)
+    figure.colorbar(cells, ax=list(used), label="accuracy (%)", shrink=0.8, aspect=30, pad=0.01)
     return figure
 
 
+@rc_context(PRINT)
 def over_tasks(settings: list[Setting], view: str) -> Figure:
     """Average accuracy and forgetting on the tasks seen so far, after each task."""
-    figure = _figure(WIDTH, 4.2 + _legend_height(setting.label for setting in settings))
+    figure = _figure(2.5 + _legend_height(setting.label for setting in settings))
     left, right = figure.subplots(1, 2)
     for i, setting in enumerate(settings):
         seen = [[R[: k + 1, : k + 1] for k in range(len(R))] for R in setting.matrices(view)]
@@ -74,13 +95,14 @@ def over_tasks(settings: list[Setting], view: str) -> Figure:
     return figure
 
 
+@rc_context(PRINT)
 def against_buffer(settings: list[Setting]) -> Figure | None:
     """Average accuracy of each view against the buffer size; None where only one size was run."""
     families = _buffer_families(settings)
     if not families:
         return None
     views = settings[0].views
-    figure = _figure(WIDTH, 4.2 + _legend_height(families))
+    figure = _figure(2.5 + _legend_height(families))
     panels = figure.subplots(1, len(views), squeeze=False)[0]
     sizes = sorted({setting.first.buffer_size for family in families.values() for setting in family})
     for axes, view in zip(panels, views, strict=True):
@@ -90,7 +112,7 @@ def against_buffer(settings: list[Setting]) -> Figure | None:
             axes.errorbar(
                 [aside * s.first.buffer_size for s in family], [s.mean for s in spreads],
                 yerr=[np.nan_to_num(s.std) for s in spreads],
-                capsize=4, marker="o", label=label, **_line_style(i),
+                capsize=2.5, marker="o", label=label, **_line_style(i),
             )  # fmt: skip
         axes.set_xscale("log")
         axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
@@ -102,12 +124,13 @@ def against_buffer(settings: list[Setting]) -> Figure | None:
     return figure
 
 
+@rc_context(PRINT)
 def stability(settings: list[Setting], view: str) -> Figure | None:
     """Mean accuracy on the tasks seen, against the training step; None without --eval_every."""
     settings = [setting for setting in settings if all(run.curve for run in setting.runs)]
     if not settings:
         return None
-    figure = _figure(WIDTH, 4.6 + _legend_height(setting.label for setting in settings))
+    figure = _figure(2.7 + _legend_height(setting.label for setting in settings))
     axes = figure.add_subplot()
     boundaries = set()
     for i, setting in enumerate(settings):
@@ -126,9 +149,10 @@ def stability(settings: list[Setting], view: str) -> Figure | None:
     return figure
 
 
+@rc_context(PRINT)
 def cost(settings: list[Setting]) -> Figure:
     """Seconds and peak memory of a run, one bar for each setting."""
-    figure = _figure(WIDTH, 0.3 * len(settings) + 1.5)
+    figure = _figure(0.22 * len(settings) + 0.9)
     left, right = figure.subplots(1, 2, sharey=True)
     rows = np.arange(len(settings))
     start = np.zeros(len(settings))
@@ -140,7 +164,7 @@ def cost(settings: list[Setting]) -> Figure:
     left.barh(rows, rest, left=start, label="start and logging", color="0.8")
     memory = [np.mean([(run.peak_memory_bytes or 0) / 2**20 for run in s.runs]) for s in settings]
     right.barh(rows, memory, color="tab:gray")
-    left.set_yticks(rows, [textwrap.fill(setting.label, 42) for setting in settings])
+    left.set_yticks(rows, [textwrap.fill(setting.label, 36) for setting in settings])
     left.invert_yaxis()
     left.set_xlabel("seconds of a run, mean over seeds")
     right.set_xlabel("peak memory of a run (MiB)")
@@ -150,9 +174,10 @@ def cost(settings: list[Setting]) -> Figure:
     return figure
 
 
+@rc_context(PRINT)
 def retained_accuracy(panels: Mapping[str, Mapping[str, Setting]]) -> Figure:
     """Mean accuracy on the tasks seen, after each task: a panel for each title, a line for each label."""
-    figure = Figure(figsize=(6.4 * len(panels), 4.8), layout="constrained")
+    figure = _figure(2.6, WIDTH * max(1, len(panels)) / 2)
     subplots = figure.subplots(1, len(panels), squeeze=False)[0]
     for axes, (title, settings) in zip(subplots, panels.items(), strict=True):
         for label, setting in settings.items():
@@ -161,7 +186,7 @@ def retained_accuracy(panels: Mapping[str, Mapping[str, Setting]]) -> Figure:
         axes.set(title=title, xlabel="after task", ylabel="mean accuracy on tasks seen (%)")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=6.5)
     return figure
 
 
@@ -189,7 +214,7 @@ def _draw_band(
     """The mean of values (n_seeds, n_points) as the i-th line, with a band of one standard deviation."""
     spreads = [mean_std_ci(column) for column in values.T]
     mean, std = np.array([s.mean for s in spreads]), np.array([s.std for s in spreads])
-    axes.plot(x, mean, label=label, marker=marker, markersize=4, **_line_style(i))
+    axes.plot(x, mean, label=label, marker=marker, **_line_style(i))
     if len(values) > 1:
         colour = _line_style(i)["color"]
         axes.fill_between(x, mean - std, mean + std, alpha=0.15, color=colour, linewidth=0)
@@ -202,7 +227,7 @@ def _line_style(i: int) -> dict[str, str]:
 
 def _write_numbers(axes: Axes, percent: NDArray[np.float64]) -> None:
     """The number of each cell of a heat map."""
-    size = 8 if len(percent) <= 5 else 6
+    size = 7 if len(percent) <= 5 else 5
     for (i, j), value in np.ndenumerate(percent):
         if not np.isnan(value):
             colour = "white" if value < 60 else "black"  # viridis is dark below the middle
@@ -221,20 +246,19 @@ def _mark_tasks(axes: Axes, n_tasks: int, letters: str) -> None:
 
 def _draw_legend(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
-    shown = [textwrap.fill(label, 50) for label in labels]
+    shown = [textwrap.fill(label, 42) for label in labels]
     figure.legend(handles, shown, loc="outside lower center", ncols=_legend_columns(labels), frameon=False)
 
 
 def _legend_columns(labels: Sequence[str]) -> int:
-    return max(1, min(4, int(130 / (max(map(len, labels), default=1) + 8))))
+    return max(1, min(4, int(105 / (max(map(len, labels), default=1) + 8))))
 
 
 def _legend_height(labels: Iterable[str]) -> float:
     """The height in inches that a legend of these labels takes."""
     labels = list(labels)
-    return 0.22 * -(-len(labels) // _legend_columns(labels))
+    return 0.17 * -(-len(labels) // _legend_columns(labels))
 
 
-def _figure(width: float, height: float) -> Figure:
-    with rc_context(FONT):
-        return Figure((width, height), layout="constrained")
+def _figure(height: float, width: float = WIDTH) -> Figure:
+    return Figure((width, height), layout="constrained")

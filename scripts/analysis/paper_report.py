@@ -7,6 +7,7 @@ declares what a cell is called, the columns, and what is special; its published 
 import sys
 from abc import ABC, abstractmethod
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,7 @@ import yaml
 
 from engram.scripts.analysis.run_set import RunSet, Setting, StoredRecord
 from engram.scripts.analysis.table import MISSING, STANDARD_DEVIATION, Table
+from engram.utils.destinations import FIGURE_FORMATS
 from engram.utils.errors import UserError
 
 PAPERS_DIR = Path(__file__).with_name("papers")
@@ -121,8 +123,8 @@ class PaperReport(ABC):
         """The tables of all benchmarks as Markdown."""
         return "\n\n".join(table.markdown() for table in self.tables())
 
-    def write_files(self, folder: Path) -> None:  # noqa: B027  # most papers have nothing more to write
-        """Write what the report has beside its tables into the folder."""
+    def write_files(self, folder: Path, formats: Sequence[str] = FIGURE_FORMATS) -> None:  # noqa: B027
+        """Write what the report has beside its tables into the folder; most papers have nothing more."""
 
     def _place(self, cells: Cells, setting: Setting) -> None:
         """Put a setting into its cell, or beside it if the cell holds a campaign that goes before it."""

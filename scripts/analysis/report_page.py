@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from engram.scripts.analysis import figures, study_tables
 from engram.scripts.analysis.run_set import RunSet, Setting, commits
 from engram.scripts.analysis.table import Table
+from engram.utils import figure_files
 from engram.utils.config.run_key import command_line_of
 
 VIEW_TITLES = {
@@ -60,13 +61,17 @@ class SettingCommands:
     commits: str
 
 
-def render(title: str, run_set: RunSet, about: str, baseline: str | None) -> str:
-    """The page; with a baseline, settings are compared with that one alone."""
+def render(
+    title: str, run_set: RunSet, about: str, baseline: str | None, drawn: dict[str, Figure] | None = None
+) -> str:
+    """The page; with a baseline, settings are compared with that one alone. drawn: `figures.of_study`."""
+    drawn = figures.of_study(run_set.benchmarks) if drawn is None else drawn
     return TEMPLATES.get_template("report.html").render(
         title=title,
         about=about,
         benchmarks=[
-            _benchmark_section(name, settings, baseline) for name, settings in run_set.benchmarks.items()
+            _benchmark_section(name, settings, baseline, drawn)
+            for name, settings in run_set.benchmarks.items()
         ],
         failed=study_tables.failed_table(run_set),
         commands=[
@@ -80,34 +85,38 @@ def render(title: str, run_set: RunSet, about: str, baseline: str | None) -> str
     )
 
 
-def _benchmark_section(name: str, settings: list[Setting], baseline: str | None) -> BenchmarkSection:
+def _benchmark_section(
+    name: str, settings: list[Setting], baseline: str | None, drawn: dict[str, Figure]
+) -> BenchmarkSection:
     return BenchmarkSection(
         name=name,
-        anchor=name.replace(", ", "-"),
+        anchor=figures.stem(name),
         caption=study_tables.caption(settings),
-        views=[_view_section(settings, view, baseline) for view in settings[0].views],
+        views=[_view_section(name, settings, view, baseline, drawn) for view in settings[0].views],
         cost=study_tables.cost_table(settings),
-        cost_figure=_image(figures.cost(settings)),
+        cost_figure=_image(drawn[figures.stem(name, "cost")]),
     )
 
 
-def _view_section(settings: list[Setting], view: str, baseline: str | None) -> ViewSection:
+def _view_section(
+    name: str, settings: list[Setting], view: str, baseline: str | None, drawn: dict[str, Figure]
+) -> ViewSection:
     in_domain_il = settings[0].first.scenario == "domain-il"
-    # the figure of buffer sizes has a panel for each view: it is shown once, in the first one
-    buffer_figure = figures.against_buffer(settings) if view == settings[0].views[0] else None
-    optional = [
-        ("Accuracy against buffer size", buffer_figure),
-        ("Accuracy while training (stability gap)", figures.stability(settings, view)),
-    ]
+    optional = {
+        "Accuracy against buffer size": figures.stem(name, "buffer_size"),
+        "Accuracy while training (stability gap)": figures.stem(name, view, "stability"),
+    }
+    if view != settings[0].views[0]:  # it has a panel for each view, and is shown once
+        del optional["Accuracy against buffer size"]
     comparisons = study_tables.paired_table(settings, view, baseline)
     return ViewSection(
         title="domain-IL" if in_domain_il else VIEW_TITLES[view],
         metrics=study_tables.metric_table(settings, view),
-        over_tasks=_image(figures.over_tasks(settings, view)),
-        figures=[(heading, _image(figure)) for heading, figure in optional if figure is not None],
+        over_tasks=_image(drawn[figures.stem(name, view, "over_tasks")]),
+        figures=[(heading, _image(drawn[key])) for heading, key in optional.items() if key in drawn],
         comparisons=replace(comparisons, rows=comparisons.rows[:N_OPEN]),
         more_comparisons=replace(comparisons, rows=comparisons.rows[N_OPEN:]),
-        matrices=_image(figures.matrices(settings, view)),
+        matrices=_image(drawn[figures.stem(name, view, "matrices")]),
     )
 
 
@@ -122,4 +131,4 @@ def _setting_commands(benchmark: str, setting: Setting) -> SettingCommands:
 
 def _image(figure: Figure) -> str:
     """A data URL, so that the ids inside one drawing cannot meet those of another."""
-    return f"data:image/svg+xml;base64,{base64.b64encode(figures.to_svg(figure)).decode()}"
+    return f"data:image/svg+xml;base64,{base64.b64encode(figure_files.encoded(figure, 'svg')).decode()}"

@@ -83,10 +83,29 @@ def test_heat_map_shows_the_numbers(tmp_path):
     image = axes.images[0].get_array()
     np.testing.assert_array_equal(image.mask, np.isnan(CHECK))
     assert axes.images[0].get_clim() == (0, 100)
+    assert not figure.legends, "tasks that are not learned yet need no word"
+    later = axes.images[1].get_array()
+    np.testing.assert_array_equal(later.mask, np.tri(3, dtype=bool))
+
+
+@pytest.mark.figures
+def test_a_runs_picture_leaves_tasks_blank_that_are_not_learned_yet(tmp_path, monkeypatch):
+    R = np.full((3, 3), 0.5)
+    drawn = []
+    monkeypatch.setattr(figures, "heat_map", lambda shown, title, path: drawn.append(shown))
+    monkeypatch.setattr(figures, "curves", lambda *args: None)
+    for scenario in ("class-il", "domain-il"):
+        views = {view: ViewResult(R, {}) for view in ("class_il", "task_il")}
+        figures.write_all(record(scenario=scenario, views=views), tmp_path)
+    learned = np.where(np.tri(3, dtype=bool), R, NAN)
+    for shown, wanted in zip(drawn, (learned, learned, R), strict=True):
+        np.testing.assert_array_equal(shown, wanted)
 
 
 def test_cells_without_a_number_are_hatched(tmp_path):
-    figure = figures.heat_map(CHECK, "", tmp_path / "R.png")
+    R = np.array(CHECK)
+    R[1, 0] = NAN
+    figure = figures.heat_map(R, "", tmp_path / "R.png")
     assert figure.axes[0].patch.get_hatch() == "///"
     assert [t.get_text() for t in figure.legends[0].get_texts()] == ["not evaluated"]
     full = figures.heat_map(np.full((2, 2), 0.5), "", tmp_path / "full.png")

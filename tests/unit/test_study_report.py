@@ -16,6 +16,7 @@ from engram.scripts.analysis import figures, report_page, study_tables
 from engram.scripts.analysis.pairing import pair_runs
 from engram.scripts.analysis.run_set import RunSet, collect
 from engram.scripts.analysis.table import Column, Table, make_table, mean_std
+from engram.utils import figure_files
 from engram.utils.config.config import resolve
 from engram.utils.errors import UserError
 from engram.utils.metrics import accuracy_matrix
@@ -89,7 +90,7 @@ def found_in(folder: Path) -> RunSet:
 @pytest.fixture
 def without_drawing(monkeypatch):
     """Figures are made but not written: that takes longer than all else."""
-    monkeypatch.setattr(figures, "to_svg", lambda figure: b"")
+    monkeypatch.setattr(figure_files, "encoded", lambda figure, file_format, dpi=100: b"")
 
 
 def test_settings_are_found_in_the_configurations(folder):
@@ -252,7 +253,7 @@ def test_the_files_of_a_report(folder, capsys, without_drawing):
     assert report.main([str(folder)]) == 0
     out, err = capsys.readouterr()
     assert "left out: 1 runs that did not finish" in err
-    written = {path.name: path.read_text() for path in (folder / "report").iterdir()}
+    written = {path.name: path.read_text() for path in (folder / "report").glob("report.*")}
     assert set(written) == {"report.md", "report.tex", "report.csv", "report.html"}
     assert written["report.md"].strip() == out.strip()
     rows = list(csv.DictReader(io.StringIO(written["report.csv"])))
@@ -268,7 +269,7 @@ def test_the_files_of_a_report(folder, capsys, without_drawing):
 
 
 def test_the_page_is_whole_and_alone(folder):
-    report.main([str(folder), "--out", str(folder / "r")])
+    report.main([str(folder), "--out", str(folder / "r"), "--figures"])
     page = (folder / "r" / "report.html").read_text()
     assert not re.search(r"(src|href)=[\"'](?!data:|#)", page), "nothing is loaded from elsewhere"
     # class-IL: tasks, buffer size, stability, matrices; task-IL: the same without the size; time and memory
@@ -311,8 +312,33 @@ def test_heat_maps_show_the_mean_over_seeds(folder):
     settings = [s for s in found_in(folder).settings if s.label == "sgd"]
     axes = figures.matrices(settings, "class_il").axes[0]
     mean = 100 * np.mean([accuracy(seed, 0) for seed in range(3)], axis=0)
-    assert np.asarray(axes.images[0].get_array()) == pytest.approx(mean)
-    assert [text.get_text() for text in axes.texts] == [f"{value:.0f}" for value in mean.flatten()]
+    learned = np.tri(T, dtype=bool)
+    drawn = axes.collections[0].get_array()
+    assert drawn[learned].data == pytest.approx(mean[learned]) and drawn.mask[~learned].all()
+    assert [text.get_text() for text in axes.texts] == [f"{value:.0f}" for value in mean[learned]]
+
+
+def test_tasks_that_are_not_learned_yet_are_blank_but_in_domain_il(tmp_path):
+    """Class-IL has zeros there; in domain-IL they are the numbers that forward transfer is made of."""
+    for scenario in ("class-il", "task-il", "domain-il"):
+        write_run(tmp_path, 0, stored={"scenario": scenario})
+    for name, settings in found_in(tmp_path).benchmarks.items():
+        for view_name in settings[0].views:
+            blank = figures.matrices(settings, view_name).axes[0].collections[0].get_array().mask
+            wanted = np.zeros((T, T)) if "domain" in name else ~np.tri(T, dtype=bool)
+            np.testing.assert_array_equal(blank + np.zeros((T, T)), wanted)
+
+
+def test_figures_are_files_too(folder, without_drawing):
+    assert report.main([str(folder)]) == 0
+    names = {path.name for path in (folder / "report" / "figures").iterdir()}
+    stems = ["buffer_size", "cost", *(f"{view}-{kind}" for view in ("class_il", "task_il")
+             for kind in ("over_tasks", "stability", "matrices"))]  # fmt: skip
+    assert names == {f"seq-digits-{stem}.{end}" for stem in stems for end in ("pdf", "svg", "png")}
+    assert report.main([str(folder), "--out", str(folder / "a"), "--figures", "pdf"]) == 0
+    assert {path.suffix for path in (folder / "a" / "figures").iterdir()} == {".pdf"}
+    assert report.main([str(folder), "--out", str(folder / "b"), "--figures"]) == 0
+    assert not (folder / "b" / "figures").exists()
 
 
 def test_the_parts_of_the_time_add_up_to_the_total(folder):
@@ -329,8 +355,12 @@ def test_the_parts_of_the_time_add_up_to_the_total(folder):
 
 def test_a_figure_is_the_same_file_whenever_it_is_written(folder):
     settings = found_in(folder).settings
-    first, second = (figures.to_svg(figures.cost(settings)) for _ in range(2))
-    assert first == second and first.startswith(b"<?xml") and b"<svg" in first
+    starts = {"pdf": b"%PDF", "svg": b"<?xml", "png": b"\x89PNG"}
+    for name, start in starts.items():
+        first, second = (figure_files.encoded(figures.cost(settings), name) for _ in range(2))
+        assert first == second and first.startswith(start), name
+        assert not re.search(rb"Date", first), "when it was made is not in the file"
+        assert name != "pdf" or b"/Type3" not in first, "publishers refuse letters of Type 3"
 
 
 def test_nothing_that_a_run_holds_is_markup_on_the_page(tmp_path, without_drawing):

@@ -27,6 +27,17 @@ def _mean(values: NDArray[np.float64]) -> float:
     return float(values.mean()) if len(values) else float("nan")
 
 
+def of_learned_tasks(R: ArrayLike, scenario: str) -> NDArray[np.float64]:
+    """R (T, T) as pictures show it: NaN where task j comes after task i, which was just learned.
+
+    In class-IL a network cannot name the classes of a later task, so that R has zeros there; in task-IL it
+    guesses among classes that it was never trained on. In domain-IL tasks share their classes, and what a
+    network makes of later tasks is kept. R itself keeps all numbers: forward transfer is made of them.
+    """
+    R = _matrix(R)
+    return R if scenario == "domain-il" else np.where(np.tri(len(R), dtype=bool), R, np.nan)
+
+
 def average_accuracy(R: ArrayLike) -> float:
     """A = mean_j R[T-1, j]. Lopez-Paz & Ranzato 2017 (ACC), eq. 2; MER's retained accuracy RA."""
     return _mean(_matrix(R)[-1])

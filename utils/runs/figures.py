@@ -36,7 +36,8 @@ def write_all(record: RunRecord, folder: Path) -> list[Path]:
     names, written = record.view_names, []
     for view, name in names.items():
         written.append(folder / f"{matrix_stem(record, view)}.png")
-        heat_map(record.views[view].R, f"{name} accuracy\n{record.title}", written[-1])
+        R = accuracy_matrix.of_learned_tasks(record.views[view].R, record.scenario)
+        heat_map(R, f"{name} accuracy\n{record.title}", written[-1])
     written.append(folder / "curves.png")
     curves(record, written[-1], record.title)
     if record.curve:
@@ -49,7 +50,7 @@ def write_all(record: RunRecord, folder: Path) -> list[Path]:
 
 
 def heat_map(R: ArrayLike, title: str, path: Path) -> Figure:
-    """Heat map of R (T, T); cells that were not evaluated are hatched."""
+    """Heat map of R (T, T); cells without a number are hatched, those above the diagonal stay white."""
     percent = 100 * np.asarray(R, dtype=np.float64)
     T = len(percent)
     side = float(np.clip(0.46 * T, 2.8, 9.4))
@@ -57,13 +58,15 @@ def heat_map(R: ArrayLike, title: str, path: Path) -> Figure:
     axes = figure.add_subplot()
     axes.patch.set(**MISSING)  # shows through where the image is transparent
     image = axes.imshow(np.ma.masked_invalid(percent), vmin=0, vmax=100, cmap="viridis")
+    later = np.isnan(percent) & ~np.tri(T, dtype=bool)
+    axes.imshow(np.ma.masked_equal(later, 0), vmin=0, vmax=1, cmap="gray")
     figure.colorbar(image, ax=axes, label="accuracy (%)", shrink=0.8)
     if T <= MAX_ANNOTATED:
         _annotate(axes, percent)
     _task_ticks(axes, T, "xy")
     axes.set(xlabel="accuracy on task", ylabel="after task")
     axes.set_title(_wrapped(title, side + 1.0), fontsize=11)
-    if np.isnan(percent).any():
+    if (np.isnan(percent) & ~later).any():
         handle = Patch(label="not evaluated", **MISSING)
         figure.legend(handles=[handle], loc="outside lower right", frameon=False, fontsize=9)
     return save(figure, path)

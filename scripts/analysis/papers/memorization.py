@@ -7,7 +7,7 @@ scripts/interop/import_mlruns.py, come the tables that it printed, whose ± has 
 again under another name stand in a table of their own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -61,7 +61,7 @@ class MemorizationReport(PaperReport):
         tables[-1] = replace(tables[-1], note=unpaired_note(comparisons.values()))
         return [table for table in [*tables, self._campaign_table(benchmark)] if table.rows]
 
-    def write_files(self, folder: Path) -> None:
+    def write_files(self, folder: Path, formats: Sequence[str] = ()) -> None:
         """Write memorization.tex, accuracy and FM side by side, and memorization.csv, every run."""
         tables = [self._latex_table(benchmark, cells).latex() for benchmark, cells in self.cells.items()]
         files.write_text("\n\n".join(tables) + "\n", folder / "memorization.tex")

@@ -1,15 +1,17 @@
 """The MER paper's tables: RA, LA and BTI beside the published values; also CSV and a figure.
 
-`scripts/report.py mer FOLDER` makes them; it writes mer.csv and mer.png into the folder.
+`scripts/report.py mer FOLDER` makes them; it writes mer.csv and mer.pdf, .svg and .png into the folder.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
 from engram.scripts.analysis.paper_report import Cell, Cells, PaperReport, with_published
 from engram.scripts.analysis.run_set import StoredRecord
 from engram.scripts.analysis.table import MISSING, Column, Table, make_table, mean_std
-from engram.utils import figure_files, files
+from engram.utils import files
+from engram.utils.destinations import FIGURE_FORMATS
 
 METRICS = {"RA": "average_accuracy", "LA": "learning_accuracy", "BTI": "bti"}  # in the published order
 LARGE_MEMORIES = (0, 5100, 5120)  # what the figure shows: 100 tasks of 51 samples are the paper's 5,120
@@ -37,15 +39,16 @@ class MerReport(PaperReport):
         rows = sorted(cells, key=lambda cell: (-cell.buffer_size, cell.method))
         return [make_table(rows, self._columns(benchmark, cells), f"**{self.benchmarks[benchmark]}**")]
 
-    def write_files(self, folder: Path) -> None:
-        """Write mer.csv, the rows of all tables, and mer.png, the accuracy retained after each task."""
+    def write_files(self, folder: Path, formats: Sequence[str] = FIGURE_FORMATS) -> None:
+        """Write mer.csv, the rows of all tables, and mer.pdf, .svg, .png, accuracy over tasks."""
         tables = dict(zip(self.cells, self.tables(), strict=True))
         if not tables:
             return
         head = ["benchmark", *next(iter(tables.values())).head]
         rows = [[benchmark, *row] for benchmark, table in tables.items() for row in table.rows]
         files.write_text(Table("", head, rows).csv(), folder / "mer.csv")
-        self._plot(folder / "mer.png")
+        if formats:
+            self._plot(folder / "mer", formats)
 
     def _columns(self, benchmark: str, cells: Cells) -> list[Column[Cell]]:
         def metric_column(i: int, short_name: str, metric: str) -> Column[Cell]:
@@ -63,8 +66,9 @@ class MerReport(PaperReport):
             Column("seeds", lambda cell: str(len(cells[cell].runs))),
         ]
 
-    def _plot(self, path: Path) -> None:
+    def _plot(self, path: Path, formats: Sequence[str]) -> None:
         from engram.scripts.analysis import figures  # matplotlib takes a second to import
+        from engram.utils import figure_files
 
         panels = {
             f"{self.benchmarks[benchmark]}, 5,120 memories": {
@@ -74,4 +78,4 @@ class MerReport(PaperReport):
             }
             for benchmark, cells in self.cells.items()
         }
-        figure_files.save(figures.retained_accuracy(panels), path)
+        figure_files.save_all(figures.retained_accuracy(panels), path, formats)
