@@ -5,20 +5,23 @@
                                                               runs/mnist/report/
     python scripts/report.py study.yaml                       the same for the study that sweep.py ran
     python scripts/report.py runs/mnist --update RESULTS.md   put the tables between the file's markers
-    python scripts/report.py mer runs/mer [--update FILE]     the MER paper's tables; also CSV and a figure
+    python scripts/report.py mer runs/mer [--update FILE]     the MER paper's tables, LaTeX, CSV, a figure
     python scripts/report.py scenarios runs/scenarios         van de Ven & Tolias's three scenarios
     python scripts/report.py rehearsal runs/rehearsal         rehearsal methods, with time and memory
     python scripts/report.py memorization runs/maer           the memorization paper's; LaTeX and CSV too
 
 Settings are found from the configurations: runs that differ in nothing but the seed; a paper's tables refuse
 others in one cell. Each scenario of a data set is a benchmark of its own. Standard deviations are over seeds,
-ddof = 1; settings are compared seed by seed, on the same tasks. The markers are `<!-- table NAME -->` and
+ddof = 1; settings are compared seed by seed, on the same tasks. In LaTeX and on the page the best number of a
+column is bold: high accuracies and transfers, low forgetting; methods that see all data do not compete.
+--metrics chooses the columns, --figures the formats. The markers are `<!-- table NAME -->` and
 `<!-- end NAME -->`, NAME being the first folder's name.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from engram.scripts.analysis import study_tables
@@ -41,54 +44,62 @@ PAPERS: dict[str, type[PaperReport]] = {
 }
 
 
-def markdown(run_set: RunSet) -> str:
+def markdown(run_set: RunSet, metrics: Sequence[str] = ()) -> str:
     """One table for each benchmark, ordered by accuracy, and where the numbers come from."""
-    tables = [
-        study_tables.main_table(settings, f"**{name}**: {study_tables.caption(settings)}").markdown()
-        for name, settings in run_set.benchmarks.items()
-    ]
+    tables = []
+    for name, settings in run_set.benchmarks.items():
+        title = f"**{name}**: {study_tables.caption(settings)}"
+        table = (
+            study_tables.chosen_table(settings, metrics, title)
+            if metrics
+            else study_tables.main_table(settings, title)
+        )
+        tables.append(table.markdown())
     return "\n\n".join([*tables, study_tables.provenance(run_set.runs)])
 
 
-def latex(run_set: RunSet) -> str:
-    """Every metric of every view, and the paired differences."""
-    tables = [
-        f"% {' '.join(name.split())}\n{table.latex()}"
-        for name, settings in run_set.benchmarks.items()
-        for view in settings[0].views
-        for table in (study_tables.metric_table(settings, view), study_tables.paired_table(settings, view))
-        if table.rows
-    ]
-    return "% needs \\usepackage{booktabs}\n" + "\n\n".join(tables) + "\n"
+def latex(run_set: RunSet, metrics: Sequence[str] = ()) -> str:
+    """A table of each benchmark, and the paired differences of each view."""
+    tables = []
+    for name, settings in run_set.benchmarks.items():
+        tables.append(study_tables.latex_table(name, settings, metrics or study_tables.IN_PAPERS))
+        for view in settings[0].views:
+            label = study_tables.stem(name, view, "paired")
+            tables.append(replace(study_tables.paired_table(settings, view), label=label))
+    shown = "\n\n".join(table.latex() for table in tables if table.rows)
+    return f"% needs \\usepackage{{booktabs}}; other columns: --metrics\n{shown}\n"
 
 
-def write(run_set: RunSet, title: str, folder: Path, baseline: str | None, formats: Sequence[str]) -> None:
-    """Write report.md, report.tex, report.csv, report.html and figures/ into the folder."""
+def write(run_set: RunSet, title: str, folder: Path, args: argparse.Namespace) -> None:
+    """Write report.md, report.tex, report.csv, report.html and figures/ into the folder.
+
+    args: the command line's --against, --metrics and --figures.
+    """
     from engram.scripts.analysis import figures, report_page  # matplotlib takes a second to import
     from engram.utils import figure_files
 
     labels = {setting.label for setting in run_set.settings}
-    if baseline is not None and baseline not in labels:
-        raise UserError(f"--against '{baseline}': no such setting; there is: {'; '.join(sorted(labels))}")
-    about = study_tables.provenance(run_set.runs)
-    drawn = figures.of_study(run_set.benchmarks)
+    if args.against is not None and args.against not in labels:
+        raise UserError(f"--against '{args.against}': no such setting; there is: {'; '.join(sorted(labels))}")
+    about, drawn = study_tables.provenance(run_set.runs), figures.of_study(run_set.benchmarks)
+    on_page = args.metrics or tuple(study_tables.METRICS)
     texts = {
-        "report.md": markdown(run_set) + "\n",
-        "report.tex": latex(run_set),
+        "report.md": markdown(run_set, args.metrics) + "\n",
+        "report.tex": latex(run_set, args.metrics),
         "report.csv": study_tables.run_table(run_set).csv(),
-        "report.html": report_page.render(title, run_set, about, baseline, drawn),
+        "report.html": report_page.render(title, run_set, about, args.against, on_page, drawn),
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
             files.write_text(text, folder / name)
-        if formats:
+        if args.figures:
             (folder / "figures").mkdir(exist_ok=True)
         for name, figure in drawn.items():
-            figure_files.save_all(figure, folder / "figures" / name, formats)
+            figure_files.save_all(figure, folder / "figures" / name, args.figures)
     except OSError as error:
         raise UserError(f"--out {folder}: cannot be written: {error}") from None
-    names = [*texts, *([f"figures/*.{{{','.join(formats)}}}"] if formats else [])]
+    names = [*texts, *([f"figures/*.{{{','.join(args.figures)}}}"] if args.figures else [])]
     print(f"written: {', '.join(str(folder / name) for name in names)}", file=sys.stderr)
 
 
@@ -117,6 +128,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--against", metavar="SETTING", help="compare with this setting only (default: each with each)"
     )
     parser.add_argument(
+        "--metrics",
+        nargs="+",
+        choices=study_tables.CHOICES,
+        default=[],
+        help="columns of the tables, in this order (default: accuracy and forgetting; on the page all)",
+    )
+    parser.add_argument(
         "--figures",
         nargs="*",
         choices=FIGURE_FORMATS,
@@ -134,20 +152,22 @@ def main(argv: list[str] | None = None) -> int:
     folders = [run_folder(folder) for folder in args.folders[paper is not None :]]
     if not folders:
         raise UserError("no folder given")
+    if paper and args.metrics:
+        raise UserError(f"--metrics: the tables of {paper.name} have the paper's columns; leave it out")
     check_update(args.update, folders[0].name)
     if args.out:
         check_folder(args.out, "--out")
     run_set = collect(folders)
-    text = paper_tables(paper(run_set), folders[0], args.figures) if paper else markdown(run_set)
+    text = (
+        paper_tables(paper(run_set), folders[0], args.figures) if paper else markdown(run_set, args.metrics)
+    )
     if args.update:
         update(args.update, folders[0].name, text)
         return 0
     print(text)
     name_left_out(run_set)
     if not paper:
-        write(
-            run_set, f"Study {folders[0].name}", args.out or folders[0] / "report", args.against, args.figures
-        )
+        write(run_set, f"Study {folders[0].name}", args.out or folders[0] / "report", args)
     return 0
 
 

@@ -3,7 +3,6 @@
 They are as wide as the text of a paper, with letters of 7 and 8 points, so that they need no scaling there.
 """
 
-import re
 import textwrap
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +15,7 @@ from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter
 from numpy.typing import NDArray
 
 from engram.scripts.analysis.run_set import Setting
+from engram.scripts.analysis.study_tables import stem
 from engram.utils.metrics import accuracy_matrix, sampling
 from engram.utils.metrics.statistics import mean_std_ci
 from engram.utils.runs.run_record import VIEW_NAMES
@@ -41,11 +41,6 @@ def of_study(benchmarks: Mapping[str, list[Setting]]) -> dict[str, Figure]:
         drawn[stem(name, "buffer_size")] = against_buffer(settings)
         drawn[stem(name, "cost")] = cost(settings)
     return {name: figure for name, figure in drawn.items() if figure is not None}
-
-
-def stem(benchmark: str, *words: str) -> str:
-    """The name of a benchmark's figure: `seq-digits-class_il-over_tasks`."""
-    return "-".join([re.sub(r"[^\w.-]+", "-", benchmark), *words])
 
 
 @rc_context(PRINT)

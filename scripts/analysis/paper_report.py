@@ -8,15 +8,16 @@ import sys
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import yaml
 
-from engram.scripts.analysis.run_set import RunSet, Setting, StoredRecord
+from engram.scripts.analysis.run_set import BOUNDS, RunSet, Setting, StoredRecord
 from engram.scripts.analysis.table import MISSING, STANDARD_DEVIATION, Table
+from engram.utils import files
 from engram.utils.destinations import FIGURE_FORMATS
 from engram.utils.errors import UserError
 
@@ -116,15 +117,18 @@ class PaperReport(ABC):
         return {name: benchmarks[name] for name in order}
 
     def tables(self) -> list[Table]:
-        """The tables of all benchmarks."""
-        return [table for name, cells in self.cells.items() for table in self.benchmark_tables(name, cells)]
+        """The tables of all benchmarks; the rows of methods that have all data at once are bounds."""
+        tables = [table for name, cells in self.cells.items() for table in self.benchmark_tables(name, cells)]
+        return [replace(table, bounds=bounds(table)) for table in tables]
 
     def markdown(self) -> str:
         """The tables of all benchmarks as Markdown."""
         return "\n\n".join(table.markdown() for table in self.tables())
 
-    def write_files(self, folder: Path, formats: Sequence[str] = FIGURE_FORMATS) -> None:  # noqa: B027
-        """Write what the report has beside its tables into the folder; most papers have nothing more."""
+    def write_files(self, folder: Path, formats: Sequence[str] = FIGURE_FORMATS) -> None:
+        """Write the tables as LaTeX into the folder; formats: those of figures, where a paper has one."""
+        text = "\n\n".join(table.latex() for table in self.tables() if table.rows)
+        files.write_text(f"% needs \\usepackage{{booktabs}}\n{text}\n", folder / f"{self.name}.tex")
 
     def _place(self, cells: Cells, setting: Setting) -> None:
         """Put a setting into its cell, or beside it if the cell holds a campaign that goes before it."""
@@ -144,6 +148,11 @@ class PaperReport(ABC):
 
     def _shows(self, run: StoredRecord) -> bool:
         return not self.benchmarks or run.dataset in self.benchmarks
+
+
+def bounds(table: Table) -> frozenset[int]:
+    """The rows whose first cell names a method that has all data at once."""
+    return frozenset(i for i, row in enumerate(table.rows) if row[0].split()[0] in BOUNDS)
 
 
 def with_published(ours: str, published: str) -> str:

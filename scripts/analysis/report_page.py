@@ -1,13 +1,14 @@
 """The report as one HTML page that loads nothing from elsewhere; templates/report.html lays it out."""
 
 import base64
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from engram.scripts.analysis import figures, study_tables
+from engram.scripts.analysis import study_tables
 from engram.scripts.analysis.run_set import RunSet, Setting, commits
 from engram.scripts.analysis.table import Table
 from engram.utils import figure_files
@@ -62,15 +63,22 @@ class SettingCommands:
 
 
 def render(
-    title: str, run_set: RunSet, about: str, baseline: str | None, drawn: dict[str, Figure] | None = None
+    title: str,
+    run_set: RunSet,
+    about: str,
+    baseline: str | None,
+    metrics: Sequence[str],
+    drawn: dict[str, Figure],
 ) -> str:
-    """The page; with a baseline, settings are compared with that one alone. drawn: `figures.of_study`."""
-    drawn = figures.of_study(run_set.benchmarks) if drawn is None else drawn
+    """The page, with the figures of `figures.of_study`.
+
+    baseline: the setting with which the others are compared; None: each with each.
+    """
     return TEMPLATES.get_template("report.html").render(
         title=title,
         about=about,
         benchmarks=[
-            _benchmark_section(name, settings, baseline, drawn)
+            _benchmark_section(name, settings, baseline, metrics, drawn)
             for name, settings in run_set.benchmarks.items()
         ],
         failed=study_tables.failed_table(run_set),
@@ -86,37 +94,42 @@ def render(
 
 
 def _benchmark_section(
-    name: str, settings: list[Setting], baseline: str | None, drawn: dict[str, Figure]
+    name: str, settings: list[Setting], baseline: str | None, metrics: Sequence[str], drawn: dict[str, Figure]
 ) -> BenchmarkSection:
     return BenchmarkSection(
         name=name,
-        anchor=figures.stem(name),
+        anchor=study_tables.stem(name),
         caption=study_tables.caption(settings),
-        views=[_view_section(name, settings, view, baseline, drawn) for view in settings[0].views],
+        views=[_view_section(name, settings, view, baseline, metrics, drawn) for view in settings[0].views],
         cost=study_tables.cost_table(settings),
-        cost_figure=_image(drawn[figures.stem(name, "cost")]),
+        cost_figure=_image(drawn[study_tables.stem(name, "cost")]),
     )
 
 
 def _view_section(
-    name: str, settings: list[Setting], view: str, baseline: str | None, drawn: dict[str, Figure]
+    name: str,
+    settings: list[Setting],
+    view: str,
+    baseline: str | None,
+    metrics: Sequence[str],
+    drawn: dict[str, Figure],
 ) -> ViewSection:
     in_domain_il = settings[0].first.scenario == "domain-il"
     optional = {
-        "Accuracy against buffer size": figures.stem(name, "buffer_size"),
-        "Accuracy while training (stability gap)": figures.stem(name, view, "stability"),
+        "Accuracy against buffer size": study_tables.stem(name, "buffer_size"),
+        "Accuracy while training (stability gap)": study_tables.stem(name, view, "stability"),
     }
     if view != settings[0].views[0]:  # it has a panel for each view, and is shown once
         del optional["Accuracy against buffer size"]
     comparisons = study_tables.paired_table(settings, view, baseline)
     return ViewSection(
         title="domain-IL" if in_domain_il else VIEW_TITLES[view],
-        metrics=study_tables.metric_table(settings, view),
-        over_tasks=_image(drawn[figures.stem(name, view, "over_tasks")]),
+        metrics=study_tables.metric_table(settings, view, metrics),
+        over_tasks=_image(drawn[study_tables.stem(name, view, "over_tasks")]),
         figures=[(heading, _image(drawn[key])) for heading, key in optional.items() if key in drawn],
         comparisons=replace(comparisons, rows=comparisons.rows[:N_OPEN]),
         more_comparisons=replace(comparisons, rows=comparisons.rows[N_OPEN:]),
-        matrices=_image(drawn[figures.stem(name, view, "matrices")]),
+        matrices=_image(drawn[study_tables.stem(name, view, "matrices")]),
     )
 
 

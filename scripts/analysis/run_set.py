@@ -25,6 +25,8 @@ INCIDENTAL = OPERATIONAL | NAMES | {"seed"}
 MADE_UP = re.compile(r"[a-z]+-[a-z]+-\d+")
 # A setting's label leaves out these too: the table says them anyway.
 UNLABELED = INCIDENTAL | {"model", "dataset", "scenario"}
+# Methods that keep all data, or train on all tasks at once.
+BOUNDS = {"joint", "cumulative", "full_buffer", "linear_probe_joint"}
 SHORT_NAMES = {"buffer_size": "buffer", "buffer_policy": "policy", "e_lambda": "λ", "mas_lambda": "λ"}
 
 
@@ -89,12 +91,22 @@ class Setting:
         return ("task_il",) if self.first.scenario == "domain-il" else ("class_il", "task_il")
 
     def values(self, view: str, metric: str) -> NDArray[np.float64]:
-        """A metric as a fraction for each seed, (n_seeds,); NaN where a run does not have it."""
+        """A metric as a fraction for each seed, (n_seeds,); NaN where a run does not have it.
+
+        Forward transfer, `fwt`, is a number of the run, of the view in which unseen tasks can be predicted.
+        """
+        if metric == "fwt":
+            return np.array([run.fwt if view == "task_il" else np.nan for run in self.runs])
         return np.array([run.views[view].metric(metric) for run in self.runs])
 
     def matrices(self, view: str) -> NDArray[np.float64]:
         """The accuracy matrix R of each seed, (n_seeds, T, T)."""
         return np.stack([run.views[view].R for run in self.runs])
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether its method has all data at once, so that methods are read against it, not beside it."""
+        return self.first.model in BOUNDS
 
     @property
     def mean_accuracy(self) -> float:

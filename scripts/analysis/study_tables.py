@@ -1,7 +1,8 @@
 """The tables of the general report, which needs to know nothing of the study."""
 
 import math
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -29,6 +30,9 @@ METRICS = {
     "min_acc": "min-ACC",
     "wc_acc": "worst-case accuracy",
 }
+CHOICES = METRICS | {"fm": "FM", "bti": "BTI", "fwt": "FWT"}  # of --metrics
+IN_PAPERS = ("average_accuracy", "forgetting")  # the columns of LaTeX unless others are chosen
+LOW_IS_BEST = {"forgetting", "fm"}
 # Flags that say how hard a benchmark was made, and how a caption tells them.
 CAPTION = {
     "n_tasks": "{n_tasks} tasks",
@@ -42,7 +46,7 @@ SEEDS = Column[Setting]("seeds", lambda s: str(len(s.runs)))
 
 
 def main_table(settings: list[Setting], title: str = "") -> Table:
-    """Accuracy of both views and forgetting of every setting."""
+    """Accuracy of both views and forgetting of every setting; the tables of RESULTS.md."""
     columns = [
         Column[Setting]("method", lambda s: s.label),
         Column[Setting](
@@ -58,12 +62,55 @@ def main_table(settings: list[Setting], title: str = "") -> Table:
     return make_table(settings, columns, title)
 
 
-def metric_table(settings: list[Setting], view: str) -> Table:
-    """Every metric of one view that some setting has in all its runs."""
-    metrics = [m for m in METRICS if any(not np.isnan(s.values(view, m)).any() for s in settings)]
-    columns = [SETTING, *(_metric_column(view, metric, METRICS[metric]) for metric in metrics), SEEDS]
+def metric_table(settings: list[Setting], view: str, chosen: Sequence[str] = tuple(METRICS)) -> Table:
+    """The chosen metrics of one view that some setting has in all its runs."""
+    metrics = _measured(settings, view, chosen)
+    columns = [SETTING, *(_metric_column(view, metric, CHOICES[metric]) for metric in metrics), SEEDS]
     title = f"{view_name(settings, view)}, in %, mean ± standard deviation over seeds"
-    return make_table(settings, columns, title)
+    return replace(make_table(settings, columns, title), bounds=_bounds(settings))
+
+
+def chosen_table(settings: list[Setting], chosen: Sequence[str], title: str) -> Table:
+    """The chosen metrics of every view side by side."""
+    columns = [
+        _metric_column(view, metric, f"{view_name(settings, view)} {CHOICES[metric]}")
+        for view in settings[0].views
+        for metric in _measured(settings, view, chosen)
+    ]
+    return make_table(settings, [Column[Setting]("method", lambda s: s.label), *columns, SEEDS], title)
+
+
+def latex_table(name: str, settings: list[Setting], chosen: Sequence[str]) -> Table:
+    """As a paper prints it: views are titles over metrics, the best is bold, the caption names the seeds."""
+    metrics = {view: _measured(settings, view, chosen) for view in settings[0].views}
+    columns = [_metric_column(view, metric, CHOICES[metric]) for view in metrics for metric in metrics[view]]
+    counts = {len(setting.runs) for setting in settings}
+    seeds = [SEEDS] if len(counts) > 1 else []
+    over = "seeds" if seeds else "one seed" if counts == {1} else f"{counts.pop()} seeds"
+    bounds = _bounds(settings)
+    aside = f" ({', '.join(sorted({settings[i].first.model for i in bounds}))} aside)" if bounds else ""
+    mean = "values of one seed" if over == "one seed" else f"mean ± standard deviation over {over}"
+    title = f"{name}: {caption(settings)}. In %, {mean}; bold: best of each column{aside}"
+    spans = [(view_name(settings, view), len(names)) for view, names in metrics.items() if names]
+    return replace(
+        make_table(settings, [Column[Setting]("", lambda s: s.label), *columns, *seeds], title),
+        spans=(("", 1), *spans, *((("", 1),) if seeds else ())), bounds=bounds, label=stem(name),
+    )  # fmt: skip
+
+
+def _bounds(settings: list[Setting]) -> frozenset[int]:
+    """The rows whose methods have all data at once."""
+    return frozenset(i for i, setting in enumerate(settings) if setting.is_bound)
+
+
+def _measured(settings: list[Setting], view: str, chosen: Sequence[str]) -> list[str]:
+    """Those of the metrics that some setting has in all its runs."""
+    return [m for m in chosen if any(not np.isnan(s.values(view, m)).any() for s in settings)]
+
+
+def stem(benchmark: str, *words: str) -> str:
+    """A benchmark's name as files, links and LaTeX's labels have it: `seq-digits-class_il-over_tasks`."""
+    return "-".join([re.sub(r"[^\w.-]+", "-", benchmark), *words])
 
 
 def paired_table(settings: list[Setting], view: str, baseline: str | None = None) -> Table:
@@ -188,7 +235,8 @@ def last_log_line(run: StoredRecord) -> str:
 
 
 def _metric_column(view: str, metric: str, head: str) -> Column[Setting]:
-    return Column(head, lambda setting: mean_std(setting.values(view, metric)))
+    best = "min" if metric in LOW_IS_BEST else "max"
+    return Column(head, lambda setting: mean_std(setting.values(view, metric)), best)
 
 
 def _seconds_column(name: str) -> Column[Setting]:

@@ -21,7 +21,7 @@ STANDARD_DEVIATION = "standard deviation over seeds (ddof = 1)"
 # `[` and `*` would be arguments of the `\\` before them; `|` is a dash, `--` too, in LaTeX's own fonts.
 LATEX = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "±": r"$\pm$", "λ": r"$\lambda$", "–": "--", "−": "$-$", "<": "$<$", ">": "$>$",
+    "±": r"$\pm$", "λ": r"$\lambda$", "–": "--", "−": "$-$", "×": r"$\times$", "<": "$<$", ">": "$>$",
     "_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}",
     "[": "{[}", "*": "{*}", "|": r"\textbar{}", "`": r"\textasciigrave{}",
 }  # fmt: skip
@@ -30,10 +30,14 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Column(Generic[Item]):
-    """A column's head, and the function that gives its cell for the item of a row."""
+    """A column's head, and the function that gives its cell for the item of a row.
+
+    best: `max` or `min` where the largest or the smallest number of the column is the best, else empty.
+    """
 
     head: str
     cell: Callable[[Item], str]
+    best: str = ""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,8 @@ class Table:
     """A title, a head and rows of as many cells; the first n_text columns hold text, the others numbers.
 
     spans: titles over the head's columns, each with the number of columns below it; LaTeX alone shows them.
+    best: for each column `max`, `min` or empty; LaTeX prints the best numbers bold, those of `bounds` aside,
+    rows of methods that saw all data at once. label: what LaTeX refers to the table by.
     """
 
     title: str
@@ -49,6 +55,9 @@ class Table:
     note: str = ""
     n_text: int = 1
     spans: tuple[tuple[str, int], ...] = ()
+    best: tuple[str, ...] = ()
+    bounds: frozenset[int] = frozenset()
+    label: str = ""
 
     def markdown(self) -> str:
         """A pipe table below the title."""
@@ -61,14 +70,48 @@ class Table:
     def latex(self) -> str:
         """A booktabs table whose caption is the title and the note."""
         alignment = "l" * self.n_text + "r" * (len(self.head) - self.n_text)
-        spans = [rf"\multicolumn{{{width}}}{{c}}{{{_latex(text)}}}" for text, width in self.spans]
-        head, *body = [" & ".join(map(_latex, line)) + r" \\" for line in [self.head, *self.rows]]
-        above = [" & ".join(spans) + r" \\"] if spans else []
+        bold = self.best_cells()
+        body = [
+            [self._latex_cell(text, j, (i, j) in bold) for j, text in enumerate(row)]
+            for i, row in enumerate(self.rows)
+        ]
+        lines = [" & ".join(row) + r" \\" for row in [list(map(_latex, self.head)), *body]]
         caption = _latex(self.title.replace("**", "") + (f". {self.note}" if self.note else ""))
+        named = [rf"\label{{tab:{self.label}}}"] if self.label else []
         return "\n".join([
-            r"\begin{table}", r"\centering", rf"\caption{{{caption}}}", rf"\begin{{tabular}}{{{alignment}}}",
-            r"\toprule", *above, head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}", r"\end{table}",
+            r"\begin{table}", r"\centering", rf"\caption{{{caption}}}", *named,
+            rf"\begin{{tabular}}{{{alignment}}}", r"\toprule", *self._latex_spans(), lines[0], r"\midrule",
+            *lines[1:], r"\bottomrule", r"\end{tabular}", r"\end{table}",
         ])  # fmt: skip
+
+    def best_cells(self) -> set[tuple[int, int]]:
+        """(row, column) of the best number of each column that has one, and of all that print the same."""
+        cells: set[tuple[int, int]] = set()
+        for j, wanted in enumerate(self.best):
+            numbers = {i: _number(row[j]) for i, row in enumerate(self.rows) if i not in self.bounds}
+            numbers = {i: number for i, number in numbers.items() if number is not None}
+            if wanted and len(numbers) > 1:
+                best = max(numbers.values()) if wanted == "max" else min(numbers.values())
+                cells |= {(i, j) for i, number in numbers.items() if number == best}
+        return cells
+
+    def _latex_cell(self, text: str, column: int, bold: bool) -> str:
+        """A cell; in columns of numbers a hyphen is a minus sign, and of the best the mean is bold."""
+        if column < self.n_text:
+            return _latex(text)
+        mean, space, rest = re.sub(r"(?<!\w)-(?=\d)", "−", text).partition(" ")
+        return (rf"\textbf{{{_latex(mean)}}}" if bold else _latex(mean)) + space + _latex(rest)
+
+    def _latex_spans(self) -> list[str]:
+        """The line of titles over several columns, and the rules below those that say something."""
+        if not self.spans:
+            return []
+        cells, rules, first = [], [], 1
+        for text, width in self.spans:
+            cells.append(rf"\multicolumn{{{width}}}{{c}}{{{_latex(text)}}}")
+            rules += [rf"\cmidrule(lr){{{first}-{first + width - 1}}}"] if text else []
+            first += width
+        return [" & ".join(cells) + r" \\", " ".join(rules)]
 
     def csv(self) -> str:
         """The head and the rows, separated by commas."""
@@ -82,7 +125,10 @@ def make_table(
 ) -> Table:
     """One row for each item, made by the columns."""
     rows = [[column.cell(item) for column in columns] for item in items]
-    return Table(title, [column.head for column in columns], rows, note, n_text)
+    best = tuple(column.best for column in columns)
+    return Table(
+        title, [column.head for column in columns], rows, note, n_text, best=best if any(best) else ()
+    )
 
 
 def mean_std(values: ArrayLike, scale: float = 100, digits: int = 2) -> str:
@@ -143,7 +189,15 @@ def _around(path: Path, name: str) -> tuple[str, str]:
     return before + start, end + after
 
 
+def _number(cell: str) -> float | None:
+    """The number at the start of a cell such as `86.40 ± 0.52`; None where there is none."""
+    try:
+        return float(cell.split(" ", 1)[0])
+    except ValueError:
+        return None
+
+
 def _latex(text: str) -> str:
-    """A text as LaTeX that prints it as it is, on one line."""
+    """A text as LaTeX that prints it as it is, on one line; `--` and `''` would become other signs."""
     one_line = " ".join(text.split())
-    return re.sub("-(?=-)", "-{}", "".join(LATEX.get(letter, letter) for letter in one_line))
+    return re.sub(r"([-',])(?=\1)|.", lambda m: m[1] + "{}" if m[1] else LATEX.get(m[0], m[0]), one_line)

@@ -55,7 +55,9 @@ def test_differences_are_paired_by_seed(records, tmp_path):
     assert "**seq-digits**: class-IL accuracy, 5 seeds\n\n| buffer size | 50 | 200 |" in text
     report(records).write_files(tmp_path)
     lines = (tmp_path / "memorization.tex").read_text().splitlines()
-    assert r"maer min & 57.00 $\pm$ 3.16 & 10.00 $\pm$ 0.00 & 57.00 $\pm$ 3.16 & 10.00 $\pm$ 0.00 \\" in lines
+    best = r"\textbf{57.00} $\pm$ 3.16 & \textbf{10.00} $\pm$ 0.00"
+    assert rf"maer min & {best} & {best} \\" in lines
+    assert r"joint & 80.00 $\pm$ 0.00 & 10.00 $\pm$ 0.00 & 80.00 $\pm$ 0.00 & 10.00 $\pm$ 0.00 \\" in lines
     assert r"\multicolumn{1}{c}{} & \multicolumn{2}{c}{50} & \multicolumn{2}{c}{200} \\" in lines
 
 

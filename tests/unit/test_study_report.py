@@ -87,6 +87,11 @@ def found_in(folder: Path) -> RunSet:
     return collect([folder])
 
 
+def page_of(found: RunSet, title: str = "t", about: str = "") -> str:
+    drawn = figures.of_study(found.benchmarks)
+    return report_page.render(title, found, about, None, tuple(study_tables.METRICS), drawn)
+
+
 @pytest.fixture
 def without_drawing(monkeypatch):
     """Figures are made but not written: that takes longer than all else."""
@@ -137,8 +142,8 @@ def test_a_data_set_in_several_scenarios_is_several_benchmarks(tmp_path, capsys,
         assert table.title == ("domain-IL accuracy" if "domain" in name else "task-IL accuracy")
         assert [row[:2] for row in table.rows] == [["joint", "sgd"]] and "over 1 tests" in table.note
     text = report.latex(found)
-    assert text.count("caption{class-IL, ") == text.count("caption{task-IL, ") == 2
-    assert text.count("caption{domain-IL, ") == 1
+    assert text.count("{2}{c}{class-IL}") == text.count("{2}{c}{task-IL}") == 2
+    assert text.count("{2}{c}{domain-IL}") == 1 and text.count(r"\label{tab:seq-digits-domain-il}") == 1
     assert report.main([str(tmp_path)]) == 0 and "**seq-digits, task-il**: 3 tasks" in capsys.readouterr().out
     page = (tmp_path / "report" / "report.html").read_text()
     assert '<a href="#seq-digits-task-il">' in page and '<h2 id="seq-digits-task-il">' in page
@@ -179,7 +184,7 @@ def test_every_commit_is_listed_once(tmp_path, without_drawing):
         write_run(tmp_path, seed, stored={"git_commit": commit})
     found = found_in(tmp_path)
     assert study_tables.provenance(found.runs).endswith("; commits: aaaaaaaaaa, bbbbbbbbbb, unknown.")
-    page = report_page.render("t", found, "", None)
+    page = page_of(found)
     assert '<p class="note">commit aaaaaaaaaa, bbbbbbbbbb, unknown</p>' in page
 
 
@@ -234,7 +239,7 @@ def test_runs_of_a_seed_that_had_other_tasks_are_no_pair(tmp_path, without_drawi
     assert table.note.endswith("Seeds left out where the two runs had different tasks: 2.")
     table = study_tables.paired_table(domains, "task_il")
     assert not table.rows and table.note.endswith("tasks: 0, 2.")
-    assert report_page.render("t", found_in(tmp_path), "", None).count("had different tasks: ") == 3
+    assert page_of(found_in(tmp_path)).count("had different tasks: ") == 3
 
 
 def test_as_many_tasks_are_needed_for_a_pair():
@@ -261,9 +266,9 @@ def test_the_files_of_a_report(folder, capsys, without_drawing):
     (row,) = [r for r in rows if r["setting"] == "er, buffer 50, policy min" and r["seed"] == "2"]
     assert float(row["class_il_average_accuracy"]) == accuracy(2, 0.05 + 0.02)[-1].mean()
     assert (
-        written["report.tex"].count(r"\begin{tabular}") == written["report.tex"].count(r"\end{tabular}") == 4
+        written["report.tex"].count(r"\begin{tabular}") == written["report.tex"].count(r"\end{tabular}") == 3
     )
-    lines = [line for line in written["report.tex"].splitlines() if not line.startswith("%")]
+    lines = [line for line in written["report.tex"].splitlines() if not re.match(r"%|\\label", line)]
     assert not re.search(r"(?<!\\)[_%#]|[λ±–]", "\n".join(lines)), "special characters are escaped"
     assert report.main([str(folder)]) == 0, "the report's own files are no runs"
 
@@ -373,7 +378,7 @@ def test_nothing_that_a_run_holds_is_markup_on_the_page(tmp_path, without_drawin
     failed = write_run(tmp_path, 5, model="joint", status="failed")
     path = next(tmp_path.rglob("joint-5*"))
     (path / "log.txt").write_text(f"{script}\n")
-    page = report_page.render(script, found_in(tmp_path), script, None)
+    page = page_of(found_in(tmp_path), script, script)
     assert failed and "<script" not in page and page.count("&lt;script&gt;") > 10
     assert "commit &lt;script&gt" in page
 
@@ -413,10 +418,10 @@ def test_rows_are_made_from_columns():
     assert r"\multicolumn{2}{c}{x\_y}" in replace(table, spans=(("x_y", 2),)).latex()
 
 
-NASTY = r"a_b & 100% $x #1 {c} ~d ^e \input{f} [g] *h |i| `j` --k" + "\n\nl"
+NASTY = r"a_b & 100% $x #1 {c} ~d ^e \input{f} [g] *h |i| `j` --k ''l ,,m" + "\n\nn"
 ESCAPED = (
     r"a\_b \& 100\% \$x \#1 \{c\} \textasciitilde{}d \textasciicircum{}e \textbackslash{}input\{f\} {[}g] "
-    r"{*}h \textbar{}i\textbar{} \textasciigrave{}j\textasciigrave{} -{}-k l"
+    r"{*}h \textbar{}i\textbar{} \textasciigrave{}j\textasciigrave{} -{}-k '{}'l ,{},m n"
 )
 
 
@@ -424,16 +429,55 @@ def test_latex_prints_every_text_as_it_is():
     table = Table(f"**{NASTY}**", [NASTY], [[NASTY]], note=NASTY, spans=((NASTY, 1),)).latex()
     lines = table.splitlines()
     assert lines[2] == rf"\caption{{{ESCAPED}. {ESCAPED}}}"
-    assert lines[5] == rf"\multicolumn{{1}}{{c}}{{{ESCAPED}}} \\"
-    assert lines[6] == lines[8] == rf"{ESCAPED} \\" and len(lines) == 12
+    assert lines[5] == rf"\multicolumn{{1}}{{c}}{{{ESCAPED}}} \\" and lines[6] == r"\cmidrule(lr){1-1}"
+    assert lines[7] == lines[9] == rf"{ESCAPED} \\" and len(lines) == 13
 
 
-def test_a_name_ends_no_comment_of_latex(tmp_path):
+def test_latex_has_dashes_and_minus_signs_of_its_own():
+    """A missing number once came out as two hyphens, and a negative one with a hyphen."""
+    lines = Table("t", ["m", "x"], [["a-1", "–"], ["b", "-4.20 ± 0.10 (~-5), λ 1e-3"]]).latex().splitlines()
+    assert lines[7] == r"a-1 & -- \\"
+    assert lines[8] == r"b & $-$4.20 $\pm$ 0.10 (\textasciitilde{}$-$5), $\lambda$ 1e-3 \\"
+
+
+def test_the_best_numbers_are_bold_in_latex():
+    """Numbers that print the same are equally good; a bound, a missing number and a text are out of it."""
+    rows = [["er", "81.20 ± 1", "9.10", "3"], ["gem", "81.20 ± 9", "10.2", "3"], ["sgd", "–", "–", "3"],
+            ["joint", "95.00", "0.1", "3"]]  # fmt: skip
+    table = Table("t", ["m", "accuracy", "forgetting", "seeds"], rows, best=("", "max", "min", ""))
+    table = replace(table, bounds=frozenset({3}))
+    assert table.best_cells() == {(0, 1), (1, 1), (0, 2)}
+    assert r"er & \textbf{81.20} $\pm$ 1 & \textbf{9.10} & 3 \\" in table.latex()
+    assert r"joint & 95.00 & 0.1 & 3 \\" in table.latex()
+    alone = replace(table, rows=[rows[0], rows[3]])
+    assert replace(alone, bounds=frozenset({1})).best_cells() == set(), "nothing to be better than"
+    assert (1, 1) in alone.best_cells(), "9.10 is less than 10.2 as a number, not as a text"
+
+
+def test_columns_are_chosen(folder, capsys, without_drawing):
+    metrics = ["bwt", "average_accuracy", "fwt"]
+    assert report.main([str(folder), "--figures", "--metrics", *metrics]) == 0
+    head = capsys.readouterr().out.splitlines()[2]
+    assert head == (
+        "| method | class-IL BWT | class-IL accuracy | task-IL BWT | task-IL accuracy | task-IL FWT | seeds |"
+    )
+    latex = (folder / "report" / "report.tex").read_text()
+    assert r"\multicolumn{2}{c}{class-IL} & \multicolumn{3}{c}{task-IL}" in latex
+    assert "\n & BWT & accuracy & BWT & accuracy & FWT " in latex and "over 3 seeds" in latex
+    page = (folder / "report" / "report.html").read_text()
+    assert "FWT" in page and "learning accuracy" not in page and 'class="number best"' in page
+    with pytest.raises(SystemExit):
+        report.main([str(folder), "--metrics", "acuracy"])
+    assert report.main(["rehearsal", str(folder), "--metrics", "bwt"]) == 2
+
+
+def test_a_name_ends_no_command_of_latex(tmp_path):
     write_run(tmp_path, 0)
     found = found_in(tmp_path)
     (settings,) = found.benchmarks.values()
     object.__setattr__(found, "benchmarks", {"a\n\\input{b}": settings})
-    assert "\n% a \\input{b}\n" in report.latex(found)
+    latex = report.latex(found)
+    assert r"\caption{a \textbackslash{}input\{b\}: " in latex and r"\label{tab:a-input-b-}" in latex
 
 
 def test_means_of_few_values():

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from engram.memorization.runs import setting_name
 from engram.scripts.analysis.pairing import Comparison, compare, unpaired_note
-from engram.scripts.analysis.paper_report import Cell, Cells, PaperReport
+from engram.scripts.analysis.paper_report import Cell, Cells, PaperReport, bounds
 from engram.scripts.analysis.run_set import Setting, StoredRecord
 from engram.scripts.analysis.table import (
     MISSING,
@@ -98,7 +98,9 @@ class MemorizationReport(PaperReport):
                        for metric in ("average_accuracy", "fm"))]
             for method in _methods(cells)
         ]  # fmt: skip
-        return Table(benchmark, head, rows, spans=(("", 1), *((str(size), 2) for size in sizes)))
+        spans = (("", 1), *((str(size), 2) for size in sizes))
+        table = Table(benchmark, head, rows, spans=spans, best=("", *["max", "min"] * len(sizes)))
+        return replace(table, bounds=bounds(table))
 
     def _campaign_table(self, benchmark: str) -> Table:
         """The campaigns of imported runs that stand behind another one of the same cell."""

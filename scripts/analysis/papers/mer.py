@@ -41,6 +41,7 @@ class MerReport(PaperReport):
 
     def write_files(self, folder: Path, formats: Sequence[str] = FIGURE_FORMATS) -> None:
         """Write mer.csv, the rows of all tables, and mer.pdf, .svg, .png, accuracy over tasks."""
+        super().write_files(folder)
         tables = dict(zip(self.cells, self.tables(), strict=True))
         if not tables:
             return
@@ -57,6 +58,7 @@ class MerReport(PaperReport):
                 lambda cell: with_published(
                     mean_std(cells[cell].values("class_il", metric)), self.published.of(benchmark, cell)[i]
                 ),
+                best="max",
             )
 
         return [

@@ -42,18 +42,24 @@ class RehearsalReport(PaperReport):
     def _view_columns(self, cells: Cells) -> list[Column[Cell]]:
         return [
             Column("method", lambda cell: cell.method),
-            Column("class-IL accuracy", lambda cell: _mean_std(cells[cell], "class_il", "average_accuracy")),
-            Column("task-IL accuracy", lambda cell: _mean_std(cells[cell], "task_il", "average_accuracy")),
-            Column("forgetting", lambda cell: _mean_std(cells[cell], "class_il", "forgetting")),
+            Column(
+                "class-IL accuracy",
+                lambda cell: _mean_std(cells[cell], "class_il", "average_accuracy"),
+                "max",
+            ),
+            Column(
+                "task-IL accuracy", lambda cell: _mean_std(cells[cell], "task_il", "average_accuracy"), "max"
+            ),
+            Column("forgetting", lambda cell: _mean_std(cells[cell], "class_il", "forgetting"), "min"),
         ]
 
     def _published_columns(self, benchmark: str, cells: Cells) -> list[Column[Cell]]:
         return [
             Column("method", lambda cell: cell.method),
             Column("buffer", lambda cell: str(cell.buffer_size or MISSING)),
-            Column("accuracy", lambda cell: _mean_std(cells[cell], "class_il", "average_accuracy")),
+            Column("accuracy", lambda cell: _mean_std(cells[cell], "class_il", "average_accuracy"), "max"),
             Column("published", lambda cell: self.published.of(benchmark, cell)[0]),
-            Column("forgetting", lambda cell: _mean_std(cells[cell], "class_il", "forgetting")),
+            Column("forgetting", lambda cell: _mean_std(cells[cell], "class_il", "forgetting"), "min"),
         ]
 
     def _cost_columns(self, cells: Cells) -> list[Column[Cell]]:

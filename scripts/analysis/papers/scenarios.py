@@ -44,7 +44,7 @@ class ScenariosReport(PaperReport):
                 published = self.published.of(benchmark, Cell(method))[i]
                 return _accuracy_and_strength(cells.get(Cell(method, scenario=scenario)), published)
 
-            return Column(f"{scenario} (published)", text)
+            return Column(f"{scenario} (published)", text, best="max")
 
         return [
             Column("method", lambda method: method),
