@@ -7,7 +7,7 @@
 Scores: how they are distributed, how their standard errors shrink, each proxy against them, the most and
 least memorized images of each class, and where influences were kept the strongest pairs of a training and
 a test image. Runs: accuracy against buffer size with standard deviations over seeds, and accuracy by
-memorization over tasks (runs with --memorization_scores).
+memorization over tasks (runs with --memorization_scores). Every figure is written as PDF, SVG and PNG.
 """
 
 import sys
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from engram.memorization import cli
 from engram.utils.config.options import OptionSet, option
-from engram.utils.destinations import check_folder
+from engram.utils.destinations import FIGURE_FORMATS, check_folder
 from engram.utils.errors import UserError
 
 
@@ -28,6 +28,7 @@ class PlotOptions(OptionSet):
     stream: str | None = option(None, "file of train_stream (with --store_probs also by group)")
     runs: str | None = option(None, "folder of finished runs of main.py")
     out_dir: str = option("", "folder for the figures (required)")
+    figures: tuple[str, ...] = option(FIGURE_FORMATS, "their formats", choices=FIGURE_FORMATS)
     data_dir: str = option("~/.cache/engram", "where data sets lie, for the galleries")
 
 

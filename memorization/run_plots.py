@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from engram.memorization.runs import finished_runs, setting_names
-from engram.utils.figure_files import canvas, save
+from engram.utils.figure_files import canvas
 from engram.utils.metrics.statistics import standard_deviation
 from engram.utils.runs.run_record import RunRecord
 
@@ -16,25 +17,23 @@ COLOURS = {"test": "black", "high": "tab:red", "mid": "tab:orange", "low": "tab:
 MAX_PANELS = 6
 
 
-def write_all(folder: Path, out: Path) -> list[Path]:
-    """Draw the figures that the runs allow, for each benchmark; returns their paths."""
+def draw_all(folder: Path) -> dict[str, Figure]:
+    """The figures that the runs allow, for each benchmark, by name."""
     by_dataset = defaultdict(list)
     for record in finished_runs(folder, "--runs"):
         by_dataset[record.config["dataset"]].append(record)
-    written = []
+    drawn = {}
     for dataset, records in by_dataset.items():
         sizes = {r.config["buffer_size"] for r in records if "buffer_size" in r.config}
         if len(sizes) > 1:
-            written.append(out / f"buffer_size_{dataset}.png")
-            buffer_size(records, dataset, written[-1])
+            drawn[f"buffer_size_{dataset}"] = buffer_size(records, dataset)
         # a joint run has no age: its tasks are learned together
         if grouped := [r for r in records if r.groups and r.config["model"] != "joint"]:
-            written.append(out / f"groups_{dataset}.png")
-            groups(grouped, dataset, written[-1])
-    return written
+            drawn[f"groups_{dataset}"] = groups(grouped, dataset)
+    return drawn
 
 
-def buffer_size(records: list[RunRecord], dataset: str, path: Path) -> None:
+def buffer_size(records: list[RunRecord], dataset: str) -> Figure:
     """Class-IL accuracy, mean and standard deviation over seeds; joint training as a dashed line."""
     table: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for record, setting in zip(records, setting_names([r.config for r in records]), strict=True):
@@ -60,10 +59,10 @@ def buffer_size(records: list[RunRecord], dataset: str, path: Path) -> None:
     axes.set_title(f"{dataset}, {n_seeds} seeds (bars: standard deviation)", fontsize=11)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=9)
-    save(figure, path)
+    return figure
 
 
-def groups(records: list[RunRecord], dataset: str, path: Path) -> None:
+def groups(records: list[RunRecord], dataset: str) -> Figure:
     """Accuracy by tasks since learned: test samples, and training samples by memorization."""
     by_setting = defaultdict(list)
     for record, name in zip(records, setting_names([r.config for r in records]), strict=True):
@@ -88,7 +87,7 @@ def groups(records: list[RunRecord], dataset: str, path: Path) -> None:
     legend = panels[0][0].get_legend_handles_labels()
     figure.legend(*legend, loc="outside lower center", ncols=4, frameon=False)
     figure.suptitle(f"{dataset}: what is forgotten (shaded: standard deviation over seeds)", fontsize=11)
-    save(figure, path)
+    return figure
 
 
 def group_panel(axes: Axes, records: list[RunRecord], labels: dict[str, str], title: str) -> None:

@@ -1,14 +1,14 @@
 """Figures of scores: histogram, standard errors against the number of networks, proxies against scores."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy import stats
 
 from engram.memorization.estimator import memorization
-from engram.utils.figure_files import canvas, save
+from engram.utils.figure_files import canvas
 
 Arrays = dict[str, NDArray[Any]]
 THRESHOLDS = (0.1, 0.25)
@@ -18,7 +18,7 @@ SIZES = (8, 16, 32, 64, 128, 256, 512)  # numbers of networks whose errors are s
 NICE = np.array([1, 2, 5]) * 10.0 ** np.arange(-4, 1)[:, None]  # tick marks
 
 
-def histogram(files: dict[str, NDArray[np.float64]], path: Path) -> None:
+def histogram(files: dict[str, NDArray[np.float64]]) -> Figure:
     """Shares of examples by score, a line for each file, its mean and share above .25 in the legend."""
     figure = canvas(8.0, 4.6)
     axes = figure.add_subplot()
@@ -36,7 +36,7 @@ def histogram(files: dict[str, NDArray[np.float64]], path: Path) -> None:
     axes.set(xlabel="memorization score", ylabel="examples (%)", title="How memorization is distributed")
     axes.grid(alpha=0.3)
     axes.legend(loc="upper right", frameon=True, fontsize=9)
-    save(figure, path)
+    return figure
 
 
 def errors_by_size(
@@ -60,7 +60,7 @@ def errors_by_size(
     return errors
 
 
-def standard_errors(errors: dict[int, tuple[float, float]], path: Path) -> None:
+def standard_errors(errors: dict[int, tuple[float, float]]) -> Figure:
     """The errors that `errors_by_size` returned, against the number of networks, and the law 1/√R."""
     sizes = list(errors)
     figure = canvas(6.4, 4.4)
@@ -81,10 +81,10 @@ def standard_errors(errors: dict[int, tuple[float, float]], path: Path) -> None:
     axes.set(xlabel="networks R", ylabel="error of a score", title="Errors shrink as 1/√R")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    save(figure, path)
+    return figure
 
 
-def scatter(scores: NDArray[np.float64], proxies: dict[str, NDArray[np.float64]], path: Path) -> None:
+def scatter(scores: NDArray[np.float64], proxies: dict[str, NDArray[np.float64]]) -> Figure:
     """Each proxy's rank against the score, best Spearman correlation first; red: median score by tenth."""
     rated = {name: float(stats.spearmanr(scores, values).statistic) for name, values in proxies.items()}
     names = sorted(rated, key=lambda name: -abs(rated[name]))
@@ -104,21 +104,18 @@ def scatter(scores: NDArray[np.float64], proxies: dict[str, NDArray[np.float64]]
         axes.set_visible(False)
     figure.supxlabel("rank of the proxy (%)", fontsize=11)
     figure.supylabel("memorization score", fontsize=11)
-    save(figure, path)
+    return figure
 
 
-def write_all(contents: dict[str, Arrays], proxies: Arrays | None, folder: Path) -> list[Path]:
-    """The figures that the files allow; the first score file is the main one."""
-    written = [folder / "histogram.png"]
-    histogram({name: content["scores"] for name, content in contents.items()}, written[0])
+def draw_all(contents: dict[str, Arrays], proxies: Arrays | None) -> dict[str, Figure]:
+    """The figures that the files allow, by name; the first score file is the main one."""
+    drawn = {"histogram": histogram({name: content["scores"] for name, content in contents.items()})}
     main = next(iter(contents.values()))
     if {"loss", "member"} <= main.keys() and len(main["loss"]) >= 16:
-        written.append(folder / "standard_errors.png")
-        standard_errors(errors_by_size(main["loss"], main["member"]), written[-1])
+        drawn["standard_errors"] = standard_errors(errors_by_size(main["loss"], main["member"]))
     if proxies:
         index = main.get("index", np.arange(len(main["scores"])))
         _, rows, proxy_rows = np.intersect1d(index, proxies["index"], return_indices=True)
         named = zip(map(str, proxies["names"]), proxies["proxies"], strict=True)
-        written.append(folder / "proxies.png")
-        scatter(main["scores"][rows], {name: values[proxy_rows] for name, values in named}, written[-1])
-    return written
+        drawn["proxies"] = scatter(main["scores"][rows], {name: values[proxy_rows] for name, values in named})
+    return drawn

@@ -1,21 +1,21 @@
 """Figures of in-stream memorization: how the memorization of a task's examples decays."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from engram.memorization.estimator import memorization
-from engram.utils.figure_files import canvas, save
+from engram.utils.figure_files import canvas
 from engram.utils.metrics.statistics import standard_deviation
 
 GROUPS = {"high (above .25)": "tab:red", "mid (.1 to .25)": "tab:orange", "low (up to .1)": "tab:blue"}
 Arrays = dict[str, NDArray[Any]]
 
 
-def decay(content: Arrays, path: Path) -> None:
+def decay(content: Arrays) -> Figure:
     """Left: mean memorization of each task over time; right: by age and how memorized examples were."""
     figure = canvas(13.6, 4.6)
     left, right = figure.subplots(1, 2)
@@ -27,7 +27,7 @@ def decay(content: Arrays, path: Path) -> None:
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.axhline(0, color="0.5", linewidth=0.8)
-    save(figure, path)
+    return figure
 
 
 def by_task(axes: Axes, scores: NDArray[np.float64], task: NDArray[np.int64]) -> None:

@@ -15,7 +15,7 @@ from engram.utils.destinations import FIGURE_FORMATS
 from engram.utils.files import replacing
 
 DPI = 100
-PRINT_DPI = 300  # of pictures inside a PDF, and of a PNG beside it
+PRINT_DPI = 200  # of pictures inside a PDF, and of a PNG beside it
 WIDTH = 12.8  # inches: 1280 pixels
 # pdf.fonttype 42: TrueType letters, as publishers ask for; Type 3, the default, is refused by many.
 STYLE = {"pdf.fonttype": 42, "svg.fonttype": "path", "svg.hashsalt": "engram"}

@@ -116,8 +116,9 @@ def test_a_stream_with_replay_and_its_figure(tmp_path, capsys):
     own = found["in_stream"][found["task"], np.arange(n)]
     assert found["scores"].tolist() == own.tolist() and np.isfinite(own).all()
     capsys.readouterr()
-    plots.run(["--stream", str(out), "--out_dir", str(tmp_path / "figures")])
+    plots.run(["--stream", str(out), "--out_dir", str(tmp_path / "figures"), "--figures", "pdf,png"])
     assert (tmp_path / "figures/decay.png").read_bytes()[:4] == PNG
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {"decay.pdf", "decay.png"}
     assert capsys.readouterr().out.strip().endswith("decay.png")
 
 
@@ -133,11 +134,27 @@ def test_a_gallery_of_examples_in_any_order(tmp_path, monkeypatch):
     }  # fmt: skip
     shown = []
     monkeypatch.setattr(galleries, "show", lambda axes, image, title: shown.append((image, title)))
-    monkeypatch.setattr(galleries, "save", lambda figure, path: None)
-    figures.draw_galleries(content, options.data.data_dir, tmp_path)
+    figures.draw_galleries(content, options.data.data_dir)
     own = {f"{value:.2f}": examples.images[row].numpy() for value, row in zip(values, rows, strict=True)}
     assert {title for _, title in shown} == own.keys()
     assert all(np.array_equal(image, own[title]) for image, title in shown)
+
+
+def test_a_gallery_says_how_noisy_its_scores_are(monkeypatch):
+    """Scores spread by 0.2 whose errors are 0.1: a quarter of their variance is noise."""
+    options = cli.parse("test", "", StudyConfig, TINY)
+    examples = study_data.load(options.data, torch.device("cpu"))
+    examples = examples.at(examples.index[:4])
+    content = {"scores": np.array([0.3, 0.7, 0.3, 0.7]), "stderr": np.full(4, 0.1)}
+    shown = []
+    monkeypatch.setattr(galleries, "show", lambda axes, image, title: shown.append(title))
+    (note,) = galleries.extremes(examples, content, 128).texts
+    assert set(shown) == {"0.30 ± 0.10", "0.70 ± 0.10"}
+    assert note.get_text().startswith(
+        "score ± standard error from 128 networks; median error of all 4 examples 0.100; 25 % of the variance"
+    )
+    assert "no standard errors" in galleries.noise_note(content["scores"], None, 128)
+    assert galleries.caption(0.7) == "0.70" and galleries.caption(-0.001, 0.02) == "0.00 ± 0.02"
 
 
 def test_figures_of_scores_and_proxies(tmp_path):
@@ -154,7 +171,7 @@ def test_figures_of_scores_and_proxies(tmp_path):
     scores.write(tmp_path / "p.npz", {}, names=np.array(["a", "b"]), proxies=rng.random((2, n)), **identity)
     out = tmp_path / "figures"
     flags = ["--scores", str(tmp_path / "s.npz"), "--proxies", str(tmp_path / "p.npz"), "--out_dir", str(out)]
-    plots.run(flags)
+    plots.run([*flags, "--figures", "png"])
     expected = {"histogram", "standard_errors", "proxies", "gallery", "pairs"}
     assert {path.stem for path in out.iterdir()} == expected
     for path in out.iterdir():

@@ -97,7 +97,7 @@ def test_files_and_figures(records, tmp_path):
     assert float(row["accuracy"]) == pytest.approx(0.57) and row["fm"] == "0.1"
     assert float(row["forgetting"]) == pytest.approx(0.9 - 0.47)
     assert r"\toprule" in (tmp_path / "memorization.tex").read_text()
-    plots.run(["--runs", str(tmp_path / "runs"), "--out_dir", str(tmp_path / "figures")])
+    plots.run(["--runs", str(tmp_path / "runs"), "--out_dir", str(tmp_path / "figures"), "--figures", "png"])
     names = sorted(path.name for path in (tmp_path / "figures").iterdir())
     assert names == ["buffer_size_seq-digits.png", "groups_seq-digits.png"]
     with pytest.raises(ValueError, match="no finished run there"):

@@ -69,10 +69,10 @@ def check(field: dataclasses.Field, value: Any) -> None:
     if value is None:
         return
     choices = field.metadata.get("choices")
-    if choices is not None and value not in choices:
-        raise OptionError(f"--{field.name} {value}: choose one of {', '.join(map(str, choices))}")
     values = value if isinstance(value, tuple) else (value,)
     for item in values:
+        if choices is not None and item not in choices:
+            raise OptionError(f"--{field.name} {item}: choose one of {', '.join(map(str, choices))}")
         if isinstance(item, float) and not math.isfinite(item):
             raise OptionError(f"--{field.name} {item}: must be a finite number")
         bounds = field.metadata.get("bounds", {})
