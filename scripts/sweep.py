@@ -27,8 +27,8 @@ import yaml
 from tqdm import tqdm
 
 from engram.utils import files
-from engram.utils.config.flags import CheckedParser
-from engram.utils.config.options import check_text
+from engram.utils.config.flags import COUNT, CheckedParser, check_bounds
+from engram.utils.config.options import MAX_COUNT, check_text
 from engram.utils.credentials import redact
 from engram.utils.destinations import check_folder
 from engram.utils.door import guarded
@@ -148,11 +148,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _check(options: argparse.Namespace) -> None:
-    least_of = {"jobs": 1, "runs_per_gpu": 1, "seeds_together": 1, "retries": 0, "cpus_per_run": 1}
-    for name, least in least_of.items():
-        value = getattr(options, name)
-        if value is not None and value < least:
-            raise UserError(f"--{name} {value}: must be at least {least}")
+    check_bounds(options, jobs=COUNT, runs_per_gpu=COUNT, seeds_together=COUNT, cpus_per_run=COUNT)
+    check_bounds(options, retries=(0, MAX_COUNT))
     if options.slurm:
         slurm_pool.parse_options(options.slurm)
         if options.address:

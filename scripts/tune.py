@@ -37,7 +37,8 @@ from engram.utils import files
 from engram.utils.config import cli, registry
 from engram.utils.config import config as settings
 from engram.utils.config.config import Config, resolve
-from engram.utils.config.flags import CheckedParser
+from engram.utils.config.flags import COUNT, CheckedParser, check_bounds
+from engram.utils.config.options import SEEDS
 from engram.utils.config.version import version
 from engram.utils.destinations import check_folder
 from engram.utils.door import guarded
@@ -227,6 +228,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Tune what the command line asks for; returns the exit code."""
     args, rest = parser().parse_known_args(argv)
+    check_bounds(args, tries=COUNT, seeds=(0, SEEDS - 1))
     config = cli.parse(rest).config
     if config is None:
         raise UserError("--resume: not for tuning, which resumes its runs by itself")

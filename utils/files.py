@@ -39,12 +39,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Raises `DiskError` where the disk does not take it: the old file is unchanged and nothing is left over.
     """
-    try:
-        path = path.resolve() if path.is_symlink() else path  # the link stays, its target is replaced
-    except (RuntimeError, OSError):  # before Python 3.13 a loop is a RuntimeError
-        raise DiskError(f"{path}: cannot be written: a link that leads to itself") from None
-    if path.exists() and not path.is_file():
-        raise DiskError(f"{path}: cannot be written: a folder or device, not a file")
+    path = replaceable(path)
     # a unique name: another process may be writing the same file
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -58,6 +53,20 @@ def replacing(path: Path) -> Iterator[Path]:
         raise disk_error(path, error, n_bytes) from error
     finally:
         remove(temporary)
+
+
+def replaceable(path: Path) -> Path:
+    """The file that a new version of `path` replaces: of a link, which stays, its target.
+
+    Raises `DiskError` where something is in the way that is no file.
+    """
+    try:
+        target = path.resolve() if path.is_symlink() else path
+    except (RuntimeError, OSError):  # before Python 3.13 a loop is a RuntimeError
+        raise DiskError(f"{path}: cannot be written: a link that leads to itself") from None
+    if target.exists() and not target.is_file():
+        raise DiskError(f"{target}: cannot be written: a folder or device, not a file")
+    return target
 
 
 def remove(temporary: Path) -> None:

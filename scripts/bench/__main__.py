@@ -38,7 +38,7 @@ from engram.scripts.bench.timing import Figure, Names, cpu_name
 from engram.scripts.bench.trainer import trainer_mlp, trainer_resnet
 from engram.utils import device as devices
 from engram.utils import figure_files, files
-from engram.utils.config.flags import CheckedParser
+from engram.utils.config.flags import COUNT, CheckedParser, check_bounds
 from engram.utils.destinations import check_file
 from engram.utils.door import guarded
 from engram.utils.training.environment import versions
@@ -135,6 +135,7 @@ def machine(device: str) -> str:
 def main(argv: list[str] | None = None) -> None:
     """Measure the parts asked for; print, and write what --json, --plot and --update name."""
     args = completed(parser().parse_args(argv))
+    check_bounds(args, batch_size=COUNT, n_steps=COUNT)
     check_destinations(args)
     devices.choose(args.device)  # refuses what this machine does not have
     system, measured = machine(args.device), {}

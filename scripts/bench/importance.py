@@ -30,7 +30,7 @@ from engram.models.parts import importance, layers
 from engram.models.parts.fisher import log_probabilities
 from engram.models.parts.norms import squared_norm
 from engram.scripts.bench.timing import Names, cpu_name
-from engram.utils.config.flags import CheckedParser
+from engram.utils.config.flags import CheckedParser, check_bounds
 from engram.utils.door import guarded
 
 ROUNDS = 3
@@ -148,6 +148,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
     given = parser.parse_args(argv)
+    check_bounds(given, threads=(1, 1024))
     torch.set_num_threads(given.threads)
     clock = time.process_time if given.threads == 1 else time.perf_counter
     print(f"{cpu_name()}, {given.threads} thread(s), torch {torch.__version__}")

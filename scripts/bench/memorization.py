@@ -33,7 +33,7 @@ from engram.memorization.worker_pool import JobFunction, NetworkProgress, Report
 from engram.scripts.bench.buffer import CIFAR, pil_transform
 from engram.scripts.bench.timing import Names, cpu_name, random_source
 from engram.utils import device as devices
-from engram.utils.config.flags import CheckedParser
+from engram.utils.config.flags import COUNT, CheckedParser, check_bounds
 from engram.utils.door import guarded
 
 N, R = 5000, 32
@@ -182,6 +182,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--rounds", type=int, default=1, help="rounds, both sides in turn (default: 1)")
     args = parser.parse_args(argv)
+    check_bounds(args, rounds=COUNT)
     print(
         f"{platform.machine()}, {os.cpu_count()} cores, {cpu_name()}; torch {torch.__version__}", flush=True
     )

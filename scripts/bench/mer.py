@@ -24,7 +24,7 @@ from engram.scripts.analysis.table import check_update, update
 from engram.scripts.bench.timing import Names, cpu_name
 from engram.utils import device as devices
 from engram.utils.config.config import resolve
-from engram.utils.config.flags import CheckedParser
+from engram.utils.config.flags import COUNT, CheckedParser, check_bounds
 from engram.utils.door import guarded
 from engram.utils.training.environment import versions
 from engram.utils.training.optimizers import build_optimizer
@@ -140,6 +140,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5, help="alternating rounds for each method")
     parser.add_argument("--update", type=Path, metavar="FILE", help="file whose marked part is replaced")
     args = parser.parse_args(argv)
+    check_bounds(args, rounds=COUNT)
     check_update(args.update, MARKER)
     head = ["method", "examples/s", "eager", "ratio", "original, elsewhere"]
     rows = [head, ["---"] * len(head)]

@@ -34,7 +34,7 @@ from engram.datasets.images import Put
 from engram.datasets.sources import Source
 from engram.datasets.streams import class_incremental
 from engram.utils.config.config import resolve
-from engram.utils.config.flags import CheckedParser
+from engram.utils.config.flags import COUNT, CheckedParser, check_bounds
 from engram.utils.destinations import check_folder
 from engram.utils.door import guarded
 
@@ -169,6 +169,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--n_tasks", type=int, default=5)
     parser.add_argument("--batch_size", type=int, default=32)
     args = parser.parse_args(argv)
+    check_bounds(args, n_tasks=COUNT, batch_size=COUNT)
     check_folder(args.folder, "--folder")
     args.folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)

@@ -46,9 +46,10 @@ class Settings:
 
     @property
     def source(self):
-        """Random images for two tasks of `n_steps` batches each."""
+        """Random images for two tasks of `n_steps` batches each, in up to ten classes."""
         shape = (1, 28, 28) if self.backbone == "mlp" else (3, 32, 32)
-        return random_source(2 * self.n_steps * self.batch_size, 500, shape)
+        n_images = 2 * self.n_steps * self.batch_size
+        return random_source(n_images, 500, shape, n_classes=min(10, n_images))
 
     @property
     def augment(self) -> Augment:

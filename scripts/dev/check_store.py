@@ -19,7 +19,7 @@ from pathlib import Path
 
 from engram.utils.config.cli import parse
 from engram.utils.config.config import Config
-from engram.utils.config.flags import CheckedParser
+from engram.utils.config.flags import CheckedParser, check_bounds
 from engram.utils.credentials import redact
 from engram.utils.door import guarded
 from engram.utils.errors import UserError
@@ -138,9 +138,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--writers", type=int, default=8, metavar="N", help="processes (default: 8)")
     parser.add_argument("--rounds", type=int, default=10, metavar="N", help="times (default: 10)")
     args = parser.parse_args(argv)
-    for name, most in (("writers", MAX_WRITERS), ("rounds", MAX_ROUNDS)):
-        if not 1 <= getattr(args, name) <= most:
-            raise UserError(f"--{name} {getattr(args, name)}: expected 1 to {most}")
+    check_bounds(args, writers=(1, MAX_WRITERS), rounds=(1, MAX_ROUNDS))
     with tempfile.TemporaryDirectory() as folder:
         uri = args.tracking_uri or f"sqlite:///{folder}/mlflow.db"
         failures = store.import_mlflow(uri)

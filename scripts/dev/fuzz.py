@@ -2,6 +2,7 @@
 
     python scripts/dev/fuzz.py --trials 2000 --seed 1        half of each kind; the last line counts them
     python scripts/dev/fuzz.py --seed 1 --only files:17      one trial again: every failure prints this line
+    python scripts/dev/fuzz.py --seed 1 --only files:17,230  several of them
 
 A trial fails where a program shows a traceback, ends with an undocumented exit code, leaves temporary files,
 computes something else from a damaged file than from the whole one, or changes other files when it fails.
@@ -12,13 +13,13 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from engram.scripts.dev import fuzz_flags
 from engram.scripts.dev.fuzz_files import FileFuzz
 from engram.scripts.dev.fuzz_trial import warm_up
-from engram.utils.config.flags import CheckedParser
+from engram.utils.config.flags import COUNT, CheckedParser, check_bounds
 from engram.utils.door import guarded
 
 KINDS = ("flags", "files")
@@ -36,7 +37,9 @@ def trials(folder: Path, kinds: tuple[str, ...]) -> dict[str, Trial]:
     return made
 
 
-def failures(trial: Trial, numbers: range, seed: int, folder: Path) -> Iterator[tuple[int, list[str]]]:
+def failures(
+    trial: Trial, numbers: Iterable[int], seed: int, folder: Path
+) -> Iterator[tuple[int, list[str]]]:
     """The number of each trial that found something wrong, and what."""
     for number in numbers:
         own = folder / f"trial-{number}"
@@ -53,14 +56,18 @@ def main(argv: list[str] | None = None) -> int:
     parser = CheckedParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=1000, metavar="N", help="of both kinds (default: 1000)")
     parser.add_argument("--seed", type=int, default=0, help="of all draws (default: 0)")
-    parser.add_argument("--only", metavar="KIND[:NUMBER]", help="one kind, or one trial: flags, files:17")
+    parser.add_argument(
+        "--only", metavar="KIND[:N,...]", help="one kind, or these trials of it: flags, files:17,230"
+    )
     args = parser.parse_args(argv)
-    kind, _, number = (args.only or "").partition(":")
+    check_bounds(args, trials=COUNT)
+    kind, _, chosen = (args.only or "").partition(":")
     kinds = (kind,) if kind else KINDS
-    if not set(kinds) <= set(KINDS) or not (number or "0").isdecimal():
-        parser.error(f"--only {args.only}: expected flags, files, or one of these with a number, flags:17")
-    share = args.trials // len(kinds)
-    numbers = range(int(number), int(number) + 1) if number else range(share)
+    if not set(kinds) <= set(KINDS) or not all(number.isdecimal() for number in (chosen or "0").split(",")):
+        parser.error(f"--only {args.only}: expected flags, files, or one of these with numbers, flags:17,230")
+    numbers = (
+        sorted({int(number) for number in chosen.split(",")}) if chosen else range(args.trials // len(kinds))
+    )
     n_failed, started = 0, time.monotonic()
     with tempfile.TemporaryDirectory(prefix="engram-fuzz-") as temporary:
         for name, trial in trials(Path(temporary), kinds).items():

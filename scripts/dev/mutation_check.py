@@ -27,7 +27,7 @@ from threading import Lock
 import yaml
 
 from engram.scripts.dev.mutants import Mutant, mutants_of
-from engram.utils.config.flags import CheckedParser
+from engram.utils.config.flags import COUNT, CheckedParser, check_bounds
 from engram.utils.destinations import check_file
 from engram.utils.door import guarded
 
@@ -187,6 +187,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--list", action="store_true", help="print the mutants and run nothing")
     args = parser.parse_args(argv)
+    check_bounds(args, jobs=COUNT)
     unknown = [file for file in args.files if file not in TESTS]
     if unknown:
         parser.error(f"{unknown[0]} has no tests in TESTS; there are {', '.join(TESTS)}")

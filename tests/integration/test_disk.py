@@ -50,6 +50,51 @@ def test_a_finished_run_without_checkpoint_is_not_trained_again(tmp_path, capsys
     assert content_of(run) == before
 
 
+def in_the_way(path: Path, kind: str) -> None:
+    path.unlink(missing_ok=True)
+    path.mkdir() if kind == "folder" else path.symlink_to(path.name)
+
+
+@pytest.mark.parametrize("kind", ["folder", "link to itself"])
+def test_what_lies_where_results_belong_is_refused_before_anything_is_changed(tmp_path, capsys, kind):
+    assert start(tmp_path, "--stop_after", "2", "--savecheck", "task") == 0
+    run = only_run(tmp_path)
+    in_the_way(run / "results.json", kind)
+    before = content_of(run) | content_of(run / "weights")
+    assert main(["--resume", str(run)]) == 2
+    error = capsys.readouterr().err
+    assert "results.json: cannot be written: a " in error and "remove it, then start or resume" in error
+    assert content_of(run) | content_of(run / "weights") == before
+
+
+def test_a_file_where_weights_belong_is_refused_before_anything_is_changed(tmp_path, capsys):
+    assert start(tmp_path, "--stop_after", "2", "--savecheck", "last") == 0
+    run = only_run(tmp_path)
+    (run / "weights").touch()
+    before = content_of(run)
+    assert main(["--resume", str(run)]) == 2
+    assert "weights: not a folder" in capsys.readouterr().err
+    assert content_of(run) == before
+
+
+def test_damaged_results_are_made_again_from_the_checkpoint_or_refused_without_one(tmp_path, capsys):
+    assert start(tmp_path) == 0
+    run = only_run(tmp_path)
+    record = RunRecord.read(run)
+    (run / "results.json").write_text("{")
+    assert main(["--resume", str(run)]) == 0
+    assert f"{run}/results.json was damaged; it is made again from the checkpoint" in capsys.readouterr().out
+    seconds = {"seconds": None}  # those of loading the data again are new
+    assert RunRecord.read(run).to_json() | seconds == record.to_json() | seconds
+    assert main(["--resume", str(run)]) == 0 and "was damaged" not in capsys.readouterr().out
+    (run / "results.json").write_text("{")
+    (run / "checkpoint.pt").unlink()
+    before = content_of(run)
+    assert main(["--resume", str(run)]) == 2
+    assert "results.json: damaged, and there is no checkpoint" in capsys.readouterr().err
+    assert content_of(run) == before
+
+
 def test_resume_takes_names_as_they_are_and_one_run_only(tmp_path, monkeypatch):
     flags = {"output_dir": str(tmp_path / "runs"), "dataset": "d", "model": "m"}
     run = RunDir.create(flags)

@@ -56,6 +56,13 @@ def test_the_split_adds_up_to_the_epoch_and_leaves_nothing_behind(clock):
     assert {thing: set(vars(thing)) for thing in own} == own
 
 
+@pytest.mark.parametrize(("batch_size", "n_steps"), [(1, 1), (2, 1), (1, 3), (4, 5)])
+def test_an_epoch_has_as_many_steps_as_it_is_told(batch_size, n_steps):
+    settings = replace(SMALL, batch_size=batch_size, n_steps=n_steps)
+    assert settings.stream("sgd", compiled=False).n_steps == n_steps
+    assert steps.flops(settings.stream("sgd", compiled=False)) > 0
+
+
 def test_bare_steps_are_as_many_and_as_wide_as_the_methods(monkeypatch):
     stream = SMALL.stream("derpp", compiled=False)
     net, widths = stream.trainer.method.net, []

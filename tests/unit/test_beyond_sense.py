@@ -1,6 +1,8 @@
 """Values that no machine or file system takes are refused in one line, or made to fit."""
 
+import importlib
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -52,8 +54,8 @@ def test_values_beyond_sense_are_refused(flags):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--writers", "501"], "--writers 501: expected 1 to 500"),
-        (["--rounds", "0"], "--rounds 0: expected 1 to 10000"),
+        (["--writers", "501"], "--writers 501: must be <= 500"),
+        (["--rounds", "0"], "--rounds 0: must be >= 1"),
         (["--tracking_uri", "a\0b"], "--tracking_uri"),
     ],
 )
@@ -61,6 +63,38 @@ def test_the_check_of_stores_refuses_them_before_it_starts_a_process(flags, mess
     monkeypatch.setattr(check_store, "check", lambda *_: 0)
     assert check_store.main(flags) == 2
     assert message in capsys.readouterr().err
+
+
+# Program → the flags of its own that say how many. Its other flags are fields of option sets, with bounds.
+COUNTS = {
+    "scripts/bench/__main__.py": ["batch_size", "n_steps"],
+    "scripts/bench/importance.py": ["threads"],
+    "scripts/bench/memorization.py": ["rounds"],
+    "scripts/bench/mer.py": ["rounds"],
+    "scripts/bench/shards.py": ["n_tasks", "batch_size"],
+    "scripts/dev/check_store.py": ["writers", "rounds"],
+    "scripts/dev/fuzz.py": ["trials"],
+    "scripts/dev/mutation_check.py": ["jobs"],
+    "scripts/sweep.py": ["jobs", "runs_per_gpu", "seeds_together", "cpus_per_run"],
+    "scripts/tune.py": ["tries"],
+}
+MAY_BE_ZERO = {"seed", "first_tasks", "retries"}
+
+
+@pytest.mark.parametrize(("path", "flag"), [(path, flag) for path, flags in COUNTS.items() for flag in flags])
+def test_a_program_refuses_to_do_nothing(path, flag, capsys):
+    program = importlib.import_module("engram." + path.removesuffix(".py").replace("/", "."))
+    assert program.main([f"--{flag}=0"]) == 2
+    assert f"error: --{flag} 0: must be >= 1" in capsys.readouterr().err
+
+
+def test_the_counts_of_all_programs_are_in_the_table():
+    flags = re.compile(r'add(?:_argument)?\(\s*"--(\w+)", type=int')
+    counts = {
+        str(path.relative_to(ROOT)): [f for f in flags.findall(path.read_text()) if f not in MAY_BE_ZERO]
+        for path in ROOT.glob("scripts/**/*.py")
+    }
+    assert {path: names for path, names in counts.items() if names} == COUNTS
 
 
 def test_a_home_that_is_not_there(monkeypatch):

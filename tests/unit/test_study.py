@@ -97,7 +97,7 @@ def test_commands_run_the_same_configuration():
             ["--model", "sgd", "er", "--buffer_size", "5"],
             "model sgd: .*unknown (argument|flag) --buffer_size",
         ),
-        (["--model", "er", "--jobs", "0"], "--jobs 0: must be at least 1"),
+        (["--model", "er", "--jobs", "0"], "--jobs 0: must be >= 1"),
     ],
 )
 def test_bad_studies(argv, message, capsys, monkeypatch):

@@ -22,11 +22,12 @@ import yaml
 
 from engram.utils import yaml_files
 from engram.utils.config import mammoth
-from engram.utils.config.options import OptionError, OptionSet, check_text, convert, value_type
+from engram.utils.config.options import MAX_COUNT, OptionError, OptionSet, check_text, convert, value_type
 from engram.utils.config.registry import suggest
 
 METAVARS: dict[type, str] = {bool: "0|1", int: "N", float: "X", str: "TEXT"}
 Sets = Mapping[str, type[OptionSet]]
+COUNT = (1, MAX_COUNT)  # the bounds of a flag that says how many
 
 
 class CheckedParser(argparse.ArgumentParser):
@@ -43,6 +44,19 @@ class CheckedParser(argparse.ArgumentParser):
                 if isinstance(item, str | Path):
                     check_text(name, str(item))
         return given, rest
+
+
+def check_bounds(given: argparse.Namespace, **bounds: tuple[int, int]) -> None:
+    """Raise `OptionError` for a number outside of its flag's (least, largest); None, not given, is allowed.
+
+    For parsers without option sets, whose fields carry their bounds.
+    """
+    for name, (least, largest) in bounds.items():
+        value = getattr(given, name)
+        for number in value if isinstance(value, tuple) else () if value is None else (value,):
+            if not least <= number <= largest:
+                limit = f">= {least}" if number < least else f"<= {largest}"
+                raise OptionError(f"--{name} {number}: must be {limit}")
 
 
 class Parser(CheckedParser):

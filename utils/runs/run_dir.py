@@ -16,7 +16,7 @@ import yaml
 from engram.utils import files, yaml_files
 from engram.utils.config.outside import label
 from engram.utils.credentials import redact
-from engram.utils.errors import UserError
+from engram.utils.errors import DiskError, UserError
 from engram.utils.runs import plugin_copies
 from engram.utils.runs.run_record import FILE_NAME, RunRecord
 
@@ -156,8 +156,10 @@ class RunDir:
         """Nobody else runs in this folder meanwhile; the system ends the claim with the process, or with the
         last process that was given `claim`.
 
-        Half-written files that a killed process has left are removed.
+        Half-written files that a killed process has left are removed. A folder in which the results cannot be
+        written is refused before anything in it is changed.
         """
+        self._check_outputs()
         try:
             lock = open(self.path / "lock", "a")
         except OSError as error:
@@ -178,6 +180,32 @@ class RunDir:
                 yield
             finally:
                 self.claim = None
+
+    def _check_outputs(self) -> None:
+        try:
+            files.replaceable(self.results)
+        except DiskError as error:
+            raise UserError(f"{error}; remove it, then start or resume the run again") from None
+        weights = self.path / "weights"
+        if not weights.is_dir() and (weights.exists() or weights.is_symlink()):
+            raise UserError(f"{weights}: not a folder, which --savecheck needs there; remove it")
+
+    def check_results(self) -> None:
+        """Say that a results.json that cannot be read is made again from the checkpoint.
+
+        Raises `UserError` where there is no checkpoint either: the run would be trained from its start.
+        """
+        if not self.results.exists():
+            return
+        try:
+            RunRecord.read(self.path)
+        except UserError:
+            if not (self.path / "checkpoint.pt").exists():
+                raise UserError(
+                    f"{self.results}: damaged, and there is no checkpoint to make it from again; remove it "
+                    "to train the run from its start"
+                ) from None
+            self.say(f"note:    {self.results} was damaged; it is made again from the checkpoint")
 
     def _remove_half_written(self) -> None:
         for path in (*self.path.glob("*.tmp"), *self.path.glob("weights/*.tmp")):

@@ -51,6 +51,8 @@ class Session(Generic[TaskT, BatchT]):
                 # its clock starts after the wait
                 self.trainer = Trainer(self.config, self.method, self.run_dir.path)
                 self._prepare()
+                if self.resumed:
+                    self.run_dir.check_results()
                 self.recorder = Recorder(
                     self.config, self.run_dir, self.trainer, self.resumed, self.tracking, self.wait
                 )
