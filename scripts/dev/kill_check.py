@@ -38,6 +38,7 @@ from engram.scripts.dev.kill_points import (
     Saboteur,
     run_in_child,
 )
+from engram.scripts.dev.stored_metrics import comparable_metrics
 from engram.utils import checkpoint
 from engram.utils.config import registry
 from engram.utils.config.flags import CheckedParser
@@ -56,7 +57,6 @@ SHORT = {
     "mer_alg7": ["--n_iters=6"],
     "er_alg4": ["--n_iters=12"],
 }
-VARYING = ("seconds", "images_per", "system/", "gpu_", "peak_")  # metrics that measure the machine
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,7 @@ def left_behind(output: Path) -> dict[str, Any]:
     left = {"status": record.status, "sent to MLflow": RunDir(path).logged}
     left |= {f"R of {view}": json.dumps(record.to_json()[view]) for view in record.views}
     left |= {"b and fwt": json.dumps([record.to_json()["b"], record.to_json()["fwt"]])}
+    left |= {"training curve": json.dumps([(point.step, point.loss, point.lr) for point in record.training])}
     left |= {"weights": digest(saved["method"]["net"]), "state of the method": digest(saved["method"])}
     left |= {"half-written files": sorted(str(file) for file in path.rglob("*.tmp"))}
     return left | (stored_run(output / "mlflow.db") if (output / "mlflow.db").exists() else {})
@@ -156,10 +157,8 @@ def stored_run(database: Path) -> dict[str, Any]:
     for run in runs:
         told["MLflow's state"] = run.info.status
         told["MLflow's files"] = sorted(f.path for f in client.list_artifacts(run.info.run_id))
-        for name in run.data.metrics:
-            if not name.startswith(VARYING):
-                points = client.get_metric_history(run.info.run_id, name)
-                told[f"MLflow's {name}"] = sorted((p.step, p.value) for p in points)
+        for name, points in comparable_metrics(client, run.info.run_id).items():
+            told[f"MLflow's {name}"] = points
     return told
 
 

@@ -8,6 +8,8 @@ import pytest
 
 from engram import main as program
 from engram.scripts import worker
+from engram.scripts.dev.stored_metrics import comparable_metrics
+from engram.utils.metrics.measurements import SYSTEM, TRAINING
 from engram.utils.runs.run_dir import RunDir
 from engram.utils.sweeps import parent_runs
 from engram.utils.sweeps.run_index import RunIndex
@@ -80,16 +82,37 @@ def expected_numbers(results: dict) -> dict[str, dict[int, float]]:
                 put(f"step_acc_{view}_task_{k}", point["step"], accuracy)
     ahead = [results["task_il"]["R"][j - 1][j] - results["b"][j] for j in range(1, 5)]
     put("fwt_mask_classes", 4, sum(ahead) / 4)
+    for view, end in (("class_il", ""), ("task_il", "_mask_classes")):  # the means, once more as a group
+        points[f"{view}/accuracy"] = points[f"mean_acc_{view}"]
+        points[f"{view}/forgetting"] = points[f"forgetting{end}"]
     return points
+
+
+def expected_curve(results: dict) -> dict[str, dict[int, float]]:
+    """Name → step → number of the training curve."""
+    names = ("loss", "lr", "images_per_second", "seconds")
+    return {
+        f"training/{name}": {point["step"]: pytest.approx(point[name]) for point in results["training"]}
+        for name in names
+    }
 
 
 def test_every_number_is_the_one_in_the_results_and_there_is_no_other(logged):
     client, run, results, _ = logged
     names = [name for name in run.data.metrics if not name.startswith("system/")]
-    assert {name: history(client, run, name) for name in names} == expected_numbers(results)
+    assert {name: history(client, run, name) for name in names} == expected_numbers(results) | expected_curve(
+        results
+    )
     measured = {name for name in run.data.metrics if name.startswith("system/")}
     assert {"system/process_memory_usage_megabytes", "system/cpu_utilization_percentage"} <= measured
     assert all(list(history(client, run, name)) == [0, 1, 2, 3, 4] for name in measured)
+
+
+def test_training_is_logged_at_few_steps_up_to_the_last(logged):
+    client, run, results, _ = logged
+    n_steps, steps = results["curve"][-1]["step"], list(history(client, run, "training/loss"))
+    assert steps == [*range(1, n_steps + 1)] and n_steps < 100  # every step of so short a run
+    assert set(history(client, run, "training/lr").values()) == {0.1}
 
 
 def test_evaluations_inside_tasks_are_on_the_step_axis(logged):
@@ -194,8 +217,7 @@ def test_a_pending_run_without_its_checkpoint_is_sent_from_its_folder(tmp_path, 
     runs = []
     for client in (MlflowClient(f"sqlite:///{other}"), MlflowClient(f"sqlite:///{store}")):
         (run,) = client.search_runs([client.get_experiment_by_name("seq-digits").experiment_id])
-        names = [name for name in run.data.metrics if not name.startswith("system/")]
-        points = {name: history(client, run, name) for name in names}
+        points = comparable_metrics(client, run.info.run_id)
         kept = run.data.params.keys(), run.data.tags["evaluated_on"], run.data.tags["mlflow.note.content"]
         files = {file.path for file in client.list_artifacts(run.info.run_id)}
         runs.append((points, run.info.status, *kept, files))
@@ -231,7 +253,8 @@ def test_validation_and_test_runs_share_no_column_of_the_store(tmp_path, kind):
     client = MlflowClient(uri)
     runs = client.search_runs([client.get_experiment_by_name("seq-digits").experiment_id])
     assert len(runs) == 2 and {run.data.tags["evaluated_on"] for run in runs} == {kind}
-    names = {name for run in runs for name in run.data.metrics if not name.startswith("system/")} - {"n"}
+    names = {name for run in runs for name in run.data.metrics} - {"n"}
+    names -= {name for name in names if name.startswith((SYSTEM, TRAINING))}  # which evaluate nothing
     assert {name.startswith("validation_") for name in names} == {kind == "validation"}
     assert any(name.endswith("mean_acc_class_il_ci95") or name.endswith("forgetting") for name in names)
     (own,) = [run for run in runs if "setting" not in run.data.tags]

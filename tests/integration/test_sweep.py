@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from engram.scripts import sweep as program
+from engram.scripts.dev.stored_metrics import comparable_metrics
 from engram.utils.metrics.statistics import mean_std_ci
 from tests.conftest import ROOT, random_draws
 from tests.integration.test_resume import measured
@@ -160,9 +161,7 @@ def assert_same_stores(a: Path, b: Path) -> None:
         for run in runs:
             assert run.info.status == "FINISHED", run.info.run_name
             assert run.info.run_name not in content, f"{run.info.run_name} is there twice"
-            names = [name for name in run.data.metrics if not name.startswith("system/")]
-            histories = {n: client.get_metric_history(run.info.run_id, n) for n in names}
-            points = {n: sorted((m.step, m.value) for m in h) for n, h in histories.items()}
+            points = comparable_metrics(client, run.info.run_id)
             files = sorted(f.path for f in client.list_artifacts(run.info.run_id))
             content[run.info.run_name] = points, files, sorted(run.data.params)
         contents.append(content)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from engram import main as program
+from engram.scripts.dev.stored_metrics import comparable_metrics
 from tests.conftest import ROOT, run_main
 from tests.processes import command_line, descendants, wait_for_end
 from tests.waiting import exit_code, wait_until
@@ -31,10 +32,7 @@ def content(folder: Path) -> dict:
 
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
     (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
-    names = [n for n in run.data.metrics if not n.startswith(("system/", "seconds", "images_per"))]
-    points = {
-        n: sorted((m.step, m.value) for m in client.get_metric_history(run.info.run_id, n)) for n in names
-    }
+    points = comparable_metrics(client, run.info.run_id)
     own = ("tracking_uri", "output_dir", "checkpoint_every", "wait_for_log")
     return {
         "name": run.info.run_name, "status": run.info.status, "metrics": points,

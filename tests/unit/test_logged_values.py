@@ -51,7 +51,9 @@ def test_after_the_first_task():
     assert logged == pytest.approx(
         {"mean_acc_class_il": 80, "acc_class_il_task_0": 80, "forgetting": NAN, "bwt": NAN,
          "mean_acc_task_il": 90, "acc_task_il_task_0": 90,
-         "forgetting_mask_classes": NAN, "bwt_mask_classes": NAN}, nan_ok=True,
+         "forgetting_mask_classes": NAN, "bwt_mask_classes": NAN,
+         "class_il/accuracy": 80, "task_il/accuracy": 90,
+         "class_il/forgetting": NAN, "task_il/forgetting": NAN}, nan_ok=True,
     )  # fmt: skip
 
 
@@ -60,7 +62,9 @@ def test_after_the_second_task():
         {"mean_acc_class_il": 75, "acc_class_il_task_0": 60, "acc_class_il_task_1": 90,
          "forgetting": 20, "bwt": -20,
          "mean_acc_task_il": 90, "acc_task_il_task_0": 80, "acc_task_il_task_1": 100,
-         "forgetting_mask_classes": 10, "bwt_mask_classes": -10},
+         "forgetting_mask_classes": 10, "bwt_mask_classes": -10,
+         "class_il/accuracy": 75, "task_il/accuracy": 90,
+         "class_il/forgetting": 20, "task_il/forgetting": 10},
     )  # fmt: skip
 
 
@@ -76,6 +80,8 @@ def test_after_the_last_task(scenario):
         "mean_acc_task_il": 275 / 3, "acc_task_il_task_0": 85, "acc_task_il_task_1": 90,
         "acc_task_il_task_2": 100, "forgetting_mask_classes": 7.5, "bwt_mask_classes": -7.5,
         "fwt_mask_classes": 12.5,
+        "class_il/accuracy": 220 / 3, "task_il/accuracy": 275 / 3,
+        "class_il/forgetting": 25, "task_il/forgetting": 7.5,
     }  # fmt: skip
     logged = filled(scenario).task_metrics(2)
     assert logged == pytest.approx(expected | ({"fwt": 12.5} if scenario == "domain-il" else {}))

@@ -11,14 +11,15 @@ from engram.utils.errors import UserError
 from engram.utils.metrics.measurements import CurvePoint, MemoryCounts
 from engram.utils.runs.run_dir import RunDir
 from engram.utils.runs.run_record import RunRecord, Seconds, ViewResult
+from engram.utils.training.training_curve import TrainingPoint
 
 ROOT = Path(__file__).resolve().parents[2]
 NAN = float("nan")
 R = np.array([[0.5, NAN], [1 / 3, 1.0]])
 KEYS = [
     "schema_version", "config", "seed", "status", "scenario", "evaluated_on", "class_il", "task_il", "fwt",
-    "b", "curve", "memory", "groups", "seconds", "images_per_second", "peak_memory_bytes", "device",
-    "precision",
+    "b", "curve", "memory", "training", "groups", "seconds", "images_per_second", "peak_memory_bytes",
+    "device", "precision",
     "versions", "git_commit", "class_order", "transforms",
 ]  # fmt: skip
 
@@ -33,6 +34,7 @@ def record(**more) -> RunRecord:
         "b": [0.1, NAN],
         "curve": [CurvePoint(5, 0, {"class_il": [0.25], "task_il": [0.75]})],
         "memory": [MemoryCounts(0, [1, 2], [3, 0])],
+        "training": [TrainingPoint(5, 0.5, NAN, 1000.0, 2.5)],
         "groups": {"high": {"class_il": ViewResult(R, {"forgetting": 0.5 - 1 / 3})}},
         "seconds": Seconds(1.5, 1.0, 0.25, 0.25),
         "images_per_second": 12.5,

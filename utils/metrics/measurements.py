@@ -1,10 +1,21 @@
-"""Measurements that a run makes beside R: accuracies at a training step, and what the memory holds."""
+"""Measurements that a run makes beside R: at a training step, of the memory, of the machine."""
 
 import math
 from dataclasses import dataclass
 from typing import Any
 
 VIEWS = ("class_il", "task_il")  # the two evaluation views; in domain-IL both hold the same numbers
+# Groups of metrics: MLflow makes a section of charts of the names that share what stands before the slash.
+TRAINING, SYSTEM = "training/", "system/"
+OF_THE_MACHINE = (SYSTEM, f"{TRAINING}images_per_second", f"{TRAINING}seconds")
+
+
+def measures_machine(metric: str) -> bool:
+    """Whether the metric of this name measures the machine: two equal runs have other values of it.
+
+    Whoever compares two runs leaves these values out, and nothing else.
+    """
+    return metric.startswith(OF_THE_MACHINE)
 
 
 @dataclass(frozen=True)

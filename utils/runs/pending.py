@@ -16,6 +16,7 @@ from engram.utils.runs.run_record import RunRecord
 from engram.utils.tracking.background_tracker import BackgroundTracker
 from engram.utils.tracking.mlflow_tracker import open_tracker
 from engram.utils.training.accuracy_log import AccuracyLog
+from engram.utils.training.training_curve import LOSS
 
 
 def send(config: Config, run_dir: RunDir, background: BackgroundTracker, wait: bool = False) -> None:
@@ -32,6 +33,8 @@ def send(config: Config, run_dir: RunDir, background: BackgroundTracker, wait: b
         )
         log = accuracy_log(record)
         logged = set().union(*map(tracker.logged_steps, log.mean_names))
+        if record.training:
+            tracker.log_history(log.training.not_in(tracker.logged_steps(LOSS)))
         for row in rows(record):
             if row not in logged:
                 tracker.log_history([*log.curve_metrics(row), (row, log.task_metrics(row))])
@@ -61,6 +64,7 @@ def accuracy_log(record: RunRecord) -> AccuracyLog:
     log.errors |= record.standard_errors
     log.b = np.array(record.b, dtype=np.float64)
     log.curve = record.curve
+    log.training.points = record.training
     log.groups = {
         group: {view: result.R for view, result in views.items()} for group, views in record.groups.items()
     }

@@ -1,6 +1,7 @@
 """Everything a run leaves behind: on the terminal, in its folder and in MLflow."""
 
 import sys
+import time
 from contextlib import suppress
 from typing import Any, Generic
 
@@ -29,7 +30,9 @@ from engram.utils.training.environment import device_name
 from engram.utils.training.ports import BatchT, Stream, TaskT
 from engram.utils.training.signals import InterruptedRunError
 from engram.utils.training.trainer import Trainer
+from engram.utils.training.training_curve import LOSS
 
+SEND_SECONDS = 10.0  # at least, between two messages to MLflow inside a task
 OPEN_SECONDS = 5.0  # that a terminal waits, below the printed results, for the address of a run of seconds
 
 
@@ -54,6 +57,8 @@ class Recorder(Generic[TaskT, BatchT]):
         self.handed_over = False  # the tracking process has the rest to do
         self.system_metrics = SystemMetrics(trainer.benchmark.device)
         self.status = "failed"
+        self.logged_points: set[int] = set()  # steps of the training curve
+        self._sent = time.monotonic()
 
     def __enter__(self) -> "Recorder[TaskT, BatchT]":
         self._introduce()
@@ -68,6 +73,8 @@ class Recorder(Generic[TaskT, BatchT]):
             }
         )
         self._note_tracking(pending=True)
+        if self.resumed:
+            self.logged_points = self.tracker.logged_steps(LOSS)
         self._log_missed_tasks()
         return self
 
@@ -132,9 +139,21 @@ class Recorder(Generic[TaskT, BatchT]):
     def _log(self, row: int, system_metrics: dict[str, float] | None = None) -> None:
         results = self.trainer.results  # sent together: a kill in between must not lose one of the two
         after_task = results.task_metrics(row) | (system_metrics or {})
-        self.tracker.log_history([*results.curve_metrics(row), (row, after_task)])
+        self.tracker.log_history([*self._new_points(), *results.curve_metrics(row), (row, after_task)])
+
+    def _new_points(self) -> list[tuple[int, dict[str, float]]]:
+        """What is to be logged of the training curve since the last time; it counts as logged."""
+        points = self.trainer.results.training.not_in(self.logged_points)
+        self.logged_points |= {step for step, _ in points}
+        self._sent = time.monotonic()
+        return points
 
     # --- while training --------------------------------------------------------------------------
+
+    def after_point(self) -> None:
+        """Send the training curve now and then: a long task shows something before its end."""
+        if time.monotonic() - self._sent > SEND_SECONDS:
+            self.tracker.log_history(self._new_points())
 
     def after_task(self, row: int) -> None:
         """Results so far to disk, a line to the terminal, metrics to MLflow."""
@@ -252,6 +271,7 @@ def record_of(
         b=results.b.tolist(),
         curve=results.curve,
         memory=results.memory,
+        training=results.training.points,
         groups={
             group: {
                 view: ViewResult(R, {"forgetting": accuracy_matrix.mean_known_forgetting(R)})

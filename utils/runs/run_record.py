@@ -31,6 +31,7 @@ from engram.utils.runs.json_checks import (
     square_matrix,
     text,
 )
+from engram.utils.training.training_curve import TrainingPoint
 
 FILE_NAME = "results.json"
 SCHEMA_VERSION = 1  # the layout of the file; files from before this key was written have it too
@@ -97,6 +98,7 @@ class RunRecord:
     b: list[float] = field(default_factory=list)  # (T,) accuracy of the untrained network
     curve: list[CurvePoint] = field(default_factory=list)
     memory: list[MemoryCounts] = field(default_factory=list)
+    training: list[TrainingPoint] = field(default_factory=list)  # loss, rate and speed on the way
     # group of training samples by memorization → view → R and forgetting
     groups: dict[str, dict[str, ViewResult]] = field(default_factory=dict)
     seconds: Seconds = Seconds()
@@ -194,6 +196,7 @@ class RunRecord:
             "b": self.b,
             "curve": [point.to_json() for point in self.curve],
             "memory": [counts.to_json() for counts in self.memory],
+            "training": [point.to_json() for point in self.training],
             "groups": {
                 group: {view: result.to_json() for view, result in views.items()}
                 for group, views in self.groups.items()
@@ -241,6 +244,7 @@ class RunRecord:
             b=list_of(content.get("b", []), "b", lambda value: number(value, "b")),
             curve=list_of(content.get("curve", []), "curve", CurvePoint.from_json),
             memory=list_of(content.get("memory", []), "memory", MemoryCounts.from_json),
+            training=list_of(content.get("training", []), "training", TrainingPoint.from_json),
             groups={
                 group: {
                     view: ViewResult.from_json(

@@ -58,6 +58,7 @@ class Session(Generic[TaskT, BatchT]):
                 )
                 stack.enter_context(self.recorder)
                 self.trainer.on_task = self.recorder.after_task
+                self.trainer.results.on_point = self.recorder.after_point
             else:
                 path = self.run_dir.path if self.run_dir else Path()  # it writes nothing there
                 self.trainer = FollowerTrainer(self.config, self.method, path, quiet=True)

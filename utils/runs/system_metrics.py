@@ -5,6 +5,8 @@ import time
 
 import torch
 
+from engram.utils.metrics.measurements import SYSTEM
+
 
 class SystemMetrics:
     """Measures since its last measurement; costs microseconds and no synchronisation."""
@@ -17,12 +19,12 @@ class SystemMetrics:
         """Of this process: memory, CPU time (100 %: one core), and what CUDA holds for it."""
         cpu, wall = _cpu_seconds(), time.monotonic()
         metrics = {
-            "system/process_memory_usage_megabytes": _resident_bytes() / 1e6,
-            "system/cpu_utilization_percentage": 100 * (cpu - self._cpu) / max(wall - self._wall, 1e-9),
+            f"{SYSTEM}process_memory_usage_megabytes": _resident_bytes() / 1e6,
+            f"{SYSTEM}cpu_utilization_percentage": 100 * (cpu - self._cpu) / max(wall - self._wall, 1e-9),
         }
         self._cpu, self._wall = cpu, wall
         if self.device.type == "cuda":
-            name = f"system/gpu_{self.device.index or 0}_memory_usage_megabytes"
+            name = f"{SYSTEM}gpu_{self.device.index or 0}_memory_usage_megabytes"
             metrics[name] = torch.cuda.memory_reserved(self.device) / 1e6
         return metrics
 

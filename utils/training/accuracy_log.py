@@ -1,7 +1,8 @@
 """Accuracies of a run as they are measured, the time it takes, and where it computes."""
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -14,9 +15,18 @@ from engram.utils.metrics import accuracy_matrix, sampling
 from engram.utils.metrics.measurements import VIEWS, CurvePoint, MemoryCounts
 from engram.utils.training import environment, memorization_groups
 from engram.utils.training.environment import Environment
+from engram.utils.training.training_curve import TrainingCurve
 
 # The memorization paper's names: task-IL numbers carry this suffix in forgetting, bwt and fwt.
 SUFFIX = {"class_il": "", "task_il": "_mask_classes"}
+# The means once more, under names of which MLflow makes the first sections of its charts; of a long title
+# beside the assistant some 13 characters are shown, which tell these four apart.
+MEANS = {
+    "mean_acc_class_il": "class_il/accuracy",
+    "mean_acc_task_il": "task_il/accuracy",
+    "forgetting": "class_il/forgetting",
+    "forgetting_mask_classes": "task_il/forgetting",
+}
 VALIDATION = "validation_"  # before the name of every number that was not measured on test data
 SAMPLED = "sampled_"  # before the name of every number that --eval_tasks or --eval_samples may estimate
 Matrix = NDArray[np.float64]
@@ -37,6 +47,8 @@ class AccuracyLog:
         self.b: Matrix = np.full(n_tasks, np.nan)
         self.curve: list[CurvePoint] = []
         self.memory: list[MemoryCounts] = []
+        self.training = TrainingCurve()
+        self.on_point: Callable[[], None] = lambda: None  # what is done after a new point of the curve
         # group of training samples by memorization → view → R; empty without scores
         self.groups: dict[str, dict[str, Matrix]] = {}
         self.seconds = {"total": 0.0, "train": 0.0, "eval": 0.0, "data": 0.0}
@@ -111,6 +123,14 @@ class AccuracyLog:
         views = {view: accuracies[: task + 1, i].tolist() for i, view in enumerate(VIEWS)}
         self.curve.append(CurvePoint(step, task, views))
 
+    def add_losses(self, step: int, losses: list[float], optimizer: torch.optim.Optimizer | None) -> None:
+        """Take in the losses read after `step` steps of the run, a loss for each step since the last time."""
+        self.update_timers()
+        lr = float(optimizer.param_groups[0]["lr"]) if optimizer else math.nan  # it changes between epochs
+        train, total = self.seconds["train"], self.seconds["total"]
+        if self.training.add(step, losses, lr, self.n_images, train, total):
+            self.on_point()
+
     # --- what is made of them --------------------------------------------------------------------
 
     @property
@@ -156,6 +176,12 @@ class AccuracyLog:
             logged["fwt_mask_classes"] = self.forward_transfer
             if self.scenario == "domain-il":
                 logged["fwt"] = self.forward_transfer
+        logged |= {
+            f"{mark}{name}": logged[mark + of_paper]
+            for mark in ("", SAMPLED)
+            for of_paper, name in MEANS.items()
+            if mark + of_paper in logged
+        }
         return {self.prefix + name: 100 * float(value) for name, value in logged.items()}
 
     def _view_metrics(self, view: str, row: int) -> dict[str, float]:
@@ -214,6 +240,7 @@ class AccuracyLog:
             "b": self.b.tolist(),
             "curve": [point.to_json() for point in self.curve],
             "memory": [counts.to_json() for counts in self.memory],
+            "training": self.training.state_dict(),
             "groups": {g: {v: R.tolist() for v, R in views.items()} for g, views in self.groups.items()},
             "seconds": self.seconds,
             "n_images": self.n_images,
@@ -232,5 +259,7 @@ class AccuracyLog:
         groups = state.get("groups", {}).items()
         self.groups = {g: {v: np.array(R) for v, R in matrices.items()} for g, matrices in groups}
         self.seconds, self.n_images = state["seconds"], state["n_images"]
+        if "training" in state:  # not in checkpoints from before it was kept
+            self.training.load_state_dict(state["training"], self.n_images, self.seconds["train"])
         self.environments = [Environment.from_json(e) for e in state.get("origins", [])]
         self.peak_bytes = state.get("peak_bytes", 0)

@@ -71,6 +71,7 @@ class Trainer(Generic[TaskT, BatchT]):
     def run(self) -> AccuracyLog:
         """Train on what is left of the stream; raises `InterruptedRunError` or `DivergedError`."""
         self.progress = Progress(self.count_steps(), self.position.total, self.quiet)
+        self.results.training.plan(self.count_steps())
         if self.config.run.compile:
             self.graph = step_graph.build(
                 self.method, self.config.train.batch_size, self.count_steps(), self.progress.say
@@ -190,8 +191,7 @@ class Trainer(Generic[TaskT, BatchT]):
         if log.ignore_other_metrics or log.inference_only or self.position != Position():
             return
         with self.results.timed("eval"):
-            n_tasks = len(self.benchmark.tasks)
-            self.results.b[:] = accuracies(self.method, n_tasks, n_seen=0)[:, 1].numpy()
+            self.results.b[:] = accuracies(self.method, len(self.benchmark.tasks), n_seen=0)[:, 1].numpy()
 
     def _evaluate_row(self, task: TaskT) -> None:
         seen, tasks = task.id + 1, self.benchmark.tasks
@@ -229,6 +229,7 @@ class Trainer(Generic[TaskT, BatchT]):
         self.progress.show(f"{label} step {self.position.step}/{n_steps}", losses, self._unshown)
         self.results.n_images += self._unshown
         self._unshown = 0
+        self.results.add_losses(self.position.total, losses, self.method.optimizer)
 
     def _last_good(self) -> str:
         path = self.folder / "checkpoint.pt"
