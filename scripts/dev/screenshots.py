@@ -1,10 +1,11 @@
-"""Pictures of what a browser shows of logged runs: runs table, a run's charts, an artifact, a report.
+"""Pictures of what a browser shows of logged runs: runs table, charts of all runs and of one, a report.
 
     python scripts/dev/screenshots.py --experiment digits --tracking_uri sqlite:///mlflow.db --out /tmp/shots
     python scripts/dev/screenshots.py --experiment digits --report runs/digits/report/report.html
 
-Starts an MLflow server on the store (or takes --url) and Chromium without a window, 1280 pixels wide. To
-look at, not to compare by machine; pictures stay out of git.
+Starts an MLflow server on the store (or takes --url) and Chromium without a window, 1280 pixels wide, with a
+new profile: the pages are those that a newcomer sees, and nothing in them is clicked. runs.png is the page
+whose address a run prints. To look at, not to compare by machine; pictures stay out of git.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -28,16 +30,10 @@ from engram.utils.destinations import check_folder
 from engram.utils.door import guarded
 from engram.utils.errors import UserError
 from engram.utils.tracking import mlflow_store as store
+from engram.utils.tracking.experiment_view import address
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 WIDTH, HEIGHT = 1280, 900
-# Clicks away the assistant's panel and chooses the view for training instead of language models.
-TIDY = """
-for (const b of document.querySelectorAll('button[aria-label]'))
-  if (/^close/i.test(b.getAttribute('aria-label'))) b.click();
-for (const e of document.querySelectorAll('label, button, [role=radio]'))
-  if (e.innerText === 'Model training') { e.click(); break; }
-"""
 START_SECONDS, PAGE_SECONDS, SETTLE_SECONDS = 300, 180, 4
 
 
@@ -45,6 +41,7 @@ class Browser:
     """Chromium without a window, spoken to through a pipe (its DevTools protocol; no further package)."""
 
     def __init__(self, program: str):
+        self._profile = tempfile.TemporaryDirectory(prefix="profile-", ignore_cleanup_errors=True)
         inward, self._out = os.pipe()
         self._in, outward = os.pipe()
         flags = [
@@ -53,6 +50,7 @@ class Browser:
             "--disable-gpu",
             "--hide-scrollbars",
             "--remote-debugging-pipe",
+            f"--user-data-dir={self._profile.name}",
         ]
         command = f'exec "$0" "$@" 3<&{inward} 4>&{outward}'
         self._process = subprocess.Popen(
@@ -99,7 +97,6 @@ class Browser:
                 print(f"{url}: not as expected after {PAGE_SECONDS} s ({until})", file=sys.stderr)
                 break
             time.sleep(0.5)
-        self.value(TIDY)
         time.sleep(SETTLE_SECONDS)
         height = self.value("document.documentElement.scrollHeight") if whole else HEIGHT
         size = {"width": WIDTH, "height": int(height), "deviceScaleFactor": 1, "mobile": False}
@@ -113,9 +110,10 @@ class Browser:
         return self.call("Runtime.evaluate", expression=expression)["result"].get("value")
 
     def close(self) -> None:
-        """End the browser and wait until it has ended."""
+        """End the browser, wait until it has ended and delete its profile."""
         self._process.terminate()
         self._process.wait()
+        self._profile.cleanup()
 
 
 @contextmanager
@@ -172,11 +170,12 @@ def take(browser: Browser, url: str, experiment: str, out: Path) -> None:
     children = [run for run in runs if any(t["key"] == "seed" for t in run["data"]["tags"])]
     run = children[0]["info"]["run_id"]
     base, has = f"{url}/#/experiments/{number}/runs", "document.body.innerText.includes"
-    browser.shot(base, f"{has}('{runs[0]['info']['run_name']}')", out / "runs.png")
+    printed = url + address(number)
+    browser.shot(printed, f"{has}('{runs[0]['info']['run_name']}')", out / "runs.png")
+    browser.shot(f"{printed}&compareRunsMode=CHART", f"{has}('accuracy_class_il')", out / "compared.png")
     browser.shot(f"{base}/{run}", f"{has}('mean_acc_class_il')", out / "run.png")
-    browser.shot(f"{base}/{run}/model-metrics", f"{has}('acc_class_il_task_0')", out / "charts.png")
+    browser.shot(f"{base}/{run}/model-metrics", f"{has}('accuracy_class_il')", out / "charts.png")
     browser.shot(f"{base}/{run}/system-metrics", f"{has}('cpu_utilization')", out / "system.png")
-    browser.shot(f"{base}?compareRunsMode=CHART", f"{has}('acc_class_il_task_0')", out / "compared.png")
     listed = ask(url, f"artifacts/list?run_id={run}").get("files", [])
     names = [file["path"] for file in listed if file["path"].endswith(".png")]
     for picture in names[:1]:

@@ -39,13 +39,14 @@ ALWAYS = {"attributes.`Run Name`", "runDateAndNestInfo", "duration"}  # columns 
 
 
 def view() -> str:
-    """The view as the page reads it: chosen columns, best class-IL accuracy first."""
+    """The view as the page reads it: chosen columns, best class-IL accuracy first, charts in full width."""
     state = {
         "orderByKey": "metrics.`mean_acc_class_il`",
         "orderByAsc": False,
         "selectedColumns": [column for column in COLUMNS if column not in ALWAYS],
         "columnOrder": list(COLUMNS),
         "columnWidths": COLUMNS,
+        "runListHidden": True,  # beside charts, whose legends name the runs; the table is not meant
     }
     return json.dumps(state)
 
