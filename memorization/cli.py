@@ -17,7 +17,7 @@ from typing import Any, TypeVar, cast
 import engram
 from engram.memorization.settings import DATASETS, OPERATIONAL, DataOptions, StudyConfig
 from engram.utils import files
-from engram.utils.config import registry
+from engram.utils.config import option_names, registry
 from engram.utils.config.flags import (
     Parser,
     build_sets,
@@ -30,6 +30,7 @@ from engram.utils.config.options import OptionError, OptionSet
 from engram.utils.destinations import check_file, check_folder
 from engram.utils.door import guarded
 from engram.utils.errors import UserError
+from engram.utils.terminal import say_start
 
 SETTINGS = "settings.json"
 Sets = dict[str, type[OptionSet]]
@@ -63,10 +64,15 @@ def _parse(program: str, text: str, sets: Sets, argv: list[str]) -> dict[str, An
     file = own_names(file, fields_of(sets))
     given = file | chosen
     saved = saved_settings(given["weights_dir"]) if "weights_dir" in given and not wants_help else {}
+    saved = own_names(saved, fields_of(sets))
     given = saved | given
-    defaults = dict(DATASETS.get(given.get("dataset_name", DataOptions.dataset_name), {}))
+    dataset = given.get("dataset", DataOptions.dataset)
+    defaults = dict(DATASETS.get(dataset, {}))
+    backbone = given.get("backbone", None if wants_help else defaults.get("backbone", "mlp"))
+    if not wants_help:
+        _refuse_wrong(argv, program, sets, backbone)
+        say_start(f"{program}{f' on {dataset}' if 'architecture' in sets else ''}: loading PyTorch")
     if "architecture" in sets:
-        backbone = given.get("model_name", None if wants_help else defaults.get("model_name", "mlp"))
         sets = _with_backbone(sets, defaults, backbone)
     parser = _parser(program, text, sets, defaults)
     if wants_help:
@@ -98,19 +104,34 @@ def saved_settings(folder: str) -> dict[str, Any]:
 def _first_reading(argv: list[str]) -> dict[str, Any]:
     """Those of the given flags that decide which other flags exist, or where saved settings are."""
     chooser = Parser(argument_default=argparse.SUPPRESS)
-    names = {"dataset_name": ("dataset",), "model_name": ("backbone",), "weights_dir": (), "config": ()}
+    names = {"dataset": ("dataset_name",), "backbone": ("model_name",), "weights_dir": (), "config": ()}
     for flag, aliases in names.items():
         chooser.add_argument(*(f"--{name}" for name in (flag, *aliases)), dest=flag)
     chooser.add_argument("-h", "--help", action="store_true", default=argparse.SUPPRESS)
     return vars(chooser.parse_known_args(argv)[0])
 
 
+def _refuse_wrong(argv: list[str], program: str, sets: Sets, backbone: str | None) -> None:
+    """Raise `OptionError` for a flag that does not exist or takes no such value, before torch is imported.
+
+    Of the backbone's flags only the names are known yet.
+    """
+    own = {name: options for name, options in sets.items() if name != "architecture"}
+    parser = _parser(program, "", own, {})
+    if "architecture" in sets and backbone is not None:
+        for name in sorted(option_names.of_plugin("backbones", backbone)):
+            parser.add_argument(f"--{name}", nargs="*")
+    fields = fields_of(own)
+    given = parser.read(argv)
+    convert_layer("command line", {name: text for name, text in given.items() if name in fields}, fields)
+
+
 def _with_backbone(sets: Sets, defaults: dict[str, Any], backbone: str | None) -> Sets:
     """The sets with the backbone's own options as "architecture"; without them if no backbone is chosen."""
     if backbone is None:
         return {name: options for name, options in sets.items() if name != "architecture"}
-    defaults["model_name"] = registry.canonical("backbones", backbone)
-    module = registry.load("backbones", defaults["model_name"])
+    defaults["backbone"] = registry.canonical("backbones", backbone)
+    module = registry.load("backbones", defaults["backbone"])
     return sets | {"architecture": getattr(module, "Options", OptionSet)}
 
 
@@ -122,7 +143,7 @@ def _parser(program: str, text: str, sets: Sets, defaults: dict[str, Any]) -> Pa
     parser.add_argument("-h", "--help", action="store_true", help="this text")
     parser.add_argument("--config", metavar="FILE", help="YAML file of flags; the command line wins over it")
     for name, options in sets.items():
-        title = name if name != "architecture" else f"backbone {defaults['model_name']}"
+        title = name if name != "architecture" else f"backbone {defaults['backbone']}"
         parser.add_section(title, dataclasses.fields(options), defaults)
     return parser
 
@@ -143,8 +164,8 @@ def _values(
                     "leave the flag out, or give another folder"
                 )
         values |= layer
-    if "model_name" in fields:
-        values["model_name"] = registry.canonical("backbones", values["model_name"])
+    if "backbone" in fields:
+        values["backbone"] = registry.canonical("backbones", values["backbone"])
     return values
 
 

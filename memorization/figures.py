@@ -14,6 +14,7 @@ from engram.memorization import galleries, run_plots, score_plots, stream_plots,
 from engram.memorization.plots import PlotOptions
 from engram.memorization.settings import DataOptions
 from engram.utils import scores
+from engram.utils.config.flags import own_names
 from engram.utils.errors import UserError
 from engram.utils.figure_files import save_all
 
@@ -40,9 +41,9 @@ def draw_galleries(content: dict[str, NDArray[Any]], data_dir: str) -> dict[str,
     if "settings" not in content:
         print("no galleries: a bare vector does not say which images it is about", file=sys.stderr)
         return {}
-    settings = json.loads(str(content["settings"])) | {"data_dir": data_dir}
-    names = {field.name for field in dataclasses.fields(DataOptions)}
-    options = DataOptions(**{name: value for name, value in settings.items() if name in names})
+    fields = {field.name: field for field in dataclasses.fields(DataOptions)}
+    settings = own_names(json.loads(str(content["settings"])), fields) | {"data_dir": data_dir}
+    options = DataOptions(**{name: value for name, value in settings.items() if name in fields})
     examples = study_data.load(options, torch.device("cpu"))
     if examples.order_hash != str(content["order_hash"]):
         raise UserError("--scores: the images found are not those that were scored (another sample order)")

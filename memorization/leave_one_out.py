@@ -93,7 +93,7 @@ def train_and_write(config: WholeConfig) -> None:
     whole, store = config.whole, NetworkStore(config.whole.weights_dir)
     data = study_data.load(config.data, device.choose(config.machine.device), config.pretrained)
     n_examples = min(whole.n_examples or len(data), len(data))
-    workers = worker_pool.worker_devices(config.machine, config.network.model_name)
+    workers = worker_pool.worker_devices(config.machine, config.network.backbone)
     settings = store.settings()
     if not settings:
         at_most = max(1, n_examples * whole.n_repeats // len(workers))

@@ -41,7 +41,7 @@ class ProxyResult:
 def train_and_write(config: ProxiesConfig) -> None:
     """Train the networks, evaluate all proxies on them, write the file and print the costs."""
     chosen_device = device.choose(config.machine.device)
-    device.set_threads(config.machine.num_threads, config.network.model_name)
+    device.set_threads(config.machine.num_threads, config.network.backbone)
     data = study_data.load(config.data, chosen_device, config.pretrained)
     results = evaluate_proxies(config, data)
     names = list(results)

@@ -1,5 +1,8 @@
 """Settings: the flags that the programs of this folder share, and the defaults of each data set.
 
+They are called as main.py's are; the memorization paper's names (`dataset_name`, `model_name`, `momentum`,
+`weight_decay`) are understood too, also in settings and score files of before.
+
 Nothing here imports torch, so `--help` is quick.
 """
 
@@ -11,8 +14,8 @@ from engram.datasets.image_files import MAX_SIDE
 from engram.utils.config.flags import flatten
 from engram.utils.config.options import SEEDS, OptionError, OptionSet, option
 
-IMAGES = {"model_name": "resnet18", "n_epochs": 50, "lr": 0.1}
-GREY = {"model_name": "mlp", "n_epochs": 30, "lr": 0.02}
+IMAGES = {"backbone": "resnet18", "n_epochs": 50, "lr": 0.1}
+GREY = {"backbone": "mlp", "n_epochs": 30, "lr": 0.02}
 # Data set → defaults. Those of images are the memorization paper's.
 DATASETS: dict[str, dict[str, Any]] = {
     "digits": GREY, "mnist": GREY, "fmnist": GREY, "cifar10": IMAGES, "cifar100": IMAGES,
@@ -27,8 +30,8 @@ MILESTONES = (0.7, 0.9)
 class DataOptions(OptionSet):
     """Which examples are studied, and where they come from."""
 
-    dataset_name: str = option(
-        "digits", "source of the images", choices=tuple(DATASETS), aliases=("dataset",)
+    dataset: str = option(
+        "digits", "source of the images", choices=tuple(DATASETS), aliases=("dataset_name",)
     )
     class_range: str | None = option(
         None, "only the classes a to b−1, given as a,b; the network has b outputs"
@@ -43,7 +46,9 @@ class DataOptions(OptionSet):
 class NetworkOptions(OptionSet):
     """Which architecture the networks have."""
 
-    model_name: str = option("mlp", "backbone (--backbone NAME --help: its own flags)", aliases=("backbone",))
+    backbone: str = option(
+        "mlp", "architecture (--backbone NAME --help: its own flags)", aliases=("model_name",)
+    )
     model_width: float = option(1.0, "multiplies the channels or units of every layer", gt=0, le=1000)
 
 
@@ -54,8 +59,8 @@ class RecipeOptions(OptionSet):
     n_epochs: int = option(50, "passes over a network's examples", ge=1)
     batch_size: int = option(32, "examples per step", ge=1)
     lr: float = option(0.1, "learning rate", gt=0)
-    momentum: float = option(0.9, "momentum", ge=0, lt=1, aliases=("optim_mom",))
-    weight_decay: float = option(1e-6, "weight decay", ge=0, aliases=("optim_wd",))
+    optim_mom: float = option(0.9, "momentum", ge=0, lt=1, aliases=("momentum",))
+    optim_wd: float = option(1e-6, "weight decay", ge=0, aliases=("weight_decay",))
     seed: int = option(
         0, "initial weights, orders and augmentations derive from it; the subsets do not", ge=0, lt=SEEDS
     )
@@ -102,7 +107,7 @@ class StudyConfig:
     network: NetworkOptions
     recipe: RecipeOptions
     machine: MachineOptions
-    architecture: OptionSet  # the flags of the backbone called `network.model_name`
+    architecture: OptionSet  # the flags of the backbone called `network.backbone`
 
     def flat(self) -> dict[str, Any]:
         """Flag → value, tuples as lists: what is saved and compared."""

@@ -54,7 +54,7 @@ def train_missing(config: SplitsConfig) -> None:
     """Train the networks that are missing in --weights_dir, in one process or several."""
     splits = config.splits
     store, n = NetworkStore(splits.weights_dir), splits.n_repeats
-    workers = worker_pool.worker_devices(config.machine, config.network.model_name)
+    workers = worker_pool.worker_devices(config.machine, config.network.backbone)
     settings = store.settings()
     if not settings:
         stack = training.study_stack_size(config, len(workers), n, splits.subset_ratio)

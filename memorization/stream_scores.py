@@ -71,7 +71,7 @@ def train_and_write(config: StreamConfig) -> None:
     """Train the networks that are missing, then estimate the scores and write them."""
     stream = config.stream
     store, n = NetworkStore(stream.weights_dir), stream.n_repeats
-    workers = worker_pool.worker_devices(config.machine, config.network.model_name)
+    workers = worker_pool.worker_devices(config.machine, config.network.backbone)
     settings = store.settings()
     if not settings:
         stack = training.study_stack_size(config, len(workers), n, stream.subset_ratio / stream.n_tasks)

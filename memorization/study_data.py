@@ -95,7 +95,7 @@ def load(options: DataOptions, device: torch.device, pretrained: bool = False) -
     test_rows = torch.from_numpy(subsets.in_class_range(source.test_y.numpy(), first, last))
     rows = torch.from_numpy(index)
     return StudyData(
-        name=options.dataset_name,
+        name=options.dataset,
         images=source.train_x[rows].to(device),
         labels=source.train_y[rows].to(device),
         index=index,
@@ -110,7 +110,7 @@ def load(options: DataOptions, device: torch.device, pretrained: bool = False) -
 
 
 def _source(options: DataOptions) -> tuple[sources.Source, Augment]:
-    name = options.dataset_name
+    name = options.dataset
     if name == "digits":
         return sources.digits(), Augment()
     if name == "imagefolder":

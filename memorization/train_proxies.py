@@ -1,6 +1,6 @@
 """Train a few networks on everything and write what every proxy of memorization says of each example.
 
-    python -m memorization.train_proxies --dataset_name digits --out_filename runs/mem/proxies.npz
+    python -m memorization.train_proxies --dataset digits --out_filename runs/mem/proxies.npz
 
 The file holds `names` (P,), `proxies` (P, n) (higher: more memorized; the mean over networks), `cost`
 (P,) in seconds per 1,000 examples (of proxies that watch training: per 1,000 examples and epoch) and what

@@ -1,6 +1,6 @@
 """In-stream memorization: which examples networks memorize while they follow a stream, and how it decays.
 
-    python -m memorization.train_stream --dataset_name digits --n_tasks 5 --buffer_size 100 --n_repeats 64 \
+    python -m memorization.train_stream --dataset digits --n_tasks 5 --buffer_size 100 --n_repeats 64 \
         --weights_dir runs/mem/stream --out_filename runs/mem/stream.npz
 
 R networks follow the stream of tasks; of every task each leaves out its own random half. After task t the

@@ -1,6 +1,6 @@
 """Leave-one-out memorization: networks trained on everything, and on everything but one example.
 
-    python -m memorization.train_whole --dataset_name digits --n_examples 50 --weights_dir runs/mem/loo \
+    python -m memorization.train_whole --dataset digits --n_examples 50 --weights_dir runs/mem/loo \
         --out_filename runs/mem/loo.npz
 
 Source: Feldman & Zhang 2020 (arXiv 2008.03703), eq. 1, by its definition:

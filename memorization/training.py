@@ -41,7 +41,7 @@ Observer = Callable[[Tensor, Tensor, Tensor], None]
 
 def build_network(config: StudyConfig, data: StudyData, repeat: int) -> Backbone:
     """The untrained network of a repeat, on the device of the data."""
-    name, seed = config.network.model_name, config.recipe.seed
+    name, seed = config.network.backbone, config.recipe.seed
     architecture = scaled(config.architecture, config.network.model_width)
     shape = tuple(data.images.shape[1:])
     refuse_beyond_memory(name, architecture, shape, data.device)
@@ -168,8 +168,8 @@ def refuse_last_batch_of_one(config: StudyConfig, data: StudyData, counts: list[
 def sgd(stacked: StackedNetworks, recipe: RecipeOptions) -> torch.optim.SGD:
     """The optimizer of a stack: stacked parameters follow the very rule of single ones."""
     return torch.optim.SGD(
-        list(stacked.parameters.values()), lr=recipe.lr, momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay, fused=True,
+        list(stacked.parameters.values()), lr=recipe.lr, momentum=recipe.optim_mom,
+        weight_decay=recipe.optim_wd, fused=True,
     )  # fmt: skip
 
 

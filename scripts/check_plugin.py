@@ -19,6 +19,7 @@ from engram.utils.config import registry
 from engram.utils.config.flags import CheckedParser
 from engram.utils.door import guarded
 from engram.utils.errors import UserError
+from engram.utils.terminal import say_start
 
 KINDS = {"method": "models", "benchmark": "datasets", "backbone": "backbones"}
 PARAMETERS = {"models": "model", "datasets": "dataset", "backbones": "backbone"}  # of the tests of a kind
@@ -114,6 +115,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError("the tests are not part of an installed copy; clone the repository to check a plugin")
     if importlib.util.find_spec("pytest") is None:
         raise UserError("pytest is not installed: pip install -e '.[dev]'")
+    say_start(f"checking {args.plugin}: loading PyTorch and the tests")
     return check(args.plugin, args.kind)
 
 

@@ -22,14 +22,13 @@ from pathlib import Path
 
 import yaml
 
-from engram.scripts.docs_mammoth import mammoth_page
-from engram.scripts.docs_pages import index_page, plugin_page, run_flags_page
 from engram.utils.config import registry
 from engram.utils.config.flags import CheckedParser
 from engram.utils.config.plugin_docs import KINDS, plugins
 from engram.utils.destinations import check_folder
 from engram.utils.door import guarded
 from engram.utils.errors import UserError
+from engram.utils.terminal import say_start
 
 GUIDES = {"README.md": "index.md", "RESULTS.md": "RESULTS.md", "CONTRIBUTING.md": "CONTRIBUTING.md"}
 MARKDOWN_EXTENSIONS = ["tables", "fenced_code", {"toc": {"permalink": True}}]
@@ -37,6 +36,10 @@ MARKDOWN_EXTENSIONS = ["tables", "fenced_code", {"toc": {"permalink": True}}]
 
 def write_pages(folder: Path) -> int:
     """Write the site's pages as Markdown below the folder; returns how many plugins have one."""
+    # late: the papers' tables draw, and with matplotlib a second passes before the first word
+    from engram.scripts.docs_mammoth import mammoth_page
+    from engram.scripts.docs_pages import index_page, plugin_page, run_flags_page
+
     n_plugins = 0
     for kind, title in KINDS.items():
         (folder / title).mkdir(parents=True)
@@ -113,6 +116,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=registry.default_dir() / "runs" / "docs", metavar="DIR")
     out = parser.parse_args(argv).out
     check_folder(out, "--out")
+    say_start(f"writing the pages of all plugins into {out}")
     n_plugins = build(out)
     print(f"{n_plugins} plugin pages: {out / 'index.html'}")
     return 0

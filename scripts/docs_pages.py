@@ -13,8 +13,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from engram.scripts.analysis.paper_report import PAPERS_DIR, ROW_NAMES, Published
+from engram.scripts.analysis.study_report import PAPERS
 from engram.scripts.analysis.table import MISSING
-from engram.scripts.report import PAPERS
 from engram.utils.config import registry
 from engram.utils.config.config import GROUPS
 from engram.utils.config.options import BOUNDS, OptionSet, value_type

@@ -94,7 +94,7 @@ class Bench:
 
 def options_of(name: str, device: str) -> StudyConfig:
     """The flags that train_splits would have."""
-    flags = ["--model_name", name, "--device", device, "--lr", "0.01", "--n_epochs", str(PARTS[name].epochs)]
+    flags = ["--backbone", name, "--device", device, "--lr", "0.01", "--n_epochs", str(PARTS[name].epochs)]
     return cli.parse("bench", "", StudyConfig, flags)
 
 

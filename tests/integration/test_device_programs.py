@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 SMALL = "--dataset_size 0.1 --n_epochs 2 --use_multiprocessing 0".split()
 MLP = ["--hidden_sizes", "10"]
-CNN = "--model_name cnn --channels 4,5 --batch_size 50".split()
+CNN = "--backbone cnn --channels 4,5 --batch_size 50".split()
 
 
 def scores(path: Path) -> dict[str, np.ndarray]:

@@ -121,10 +121,10 @@ def test_all_trained_networks_are_evaluated_unless_fewer_are_asked_for(tmp_path,
         ([], "--weights_dir is missing"),
         (["--weights_dir", "x", "--subset_ratoi", "0.5"], "did you mean --subset_ratio"),
         (
-            ["--weights_dir", "x", "--dataset_name", "svhn"],
-            "--dataset_name svhn: choose one of digits, mnist",
+            ["--weights_dir", "x", "--dataset", "svhn"],
+            "--dataset svhn: choose one of digits, mnist",
         ),
-        (["--weights_dir", "x", "--model_name", "resnet81"], "did you mean resnet18"),
+        (["--weights_dir", "x", "--backbone", "resnet81"], "did you mean resnet18"),
         (["--weights_dir", "x", "--dataset_size", "0"], "--dataset_size 0.0: must be > 0"),
         (["--weights_dir", "x", "--class_range", "5,3"], "--class_range 5,3: must satisfy"),
         (

@@ -82,7 +82,7 @@ def test_every_proxy_is_written_with_its_cost(tmp_path, capsys):
 def test_networks_with_dropout_are_trained_one_by_one(tmp_path):
     """The proxies of two networks are those of each alone; --stack is refused and leaves no settings."""
     small = ["--dataset_size", "0.02", "--n_epochs", "1", "--use_multiprocessing", "0", "--lr", "0.01"]
-    small += ["--model_name", "alexnet", "--width", "0.03", "--dropout", "0.5"]
+    small += ["--backbone", "alexnet", "--width", "0.03", "--dropout", "0.5"]
     options = cli.parse("test", "", ProxiesConfig, [*small, "--n_networks", "2"])
     examples = study_data.load(options.data, torch.device("cpu"))
     found = proxy_scores.evaluate_proxies(options, examples)

@@ -10,6 +10,7 @@ import torch
 
 from engram.memorization import cli as memorization_cli
 from engram.memorization.settings import StudyConfig
+from engram.memorization.train_splits import SplitsConfig
 from engram.utils import device
 from engram.utils.config import mammoth, option_names, registry
 from engram.utils.config.cli import parse
@@ -243,7 +244,21 @@ def test_memorization_programs_take_the_flags_of_main(tmp_path):
     old = settings(
         "--dataset_name", "mnist", "--model_name", "cnn", "--momentum", "0.5", "--weight_decay", "0.1"
     )
-    assert new == old and new["model_name"] == "cnn" and new["momentum"] == 0.5
+    assert new == old and new["backbone"] == "cnn" and new["optim_mom"] == 0.5
     file = tmp_path / "flags.yaml"
     file.write_text("dataset: mnist\nbackbone: cnn\noptim_mom: 0.5\noptim_wd: 0.1\n")
     assert settings("--config", str(file)) == new
+
+
+def test_a_study_of_before_the_flags_were_main_s_goes_on(tmp_path):
+    """Its settings have the memorization paper's names."""
+
+    def settings(*words: str) -> dict:
+        return memorization_cli.parse("train_splits", "", SplitsConfig, list(words)).flat()
+
+    before = {"dataset_name": "mnist", "model_name": "cnn", "momentum": 0.5, "weight_decay": 0.1, "stack": 1}
+    (tmp_path / "settings.json").write_text(json.dumps(before))
+    found = settings("--weights_dir", str(tmp_path), "--dataset", "mnist")
+    assert found["backbone"] == "cnn" and (found["optim_mom"], found["optim_wd"]) == (0.5, 0.1)
+    with pytest.raises(OptionError, match="--backbone mlp: the networks in --weights_dir were trained with"):
+        settings("--weights_dir", str(tmp_path), "--backbone", "mlp")

@@ -2,14 +2,14 @@
 
 import pytest
 
-from engram.scripts import report
+from engram.scripts.analysis import study_report
 from engram.scripts.analysis.paper_report import PAPERS_DIR, Cell, Published
 from engram.scripts.analysis.run_set import StoredRecord
 from engram.utils.errors import UserError
 from tests.unit.stored_records import run_set, stored_record
 
 DATASETS = {"mer": "mnist-rotations"}
-PAPERS = list(report.PAPERS)
+PAPERS = list(study_report.PAPERS)
 
 
 def run(paper: str, seed: int = 0, **flags) -> StoredRecord:
@@ -22,7 +22,7 @@ def run(paper: str, seed: int = 0, **flags) -> StoredRecord:
 
 
 def markdown(paper: str, *records: StoredRecord) -> str:
-    return report.PAPERS[paper](run_set(*records)).markdown()
+    return study_report.PAPERS[paper](run_set(*records)).markdown()
 
 
 @pytest.mark.parametrize("paper", PAPERS)
@@ -55,7 +55,7 @@ def test_where_how_and_under_which_name_runs_were_made_does_not_matter(paper):
 
 @pytest.mark.parametrize("paper", PAPERS)
 def test_the_runs_of_a_cell_are_in_the_order_of_their_seeds(paper):
-    (cells,) = report.PAPERS[paper](run_set(*(run(paper, seed) for seed in (2, 0, 1)))).cells.values()
+    (cells,) = study_report.PAPERS[paper](run_set(*(run(paper, seed) for seed in (2, 0, 1)))).cells.values()
     assert [setting.seeds for setting in cells.values()] == [[0, 1, 2]]
 
 

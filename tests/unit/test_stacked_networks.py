@@ -33,9 +33,9 @@ from engram.utils.scores import order_hash
 from tests.conftest import synthetic_source
 
 NETS = {
-    "mlp": ["--model_name", "mlp", "--hidden_sizes", "8"],
-    "cnn": ["--model_name", "cnn", "--channels", "4,5"],
-    "resnet": ["--model_name", "resnet18", "--model_width", "0.0625"],
+    "mlp": ["--backbone", "mlp", "--hidden_sizes", "8"],
+    "cnn": ["--backbone", "cnn", "--channels", "4,5"],
+    "resnet": ["--backbone", "resnet18", "--model_width", "0.0625"],
 }
 
 
@@ -78,7 +78,7 @@ def plain_training(settings, data: StudyData, repeat: int, rows: torch.Tensor) -
     """One network, one image at a time into the batch, torch's own schedule; of ours the draws."""
     net, recipe = build_network(settings, data, repeat), settings.recipe
     optimizer = torch.optim.SGD(
-        net.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+        net.parameters(), lr=recipe.lr, momentum=recipe.optim_mom, weight_decay=recipe.optim_wd
     )
     schedule = torch.optim.lr_scheduler.MultiStepLR(
         optimizer, [round(0.7 * recipe.n_epochs), round(0.9 * recipe.n_epochs)], gamma=0.1
@@ -110,7 +110,7 @@ def test_a_cohort_ends_where_its_networks_end_alone(name, repeats):
     Normalisation over a handful of values blows up rounding: the ResNet goes slower and less far.
     """
     pace = ["--n_epochs", "2", "--lr", "0.001"] if name == "resnet" else ["--n_epochs", "10", "--lr", "0.02"]
-    flags = [*pace, "--batch_size", "8", "--weight_decay", "0.01"]
+    flags = [*pace, "--batch_size", "8", "--optim_wd", "0.01"]
     settings, data, group = options(*NETS[name], *flags), tiny_data(), examples_of(repeats)
     training = CohortTraining(settings, data, *group)
     while not training.finished:
@@ -185,7 +185,7 @@ def test_losses_of_confident_networks_are_told_apart(margin):
 
 
 def alexnet(dropout: float, *flags: str) -> StudyConfig:
-    small = ["--model_name", "alexnet", "--width", "0.03", "--lr", "0.01", "--batch_size", "8"]
+    small = ["--backbone", "alexnet", "--width", "0.03", "--lr", "0.01", "--batch_size", "8"]
     return options(*small, "--dropout", str(dropout), *flags)
 
 

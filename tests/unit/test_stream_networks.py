@@ -20,7 +20,7 @@ CLASSES = [(3, 0), (1, 5), (4, 2)]
 
 
 def options(*flags: str) -> StreamConfig:
-    return cli.parse("test", "", StreamConfig, ["--model_name", "mlp", "--hidden_sizes", "8", *flags])
+    return cli.parse("test", "", StreamConfig, ["--backbone", "mlp", "--hidden_sizes", "8", *flags])
 
 
 def keep_half(labels: np.ndarray, seed: int) -> np.ndarray:
@@ -207,7 +207,7 @@ def test_outputs_of_another_network_are_refused(tmp_path):
 
 
 def test_outputs_of_another_network_are_refused_before_the_others_are_trained(tmp_path, monkeypatch):
-    flags = ("--dataset_name", "digits", "--weights_dir", str(tmp_path), "--n_repeats", "4", "--stack", "4")
+    flags = ("--dataset", "digits", "--weights_dir", str(tmp_path), "--n_repeats", "4", "--stack", "4")
     config = options(*flags, "--out_filename", str(tmp_path / "out.npz"))
     monkeypatch.setattr(stream_scores.worker_pool, "run_jobs", lambda *arguments: pytest.fail("trained"))
     (tmp_path / "stream").mkdir()

@@ -41,7 +41,7 @@ def test_an_image_folder_of_ones_own(tmp_path):
             for i in range(n):
                 Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(folder / f"{i}.png")
     folders = {"image_dir": str(tmp_path), "data_dir": str(tmp_path)}
-    found = study_data.load(DataOptions(dataset_name="imagefolder", **folders), CPU)
+    found = study_data.load(DataOptions(dataset="imagefolder", **folders), CPU)
     assert found.images.shape == (12, 3, 16, 16) and found.test_images.shape == (4, 3, 16, 16)
     assert found.class_names == ("cats", "dogs") and found.augment.crop_padding == 2 and found.augments
 
@@ -50,7 +50,7 @@ def test_an_image_folder_of_ones_own(tmp_path):
 def test_augmentations_are_those_of_the_benchmarks(name, monkeypatch):
     tiny = sources.digits()
     monkeypatch.setattr(sources, name, lambda data_dir: tiny)
-    found = study_data.load(DataOptions(dataset_name=name), CPU)
+    found = study_data.load(DataOptions(dataset=name), CPU)
     benchmark = registry.load("datasets", study_data.BENCHMARKS.get(name, f"seq-{name}"))
     assert found.augment == getattr(benchmark, "AUGMENT", Augment())
     assert found.augments == (name in ("cifar10", "cifar100", "tinyimagenet"))
@@ -62,7 +62,7 @@ def test_pretrained_weights_see_images_normalised_as_imagenets(pretrained, monke
     labels = torch.tensor([0, 0, 1, 1])
     tiny = sources.Source("cifar10", raw, labels, raw, labels, ("a", "b"))
     monkeypatch.setattr(sources, "cifar10", lambda data_dir: tiny)
-    found = study_data.load(DataOptions(dataset_name="cifar10"), CPU, pretrained)
+    found = study_data.load(DataOptions(dataset="cifar10"), CPU, pretrained)
     own = registry.load("datasets", "seq-cifar10").AUGMENT
     mean, std = IMAGENET if pretrained else (own.mean, own.std)
     expected = torchvision.transforms.functional.normalize(raw / 255, mean, std)
@@ -72,7 +72,7 @@ def test_pretrained_weights_see_images_normalised_as_imagenets(pretrained, monke
 
 @pytest.mark.parametrize("flags", [["alexnet", "--pretrained"], ["alexnet"], ["mlp"]])
 def test_a_backbone_says_whether_its_weights_are_pretrained(flags):
-    config = cli.parse("test", "", StudyConfig, ["--model_name", *flags])
+    config = cli.parse("test", "", StudyConfig, ["--backbone", *flags])
     assert config.pretrained == ("--pretrained" in flags)
 
 

@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 from engram.scripts import report
-from engram.scripts.analysis import figures, report_page, study_tables
+from engram.scripts.analysis import figures, report_page, study_report, study_tables
 from engram.scripts.analysis.pairing import pair_runs
 from engram.scripts.analysis.run_set import RunSet, collect
 from engram.scripts.analysis.table import Column, Table, make_table, mean_std
@@ -141,7 +141,7 @@ def test_a_data_set_in_several_scenarios_is_several_benchmarks(tmp_path, capsys,
         table = study_tables.paired_table(settings, "task_il")
         assert table.title == ("domain-IL accuracy" if "domain" in name else "task-IL accuracy")
         assert [row[:2] for row in table.rows] == [["joint", "sgd"]] and "over 1 tests" in table.note
-    text = report.latex(found)
+    text = study_report.latex(found)
     assert text.count("{2}{c}{class-IL}") == text.count("{2}{c}{task-IL}") == 2
     assert text.count("{2}{c}{domain-IL}") == 1 and text.count(r"\label{tab:seq-digits-domain-il}") == 1
     assert report.main([str(tmp_path)]) == 0 and "**seq-digits, task-il**: 3 tasks" in capsys.readouterr().out
@@ -190,7 +190,7 @@ def test_every_commit_is_listed_once(tmp_path, without_drawing):
 
 def test_means_and_deviations(folder):
     values = [100 * accuracy(seed, 0.2 + 0.01 * seed)[-1].mean() for seed in range(3)]
-    table = report.markdown(found_in(folder))
+    table = study_report.markdown(found_in(folder))
     assert f"| er, buffer 500, policy min | {np.mean(values):.2f} ± {np.std(values, ddof=1):.2f} |" in table
     assert table.startswith(
         "**seq-digits**: 3 tasks, mlp, 1 epoch(s), batch 10, learning rate 0.1\n\n| method"
@@ -395,9 +395,9 @@ def test_markers_in_a_page_of_results(folder, tmp_path):
 def test_a_sweep_spec_stands_for_the_folder_of_its_runs(folder, tmp_path, capsys):
     spec = tmp_path / "study.yaml"
     spec.write_text(f"name: digits\nfixed: {{output_dir: {folder}}}\ngrid: {{seed: [0]}}\n")
-    assert report.run_folder(str(spec)) == folder == report.run_folder(str(folder))
+    assert study_report.run_folder(str(spec)) == folder == study_report.run_folder(str(folder))
     spec.write_text("name: digits\ngrid: {seed: [0]}\n")
-    assert report.run_folder(str(spec)) == Path("runs/digits")
+    assert study_report.run_folder(str(spec)) == Path("runs/digits")
 
 
 def test_damaged_files_are_left_out_and_named(folder, capsys):
@@ -476,7 +476,7 @@ def test_a_name_ends_no_command_of_latex(tmp_path):
     found = found_in(tmp_path)
     (settings,) = found.benchmarks.values()
     object.__setattr__(found, "benchmarks", {"a\n\\input{b}": settings})
-    latex = report.latex(found)
+    latex = study_report.latex(found)
     assert r"\caption{a \textbackslash{}input\{b\}: " in latex and r"\label{tab:a-input-b-}" in latex
 
 

@@ -13,6 +13,7 @@ from engram.utils.config import mammoth, option_names, registry, version
 from engram.utils.config.config import GROUPS, PLUGINS, Config
 from engram.utils.config.flags import Parser, fields_of, read_config_file
 from engram.utils.config.options import OptionError, OptionSet, convert
+from engram.utils.terminal import say_start
 
 TITLES = {
     "run": "run", "stream": "stream of tasks", "train": "training", "log": "measuring, logging, saving",
@@ -49,7 +50,7 @@ def parse(argv: list[str]) -> Request:
         sys.exit(0)
     if not given.help:
         refuse_unknown(rest, chosen)
-        say_start(chosen)
+        announce(chosen, given.resume)
     sets = _option_sets(chosen)
     if given.help:
         print(_help_of_choice(sets, chosen, chooser))
@@ -125,11 +126,13 @@ def refuse_unknown(argv: list[str], chosen: dict[str, Any]) -> None:
     parser.read(argv, other_flags=_chooser().flags)
 
 
-def say_start(chosen: dict[str, Any]) -> None:
+def announce(chosen: dict[str, Any], resume: str | None) -> None:
     """Say on a terminal what is starting: the plugins that are loaded next import torch, in seconds."""
-    if sys.stderr.isatty() and chosen["model"]:
-        model, dataset = chosen["model"], chosen["dataset"] or settings.RunOptions().dataset
-        print(f"starting {model} on {dataset}: loading PyTorch ...", file=sys.stderr, flush=True)
+    if resume:
+        say_start(f"resuming {resume}: loading PyTorch")
+    elif chosen["model"]:
+        dataset = chosen["dataset"] or settings.RunOptions().dataset
+        say_start(f"starting {chosen['model']} on {dataset}: loading PyTorch")
 
 
 def _help_of_choice(sets: dict[str, type[OptionSet]], chosen: dict[str, Any], chooser: Parser) -> str:

@@ -1,0 +1,166 @@
+"""Study report: what scripts/report.py prints and writes."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from engram.scripts.analysis import study_tables
+from engram.scripts.analysis.paper_report import PaperReport
+from engram.scripts.analysis.papers.memorization import MemorizationReport
+from engram.scripts.analysis.papers.mer import MerReport
+from engram.scripts.analysis.papers.rehearsal import RehearsalReport
+from engram.scripts.analysis.papers.scenarios import ScenariosReport
+from engram.scripts.analysis.run_set import RunSet, collect
+from engram.scripts.analysis.table import check_update, update
+from engram.utils import files
+from engram.utils.config.flags import CheckedParser
+from engram.utils.destinations import FIGURE_FORMATS, check_folder
+from engram.utils.errors import UserError
+from engram.utils.sweeps.sweep_spec import read_spec
+
+PAPERS: dict[str, type[PaperReport]] = {
+    report.name: report for report in (MerReport, ScenariosReport, RehearsalReport, MemorizationReport)
+}
+
+
+def markdown(run_set: RunSet, metrics: Sequence[str] = ()) -> str:
+    """One table for each benchmark, ordered by accuracy, and where the numbers come from."""
+    tables = []
+    for name, settings in run_set.benchmarks.items():
+        title = f"**{name}**: {study_tables.caption(settings)}"
+        table = (
+            study_tables.chosen_table(settings, metrics, title)
+            if metrics
+            else study_tables.main_table(settings, title)
+        )
+        tables.append(table.markdown())
+    return "\n\n".join([*tables, study_tables.provenance(run_set.runs)])
+
+
+def latex(run_set: RunSet, metrics: Sequence[str] = ()) -> str:
+    """A table of each benchmark, and the paired differences of each view."""
+    tables = []
+    for name, settings in run_set.benchmarks.items():
+        tables.append(study_tables.latex_table(name, settings, metrics or study_tables.IN_PAPERS))
+        for view in settings[0].views:
+            label = study_tables.stem(name, view, "paired")
+            tables.append(replace(study_tables.paired_table(settings, view), label=label))
+    shown = "\n\n".join(table.latex() for table in tables if table.rows)
+    return f"% needs \\usepackage{{booktabs}}; other columns: --metrics\n{shown}\n"
+
+
+def write(run_set: RunSet, title: str, folder: Path, args: argparse.Namespace) -> None:
+    """Write report.md, report.tex, report.csv, report.html and figures/ into the folder.
+
+    args: the command line's --against, --metrics and --figures.
+    """
+    from engram.scripts.analysis import figures, report_page  # matplotlib takes a second to import
+    from engram.utils import figure_files
+
+    labels = {setting.label for setting in run_set.settings}
+    if args.against is not None and args.against not in labels:
+        raise UserError(f"--against '{args.against}': no such setting; there is: {'; '.join(sorted(labels))}")
+    about, drawn = study_tables.provenance(run_set.runs), figures.of_study(run_set.benchmarks)
+    on_page = args.metrics or tuple(study_tables.METRICS)
+    texts = {
+        "report.md": markdown(run_set, args.metrics) + "\n",
+        "report.tex": latex(run_set, args.metrics),
+        "report.csv": study_tables.run_table(run_set).csv(),
+        "report.html": report_page.render(title, run_set, about, args.against, on_page, drawn),
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            files.write_text(text, folder / name)
+        if args.figures:
+            (folder / "figures").mkdir(exist_ok=True)
+        for name, figure in drawn.items():
+            figure_files.save_all(figure, folder / "figures" / name, args.figures)
+    except OSError as error:
+        raise UserError(f"--out {folder}: cannot be written: {error}") from None
+    names = [*texts, *([f"figures/*.{{{','.join(args.figures)}}}"] if args.figures else [])]
+    print(f"written: {', '.join(str(folder / name) for name in names)}", file=sys.stderr)
+
+
+def run_folder(given: str) -> Path:
+    """A folder of runs, given as its path or as the sweep spec whose runs lie there."""
+    path = Path(given).expanduser()
+    if path.is_file():
+        spec = read_spec(path)
+        return Path(spec.fixed.get("output_dir") or f"runs/{spec.name}").expanduser()
+    return path
+
+
+def build_parser(text: str) -> argparse.ArgumentParser:
+    """The parser of the report's command line; `text` stands in its help."""
+    parser = CheckedParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "folders",
+        nargs="+",
+        help="folders that hold run folders, or a study.yaml; first the name of a paper's tables",
+    )
+    parser.add_argument("--update", type=Path, metavar="FILE", help="file whose marked part is replaced")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="where the files go (default: report/ in the first folder)"
+    )
+    parser.add_argument(
+        "--against", metavar="SETTING", help="compare with this setting only (default: each with each)"
+    )
+    parser.add_argument(
+        "--metrics",
+        nargs="+",
+        choices=study_tables.CHOICES,
+        default=[],
+        help="columns of the tables, in this order (default: accuracy and forgetting; on the page all)",
+    )
+    parser.add_argument(
+        "--figures",
+        nargs="*",
+        choices=FIGURE_FORMATS,
+        default=list(FIGURE_FORMATS),
+        help="formats of the figures in figures/ (default: all; without a word: none)",
+    )
+    return parser
+
+
+def run(argv: list[str], text: str) -> int:
+    """Do what the command line says; returns the exit code. text: of the help."""
+    args = build_parser(text).parse_args(argv)
+    paper = PAPERS.get(args.folders[0])
+    folders = [run_folder(folder) for folder in args.folders[paper is not None :]]
+    if not folders:
+        raise UserError("no folder given")
+    if paper and args.metrics:
+        raise UserError(f"--metrics: the tables of {paper.name} have the paper's columns; leave it out")
+    check_update(args.update, folders[0].name)
+    if args.out:
+        check_folder(args.out, "--out")
+    run_set = collect(folders)
+    text = (
+        paper_tables(paper(run_set), folders[0], args.figures) if paper else markdown(run_set, args.metrics)
+    )
+    if args.update:
+        update(args.update, folders[0].name, text)
+        return 0
+    print(text)
+    name_left_out(run_set)
+    if not paper:
+        write(run_set, f"Study {folders[0].name}", args.out or folders[0] / "report", args)
+    return 0
+
+
+def paper_tables(report: PaperReport, folder: Path, formats: Sequence[str]) -> str:
+    """The paper's tables and where the numbers come from; its other files are written into the folder."""
+    text = report.markdown()
+    report.write_files(folder, formats)
+    return "\n\n".join([text, study_tables.provenance(report.run_set.runs, report.deviation)])
+
+
+def name_left_out(run_set: RunSet) -> None:
+    """Say which runs are not in the tables."""
+    if run_set.unfinished:
+        print(f"left out: {len(run_set.unfinished)} runs that did not finish", file=sys.stderr)
+    if run_set.repeated:
+        print(f"left out: {len(run_set.repeated)} earlier runs of a seed that was run again", file=sys.stderr)
