@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from engram.backbones.backbone import Backbone
 from engram.utils import seeding
-from engram.utils.config.options import OptionError, OptionSet, option
+from engram.utils.config.options import OptionError, OptionSet, Pixels, option
 from engram.utils.errors import UserError
 
+IMAGENET: Pixels = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # what torchvision's weights expect
 SMALLEST, ENLARGED, LARGEST = 63, 64, 4096
 
 
@@ -49,6 +50,10 @@ class Options(OptionSet):
             raise OptionError(f"--input_size {self.input_size}: must be >= {SMALLEST}, or 0")
         if self.pretrained and self.width != 1:
             raise OptionError(f"--pretrained: the weights are of --width 1, not {self.width}; leave one out")
+
+    def pixels(self, backbone: str) -> Pixels | None:
+        """ImageNet's mean and deviation for pre-trained weights."""
+        return IMAGENET if self.pretrained else None
 
 
 class Dropout(nn.Module):

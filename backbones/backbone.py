@@ -31,6 +31,8 @@ class Backbone(nn.Module):
     feature_dim: int
     head: Head
     precision: str = "fp32"  # of `features`; the head computes in float32
+    side: int = 0  # to which `features` brings images first, in pixels; 0: they stay as they are
+    notes: tuple[str, ...] = ()  # said when a run starts
 
     def __init_subclass__(cls) -> None:
         """Let `features` of every architecture compute in the network's precision."""

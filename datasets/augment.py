@@ -16,9 +16,6 @@ from engram.utils.config.config import Config
 from engram.utils.errors import UserError
 from engram.utils.transfer import kept
 
-# What torchvision's pre-trained networks expect.
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-
 
 @dataclass(frozen=True)
 class Augment:
@@ -103,13 +100,14 @@ def as_asked(augment: Augment, config: Config, input_shape: Sequence[int]) -> Au
         if len(input_shape) != 3:
             raise UserError(f"--augment crop_flip: samples are vectors of {n_channels} numbers, not images")
         augment = replace(augment, crop_padding=min(input_shape[1:]) // 8, flip=True)
-    pretrained = getattr(config.architecture, "pretrained", False)
-    stream = config.stream
-    if not (pretrained or stream.pixel_mean or stream.pixel_std):
+    expected, stream = config.architecture.pixels(config.run.backbone), config.stream
+    if not (expected or stream.pixel_mean or stream.pixel_std):
         return augment
     if isinstance(augment, Standardised):
         raise UserError("--pixel_mean, --pixel_std, --pretrained: for pixels; these floats are standardised")
-    mean, std = IMAGENET if pretrained else (augment.mean, augment.std)
+    mean, std = expected or (augment.mean, augment.std)
+    if expected and n_channels == 1:  # grey images, which the network repeats into the weights' channels
+        mean, std = ((sum(values) / len(values),) for values in expected)
     mean = _for_channels("mean", stream.pixel_mean or mean, n_channels)
     return replace(augment, mean=mean, std=_for_channels("std", stream.pixel_std or std, n_channels))
 

@@ -106,21 +106,15 @@ class Benchmark:
         self.transforms = transforms or {}
         self.notes = list(source.notes)  # said when a run starts
         self.name, self.scenario, self.tasks = name, scenario, tasks
-        self.augment, self.seed, self.train_classes = augment, seed, train_classes
-        self.device = torch.device(device)
+        self.seed, self.train_classes, self.device = seed, train_classes, torch.device(device)
         self.n_classes, self.n_train = 1 + max(c for task in tasks for c in task.classes), len(source.train_y)
-        self.input_shape = tuple(source.train_x.shape[1:])
-        self.sample_bytes = prod(self.input_shape) * source.train_x.dtype.itemsize
         labels = [torch.from_numpy(scenarios.relabel(y.numpy(), class_order)) for y in source.labels]
         n_sources = 1 + max(task.classes[-1] - task.label_shift for task in tasks)
         self.class_order = class_order[:n_sources]  # classes that no task has come last
         self.class_names = [source.classes[c] for c in self.class_order]
-        self._train_x, self._test_x = (x.to(self.device) for x in (source.train_x, source.test_x))
-        self.on_disk: str | None = getattr(source.train_x, "note", None)  # where and why, if not in memory
+        self.hold(source.train_x, source.test_x, augment)
         self._train_y, self._test_y = (y.to(self.device) for y in labels)
         self._train_y_on_host = labels[0]
-        self._current: tuple[Task, Samples] | None = None
-        self._test: Samples | None = None
         self.test_ends = np.cumsum([len(task.test_index) for task in tasks])
         self.source_labels = source.train_y  # (n_train,), before classes were put in order
         self.order_hash = order_hash(source.train_y)
@@ -128,6 +122,15 @@ class Benchmark:
         for task in tasks:
             masks[task.id, list(task.classes)] = True
         self.class_masks = masks.to(self.device)
+
+    def hold(self, train_x: Tensor, test_x: Tensor, augment: Augment) -> None:
+        """Let these be the samples: images, or what an encoder makes of them in the same order."""
+        self.augment, self.input_shape = augment, tuple(train_x.shape[1:])
+        self.sample_bytes = prod(self.input_shape) * train_x.dtype.itemsize
+        self.on_disk: str | None = getattr(train_x, "note", None)  # where and why, if not in memory
+        self.samples = {"train": train_x.to(self.device), "test": test_x.to(self.device)}
+        self._current: tuple[Task, Samples] | None = None
+        self._test: Samples | None = None
 
     @property
     def task_free(self) -> bool:
@@ -210,10 +213,8 @@ class Benchmark:
         self, split: str, task: Task, rows: slice | Tensor = slice(None), lazy: bool = False
     ) -> Samples:
         """The task's own samples of a split, or some rows of them. lazy: images on disk stay there."""
-        images, labels, index = {
-            "train": (self._train_x, self._train_y, task.train_index),
-            "test": (self._test_x, self._test_y, task.test_index),
-        }[split]
+        images, is_training = self.samples[split], split == "train"
+        labels, index = (self._train_y, task.train_index) if is_training else (self._test_y, task.test_index)
         positions = index[rows].to(self.device)
         if lazy and isinstance(images, DiskImages):
             x = images.subset(index[rows], task.transform)

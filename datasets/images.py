@@ -144,10 +144,10 @@ def user_cache() -> list[Path]:
         return []
 
 
-def cache_folder(data_dir: Path | None = None) -> Path | None:
+def cache_folder(data_dir: Path | None = None, name: str = "decoded") -> Path | None:
     """`decoded/` in the data folder if that can be written, else in the user's cache, else None."""
     for base in ([data_dir] if data_dir else []) + user_cache():
-        folder = base / "decoded"
+        folder = base / name
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError:

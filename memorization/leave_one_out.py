@@ -49,7 +49,7 @@ class LeaveOneOutPlan:
 
     def prepare(self, device: torch.device) -> JobFunction:
         """Load the examples once for all jobs of a process."""
-        data = study_data.load(self.config.data, device, self.config.pretrained)
+        data = study_data.load(self.config.data, device, self.config.pixels)
         return functools.partial(self.run_job, data, self.jobs(len(data)))
 
     def run_job(self, data: StudyData, jobs: dict[int, list[int]], job: int, report: Report) -> None:
@@ -91,7 +91,7 @@ def example_order(n: int) -> NDArray[np.int64]:
 def train_and_write(config: WholeConfig) -> None:
     """Train the networks that are missing, then estimate the scores and write them."""
     whole, store = config.whole, NetworkStore(config.whole.weights_dir)
-    data = study_data.load(config.data, device.choose(config.machine.device), config.pretrained)
+    data = study_data.load(config.data, device.choose(config.machine.device), config.pixels)
     n_examples = min(whole.n_examples or len(data), len(data))
     workers = worker_pool.worker_devices(config.machine, config.network.backbone)
     settings = store.settings()

@@ -42,7 +42,7 @@ def train_and_write(config: ProxiesConfig) -> None:
     """Train the networks, evaluate all proxies on them, write the file and print the costs."""
     chosen_device = device.choose(config.machine.device)
     device.set_threads(config.machine.num_threads, config.network.backbone)
-    data = study_data.load(config.data, chosen_device, config.pretrained)
+    data = study_data.load(config.data, chosen_device, config.pixels)
     results = evaluate_proxies(config, data)
     names = list(results)
     table = np.array([np.mean([finite(v) for v in results[name].scores], axis=0) for name in names])

@@ -12,7 +12,7 @@ from typing import Any
 
 from engram.datasets.image_files import MAX_SIDE
 from engram.utils.config.flags import flatten
-from engram.utils.config.options import SEEDS, OptionError, OptionSet, option
+from engram.utils.config.options import SEEDS, OptionError, OptionSet, Pixels, option
 
 IMAGES = {"backbone": "resnet18", "n_epochs": 50, "lr": 0.1}
 GREY = {"backbone": "mlp", "n_epochs": 30, "lr": 0.02}
@@ -114,9 +114,9 @@ class StudyConfig:
         return flatten(getattr(self, field.name) for field in dataclasses.fields(self))
 
     @property
-    def pretrained(self) -> bool:
-        """Whether the networks start from pre-trained weights."""
-        return bool(getattr(self.architecture, "pretrained", False))
+    def pixels(self) -> Pixels | None:
+        """Mean and deviation that pre-trained weights expect; None where the networks start from none."""
+        return self.architecture.pixels(self.network.backbone)
 
 
 def scaled(architecture: OptionSet, width: float) -> OptionSet:

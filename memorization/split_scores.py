@@ -36,7 +36,7 @@ def write(config: EvalConfig) -> None:
     repeats = repeats_to_evaluate(store, config.splits.n_repeats)
     chosen_device = device.choose(config.machine.device)
     device.set_threads(0, config.network.backbone)
-    data = study_data.load(config.data, chosen_device, config.pretrained)
+    data = study_data.load(config.data, chosen_device, config.pixels)
     arrays = estimates(config, data, store, repeats, settings["stack"])
     settings |= {"n_networks": len(repeats)}
     path = scores.write(config.evaluation.out_filename, settings, **data.identity(), **arrays)

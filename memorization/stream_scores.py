@@ -34,7 +34,7 @@ class StreamPlan:
 
     def prepare(self, device: torch.device) -> JobFunction:
         """Load the examples once for all jobs of a process."""
-        data = study_data.load(self.config.data, device, self.config.pretrained)
+        data = study_data.load(self.config.data, device, self.config.pixels)
         return functools.partial(self.run_job, data)
 
     def run_job(self, data: StudyData, job: int, report: Report) -> None:

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from engram.datasets import sources
-from engram.datasets.augment import IMAGENET, Augment, Windows, cut_windows, draw_windows
+from engram.datasets.augment import Augment, Windows, cut_windows, draw_windows
 from engram.memorization import subsets
 from engram.memorization.settings import DataOptions
 from engram.utils import seeding
 from engram.utils.config import registry
+from engram.utils.config.options import Pixels
 from engram.utils.scores import order_hash
 
 BENCHMARKS = {"tinyimagenet": "seq-tinyimg"}  # the benchmark that defines the augmentation; else seq-NAME
@@ -80,14 +81,14 @@ class StudyData:
         }  # fmt: skip
 
 
-def load(options: DataOptions, device: torch.device, pretrained: bool = False) -> StudyData:
+def load(options: DataOptions, device: torch.device, pixels: Pixels | None = None) -> StudyData:
     """The examples that the options ask for, on the device.
 
-    pretrained: whether images are normalised as pre-trained weights expect.
+    pixels: mean and deviation that pre-trained weights expect (default: the data set's).
     """
     source, augment = _source(options)
-    if pretrained:
-        augment = replace(augment, mean=IMAGENET[0], std=IMAGENET[1])
+    if pixels:
+        augment = replace(augment, mean=pixels[0], std=pixels[1])
     labels = source.train_y.numpy()
     first, last = subsets.parse_range(options.class_range, len(source.classes))
     index = subsets.in_class_range(labels, first, last)

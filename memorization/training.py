@@ -211,7 +211,7 @@ def study_stack_size(config: StudyConfig, n_workers: int, n_networks: int, share
     share: of the examples, what a network is trained on at a time.
     """
     device = devices.choose(config.machine.device)
-    data = study_data.load(config.data, device, config.pretrained)
+    data = study_data.load(config.data, device, config.pixels)
     return stack_size(config, data, int(len(data) * share), max(1, -(-n_networks // n_workers)))
 
 

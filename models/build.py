@@ -12,6 +12,7 @@ from engram.datasets import training_samples
 from engram.datasets.benchmark import Benchmark
 from engram.models.method import Method, Setup, check_parallel, check_scenario
 from engram.models.parts import learned
+from engram.models.parts.encoded import with_features
 from engram.models.parts.single_samples import refuse_last_batch_of_one
 from engram.utils import checkpoint, distributed, precision, scores
 from engram.utils import device as devices
@@ -36,6 +37,8 @@ def build_method(config: Config, device: torch.device, create_proxy: CreateProxy
     net = build_network(config.run.backbone, config.architecture, benchmark, config.run.seed)
     if config.log.loadcheck and not learned.is_continued(config):
         load_weights(net, checkpoint.read_weights(config.log.loadcheck))
+    benchmark.notes += net.notes
+    net = with_features(benchmark, net, config, method_class)
     precision.time_convolutions(net, device)
     row_parallel.shard_rows(net)
     method = method_class(net, config.method, build_setup(config, benchmark, create_proxy))

@@ -17,7 +17,7 @@ from engram.backbones.backbone import Backbone
 from engram.datasets.benchmark import Batch, Benchmark, Task
 from engram.models.parts.inference import allowed_classes, evaluating
 from engram.utils import distributed, precision, seeding, state
-from engram.utils.batching import CHUNK
+from engram.utils.batching import CHUNK, evaluation_chunk
 from engram.utils.config import registry
 from engram.utils.config.config import TrainOptions
 from engram.utils.config.options import OptionSet
@@ -190,8 +190,11 @@ class Method:
 
         The images are normalised and taken a chunk at a time, and so are the `others` (N, ...).
         """
+        size = CHUNK[x_raw.device.type]
+        if self.net.side:  # images that grow
+            size = evaluation_chunk(self.net, x_raw.shape[1:], x_raw.device)
         with evaluating(self.net):
-            chunks = zip(*(field.split(CHUNK[x_raw.device.type]) for field in (x_raw, *others)), strict=True)
+            chunks = zip(*(field.split(size) for field in (x_raw, *others)), strict=True)
             return torch.cat(
                 [function(self.benchmark.augment.normalise(raw), *rest) for raw, *rest in chunks]
             )

@@ -13,9 +13,13 @@ CONVOLUTION_PIXELS = 256_000
 
 
 def evaluation_chunk(network: nn.Module, input_shape: Sequence[int], device: torch.device) -> int:
-    """Images of `input_shape` (C, H, W) that the network evaluates at once on the device."""
-    size = CHUNK[device.type]
+    """Images of `input_shape` (C, H, W) that the network evaluates at once on the device.
+
+    A network with a `side` brings images to it first.
+    """
+    size, side = CHUNK[device.type], getattr(network, "side", 0)
     convolutional = any(isinstance(module, nn.Conv2d) for module in network.modules())
     if device.type != "cpu" or not convolutional:
         return size
-    return max(1, min(size, CONVOLUTION_PIXELS // (input_shape[-2] * input_shape[-1])))
+    pixels = side * side if side else input_shape[-2] * input_shape[-1]
+    return max(1, min(size, CONVOLUTION_PIXELS // pixels))

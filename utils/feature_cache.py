@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from engram.utils import files
 
-BLOCK = 1000
+BLOCK = 200
 CRC_BYTES = 4
 
 # encode(rows): (n, D) float32 features of the images at these positions, on any device
@@ -38,18 +38,19 @@ def key_of(description: str, tensors: Iterable[Tensor]) -> str:
     return digest.hexdigest()
 
 
-def read_or_encode(folder: Path, n: int, dim: int, encode: Encode, label: str) -> Tensor:
+def read_or_encode(folder: Path | None, n: int, dim: int, encode: Encode, label: str) -> Tensor:
     """(n, dim) float32 on the CPU: what `folder` holds; blocks that are missing or damaged are encoded.
 
-    label: of the progress bar, shown where something is encoded. Raises `DiskError` where a block cannot be
-    written.
+    folder: None keeps nothing. label: of the progress bar, shown where something is encoded. Raises
+    `DiskError` where a block cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
     features = torch.empty(n, dim)
     missing = []
     for start in range(0, n, BLOCK):
         rows = slice(start, min(start + BLOCK, n))
-        block = read_block(path_of(folder, start), rows.stop - rows.start, dim)
+        block = read_block(path_of(folder, start), rows.stop - rows.start, dim) if folder else None
         if block is None:
             missing.append(rows)
         else:
@@ -58,7 +59,8 @@ def read_or_encode(folder: Path, n: int, dim: int, encode: Encode, label: str) -
               unit="image", disable=not missing) as bar:  # fmt: skip
         for rows in missing:
             features[rows] = encode(rows).float().cpu()
-            write_block(path_of(folder, rows.start), features[rows].numpy())
+            if folder:
+                write_block(path_of(folder, rows.start), features[rows].numpy())
             bar.update(rows.stop - rows.start)
     return features
 

@@ -12,7 +12,9 @@ import pytest
 import torch
 from scipy.stats import binom, chi2
 
-from engram.datasets.augment import IMAGENET, Augment, Standardised, as_asked, first_runs, random_windows
+from engram.backbones import alexnet
+from engram.backbones.alexnet import IMAGENET
+from engram.datasets.augment import Augment, Standardised, as_asked, first_runs, random_windows
 from engram.utils.config.config import resolve
 from engram.utils.errors import UserError
 
@@ -105,7 +107,8 @@ def test_nothing_random_is_drawn_when_nothing_is_asked_for():
 def asked(augment: Augment, n_channels: int, mean=(), std=(), **architecture) -> Augment:
     config = SimpleNamespace(
         stream=SimpleNamespace(augment=None, pixel_mean=mean, pixel_std=std),
-        architecture=SimpleNamespace(**architecture),
+        run=SimpleNamespace(backbone="alexnet"),
+        architecture=alexnet.Options(**architecture),
     )
     return as_asked(augment, config, (n_channels, 8, 8))
 

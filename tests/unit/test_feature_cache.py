@@ -6,7 +6,7 @@ import torch
 from engram.utils import feature_cache
 from engram.utils.feature_cache import key_of, read_or_encode
 
-N, DIM = 2500, 3  # two whole blocks and half of one
+N, DIM = 500, 3  # two whole blocks and half of one
 
 
 @pytest.fixture
@@ -26,29 +26,29 @@ def test_every_image_is_encoded_once(encoder, tmp_path, capsys):
     features, encode, asked = encoder
     for _ in range(2):
         assert torch.equal(read_or_encode(tmp_path / "f", N, DIM, encode, "encoding"), features)
-    assert asked == [(0, 1000), (1000, 2000), (2000, 2500)]
-    assert "2500/2500" in capsys.readouterr().err
+    assert asked == [(0, 200), (200, 400), (400, 500)]
+    assert "500/500" in capsys.readouterr().err
 
 
 def test_an_encoding_that_was_stopped_goes_on(encoder, tmp_path):
     features, encode, asked = encoder
 
     def stopped(rows: slice) -> torch.Tensor:
-        if rows.start == 1000:
+        if rows.start == 200:
             raise KeyboardInterrupt
         return encode(rows)
 
     with pytest.raises(KeyboardInterrupt):
         read_or_encode(tmp_path, N, DIM, stopped, "encoding")
     assert torch.equal(read_or_encode(tmp_path, N, DIM, encode, "encoding"), features)
-    assert asked == [(0, 1000), (1000, 2000), (2000, 2500)]
+    assert asked == [(0, 200), (200, 400), (400, 500)]
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "remove"])
 def test_a_damaged_block_is_encoded_again(encoder, tmp_path, damage):
     features, encode, asked = encoder
     read_or_encode(tmp_path, N, DIM, encode, "encoding")
-    path = feature_cache.path_of(tmp_path, 1000)
+    path = feature_cache.path_of(tmp_path, 200)
     content = bytearray(path.read_bytes())
     content[17] ^= 1
     path.unlink()
@@ -56,7 +56,7 @@ def test_a_damaged_block_is_encoded_again(encoder, tmp_path, damage):
         path.write_bytes({"flip": content, "cut": content[:-20], "empty": b""}[damage])
     asked.clear()
     assert torch.equal(read_or_encode(tmp_path, N, DIM, encode, "encoding"), features)
-    assert asked == [(1000, 2000)]
+    assert asked == [(200, 400)]
 
 
 def test_the_key_changes_with_everything_that_features_depend_on():

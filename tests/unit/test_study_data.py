@@ -6,8 +6,9 @@ import torch
 import torchvision
 from PIL import Image
 
+from engram.backbones.alexnet import IMAGENET
 from engram.datasets import sources
-from engram.datasets.augment import IMAGENET, Augment
+from engram.datasets.augment import Augment
 from engram.memorization import cli, study_data
 from engram.memorization.settings import DATASETS, DataOptions, StudyConfig, scaled
 from engram.memorization.subsets import fraction, in_class_range
@@ -62,7 +63,7 @@ def test_pretrained_weights_see_images_normalised_as_imagenets(pretrained, monke
     labels = torch.tensor([0, 0, 1, 1])
     tiny = sources.Source("cifar10", raw, labels, raw, labels, ("a", "b"))
     monkeypatch.setattr(sources, "cifar10", lambda data_dir: tiny)
-    found = study_data.load(DataOptions(dataset="cifar10"), CPU, pretrained)
+    found = study_data.load(DataOptions(dataset="cifar10"), CPU, IMAGENET if pretrained else None)
     own = registry.load("datasets", "seq-cifar10").AUGMENT
     mean, std = IMAGENET if pretrained else (own.mean, own.std)
     expected = torchvision.transforms.functional.normalize(raw / 255, mean, std)
@@ -73,7 +74,7 @@ def test_pretrained_weights_see_images_normalised_as_imagenets(pretrained, monke
 @pytest.mark.parametrize("flags", [["alexnet", "--pretrained"], ["alexnet"], ["mlp"]])
 def test_a_backbone_says_whether_its_weights_are_pretrained(flags):
     config = cli.parse("test", "", StudyConfig, ["--backbone", *flags])
-    assert config.pretrained == ("--pretrained" in flags)
+    assert config.pixels == (IMAGENET if "--pretrained" in flags else None)
 
 
 def test_examples_at_given_positions():

@@ -41,6 +41,10 @@ class RunOptions(OptionSet):
         "auto", "decoded images: in memory, on disk (read ahead), or auto, by what is free",
         choices=("auto", "memory", "disk"),
     )  # fmt: skip
+    cache_features: str = option(
+        "auto", "encode each image once ever: auto, for methods that never change the encoder; on, for every "
+        "method, which then trains the head alone; off", choices=("auto", "on", "off"),
+    )  # fmt: skip
     output_dir: str = option("runs", "run folders are made under OUTPUT_DIR/DATASET/MODEL/")
     debug_mode: bool = option(False, "try-out: at most 5 steps per epoch, nothing sent to MLflow")
 
@@ -62,8 +66,7 @@ class StreamOptions(OptionSet):
         False, "the first task has half of the classes, the others share the rest"
     )
     exclude: str | None = option(
-        None,
-        "leave training samples out: .npy of positions or a mask, or a file of memorization.intervention",
+        None, "leave training samples out: .npy of positions or a mask, or memorization.intervention's file"
     )
     label_perc: float = option(
         1.0, "share of each class's training samples in a task that have a label, drawn by the seed; the "
@@ -126,8 +129,7 @@ class TrainOptions(OptionSet):
     )
     sched_multistep_lr_gamma: float = option(0.1, "factor of the multistep scheduler", gt=0)
     early_stopping_patience: int = option(
-        0,
-        "end a task after so many epochs without a better --early_stopping_metric on the validation samples "
+        0, "end a task after so many epochs without a better --early_stopping_metric on validation samples "
         "(needs --validation); 0: off", ge=0,
     )  # fmt: skip
     early_stopping_metric: str = option(
@@ -146,8 +148,7 @@ class LogOptions(OptionSet):
     eval_tasks: int = option(
         0, "for long streams: after a task evaluate it, the next one and so many earlier ones (2 or more), "
         "drawn anew each time; only after the last task all. The mean is then an estimate with a standard "
-        "error, forgetting knows only what was measured, other cells of R are empty; 0: all",
-        ge=0,
+        "error, forgetting knows only what was measured, other cells of R are empty; 0: all", ge=0,
     )  # fmt: skip
     eval_samples: int = option(
         0, "until the last task is learned evaluate each task on so many of its test samples, the same "

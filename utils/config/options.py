@@ -31,6 +31,11 @@ SEEDS = 2**63
 MAX_FILE_NAME = 255  # bytes, in nearly every file system
 
 
+Pixels = tuple[
+    tuple[float, ...], tuple[float, ...]
+]  # mean and deviation of pixels in [0, 1], a value a channel
+
+
 class OptionError(UserError):
     """A value the user gave is not valid; the message says what is."""
 
@@ -62,6 +67,10 @@ class OptionSet:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             check(field, getattr(self, field.name))
+
+    def pixels(self, backbone: str) -> Pixels | None:
+        """Of a backbone's flags: the pixels that its pre-trained weights expect; None where it has none."""
+        return None
 
 
 def check(field: dataclasses.Field, value: Any) -> None:

@@ -46,6 +46,10 @@ def listing() -> str:
         for plugin in plugins(kind):
             about = [plugin.summary, paper(plugin.source), ", ".join(plugin.scenarios)]
             parts.append(f"  {plugin.name}\n" + "\n".join(f"      {line}" for line in about if line))
+        if kind == "backbones":
+            parts += [
+                f"  {name}:NAME\n      {registry.LIBRARY_LINE.format(name)}" for name in registry.LIBRARIES
+            ]
         for name, entry in outside.installed(kind).items():
             parts.append(f"  {name}\n      {entry.value}, of the package {entry.dist and entry.dist.name}")
         parts.append("")

@@ -10,6 +10,7 @@ import ast
 import difflib
 import importlib
 import inspect
+import re
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -27,12 +28,17 @@ ROOT = Path(__file__).resolve().parents[2]  # the folder of models/, datasets/, 
 CONTRACTS = {
     "models": {"build", "method", "rehearsal"},
     "datasets": {
-        "array_layout", "array_values", "arrays", "augment", "benchmark", "folder_scan", "given_tasks",
-        "image_decoding", "image_files", "images", "lazy_images", "rotation", "scenarios", "shards",
-        "sample_lists", "sources", "storage", "streams", "training_samples", "unlabeled",
+        "array_layout", "array_values", "arrays", "augment", "benchmark", "encoded", "folder_scan",
+        "given_tasks", "image_decoding", "image_files", "images", "lazy_images", "rotation", "scenarios",
+        "shards", "sample_lists", "sources", "storage", "streams", "training_samples", "unlabeled",
     },
-    "backbones": {"backbone", "batch_norm", "compiled", "heads", "row_parallel"},
+    "backbones": {
+        "backbone", "batch_norm", "compiled", "from_library", "heads", "library_weights", "row_parallel",
+        "timm_library", "torchvision_library",
+    },
 }  # fmt: skip
+LIBRARIES = ("timm", "torchvision")  # `--backbone timm:NAME`, see backbones/from_library.py
+LIBRARY_LINE = "A network of {} by its name there; --pretrained loads its weights or a file's."
 WORDS = {"models": "method", "datasets": "benchmark", "backbones": "backbone"}
 
 
@@ -107,6 +113,8 @@ def default_backbone(dataset: str) -> str:
 def summaries(kind: str) -> dict[str, str]:
     """Plugin name → first line of its docstring, without importing anything."""
     docs = {name: ast.get_docstring(tree(path)) or "" for name, path in names(kind).items()}
+    if kind == "backbones":
+        docs |= {f"{name}:NAME": LIBRARY_LINE.format(name) for name in LIBRARIES}
     return {name: doc.split("\n", 1)[0] for name, doc in docs.items()}
 
 
@@ -119,6 +127,8 @@ def canonical(kind: str, given: object) -> str:
         raise UnknownPluginError(
             f"the {WORDS[kind]} is {given!r}: expected a name, such as {min(names(kind))}"
         )
+    if kind == "backbones" and given.strip().partition(":")[0] in LIBRARIES:
+        return _of_library(given.strip())
     wanted = given.strip().lower().replace("-", "_")
     for name in names(kind):
         if name.replace("-", "_") == wanted:
@@ -132,6 +142,16 @@ def canonical(kind: str, given: object) -> str:
             f"such as my_{WORDS[kind]}.py)"
         )
     return _recorded(kind, plugin)
+
+
+def _of_library(given: str) -> str:
+    """The recorded spelling of LIBRARY:NAME; whether the library has it is known when it is built."""
+    library, _, name = given.partition(":")
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise UnknownPluginError(
+            f"the backbone is {given!r}: expected {library}:NAME, such as {library}:resnet18"
+        )
+    return given
 
 
 def _outside(kind: str, given: str) -> outside.OutsidePlugin | None:
@@ -158,6 +178,8 @@ def _recorded(kind: str, plugin: outside.OutsidePlugin) -> str:
 def load(kind: str, name: str) -> ModuleType:
     """Import one plugin module; a missing optional dependency is reported for this plugin alone."""
     name = canonical(kind, name)
+    if kind == "backbones" and ":" in name:
+        return importlib.import_module("engram.backbones.from_library")
     if name not in names(kind):
         plugin = _outside(kind, name)
         assert plugin is not None, "it has just been found"

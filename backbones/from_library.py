@@ -1,0 +1,103 @@
+"""Networks of timm and torchvision by name: `--backbone timm:NAME` or `--backbone torchvision:NAME`.
+
+The library builds the network without its classifier and reads its weights. Here is what a run needs besides:
+images are brought to the side that the network wants (bicubic, on the device), grey ones are repeated into
+three channels, and dropout and stochastic depth are off, since they draw from the global generator while runs
+must repeat and resume.
+"""
+
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engram.backbones import timm_library, torchvision_library
+from engram.backbones.backbone import Backbone
+from engram.backbones.library_weights import SUFFIXES, Built, Weights
+from engram.utils.config.options import OptionError, OptionSet, Pixels, option
+from engram.utils.errors import UserError
+
+LIBRARIES = {"timm": timm_library, "torchvision": torchvision_library}
+CHANNELS = 3
+
+
+@dataclass(frozen=True)
+class Options(OptionSet):
+    """Flags of the backbones of timm and torchvision."""
+
+    pretrained: str | None = option(
+        None, "weights: `default` (downloaded once), a name that the library has for them, such as "
+        "augreg_in21k or IMAGENET1K_V2, or a .pth, .safetensors or .npz file (default: random ones)",
+    )  # fmt: skip
+    input_size: int = option(
+        0, "side to which images are brought first, e.g. 224; 0: the one that the weights were made for, "
+        "with random weights the images' own where the network takes any", ge=0, le=4096,
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        file = Weights.given(self.pretrained).file
+        if file and not file.is_file():
+            raise OptionError(f"--pretrained {self.pretrained}: there is no such file")
+        if file and file.suffix not in SUFFIXES:
+            raise OptionError(f"--pretrained {self.pretrained}: expected {', '.join(SUFFIXES)}")
+
+    def pixels(self, backbone: str) -> Pixels | None:
+        """Mean and deviation of the pixels that the weights were trained on, None for random weights."""
+        library, name = found(backbone)
+        weights = Weights.given(self.pretrained)
+        statistics: Pixels | None = None if weights.are_random else library.pixels(name, weights)
+        return statistics
+
+
+class LibraryNetwork(Backbone):
+    """A library's network without its classifier.
+
+    side: to which images are brought first, 0 for their own. is_grey: whether one channel is repeated into
+    three.
+    """
+
+    def __init__(self, built: Built, is_grey: bool) -> None:
+        super().__init__()
+        self.body, self.feature_dim, self.side = built
+        self.is_grey = is_grey
+        for module in self.body.modules():
+            if isinstance(module, nn.Dropout) or type(module).__name__ == "StochasticDepth":
+                module.p = 0.0
+
+    def features(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) → (N, D), what the library's classifier would see."""
+        if self.is_grey:
+            x = x.expand(-1, CHANNELS, -1, -1)
+        if self.side and x.shape[2:] != (self.side, self.side):
+            x = F.interpolate(x, (self.side, self.side), mode="bicubic", align_corners=False, antialias=True)
+        features: Tensor = self.body(x).flatten(1)
+        return features
+
+
+def found(backbone: str) -> tuple[ModuleType, str]:
+    """The library, and its name of the network, in LIBRARY:NAME."""
+    library, _, name = backbone.partition(":")
+    return LIBRARIES[library], name
+
+
+def build(options: Options, input_shape: tuple[int, ...], name: str) -> LibraryNetwork:
+    """The network called `name`, LIBRARY:NAME, for images of `input_shape` (C, H, W)."""
+    library, network = found(name)
+    if input_shape[0] not in (1, CHANNELS):
+        raise UserError(f"--backbone {name} takes images of 1 or 3 channels, these have {input_shape[0]}")
+    weights = Weights.given(options.pretrained)
+    net = LibraryNetwork(library.build(network, weights, options.input_size), is_grey=input_shape[0] == 1)
+    net.notes = tuple(notes(net, weights, input_shape))
+    return net
+
+
+def notes(net: LibraryNetwork, weights: Weights, input_shape: tuple[int, ...]) -> list[str]:
+    """What a user should know of the network when a run starts."""
+    lines = [] if weights.are_random else [f"encoder: weights {weights.file or weights.name}"]
+    if net.is_grey:
+        lines.append("encoder: grey images are repeated into three channels")
+    if net.side and tuple(input_shape[1:]) != (net.side, net.side):
+        lines.append(f"encoder: images are brought to {net.side}x{net.side} pixels (bicubic)")
+    return lines

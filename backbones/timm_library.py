@@ -1,0 +1,92 @@
+"""Networks and weights of timm, an optional package (`pip install timm`)."""
+
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from engram.backbones.library_weights import (
+    Built,
+    Weights,
+    downloaded,
+    load_into,
+    read_file,
+    resized_positions,
+)
+from engram.utils.config.options import Pixels
+from engram.utils.config.registry import suggest
+from engram.utils.errors import UserError
+
+
+def library() -> ModuleType:
+    """The package, which is optional and takes a second to import."""
+    try:
+        import timm
+    except ModuleNotFoundError:
+        raise UserError("--backbone timm:NAME needs timm: pip install timm") from None
+    return timm
+
+
+def full_name(name: str, weights: Weights) -> str:
+    """The network, with the tag of the weights that are wanted, as timm spells it."""
+    timm = library()
+    architecture = name.partition(".")[0]
+    if architecture not in (valid := timm.list_models()):
+        raise UserError(f"--backbone timm:{name}: there is no such network{suggest(name, valid)}")
+    if weights.name in (None, "default"):
+        return name
+    full = weights.name if "." in weights.name else f"{architecture}.{weights.name}"
+    if full not in (tags := timm.list_pretrained(f"{architecture}.*")):
+        raise UserError(
+            f"--pretrained {weights.name}: timm has for {architecture}: {', '.join(tags) or 'no weights'}; "
+            "or give a file"
+        )
+    return full
+
+
+def pixels(name: str, weights: Weights) -> Pixels:
+    """Mean and deviation of pixels in [0, 1] as timm states them for the weights."""
+    described = library().get_pretrained_cfg(full_name(name, weights))
+    return tuple(described.mean), tuple(described.std)
+
+
+def build(name: str, weights: Weights, side: int) -> Built:
+    """The network without classifier, for images of `side` (0: the weights' own)."""
+    full = full_name(name, weights)
+    timm, source = library(), arguments(full, weights)
+    body = downloaded(lambda: timm.create_model(full, num_classes=0, **source), full)
+    if weights.file and not source:
+        load_into(body, read_file(weights.file), weights.file)
+    described = body.pretrained_cfg
+    is_fixed, native = bool(described.get("fixed_input_size")), int(described["input_size"][-1])
+    side = side or (native if is_fixed or not weights.are_random else 0)
+    if is_fixed and side != native:
+        body = resized(body, full, side)
+    return Built(body, int(getattr(body, "head_hidden_size", None) or body.num_features), side)
+
+
+def arguments(full: str, weights: Weights) -> dict[str, Any]:
+    """What tells timm where the weights are; nothing for those of a file that are loaded by name."""
+    if weights.file:
+        if weights.file.suffix != ".npz":
+            return {}
+        overlay = {"file": str(weights.file), "custom_load": True}  # Google's layout, read without pickle
+        return {"pretrained": True, "pretrained_cfg_overlay": overlay}
+    if weights.name and not library().get_pretrained_cfg(full).has_weights:
+        raise UserError(f"--pretrained {weights.name}: timm has no weights for {full}; give a file")
+    return {"pretrained": bool(weights.name)}
+
+
+def resized(body: nn.Module, full: str, side: int) -> nn.Module:
+    """The transformer for images of another side: position embeddings resized, all else as it is."""
+    state = body.state_dict()
+    if "pos_embed" not in state:
+        raise UserError(f"--input_size {side}: timm:{full} takes images of its own size only")
+    try:
+        wanted = library().create_model(full, pretrained=False, num_classes=0, img_size=side)
+    except (AssertionError, TypeError, ValueError) as error:
+        raise UserError(f"--input_size {side}: timm:{full} does not take it ({error})") from None
+    sizes = (body.patch_embed.grid_size, wanted.patch_embed.grid_size)
+    state["pos_embed"] = resized_positions(state["pos_embed"], *sizes)
+    wanted.load_state_dict(state)
+    return wanted

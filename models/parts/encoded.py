@@ -1,0 +1,88 @@
+"""Learning from stored features: what is left of the network when its encoder never changes.
+
+Source: McDonnell et al. 2023 (arXiv 2307.02251) and others encode each image once for all that they compute.
+"""
+
+import dataclasses
+import functools
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from engram.backbones.backbone import Backbone
+from engram.datasets import encoded
+from engram.datasets.benchmark import Benchmark
+from engram.models.method import Method
+from engram.models.parts import learned
+from engram.models.parts.inference import evaluating
+from engram.utils import distributed, precision
+from engram.utils.batching import evaluation_chunk
+from engram.utils.config.config import Config
+from engram.utils.config.outside import label
+from engram.utils.errors import UserError
+
+
+class StoredFeatures(Backbone):
+    """Takes an encoder's features as they are; the head is all that learns."""
+
+    def __init__(self, feature_dim: int) -> None:
+        super().__init__()
+        self.feature_dim = feature_dim
+
+    def features(self, x: Tensor) -> Tensor:
+        """(N, D) → (N, D), unchanged."""
+        return x
+
+
+def with_features(benchmark: Benchmark, net: Backbone, config: Config, method: type[Method]) -> Backbone:
+    """The network for a benchmark whose images became features, or `net` where they stay.
+
+    --cache_features auto: for methods that never change an encoder whose weights were given; random ones are
+    other weights for each seed. Raises `UserError` for `on` where that cannot be.
+    """
+    asked = config.run.cache_features
+    if asked == "off" or (asked == "auto" and not (method.frozen_encoder and is_pretrained(config))):
+        return net
+    reason = encoded.reason_against(benchmark, method.takes_steps and asked == "auto")
+    reason = reason or ("several processes train" if distributed.world_size() > 1 else "")
+    if reason and asked == "on":
+        raise UserError(f"--cache_features on: {reason}")
+    if reason:
+        benchmark.notes.append(f"features: not stored, since {reason}")
+        return net
+    arithmetic = precision.resolve(config.run.precision, benchmark.device)
+    precision.use(arithmetic, net)
+    weights = [tensor for name, tensor in net.state_dict().items() if not name.startswith("head.")]
+    settings = f"{config.run.backbone}, {flags_of(config)}, {arithmetic}"
+    encode = functools.partial(encode_images, net, benchmark)
+    name = re.sub(r"[^\w.-]+", "_", label(config.run.backbone))
+    encoder = encoded.Encoder(name, settings, weights, net.feature_dim, encode)
+    encoded.replace_images(benchmark, encoder, Path(config.run.data_dir).expanduser())
+    remaining = StoredFeatures(net.feature_dim)
+    remaining.head = net.head
+    return remaining
+
+
+@torch.no_grad()
+def encode_images(net: Backbone, benchmark: Benchmark, raw: Tensor) -> Tensor:
+    """(N, C, H, W) uint8 → (N, D) features, the network in eval mode."""
+    size = evaluation_chunk(net, raw.shape[1:], benchmark.device)
+    normalise = benchmark.augment.normalise
+    with evaluating(net):
+        return torch.cat(
+            [net.features(normalise(x)).flatten(1) for x in raw.to(benchmark.device).split(size)]
+        )
+
+
+def is_pretrained(config: Config) -> bool:
+    """Whether the encoder's weights come from a file or a library."""
+    is_loaded = config.log.loadcheck and not learned.is_continued(config)
+    return bool(getattr(config.architecture, "pretrained", None) or is_loaded)
+
+
+def flags_of(config: Config) -> str:
+    """The backbone's flags; where the weights came from is not among them, as their bytes are hashed."""
+    flags = dataclasses.asdict(config.architecture)
+    return str({name: value for name, value in flags.items() if name != "pretrained"})

@@ -1,0 +1,95 @@
+"""Features of a frozen encoder in the images' place: the same R, each image encoded once ever."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from engram.datasets.encoded import reason_against
+from engram.main import main
+from engram.models.parts import encoded
+from engram.models.parts.encoded import with_features
+from engram.utils.errors import UserError
+from tests.conftest import built, tiny_benchmark, tiny_config
+
+FLAGS = ("--dataset", "seq-digits", "--backbone", "cnn", "--channels", "4,8", "--disable_log")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A small network's weights, trained for a second: an encoder."""
+    folder = tmp_path_factory.mktemp("encoder")
+    assert not main(
+        ["--model", "joint", *FLAGS, "--n_epochs", "5", "--savecheck", "last", "--output_dir", str(folder)]
+    )
+    return next(folder.rglob("last.pt"))
+
+
+@pytest.fixture
+def run(weights, tmp_path):
+    """run(model, *flags) → R of a run on the encoder."""
+
+    def start(model, *flags):
+        output = tmp_path / "runs"
+        shutil.rmtree(output, ignore_errors=True)
+        where = ("--output_dir", str(output), "--data_dir", str(tmp_path / "data"))
+        assert not main(["--model", model, *FLAGS, "--loadcheck", str(weights), *where, *flags])
+        return json.loads(next(output.rglob("results.json")).read_text())["class_il"]["R"]
+
+    return start
+
+
+@pytest.mark.parametrize("model", ["ncm", "ridge", "linear_probe"])
+def test_results_are_those_of_a_run_that_encodes_images_itself(model, run):
+    assert run(model) == run(model, "--cache_features", "off")
+
+
+def test_a_second_run_encodes_nothing(run, monkeypatch):
+    first = run("ncm")
+    monkeypatch.setattr(encoded, "encode_images", lambda *args: pytest.fail("an image is encoded again"))
+    assert run("ncm", "--seed", "0") == first
+    run("ridge", "--permute_classes", "--seed", "1")  # another method, seed and class order
+    with pytest.raises(pytest.fail.Exception):
+        run("ncm", "--pixel_mean", "0.5")
+    with pytest.raises(pytest.fail.Exception):
+        run("ncm", "--precision", "bf16")
+
+
+def test_other_weights_and_other_images_have_other_features(run, monkeypatch, weights, tmp_path):
+    run("ncm")
+    changed = torch.load(weights, weights_only=True)
+    name = next(n for n, t in changed["net"].items() if t.is_floating_point() and not n.startswith("head."))
+    changed["net"][name].view(-1)[0] += 1e-3
+    other = tmp_path / "other.pt"
+    torch.save(changed, other)
+    monkeypatch.setattr(encoded, "encode_images", lambda *args: pytest.fail("encoded"))
+    with pytest.raises(pytest.fail.Exception):
+        run("ncm", "--loadcheck", str(other))
+
+
+def test_a_replay_method_trains_the_head_alone_on_features(run, capsys):
+    cached = run("er", "--cache_features", "on", "--buffer_size", "200", "--n_epochs", "3")
+    assert sum(cached[-1]) / len(cached[-1]) > 0.5  # chance is 0.1
+    assert "features: " in capsys.readouterr().out
+    method = built(tiny_config("er", buffer_size=10, backbone="cnn", cache_features="on"))
+    assert all(name.startswith("head.") for name in method.trainable())
+    assert method.benchmark.input_shape == (method.net.feature_dim,)
+
+
+def test_where_features_cannot_take_the_images_place():
+    permuted = tiny_benchmark(tiny_config(), "domain-il")
+    assert reason_against(permuted, takes_steps=False) == "every task changes the images"
+    augmented = tiny_benchmark(tiny_config())
+    assert "--augment none" in reason_against(augmented, takes_steps=True)
+    assert not reason_against(augmented, takes_steps=False)
+    with pytest.raises(UserError, match="--cache_features on: the samples are no images"):
+        encoded_twice = built(tiny_config("er", buffer_size=10, backbone="cnn", cache_features="on"))
+        with_features(
+            encoded_twice.benchmark, encoded_twice.net, tiny_config(cache_features="on"), type(encoded_twice)
+        )
+
+
+def test_random_weights_are_not_cached_by_themselves():
+    method = built(tiny_config("ncm", backbone="cnn"))
+    assert len(method.benchmark.input_shape) == 3
