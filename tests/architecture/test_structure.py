@@ -22,7 +22,12 @@ MAY_IMPORT = {
 # The rooms inside utils/, each of which may import from itself and from those before it.
 TOWER = ("config", "buffers", "metrics", "training", "tracking", "runs", "sweeps")
 # Optional packages (pyproject's extras) → the only files that may import them.
-EXTRAS = {"ray": {"utils/sweeps/ray_pool.py"}, "submitit": {"utils/sweeps/slurm_pool.py"}}
+EXTRAS = {
+    "ray": {"utils/sweeps/ray_pool.py"},
+    "submitit": {"utils/sweeps/slurm_pool.py"},
+    "timm": {"backbones/timm_library.py"},
+    "safetensors": {"backbones/library_weights.py"},
+}
 BY_NAME = {"psycopg", "mkdocs-material"}  # extras that nothing of ours imports
 ROOMS = {*MAY_IMPORT, "scripts", "tests", "main", "engram"}
 TOP_LEVEL = {
