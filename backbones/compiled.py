@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from engram.backbones.backbone import Backbone
+from engram.backbones.mlp import MLP
 from engram.utils import compat, distributed
 
 BACKEND: dict[str, Any] = {"mode": "reduce-overhead"}  # arguments of torch.compile; on a GPU: CUDA graphs
@@ -36,7 +37,7 @@ def compile_if_worthwhile(net: Backbone, n_steps: int) -> str:
         return "--compile: several processes divide the network's passes; it runs as it is"
     if n_steps < least:
         return f"--compile: pays from about {least:,} steps on and this run has {n_steps:,}; it runs as it is"
-    if type(net).forward is not Backbone.forward or not any(_below_head(net)):
+    if type(net).forward not in (Backbone.forward, MLP.forward) or not any(_below_head(net)):
         return f"--compile: {type(net).__name__} keeps its passes in its head; it runs as it is"
     compile_passes(net)
     return "--compile: training passes are compiled; the first steps take about a minute"

@@ -14,6 +14,7 @@ from math import prod
 from torch import Tensor, nn
 
 from engram.backbones.backbone import Backbone
+from engram.backbones.direct_layers import DirectLayers
 from engram.backbones.heads import PerTask, SharedHead
 from engram.utils.config.options import OptionSet, option
 from engram.utils.errors import UserError
@@ -44,11 +45,20 @@ class MLP(Backbone):
         for fan_in, fan_out in itertools.pairwise(sizes):
             layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
         self.layers = nn.Sequential(*layers)
+        self.direct = DirectLayers(self)
         self.feature_dim = sizes[-1]
 
     def features(self, x: Tensor) -> Tensor:
         """(N, ...) → (N, last hidden size)."""
-        return self.layers(x)
+        features = self.direct.features(x)
+        return self.layers(x) if features is None else features
+
+    def forward(self, x: Tensor, task_id: Tensor | None = None) -> Tensor:
+        """(N, ...) → (N, C) logits; `task_id` (N,) is read by per-task heads only."""
+        # `features` of a subclass, or what took its place, may compute something else
+        direct = type(self) is MLP and "features" not in vars(self) and self.precision == "fp32"
+        logits = self.direct.logits(x, task_id) if direct else None
+        return super().forward(x, task_id) if logits is None else logits
 
     def init_weights(self) -> None:
         """Draw Xavier-uniform weights and set biases to zero, the head's included; or leave PyTorch's."""

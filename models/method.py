@@ -16,7 +16,7 @@ from engram.backbones import compiled
 from engram.backbones.backbone import Backbone
 from engram.datasets.benchmark import Batch, Benchmark, Task
 from engram.models.parts.inference import allowed_classes, evaluating
-from engram.utils import distributed, precision, seeding, state
+from engram.utils import compat, distributed, precision, seeding, state
 from engram.utils.batching import CHUNK, evaluation_chunk
 from engram.utils.config import registry
 from engram.utils.config.config import TrainOptions
@@ -151,7 +151,7 @@ class Method:
         self.optimizer.zero_grad()
         loss = self.loss(batch)
         penalty = self.penalty()
-        (loss if penalty is None else loss + penalty).backward()
+        compat.backward(loss if penalty is None else loss + penalty)
         self.edit_gradients(batch)
         self.optimizer.step()
         self.after_step(batch)

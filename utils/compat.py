@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.nn import Module
+    from torch.utils.hooks import RemovableHandle
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -50,6 +52,48 @@ def in_vmap(x: "Tensor") -> bool:
     import torch
 
     return torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
+def hook_counter() -> "type[RemovableHandle]":
+    """The class whose `next_id` grows whenever a hook is registered on a module or tensor of the process."""
+    from torch.utils.hooks import RemovableHandle
+
+    return RemovableHandle
+
+
+def runs_as_written(module: "Module") -> bool:
+    """Whether calling a module only calls its class's `forward`: no hook, no `forward` of its own."""
+    from torch.nn.modules import module as modules
+
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    watched = modules._has_any_global_hook() or any(getattr(module, name) for name in hooks)
+    return not watched and "forward" not in vars(module)
+
+
+def submodules(module: "Module") -> dict[str, "Module"]:
+    """The dict in which a module keeps its direct submodules: one that is replaced is replaced in it."""
+    return module._modules  # type: ignore[return-value]
+
+
+def parameters(module: "Module") -> dict[str, "Tensor"]:
+    """The dict in which a module keeps its own parameters; reading `module.weight` takes ten times longer."""
+    return module._parameters  # type: ignore[return-value]
+
+
+def backward(loss: "Tensor") -> None:
+    """Call `loss.backward()`; for a scalar on a CPU without what comes before it in Python.
+
+    That is checks of arguments that are not given here and a context for a compiler on the threads of GPUs: a
+    twentieth of a small network's step.
+    """
+    import torch
+
+    if type(loss) is not torch.Tensor or not loss.is_cpu or loss.dim():
+        loss.backward()
+        return
+    torch.autograd.Variable._execution_engine.run_backward(
+        (loss,), (torch.ones_like(loss),), False, False, (), allow_unreachable=True, accumulate_grad=True
+    )
 
 
 # One kernel for a list of tensors instead of one for each; PyTorch has no public name for these operations,

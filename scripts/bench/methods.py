@@ -14,9 +14,10 @@ from itertools import islice
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from engram.backbones.backbone import build_network
+from engram.backbones.backbone import Backbone, build_network
+from engram.backbones.mlp import MLP
 from engram.datasets.augment import Augment
 from engram.datasets.streams import class_incremental
 from engram.memorization import proxies
@@ -61,7 +62,7 @@ METHODS = {
     "lwf": Case({}, forward=(1,)),
 }
 SCALING = ("er", "ewc", "mas", "si", "gem")
-MLP = {"backbone": "mlp", "batch_size": 10}
+MLP_FLAGS = {"backbone": "mlp", "batch_size": 10}
 EARLY, LATE = 1, 19  # tasks, from 0: the second and the twentieth
 
 
@@ -105,6 +106,11 @@ class Stream:
         return time.perf_counter() - started
 
 
+def bare_network(net: Backbone) -> nn.Module:
+    """The network as PyTorch's users write it: of an MLP, which calls none of its modules, those in a row."""
+    return nn.Sequential(*net.layers, net.head) if isinstance(net, MLP) else net
+
+
 def bare_epoch(stream: Stream, case: Case) -> float:
     """Seconds of as many bare steps, over float images in memory."""
     samples, size = stream.benchmark.train(stream.task), stream.size
@@ -116,7 +122,7 @@ def bare_epoch(stream: Stream, case: Case) -> float:
 
 def bare_steps(stream: Stream, case: Case, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
     """Seconds of bare steps on batches as wide as the widest pass."""
-    net, size = stream.trainer.method.net, stream.size
+    net, size = bare_network(stream.trainer.method.net), stream.size
     parameters = list(net.parameters())
     optimizer = build_optimizer(parameters, stream.trainer.config.train)
     anchors = [p.detach().clone() for p in parameters]
@@ -157,7 +163,7 @@ def methods(
 def methods_mlp() -> list[Figure]:
     """The 784-100-100-10 MLP at batch 10, one thread."""
     torch.set_num_threads(1)
-    return methods("MLP, batch 10", MLP, 6000, (1, 28, 28), Augment())
+    return methods("MLP, batch 10", MLP_FLAGS, 6000, (1, 28, 28), Augment())
 
 
 def methods_resnet() -> list[Figure]:
@@ -178,7 +184,7 @@ def over_tasks() -> list[Figure]:
     source, figures = random_source(20 * 1000, 40, (1, 28, 28), n_classes=40), []
     for name in SCALING:
         flags = {"buffer_size": 5120} if name == "gem" else METHODS[name].flags
-        early, late = (Stream(name, MLP | flags, 20, task, source, Augment()) for task in (EARLY, LATE))
+        early, late = (Stream(name, MLP_FLAGS | flags, 20, task, source, Augment()) for task in (EARLY, LATE))
         passes = f"; gradients per step: {EARLY + 1} and {LATE + 1}" if name == "gem" else ""
         figures.append(against(f"cost against T, {name}: task 20 / task 2", late, early, passes))
     return figures
@@ -187,12 +193,14 @@ def over_tasks() -> list[Figure]:
 def over_sizes() -> list[Figure]:
     """Replay from a hundred times as large a memory; a hundred times as many classes."""
     source = random_source(20_000, 1000, (1, 28, 28))
-    small, large = (Stream("er", MLP | {"buffer_size": n}, 2, 1, source, Augment()) for n in (200, 20_000))
+    small, large = (
+        Stream("er", MLP_FLAGS | {"buffer_size": n}, 2, 1, source, Augment()) for n in (200, 20_000)
+    )
     for stream in (small, large):  # full before it is timed
         stream.epoch(), stream.epoch()
     memory = against("cost against the memory, er: 20,000 slots / 200", large, small)
     many = random_source(20_000, 1000, (1, 28, 28), n_classes=1000)
-    few, lots = (Stream("er", MLP | METHODS["er"].flags, 2, 1, s, Augment()) for s in (source, many))
+    few, lots = (Stream("er", MLP_FLAGS | METHODS["er"].flags, 2, 1, s, Augment()) for s in (source, many))
     return [memory, against("cost against classes, er: 1,000 / 10", lots, few)]
 
 

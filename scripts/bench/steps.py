@@ -24,8 +24,8 @@ from engram.scripts.bench.buffer import CIFAR
 from engram.scripts.bench.data import pil_loader
 from engram.scripts.bench.methods import METHODS, Case, Stream, bare_epoch, bare_steps
 from engram.scripts.bench.timing import Figure, alternate, random_source, wait_for
+from engram.utils import compat, precision
 from engram.utils import device as devices
-from engram.utils import precision
 
 AGAINST = ("bare", "loader", "plain")
 EPOCHS, N_IMAGES = 50, 50_000  # of the run whose length is told: the memorization paper's on CIFAR-100
@@ -118,7 +118,7 @@ def split(stream: Stream) -> dict[str, float]:
     method, benchmark = stream.trainer.method, stream.benchmark
     watch = Stopwatch(method.device)
     buffer, own_batches = getattr(method, "buffer", None), benchmark.batches
-    own_backward = torch.Tensor.backward
+    own_backward, short_backward = torch.Tensor.backward, compat.backward
     patched = [(method.net, "features", "forward"), (method.net.head, "forward", "forward")]
     patched += [(method.optimizer, name, "optimizer") for name in ("step", "zero_grad")]
     patched += [(method, "augment", "buffer"), (method, "observe", "method")]
@@ -129,10 +129,11 @@ def split(stream: Stream) -> dict[str, float]:
             setattr(thing, name, watch.timed(getattr(thing, name), purpose))
         benchmark.batches = lambda *args: watch.drawn(own_batches(*args), "data")
         torch.Tensor.backward = watch.timed(own_backward, "backward")
+        compat.backward = watch.timed(short_backward, "backward")
         with watch.during("trainer"):
             stream.epoch()
     finally:
-        torch.Tensor.backward = own_backward
+        torch.Tensor.backward, compat.backward = own_backward, short_backward
         del benchmark.batches
         for thing, name, value in before:
             setattr(thing, name, value) if value is not None else delattr(thing, name)

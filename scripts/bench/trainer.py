@@ -19,6 +19,7 @@ from engram.datasets.streams import class_incremental
 from engram.models.method import Setup
 from engram.models.sgd import SGD
 from engram.scripts.bench.buffer import CIFAR
+from engram.scripts.bench.methods import bare_network
 from engram.scripts.bench.timing import Figure, alternate, random_source
 from engram.utils.config.config import Config, resolve
 from engram.utils.training.trainer import Trainer
@@ -44,7 +45,7 @@ def trainer_run(config: Config, source: Source, augment: Augment) -> float:
 def bare_run(config: Config, source: Source, augment: Augment) -> float:
     """Seconds of the same steps and evaluations, written out plainly over float tensors in memory."""
     benchmark, method = build(config, source, augment)
-    net, size = method.net, config.train.batch_size
+    net, size = bare_network(method.net), config.train.batch_size
     test = benchmark.test(len(benchmark.tasks))
     test_x, test_y = augment.normalise(test.x_raw), test.y
     tasks = [(augment.normalise(benchmark.train(t).x_raw), benchmark.train(t).y) for t in benchmark.tasks]

@@ -15,6 +15,7 @@ from engram.scripts.bench import __main__, data, methods, precision, seeds, star
 from engram.scripts.bench.methods import METHODS, Stream, against, bare_epoch
 from engram.scripts.bench.steps import Settings, Stopwatch
 from engram.scripts.bench.timing import Figure, random_source
+from engram.utils import compat
 from engram.utils.config.config import resolve
 from tests.waiting import TickingClock
 
@@ -45,14 +46,14 @@ def clock(monkeypatch) -> TickingClock:
 
 def test_the_split_adds_up_to_the_epoch_and_leaves_nothing_behind(clock):
     stream = SMALL.stream("er", compiled=False)
-    method, before = stream.trainer.method, torch.Tensor.backward
+    method, before = stream.trainer.method, (torch.Tensor.backward, compat.backward)
     own = {thing: set(vars(thing)) for thing in (method, method.net, method.buffer, stream.benchmark)}
     started = clock()
     parts = steps.split(stream)
     passed = clock() - started
     assert set(parts) == {"data", "forward", "backward", "optimizer", "buffer", "method", "trainer"}
     assert 0 < sum(parts.values()) * stream.n_steps <= passed
-    assert torch.Tensor.backward is before
+    assert (torch.Tensor.backward, compat.backward) == before
     assert {thing: set(vars(thing)) for thing in own} == own
 
 
@@ -66,7 +67,7 @@ def test_an_epoch_has_as_many_steps_as_it_is_told(batch_size, n_steps):
 def test_bare_steps_are_as_many_and_as_wide_as_the_methods(monkeypatch):
     stream = SMALL.stream("derpp", compiled=False)
     net, widths = stream.trainer.method.net, []
-    net.register_forward_hook(lambda module, given, out: widths.append(len(given[0])))
+    net.layers[0].register_forward_hook(lambda module, given, out: widths.append(len(given[0])))
     bare_epoch(stream, METHODS["derpp"])
     assert widths == [4] * 3 * stream.n_steps == [4] * 15
     widths.clear()

@@ -51,6 +51,50 @@ def test_vmap_is_recognized():
     assert not compat.in_vmap(torch.zeros(2))
 
 
+def test_every_hook_is_counted():
+    module, counter = torch.nn.Linear(2, 2), compat.hook_counter()
+    hooks = ("forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook")
+    for name in hooks:
+        before = counter.next_id
+        assert compat.runs_as_written(module)
+        handle = getattr(module, f"register_{name}")(lambda *given: None)
+        assert counter.next_id > before and not compat.runs_as_written(module), f"{TORCH}: register_{name}"
+        handle.remove()
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda *given: None)
+    assert not compat.runs_as_written(module), f"{TORCH}: hooks of all modules"
+    handle.remove()
+    module.forward = lambda x: x
+    assert not compat.runs_as_written(module)
+
+
+def test_the_dicts_of_a_module_are_its_own():
+    module = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    modules, parameters = compat.submodules(module), compat.parameters(module[0])
+    module[0].weight = torch.nn.Parameter(torch.ones(2, 2))
+    assert parameters["weight"] is module[0].weight, f"{TORCH}: Module._parameters"
+    module[0] = torch.nn.ReLU()
+    assert modules["0"] is module[0], f"{TORCH}: Module._modules"
+
+
+def test_backward_is_the_tensors_own(monkeypatch):
+    calls, plain = [], torch.Tensor.backward
+    monkeypatch.setattr(torch.Tensor, "backward", lambda self, *given: calls.append(1) or plain(self, *given))
+    for dtype in (torch.float32, torch.float64):
+        x = torch.linspace(-1, 2, 7, dtype=dtype).requires_grad_()
+        compat.backward((x.exp() * x).sum())
+        compat.backward(x.square().sum())
+        theirs = x.detach().clone().requires_grad_()
+        plain((theirs.exp() * theirs).sum())
+        plain(theirs.square().sum())
+        assert torch.equal(x.grad, theirs.grad), f"{TORCH}: run_backward"
+    assert not calls
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        compat.backward(torch.ones(()))
+    with pytest.raises(RuntimeError, match="scalar outputs"):
+        compat.backward(x)
+    assert calls == [1]
+
+
 def test_fused_sgd_is_the_optimizers_own_step():
     ours, theirs = ([torch.arange(5.0).requires_grad_(), torch.ones(2, 3).requires_grad_()] for _ in range(2))
     optimizer = torch.optim.SGD(theirs, lr=0.3, weight_decay=0.01, fused=True)

@@ -33,8 +33,8 @@ CONTRACTS = {
         "shards", "sample_lists", "sources", "storage", "streams", "training_samples", "unlabeled",
     },
     "backbones": {
-        "backbone", "batch_norm", "compiled", "from_library", "heads", "library_weights", "row_parallel",
-        "timm_library", "torchvision_library",
+        "backbone", "batch_norm", "compiled", "direct_layers", "from_library", "heads", "library_weights",
+        "row_parallel", "timm_library", "torchvision_library",
     },
 }  # fmt: skip
 LIBRARIES = ("timm", "torchvision")  # `--backbone timm:NAME`, see backbones/from_library.py
