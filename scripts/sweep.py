@@ -38,6 +38,7 @@ from engram.utils.sweeps.job_pool import JobPool
 from engram.utils.sweeps.run_index import RunIndex
 from engram.utils.sweeps.sweep import Sweep, ending, failure, preload
 from engram.utils.sweeps.sweep_spec import SweepSpec, read_spec
+from engram.utils.tracking.mlflow_store import BROWSE
 
 
 def parser() -> argparse.ArgumentParser:
@@ -192,7 +193,7 @@ def carry_out(sweep: Sweep, name: str, options: argparse.Namespace) -> int:
                 if job_exit.code and not tries_left:
                     failed.append(failure(run, job_exit))
                     bar.set_postfix_str(f"{len(failed)} failed", refresh=False)
-            write_parents(sweep, pool, name)
+            to_browse = write_parents(sweep, pool, name)
         except KeyboardInterrupt as stop:
             end(pool)
             return 128 + (stop.args[0] if stop.args else signal.SIGINT)
@@ -203,18 +204,31 @@ def carry_out(sweep: Sweep, name: str, options: argparse.Namespace) -> int:
     print(line + (f"; {n_unlogged} not in MLflow: start the sweep again to send them" if n_unlogged else ""))
     if n_done > len(failed):
         folder = Path(sweep.runs[0].config.run.output_dir).expanduser()
-        print(f"report:  python scripts/report.py {shlex.quote(str(folder))}")
+        print("\n".join([f"report:  python scripts/report.py {shlex.quote(str(folder))}", *to_browse]))
     return 1 if failed else 0
 
 
-def write_parents(sweep: Sweep, pool: JobPool, name: str) -> None:
-    """Seeds below their setting in MLflow; a job like the runs, because it imports as much."""
+def write_parents(sweep: Sweep, pool: JobPool, name: str) -> list[str]:
+    """Seeds below their setting in MLflow; a job like the runs, because it imports as much.
+
+    Returns the lines that say how to open them there.
+    """
+    to_browse: dict[str, None] = {}
     for job in sweep.parent_jobs(name):
         pool.submit(job)
     while pool.n_running():
         for job_exit in pool.finished(timeout=1.0):
             if job_exit.code:
                 print(f"MLflow has no parent runs of this study: {job_exit.job.output}", file=sys.stderr)
+            else:
+                to_browse |= dict.fromkeys(printed(job_exit.job.output, BROWSE))
+    return list(to_browse)
+
+
+def printed(output: str | None, beginning: str) -> list[str]:
+    """The lines of a job's output that begin so."""
+    text = Path(output).read_text(encoding="utf-8", errors="replace") if output else ""
+    return [line for line in text.splitlines() if line.startswith(beginning)]
 
 
 def job_pool(options: argparse.Namespace, sweep: Sweep) -> tuple[JobPool, int]:

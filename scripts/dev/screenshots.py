@@ -87,8 +87,11 @@ class Browser:
         text, _, self._rest = self._rest.partition(b"\0")
         return json.loads(text)
 
-    def shot(self, url: str, until: str, path: Path, whole: bool = False) -> None:
-        """Open a page, wait until the JavaScript expression is true, keep a picture."""
+    def shot(self, url: str, until: str, path: Path, height: int | None = HEIGHT) -> None:
+        """Open a page, wait until the JavaScript expression is true, keep a picture.
+
+        height: of the window, in pixels; None: the whole page.
+        """
         self.call("Page.navigate", url="about:blank")  # else a change after # alone opens nothing
         self.call("Page.navigate", url=url)
         deadline = time.monotonic() + PAGE_SECONDS
@@ -98,9 +101,10 @@ class Browser:
                 break
             time.sleep(0.5)
         time.sleep(SETTLE_SECONDS)
-        height = self.value("document.documentElement.scrollHeight") if whole else HEIGHT
+        height = height or self.value("document.documentElement.scrollHeight")
         size = {"width": WIDTH, "height": int(height), "deviceScaleFactor": 1, "mobile": False}
         self.call("Emulation.setDeviceMetricsOverride", **size)
+        time.sleep(SETTLE_SECONDS)
         picture = self.call("Page.captureScreenshot", format="png")["data"]
         path.write_bytes(base64.b64decode(picture))
         print(path)
@@ -170,11 +174,12 @@ def take(browser: Browser, url: str, experiment: str, out: Path) -> None:
     children = [run for run in runs if any(t["key"] == "seed" for t in run["data"]["tags"])]
     run = children[0]["info"]["run_id"]
     base, has = f"{url}/#/experiments/{number}/runs", "document.body.innerText.includes"
+    drawn = "document.querySelectorAll('.js-plotly-plot path.js-line').length > 3"
     printed = url + address(number)
     browser.shot(printed, f"{has}('{runs[0]['info']['run_name']}')", out / "runs.png")
-    browser.shot(f"{printed}&compareRunsMode=CHART", f"{has}('accuracy_class_il')", out / "compared.png")
+    browser.shot(f"{printed}&compareRunsMode=CHART", drawn, out / "compared.png")
     browser.shot(f"{base}/{run}", f"{has}('mean_acc_class_il')", out / "run.png")
-    browser.shot(f"{base}/{run}/model-metrics", f"{has}('accuracy_class_il')", out / "charts.png")
+    browser.shot(f"{base}/{run}/model-metrics", drawn, out / "charts.png", height=3 * HEIGHT)
     browser.shot(f"{base}/{run}/system-metrics", f"{has}('cpu_utilization')", out / "system.png")
     listed = ask(url, f"artifacts/list?run_id={run}").get("files", [])
     names = [file["path"] for file in listed if file["path"].endswith(".png")]
@@ -203,7 +208,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if args.report:
             page = args.report.absolute().as_uri()
-            browser.shot(page, "document.readyState == 'complete'", args.out / "report.png", whole=True)
+            browser.shot(page, "document.readyState == 'complete'", args.out / "report.png", None)
         if args.experiment and args.url:
             take(browser, args.url.rstrip("/"), args.experiment, args.out)
         elif args.experiment:

@@ -65,7 +65,11 @@ def test_all_runs_are_there_and_a_second_start_runs_nothing(whole, capsys):
     assert set(before) == {(model, seed) for model in ("er", "sgd") for seed in (0, 1)}
     capsys.readouterr()
     assert program.main(sweep_flags(whole / "runs", whole, "--name", "four")) == 0
-    assert "4 runs: 4 finished before, 0 now, 0 failed" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "4 runs: 4 finished before, 0 now, 0 failed" in told
+    assert (
+        told.count("browse:  mlflow ui --backend-store-uri sqlite:") == told.count("viewStateShareKey") == 1
+    )
     assert results(whole / "runs") == before
     assert len(stored(whole)[1]) == 6, "neither runs nor parents are repeated"
 

@@ -9,6 +9,7 @@ from engram.utils.config.consistency import MAX_NAME
 from engram.utils.runs.run_dir import RunDir
 from engram.utils.runs.run_record import RunRecord
 from engram.utils.sweeps import parent_runs
+from engram.utils.tracking.experiment_view import address
 from engram.utils.tracking.mlflow_tracker import open_tracker
 from tests.conftest import tiny_config
 
@@ -31,6 +32,7 @@ class Store:
         flags = {name: value for name, value in config.flat().items() if name != without}
         view = {"R": [[0.5 + seed / 10]], "average_accuracy": 0.5 + seed / 10, "forgetting": None}
         document = {"config": flags, "status": "finished", "scenario": "class-il", "b": [0.1]}
+        document |= {"seconds": {"total": 10.0 + 4 * seed}}
         (folder / "results.json").write_text(json.dumps(document | {"class_il": view, "task_il": view}))
         return str(folder)
 
@@ -53,7 +55,7 @@ def store(tmp_path, uri):
     return Store(tmp_path, uri)
 
 
-def test_seeds_from_before_and_after_a_new_flag_have_one_parent(store, monkeypatch):
+def test_seeds_from_before_and_after_a_new_flag_have_one_parent(store, monkeypatch, capsys):
     from mlflow.tracking import MlflowClient
 
     monkeypatch.setattr(parent_runs, "PARAMS_PER_BATCH", 20)  # there may be more flags than a request takes
@@ -68,8 +70,12 @@ def test_seeds_from_before_and_after_a_new_flag_have_one_parent(store, monkeypat
     of_parent = MlflowClient(store.uri).get_run(parent)
     assert of_parent.info.run_name == "x" * (MAX_NAME - 9) + ": 4 seeds", "databases take no longer name"
     assert len(of_parent.data.params) > 50
+    assert of_parent.info.end_time - of_parent.info.start_time == 16_000, "the mean of 10, 14, 18 and 22 s"
+    capsys.readouterr()
     assert parent_runs.write_parents("digits", both, store.uri) == 0
     assert store.parents() == [(parent, 4)]
+    told = capsys.readouterr().out
+    assert told.startswith("browse:  mlflow ui") and address(of_parent.info.experiment_id) in told
 
 
 def test_a_parent_known_by_an_older_configuration_is_replaced(store, monkeypatch):

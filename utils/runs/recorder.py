@@ -22,7 +22,7 @@ from engram.utils.runs.run_record import VIEW_NAMES, RunRecord, Seconds, ViewRes
 from engram.utils.runs.system_metrics import SystemMetrics
 from engram.utils.tracking.background_tracker import BackgroundTracker
 from engram.utils.tracking.experiment_view import address
-from engram.utils.tracking.mlflow_store import how_to_browse
+from engram.utils.tracking.mlflow_store import BROWSE, how_to_browse
 from engram.utils.tracking.mlflow_tracker import open_tracker, wanted
 from engram.utils.training import environment
 from engram.utils.training.accuracy_log import AccuracyLog
@@ -208,7 +208,7 @@ class Recorder(Generic[TaskT, BatchT]):
             completion.log_files(record, self.run_dir, self.tracker)
             self.tracker.flush()
         if self.tracker.active:
-            self.run_dir.say(f"browse:  {how_to_browse(self.config.log.tracking_uri, page)}")
+            self.run_dir.say(f"{BROWSE}{how_to_browse(self.config.log.tracking_uri, page)}")
         if self.handed_over:
             self.run_dir.say("figures and the end of the MLflow run follow (--wait_for_log waits for them)")
         view = next(iter(record.view_names))

@@ -2,12 +2,14 @@
 
 A parent holds, after every task, the mean over seeds under the metric's own name, so that its charts read
 like a run's, and also `_std` (ddof = 1), `_ci95` (half-width of the 95 % interval) and, at the end, `n`. It
-is made from the runs' records when they have ended; training knows nothing of it.
+begins with its first run and lasts as long as its runs on average. It is made from the runs' records when
+they have ended; training knows nothing of it.
 """
 
 import hashlib
 import math
 import sys
+import time
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +28,8 @@ from engram.utils.runs.run_dir import RunDir
 from engram.utils.runs.run_record import RunRecord
 from engram.utils.tracking import mlflow_store as store
 from engram.utils.tracking.deadline import within
-from engram.utils.tracking.experiment_view import experiment_id
+from engram.utils.tracking.experiment_view import address, experiment_id
+from engram.utils.tracking.mlflow_requests import milliseconds
 from engram.utils.tracking.mlflow_tracker import METRICS_PER_BATCH, PARAMS_PER_BATCH, TAG_FLAGS, batches
 from engram.utils.training.accuracy_log import VALIDATION
 
@@ -41,14 +44,23 @@ VARYING = {"seed", "device"}  # tags that a setting as a whole does not have
 
 @dataclass(frozen=True)
 class LoggedRun:
-    """A finished run: its id in MLflow and its record."""
+    """A finished run: its id in MLflow, its record, and when it ended, in seconds since 1970."""
 
     id: str
     record: RunRecord
+    ended: float
+
+    @property
+    def seconds(self) -> float:
+        """How long the run took."""
+        return self.record.seconds.total or 0.0
 
 
 def write_parents(sweep_name: str, paths: list[str], uri: str | None) -> int:
-    """Write or renew the parents of the finished runs in the folders `paths`; returns an exit code."""
+    """Write or renew the parents of the finished runs in the folders `paths`; returns an exit code.
+
+    Prints how to open each experiment that holds some of them, which the sweep shows at its end.
+    """
     uri = store.resolve_uri(uri)
     failures = store.import_mlflow(uri)
     settings: dict[str, list[LoggedRun]] = defaultdict(list)
@@ -56,28 +68,32 @@ def write_parents(sweep_name: str, paths: list[str], uri: str | None) -> int:
         record = RunRecord.read(run_dir.path)
         if run_dir.tracking_id and record.finished:
             setting = run_key(record.current_flags() | {"seed": 0})
-            settings[setting].append(LoggedRun(run_dir.tracking_id, record))
+            settings[setting].append(LoggedRun(run_dir.tracking_id, record, run_dir.ended or time.time()))
 
-    def write() -> None:
+    def write() -> set[str]:
         with store.exclusive(store.sqlite_path(uri)):
-            _write_all(sweep_name, settings, uri)
+            return _write_all(sweep_name, settings, uri)
 
     try:
         with store.quiet():
-            within(MAX_SECONDS, write)
+            experiments = within(MAX_SECONDS, write)
     except failures as error:
         print(f"MLflow: the study's parent runs could not be written ({redact(str(error))})", file=sys.stderr)
         return 1
+    for experiment in sorted(experiments):
+        print(f"{store.BROWSE}{store.how_to_browse(uri, address(experiment))}")
     return 0
 
 
-def _write_all(sweep_name: str, settings: dict[str, list[LoggedRun]], uri: str) -> None:
+def _write_all(sweep_name: str, settings: dict[str, list[LoggedRun]], uri: str) -> set[str]:
+    """Write the parents; returns the ids of the experiments that hold the runs."""
     from mlflow.tracking import MlflowClient
 
-    client = MlflowClient(tracking_uri=uri)
+    client, experiments = MlflowClient(tracking_uri=uri), set()
     for setting, runs in settings.items():
         flags = runs[0].record.current_flags()
         experiment = experiment_id(client, uri, flags["experiment_name"] or outside.label(flags["dataset"]))
+        experiments.add(experiment)
         children = hashlib.sha256(" ".join(sorted(run.id for run in runs)).encode()).hexdigest()[:12]
         # parents of before a flag was there are found by what their runs' configurations had
         settings_of_parents = {setting, *(run_key(run.record.config | {"seed": 0}) for run in runs)}
@@ -90,6 +106,7 @@ def _write_all(sweep_name: str, settings: dict[str, list[LoggedRun]], uri: str) 
             client.delete_run(parent.info.run_id)
         tags = {"study": sweep_name, "setting": setting, "children": children}
         _write_parent(client, experiment, tags, runs)
+    return experiments
 
 
 def _write_parent(
@@ -103,7 +120,9 @@ def _write_parent(
     tags |= parent_tags | {"evaluated_on": records[0].evaluated_on, "mlflow.note.content": headline(records)}
     n_seeds = f": {len(runs)} seeds"
     title = label(flags)[: MAX_NAME - len(n_seeds)] + n_seeds
-    parent = client.create_run(experiment, run_name=title, tags=tags).info
+    started = min(run.ended - run.seconds for run in runs)
+    ended = started + sum(run.seconds for run in runs) / len(runs)
+    parent = client.create_run(experiment, milliseconds(started), tags, title).info
     params = {name: value for name, value in flags.items() if name not in VARYING | {"run_name"}}
     stored = [Param(name, redact(str(value))) for name, value in params.items()]
     for params_of_batch in batches(stored, PARAMS_PER_BATCH):
@@ -114,7 +133,7 @@ def _write_parent(
     for run in runs:
         tag = [RunTag("mlflow.parentRunId", parent.run_id), RunTag("study", parent_tags["study"])]
         client.log_batch(run.id, tags=tag)
-    client.set_terminated(parent.run_id)
+    client.set_terminated(parent.run_id, end_time=milliseconds(ended))
 
 
 def label(flags: dict[str, Any]) -> str:

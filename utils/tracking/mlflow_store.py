@@ -34,6 +34,7 @@ CHATTY = ("mlflow", "alembic", "urllib3")
 ENGINE_ATTEMPTS = 4  # of opening a database
 LOCK_SECONDS = 60
 MAX_FOLDER_BYTES = 200  # a file system takes 255
+BROWSE = "browse:  "  # begins the printed line that says how to open an experiment
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 
 
