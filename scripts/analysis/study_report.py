@@ -10,6 +10,7 @@ from engram.scripts.analysis import study_tables
 from engram.scripts.analysis.paper_report import PaperReport
 from engram.scripts.analysis.papers.memorization import MemorizationReport
 from engram.scripts.analysis.papers.mer import MerReport
+from engram.scripts.analysis.papers.pretrained import PretrainedReport
 from engram.scripts.analysis.papers.rehearsal import RehearsalReport
 from engram.scripts.analysis.papers.scenarios import ScenariosReport
 from engram.scripts.analysis.run_set import RunSet, collect
@@ -21,7 +22,8 @@ from engram.utils.errors import UserError
 from engram.utils.sweeps.sweep_spec import read_spec
 
 PAPERS: dict[str, type[PaperReport]] = {
-    report.name: report for report in (MerReport, ScenariosReport, RehearsalReport, MemorizationReport)
+    report.name: report
+    for report in (MerReport, ScenariosReport, RehearsalReport, PretrainedReport, MemorizationReport)
 }
 
 
