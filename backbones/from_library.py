@@ -9,6 +9,7 @@ must repeat and resume.
 from dataclasses import dataclass
 from types import ModuleType
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -90,7 +91,26 @@ def build(options: Options, input_shape: tuple[int, ...], name: str) -> LibraryN
     weights = Weights.given(options.pretrained)
     net = LibraryNetwork(library.build(network, weights, options.input_size), is_grey=input_shape[0] == 1)
     net.notes = tuple(notes(net, weights, input_shape))
+    if options.input_size or not net.side:  # not the side that the weights were made for
+        refuse_size(net, input_shape, name)
     return net
+
+
+@torch.no_grad()
+def refuse_size(net: LibraryNetwork, input_shape: tuple[int, ...], name: str) -> None:
+    """Raise `UserError` where the network does not take the images, before the first step does."""
+    if next(net.parameters()).is_meta:
+        return
+    net.eval()
+    try:
+        net.features(torch.zeros(1, *input_shape))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        size = f"{net.side}x{net.side}" if net.side else f"{input_shape[1]}x{input_shape[2]}"
+        raise UserError(
+            f"--backbone {name} does not take images of {size} ({' '.join(str(error).split())[:90]}): "
+            "give another --input_size, such as 224"
+        ) from None
+    net.train()
 
 
 def notes(net: LibraryNetwork, weights: Weights, input_shape: tuple[int, ...]) -> list[str]:

@@ -123,6 +123,7 @@ def test_pixels_are_normalised_as_the_weights_want(tmp_path):
         (["timm:vit_tiny_patch16_225"], "there is no such network; did you mean vit_tiny_patch16_224"),
         (["torchvision:resnet19"], "there is no such network; did you mean resnet18"),
         (["torchvision:"], "expected torchvision:NAME"),
+        (["torchvision:alexnet"], "does not take images of 8x8 (Given input size: (64x1x1)."),
         (["torchvision:squeezenet1_0"], "its classifier is no linear layer"),
         (["torchvision:resnet18", "--pretrained", "V3"], "for resnet18: default, IMAGENET1K_V1"),
         ([VIT, "--pretrained", "nothing"], "timm has for vit_tiny_patch16_224: "),
