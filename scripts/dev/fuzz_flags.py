@@ -15,6 +15,7 @@ from pathlib import Path
 
 from engram import main as main_program
 from engram.memorization import cli as memorization_cli
+from engram.models.method import Method
 from engram.scripts import docs, new_method, report, sweep, tune
 from engram.scripts.bench import __main__ as bench
 from engram.scripts.dev import check_store
@@ -117,7 +118,8 @@ def without_writers(argv: list[str]) -> object:
 def programs() -> dict[str, tuple[Program, list[str]]]:
     """Name → the program and flags with which a run of it is tiny; later flags win over them."""
     methods = {
-        f"main {model}": (main_program.main, ["--model", model, *TINY]) for model in registry.names("models")
+        f"main {model}": (main_program.main, ["--model", model, *TINY, *quick_flags(model)])
+        for model in registry.names("models")
     }
     studies = {name: (memorization_program(name), flags) for name, flags in OUTPUTS.items()}
     others = {
@@ -135,6 +137,12 @@ def programs() -> dict[str, tuple[Program, list[str]]]:
         "bench": (bench.main, ["steps", "--backbone", "mlp", "--batch_size", "2", "--n_steps", "1"]),
     }
     return methods | studies | others
+
+
+def quick_flags(model: str) -> list[str]:
+    """The flags with which one step of the method takes little time."""
+    method = registry.plugin_class(registry.load("models", model), Method)
+    return [f"--{name}={value}" for name, value in method.quick_flags.items()]
 
 
 @cache

@@ -145,7 +145,9 @@ def studies() -> dict[str, Reader]:
     return {
         "scores": Reader(main(*MAER, "scores.npz"), ("scores.npz",), of_run("out")),
         "bare scores": Reader(main(*MAER, "scores.npy"), ("scores.npy",), of_run("out"), ("scores.npy",)),
-        "exclude": Reader(main(*RUN, "out", "--exclude", left_out), (left_out,), of_run("out")),
+        "exclude": Reader(
+            main(*RUN, "out", "--exclude", left_out), (left_out,), of_run("out"), alike=("random_10_0.npz",)
+        ),
         "intervention --scores": Reader(
             study("intervention", "--scores", "scores.npz", "--out_dir", "out", "--n_random", "1"),
             ("scores.npz",),
@@ -155,6 +157,7 @@ def studies() -> dict[str, Reader]:
             study("correlate", "--scores", "scores.npz", "--against", "proxies.npz", "--n_bootstrap", "5"),
             ("scores.npz", "proxies.npz"),
             printed,
+            alike=("scores.npz", "proxies.npz"),
         ),
         "eval_splits": Reader(
             study("eval_splits", "--weights_dir", "networks", "--out_filename", "out.npz"),

@@ -47,7 +47,10 @@ TESTS = {
     "utils/buffers/factory.py": ["tests/unit/test_memory.py"],
     "models/parts/quadratic.py": ["tests/unit/test_quadratic.py"],
     "models/parts/importance.py": ["tests/reference/test_importance.py"],
-    "utils/training/accuracy_log.py": ["tests/unit/test_logged_values.py", "tests/unit/test_training.py"],
+    "utils/training/accuracy_log.py": [
+        "tests/unit/test_logged_values.py", "tests/unit/test_evaluation_subset.py",
+        "tests/unit/test_training.py",
+    ],
     "memorization/estimator.py": ["tests/reference/test_estimator.py"],
 }  # fmt: skip
 

@@ -11,7 +11,7 @@ from engram.backbones.heads import SharedHead, TaskHeads
 from engram.backbones.mlp import MLP
 from engram.datasets.lazy_images import LazyImages
 from engram.models.method import Method
-from engram.models.parts import importance
+from engram.models.parts import importance, layers
 from engram.models.parts.fisher import log_likelihood, log_probabilities
 from engram.models.parts.norms import squared_norm
 from engram.models.parts.quadratic import Quadratic
@@ -54,11 +54,13 @@ def zeros(net: nn.Module) -> dict[str, Tensor]:
     return {n: torch.zeros_like(p) for n, p in net.named_parameters()}
 
 
-def brute_force(net: nn.Module, x: Tensor, task_id: Tensor, quantities, power: int) -> dict[str, Tensor]:
+def brute_force(
+    net: nn.Module, x: Tensor, task_id: Tensor, quantities, power: int, *given: Tensor
+) -> dict[str, Tensor]:
     """One backward pass per sample and quantity."""
     totals = zeros(net)
     for i in range(len(x)):
-        values, weights = quantities(net(x[i : i + 1], task_id[i : i + 1]))
+        values, weights = quantities(net(x[i : i + 1], task_id[i : i + 1]), *(g[i : i + 1] for g in given))
         for value, weight in zip(values[0], weights[0].detach(), strict=True):
             gradients = torch.autograd.grad(value, list(net.parameters()), retain_graph=True)
             for name, g in zip(totals, gradients, strict=True):
@@ -83,6 +85,22 @@ def test_equals_one_backward_per_sample(name, kind, accumulate):
     for n, b in net.named_buffers():
         assert torch.equal(b, buffers[n]), n
     assert all(p.grad is None for p in net.parameters())
+
+
+@pytest.mark.parametrize("accumulate", [importance.accumulate, importance.accumulate_any])
+def test_every_sample_has_what_is_given_of_it(accumulate):
+    net, (x, task_id) = network("mlp"), images(9)
+    labels, scale = torch.arange(9) % 4, torch.linspace(1, 2, 27, dtype=torch.float64).view(9, 3)
+
+    def quantities(logits: Tensor, labels: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        values, weights = log_likelihood(logits, labels)
+        return values * scale.prod(1, keepdim=True), weights
+
+    found = zeros(net)
+    accumulate(found, net, x, task_id, quantities, 2, labels, scale)
+    for name, value in brute_force(net, x, task_id, quantities, 2, labels, scale).items():
+        assert value.abs().max() > 0, name
+        torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-12)
 
 
 def test_single_precision_agrees_with_double():
@@ -167,6 +185,20 @@ def test_a_network_without_rules_takes_the_general_way():
     for name, value in brute_force(net, x, task_id, log_probabilities, 2).items():
         assert value.abs().max() > 0, name
         torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-12)
+
+
+def test_as_many_samples_are_held_as_there_is_room_for(monkeypatch):
+    x, task_id = images(1)
+    net = network("mlp")
+    held = layers.floats_per_sample(net, zeros(net), x, task_id)
+    for room, size in ((100 * held, 100), (20 * held - 1, 19), (3 * held, importance.FEW)):
+        monkeypatch.setitem(importance.CHUNK_FLOATS, "cpu", room)
+        assert importance.chunk_size(net, zeros(net), x, task_id) == size
+    general = MLP(12, ()).attach(Scaled(nn.Linear(12, 4)))  # 53 gradients of each sample
+    x, task_id = linear_inputs(1)
+    for room, size in ((53 * 7, 7), (53 * 7 - 1, 6), (10, 1)):
+        monkeypatch.setitem(importance.CHUNK_FLOATS, "cpu", room)
+        assert importance.chunk_size(general, zeros(general), x.float(), task_id) == size
 
 
 # --- of a task ----------------------------------------------------------------------------------

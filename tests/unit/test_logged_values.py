@@ -33,7 +33,7 @@ def filled(scenario: str = "class-il", groups: bool = False) -> AccuracyLog:
     log.b[:] = B
     for row, views in enumerate(zip(CLASS_IL, TASK_IL, strict=True)):
         log.set_row(row, np.array(views).T)
-    log.add_point(4, 0, np.array([[0.3, 0.5]]))
+    log.add_point(4, 0, np.array([[0.3, 0.5], [0.9, 0.9]]))  # of tasks not seen yet too
     log.add_point(7, 1, np.array([[0.2, 0.4], [0.1, 0.3]]))
     log.add_point(7, 1, np.array([[0.4, 0.6], [0.5, 0.7]]))  # the one at the end replaces the one before
     log.add_point(9, 2, np.array([[0.6, 0.8], [0.5, 0.9], [1.0, 1.0]]))
@@ -144,6 +144,7 @@ def test_the_record_holds_what_was_measured(monkeypatch):
     assert record.class_il.metric("forgetting") == pytest.approx(0.25)
     assert record.task_il.metric("forgetting") == pytest.approx(0.075)
     assert record.fwt == pytest.approx(0.125) and record.b == B
+    assert record.curve[0] == CurvePoint(4, 0, {"class_il": [0.3], "task_il": [0.5]})
     assert record.curve[1] == CurvePoint(7, 1, {"class_il": [0.4, 0.5], "task_il": [0.6, 0.7]})
     assert record.memory == [MemoryCounts(0, [2, 1], [3])]
     assert record.groups["low"]["class_il"].metrics == {"forgetting": pytest.approx(0.3)}
@@ -155,6 +156,7 @@ def test_the_record_holds_what_was_measured(monkeypatch):
 
 def test_a_log_before_any_training_has_no_speed():
     assert AccuracyLog(2, "class-il").images_per_second is None
+    assert AccuracyLog(2, "class-il").peak_bytes == 0, "nothing was measured"
 
 
 def test_a_log_goes_on_from_its_state():

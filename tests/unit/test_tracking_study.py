@@ -78,6 +78,22 @@ def test_seeds_from_before_and_after_a_new_flag_have_one_parent(store, monkeypat
     assert told.startswith("browse:  mlflow ui") and address(of_parent.info.experiment_id) in told
 
 
+def test_a_parent_holds_no_password_of_records_from_before_they_were_hidden(store):
+    from mlflow.tracking import MlflowClient
+
+    run = store.run(0)
+    path = Path(run, "results.json")
+    document = json.loads(path.read_text())
+    # a flag that is gone: the configuration no longer resolves, which would hide the password
+    document["config"] |= {"tracking_uri": "postgresql://me:s3cr3t@host/db", "flag_of_before": 1}
+    path.write_text(json.dumps(document))
+    assert parent_runs.write_parents("digits", [run], store.uri) == 0
+    ((parent, _),) = store.parents()
+    in_store = MlflowClient(store.uri).get_run(parent)
+    assert in_store.data.params["tracking_uri"] == "postgresql://***@host/db"
+    assert "s3cr3t" not in str(in_store.to_dictionary())
+
+
 def test_a_parent_known_by_an_older_configuration_is_replaced(store, monkeypatch):
     """As the program wrote it before the flag: its setting is that of the configuration as it is stored."""
     old = [store.run(seed, without="keep_optimizer") for seed in (0, 1)]
