@@ -1,6 +1,8 @@
 """Methods, benchmarks and backbones in files, packages and entry points that are not the project's."""
 
+import os
 import shutil
+import subprocess
 import sys
 from importlib.metadata import EntryPoint
 
@@ -11,6 +13,7 @@ from engram import main as main_program
 from engram.utils.config import cli, outside, registry
 from engram.utils.errors import UserError
 from engram.utils.runs.run_record import RunRecord
+from tests.conftest import ROOT
 
 QUICK = ["--n_epochs=1", "--disable_log"]
 METHOD = '''"""Plain SGD whose loss is scaled."""
@@ -120,6 +123,32 @@ def test_a_run_of_three_files_is_recorded_and_resumed_from_anywhere(files, monke
     assert main_program.main(["--resume", str(run), "--stop_after", "0"]) == 0
     assert "has changed" not in capsys.readouterr().out
     assert RunRecord.read(run).finished
+
+
+def test_a_plugin_imports_its_own_utils_and_datasets(files):
+    """Not the project's folders of these names, which `python main.py` has on the search path."""
+    (files / "utils.py").write_text("WORD = 'mine'\n")
+    (files / "datasets.py").write_text("")
+    (files / "own.py").write_text(METHOD.replace("IMPORT", "from utils import WORD\nimport os"))
+    code = "import engram.utils.config.registry as r; print(r.load('models', 'own.py').WORD)"
+    command = [sys.executable, "-P", "-c", code]  # -P: the current folder is not on the search path
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=files, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout == "mine\n", done.stderr
+
+
+def test_a_file_that_something_else_hides_from_the_plugin_is_told(files, capsys):
+    """Two plugins, each with a `neighbour_of_mine`: the second one would get the first one's."""
+    other = files / "other"
+    other.mkdir()
+    for name in ("neighbour_of_mine", "random"):
+        (other / f"{name}.py").write_text("")
+        (other / "idea.py").write_text(METHOD.replace("IMPORT", f"import {name}"))
+        import_of_first = registry.load("models", "my_method.py").neighbour_of_mine
+        assert main_program.main(["--model", str(other / "idea.py"), *QUICK]) == 2
+        told = capsys.readouterr().err
+        assert f"idea.py imports {name}, which Python finds in" in told and "rename that file" in told
+        assert import_of_first.__file__ == str(files / "neighbour_of_mine.py")
 
 
 def test_a_plugin_that_has_changed_or_is_gone_is_told_in_one_line(files, capsys):

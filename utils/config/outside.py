@@ -7,10 +7,16 @@ Three ways of naming one, each valid for --model, --dataset and --backbone:
     --model my_name                 an entry point of an installed package, in the group `engram.models`,
                                     `engram.datasets` or `engram.backbones`; recorded by its name
 
-What is recorded is all that is needed to find the plugin again. The plugin's folder (the one that holds its
-package, if it has one) is added at the end of the module search path, so that it can import its neighbours.
+What is recorded is all that is needed to find the plugin again.
+
+A plugin imports the files beside it as a script of its own would: its folder (the one that holds its package,
+if it has one) joins the module search path, `sys.path`. An import finder for this folder alone would be as
+global, since a finder does not learn who imports, and processes that a plugin spawns inherit `sys.path` but
+no finder. Installed packages come before the folder, so it hides nothing; where something hides a file of the
+folder that the plugin imports, the plugin is refused.
 """
 
+import ast
 import hashlib
 import importlib
 import importlib.util
@@ -22,6 +28,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+import engram
 from engram.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -75,8 +82,9 @@ def label(recorded: str) -> str:
 
 def load(kind: str, plugin: OutsidePlugin) -> ModuleType:
     """Import the plugin, anew if its file has changed; an error in it is a `UserError` with its line."""
-    if plugin.root and str(plugin.root) not in sys.path:
-        sys.path += [str(plugin.root)]  # at the end: it hides nothing
+    if plugin.root:
+        _make_importable(plugin.root)
+        _refuse_hidden_neighbours(plugin, plugin.root)
     checksum = hashlib.sha256(plugin.source).hexdigest()
     name = plugin.module or f"engram_plugin_{hashlib.sha256(str(plugin.path).encode()).hexdigest()[:12]}"
     module = sys.modules.get(name)
@@ -90,6 +98,41 @@ def load(kind: str, plugin: OutsidePlugin) -> ModuleType:
     if missing:
         raise UserError(f"{plugin.path}: does not define {' and '.join(missing)} (see CONTRIBUTING.md)")
     return module
+
+
+def _make_importable(folder: Path) -> None:
+    """Put the folder behind installed packages, and before the project's own, which engram.py keeps last.
+
+    Nobody imports the project's `utils` or `datasets` by these names, but a plugin may have files called so.
+    """
+    project = str(Path(engram.__file__).resolve().parent)
+    if str(folder) not in sys.path:
+        at = sys.path.index(project) if project in sys.path else len(sys.path)
+        sys.path[at:at] = [str(folder)]
+
+
+def _refuse_hidden_neighbours(plugin: OutsidePlugin, folder: Path) -> None:
+    """Raise `UserError` where the plugin imports a name of its folder and would get another file."""
+    for name in sorted(_imported_names(plugin.source)):
+        candidates = (folder / f"{name}.py", folder / name / "__init__.py")
+        neighbour = next(filter(Path.is_file, candidates), None)
+        spec = importlib.util.find_spec(name) if neighbour else None
+        if neighbour and spec and Path(spec.origin or "").resolve() != neighbour.resolve():
+            raise UserError(
+                f"{plugin.path} imports {name}, which Python finds in {spec.origin} before {neighbour}: "
+                "rename that file"
+            )
+
+
+def _imported_names(source: bytes) -> set[str]:
+    """The first parts of the module names that the source imports; none of one with a syntax error."""
+    try:
+        nodes = list(ast.walk(ast.parse(source)))
+    except (SyntaxError, ValueError):  # told with its line when it is executed
+        return set()
+    modules = [node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level]
+    modules += [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    return {module.split(".")[0] for module in modules if module}
 
 
 def line_at_fault(error: BaseException) -> str | None:
