@@ -58,11 +58,10 @@ class Augment:
                 "convert them with (255 * x).round().to(torch.uint8) for x in [0, 1]"
             )
         scale, shift = affine(self.mean, self.std, raw.device)
-        x = raw.to(torch.float32)
-        if len(self.mean) == 1:  # Python scalars spare a broadcast
-            x = x.mul_(scale)
+        if len(self.mean) == 1:  # Python scalars spare a broadcast and a call: in float32, as below
+            x = raw * scale
             return x.add_(shift) if self.mean[0] else x
-        return x.mul_(scale).add_(shift)
+        return raw.to(torch.float32).mul_(scale).add_(shift)
 
 
 class Standardised(Augment):

@@ -17,7 +17,7 @@ from engram.datasets.augment import Augment
 from engram.datasets.lazy_images import DiskImages, LazyImages, Transform, identity, prefetched
 from engram.datasets.sources import Source
 from engram.utils import seeding
-from engram.utils.device import one_thread
+from engram.utils.device import OneThread
 from engram.utils.scores import order_hash
 from engram.utils.transfer import send
 
@@ -255,7 +255,7 @@ class Benchmark:
             generator = seeding.generator(
                 self.seed, "augmentation", task.id, epoch, block, device=self.device
             )
-            with one_thread():
+            with OneThread():
                 raw, *others = next(blocks)
                 y_on_host = labels[block * per_block : (block + 1) * per_block]
                 fields = (self.augment(raw, generator), raw, *others, y_on_host)

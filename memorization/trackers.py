@@ -36,7 +36,7 @@ class LearningOrder(Proxy):
         """After predictions on `index` (n,): `correct` (n,) bool."""
         now = decide(partial(self._times, len(index)), self.device)
         since = self.when.index_select(0, index).minimum(now)  # what was known is earlier, or +inf
-        self.when.index_copy_(0, index, torch.where(correct, since, torch.inf))
+        self.when.index_copy_(0, index, since.masked_fill_(correct.logical_not(), torch.inf))
 
     def _times(self, n: int) -> Tensor:
         """(n,) the times of the next samples, which are counted."""

@@ -90,7 +90,7 @@ class LwF(Method):
     def softmaxes(self, head, features: Tensor, n_tasks: int) -> list[Tensor]:
         """Logits (N, C) of features (N, D) under each softmax over classes of the first tasks."""
         outputs = old_outputs(head, features, self.benchmark, n_tasks)
-        return outputs if self.distill == "head" else [torch.cat(outputs, 1)]
+        return outputs if self.distill == "head" or len(outputs) == 1 else [torch.cat(outputs, 1)]
 
     def loss(self, batch: Batch) -> Tensor:
         """CE + λ Σ_{old tasks} KD."""

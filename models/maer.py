@@ -41,7 +41,7 @@ class MAER(MemorizationReplay):
         """ER's loss; what the network says of the stream's samples is noted on the way."""
         samples = self.with_replay(batch)
         logits = self.logits(samples.x, samples.task_id)
-        self.chooser.watch(batch, logits[: len(batch.y)])
+        self.chooser.watch(batch, logits.detach()[: batch.y.shape[0]])
         return F.cross_entropy(logits, samples.y)
 
     def after_step(self, batch: Batch) -> None:

@@ -21,7 +21,7 @@ from engram.utils.batching import CHUNK, evaluation_chunk
 from engram.utils.config import registry
 from engram.utils.config.config import TrainOptions
 from engram.utils.config.options import OptionSet
-from engram.utils.device import one_thread
+from engram.utils.device import OneThread
 from engram.utils.errors import UserError
 from engram.utils.training.ports import State
 
@@ -181,7 +181,7 @@ class Method:
 
     def augment(self, x_raw: Tensor) -> Tensor:
         """Replayed uint8 images, augmented and normalised exactly as the stream's."""
-        with one_thread():
+        with OneThread():
             return self.setup.benchmark.augment(x_raw, self.replay_draws)
 
     @torch.no_grad()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engram.utils.device import one_thread
+from engram.utils.device import OneThread
 
 WORTH_SAYING = 1.25  # times as fast
 LONG_RUN = 10_000  # steps, from which a run on CUDA is worth other flags, as --compile's are
@@ -49,7 +49,7 @@ def speedup(device: torch.device) -> float:
     passes = {dtype: _convolution(device, dtype) for dtype in (torch.float32, torch.bfloat16)}
     least = dict.fromkeys(passes, math.inf)
     clock = time.process_time if device.type == "cpu" else time.perf_counter
-    with one_thread():
+    with OneThread():
         for n in range(ROUNDS + 1):
             for dtype, run in passes.items():
                 started = clock()

@@ -2,8 +2,6 @@
 
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 
@@ -56,19 +54,18 @@ def refuse_beyond_memory(what: str, n_bytes: int, device: torch.device) -> None:
         )
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
+class OneThread:  # as a generator it would take twice as long to enter, in every step
     """Inside, small memory-bound work runs on one CPU thread, however many the network uses.
 
     Indexing and normalising a few images gains nothing from threads and, on a machine that others
     use too, loses more than a factor of ten to their synchronisation.
     """
-    n = torch.get_num_threads()
-    if n == 1:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(n)
+
+    def __enter__(self) -> None:
+        self.n_threads = torch.get_num_threads()
+        if self.n_threads != 1:
+            torch.set_num_threads(1)
+
+    def __exit__(self, *error: object) -> None:
+        if self.n_threads != 1:
+            torch.set_num_threads(self.n_threads)

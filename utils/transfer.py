@@ -96,4 +96,7 @@ def decide(draw: Callable[[], Tensor], device: torch.device | str) -> Tensor:
     So `draw` itself must read and change what it depends on, generators and counters, each time it is called,
     and return the same shape and type every time.
     """
-    return send(draw(), device) if _collecting is None else _collecting.add(draw)
+    if _collecting is not None:
+        return _collecting.add(draw)
+    value = draw()
+    return value if value.device == device else send(value, device)

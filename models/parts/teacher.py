@@ -100,5 +100,6 @@ def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor
     The student may have more classes, which then come last: the teacher's q of those is 0. Li & Hoiem 2017
     (LwF, arXiv 1606.09282), eq. 2-3; not multiplied by the temperature squared.
     """
-    p = F.log_softmax(student / temperature, 1)
-    return -(F.softmax(teacher / temperature, 1) * p[:, : teacher.shape[1]]).sum(1).mean()
+    p, n_classes = F.log_softmax(student / temperature, 1), teacher.shape[1]
+    p = p if p.shape[1] == n_classes else p[:, :n_classes]  # taking all takes a kernel and two more backward
+    return -(F.softmax(teacher / temperature, 1) * p).sum(1).mean()

@@ -79,4 +79,4 @@ class MemorySetup(Protocol):
 
 def n_rows(fields: dict[str, Tensor]) -> int:
     """How many samples a batch of fields (N, ...) holds."""
-    return len(next(iter(fields.values())))
+    return next(iter(fields.values())).shape[0]  # len() of a tensor takes three times as long

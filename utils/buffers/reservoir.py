@@ -69,20 +69,20 @@ class Buffer:
         On CUDA all rows are written, those that do not enter to the spare slot: that takes one kernel a
         field, and every step has operations of the same shapes. A CPU copies what enters, often nothing.
         """
+        if self.device.type != "cuda":
+            rows, slots = assign()
+            if rows:
+                row_of = dict(zip(slots, rows, strict=True))
+                chosen = torch.tensor([list(row_of.values()), list(row_of)])
+                self.storage.write(chosen[1], fields, rows=chosen[0])
+            return
 
         def targets() -> Tensor:
             rows, slots = assign()
             slot_of = {row: slot for slot, row in dict(zip(slots, rows, strict=True)).items()}
             return torch.tensor([slot_of.get(row, self.size) for row in range(n_rows(fields))])
 
-        if self.device.type == "cuda":
-            self.storage.write(decide(targets, self.device), fields)
-            return
-        rows, slots = assign()
-        if rows:
-            row_of = dict(zip(slots, rows, strict=True))
-            chosen = torch.tensor([list(row_of.values()), list(row_of)])
-            self.storage.write(chosen[1], fields, rows=chosen[0])
+        self.storage.write(decide(targets, self.device), fields)
 
     def replace(self, slots: Tensor, **fields: Tensor) -> None:
         """Overwrite fields of chosen slots (k,), all different, with those of k samples."""

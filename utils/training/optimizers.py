@@ -27,8 +27,9 @@ def _without_wrappers(base: type[OptimizerT]) -> type[OptimizerT]:
     def step(self: torch.optim.Optimizer) -> None:
         for group in self.param_groups:
             for p in group["params"]:
-                if p.grad is not None and p.grad.stride() != p.stride():
-                    p.grad = as_laid_out(p.grad, p)
+                gradient = p.grad  # reading it takes longer than comparing strides
+                if gradient is not None and gradient.stride() != p.stride():
+                    p.grad = as_laid_out(gradient, p)
         if not plain_sgd_(self):
             plain_step(self)
 
@@ -57,11 +58,14 @@ def plain_sgd_(optimizer: torch.optim.Optimizer) -> bool:
     groups = optimizer.param_groups
     if any(group["momentum"] or isinstance(group["lr"], torch.Tensor) for group in groups):
         return False
-    learning = [[p for p in group["params"] if p.grad is not None] for group in groups]
-    if not all(p.is_cpu and p.dtype == torch.float32 for parameters in learning for p in parameters):
+    learning: list[list[tuple[torch.Tensor, torch.Tensor]]] = []
+    for group in groups:
+        pairs = [(p, p.grad) for p in group["params"]]
+        learning.append([(p, gradient) for p, gradient in pairs if gradient is not None])
+    if not all(p.is_cpu and p.dtype == torch.float32 for pairs in learning for p, _ in pairs):
         return False
-    for group, parameters in zip(groups, learning, strict=True):
-        gradients = [cast(torch.Tensor, p.grad) for p in parameters]
+    for group, pairs in zip(groups, learning, strict=True):
+        parameters, gradients = [p for p, _ in pairs], [gradient for _, gradient in pairs]
         compat.fused_sgd_(parameters, gradients, group["lr"], group["weight_decay"])
     return True
 
