@@ -14,7 +14,7 @@ COMPILED := torch._dynamo, torchvision, mlflow.tracking, mlflow.store.tracking.s
             matplotlib.backends.backend_agg, numba, scipy.optimize, sklearn.model_selection, pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-quick lint bench ui clean
+.PHONY: help install run test test-quick lint bench ui docs clean
 
 help:
 	@echo "make run    train maer on seq-digits (real 8x8 digits, no download) and print the result"
@@ -23,6 +23,7 @@ help:
 	@echo "make lint   ruff, and mypy --strict on the typed seams"
 	@echo "make bench  speed of the trainer and of the data path, as ratios"
 	@echo "make ui     browse the logged runs (mlflow ui)"
+	@echo "make docs   build the documentation as a static site (runs/docs/); make test builds it too"
 	@echo "make clean  remove the environment"
 
 $(STAMP): pyproject.toml
@@ -59,6 +60,9 @@ bench: $(STAMP)
 
 ui: $(STAMP)
 	$(PY) -m mlflow ui
+
+docs: $(STAMP)
+	$(PY) scripts/docs.py
 
 clean:
 	rm -rf $(VENV)

@@ -1,6 +1,6 @@
 """The documentation as one searchable site: a page for every method, benchmark and backbone, and the guides.
 
-    python scripts/docs.py                   into runs/docs/; open runs/docs/index.html
+    python scripts/docs.py                   into runs/docs/ (as make docs does); open runs/docs/index.html
     python scripts/docs.py --out /tmp/docs
 
 A plugin's page holds a command that runs it, what its file says (paper, formula, differences), its flags with
@@ -24,13 +24,19 @@ import yaml
 
 from engram.utils.config import registry
 from engram.utils.config.flags import CheckedParser
-from engram.utils.config.plugin_docs import KINDS, plugins
+from engram.utils.config.plugin_docs import KINDS, library_plugin, plugins
 from engram.utils.destinations import check_folder
 from engram.utils.door import guarded
 from engram.utils.errors import UserError
 from engram.utils.terminal import say_start
 
 GUIDES = {"README.md": "index.md", "RESULTS.md": "RESULTS.md", "CONTRIBUTING.md": "CONTRIBUTING.md"}
+PICTURES = (".png", ".svg")
+STYLE = """
+.md-grid { max-width: 76rem; }
+.md-typeset td:first-child code, .md-typeset th { white-space: nowrap; }
+.md-typeset table:not([class]) td, .md-typeset table:not([class]) th { padding: .4em .8em; }
+"""
 MARKDOWN_EXTENSIONS = ["tables", "fenced_code", {"toc": {"permalink": True}}]
 
 
@@ -47,15 +53,32 @@ def write_pages(folder: Path) -> int:
             (folder / title / f"{plugin.name}.md").write_text(plugin_page(plugin), encoding="utf-8")
             n_plugins += 1
         (folder / title / "index.md").write_text(index_page(kind), encoding="utf-8")
+    (folder / "backbones" / "libraries.md").write_text(plugin_page(library_plugin()), encoding="utf-8")
     (folder / "flags.md").write_text(run_flags_page(), encoding="utf-8")
     (folder / "mammoth.md").write_text(mammoth_page(), encoding="utf-8")
+    (folder / "site.css").write_text(STYLE, encoding="utf-8")
     for source, target in GUIDES.items():
         text = (registry.ROOT / source).read_text(encoding="utf-8")
-        (folder / target).write_text(text.replace("(README.md", "(index.md"), encoding="utf-8")
-        for image in re.findall(r"!\[[^\]]*\]\(([\w./-]+)\)", text):
-            (folder / image).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(registry.ROOT / image, folder / image)
+        (folder / target).write_text(linked(text, folder), encoding="utf-8")
     return n_plugins
+
+
+def linked(text: str, folder: Path) -> str:
+    """A guide whose links lead somewhere on the site: pictures are copied, other files are named only."""
+
+    def replaced(link: re.Match[str]) -> str:
+        words, target = link[1], link[2]
+        if re.match(r"https?:|#", target):
+            return link[0]
+        if target in GUIDES:
+            return f"[{words}]({GUIDES[target]})"
+        if (registry.ROOT / target).suffix not in PICTURES:
+            return f"{words} (`{target}`)"
+        (folder / target).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(registry.ROOT / target, folder / target)
+        return link[0]
+
+    return re.sub(r"\[([^\]]*)\]\(([^)\s]+)\)", replaced, text)
 
 
 def site_config(pages: Path, site: Path) -> dict[str, object]:
@@ -64,6 +87,7 @@ def site_config(pages: Path, site: Path) -> dict[str, object]:
         {title: [f"{title}/index.md", *(f"{title}/{plugin.name}.md" for plugin in plugins(kind))]}
         for kind, title in KINDS.items()
     ]
+    plugin_pages[-1]["backbones"].append({"torchvision:NAME, timm:NAME": "backbones/libraries.md"})
     guides = [
         {"Coming from mammoth": "mammoth.md"},
         {"Results": "RESULTS.md"},
@@ -81,8 +105,8 @@ def site_config(pages: Path, site: Path) -> dict[str, object]:
         },
         "plugins": ["search", "offline"],
         "markdown_extensions": MARKDOWN_EXTENSIONS,
-        # the guides also name files that are no pages
-        "validation": {"links": {"not_found": "ignore", "unrecognized_links": "ignore"}},
+        "extra_css": ["site.css"],
+        "validation": {"links": {"not_found": "warn", "unrecognized_links": "warn", "anchors": "warn"}},
         "nav": [{"Start": "index.md"}, *plugin_pages, {"flags of every run": "flags.md"}, *guides],
     }
 

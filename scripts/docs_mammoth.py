@@ -1,7 +1,7 @@
 """The page "Coming from mammoth" of the documentation: the table that also answers wrong flags."""
 
 from engram.scripts.analysis.table import MISSING
-from engram.scripts.docs_pages import PageTable, Section, render_page
+from engram.scripts.docs_template import PageTable, Section, render_page
 from engram.utils.config import mammoth
 
 

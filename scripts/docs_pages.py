@@ -4,21 +4,19 @@ import ast
 import dataclasses
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from types import ModuleType
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup, escape
+import yaml
 
 from engram.scripts.analysis.paper_report import PAPERS_DIR, ROW_NAMES, Published
 from engram.scripts.analysis.study_report import PAPERS
 from engram.scripts.analysis.table import MISSING
+from engram.scripts.docs_template import PageTable, Section, as_text, render_page
 from engram.utils.config import registry
 from engram.utils.config.config import GROUPS
 from engram.utils.config.options import BOUNDS, OptionSet, value_type
-from engram.utils.config.plugin_docs import KINDS, Plugin, method_class, plugins
+from engram.utils.config.plugin_docs import KINDS, Plugin, library_plugin, method_class, plugins
 
 HOOKS = (
     "begin_task", "loss", "penalty", "edit_gradients", "after_step", "end_task", "predict", "observe",
@@ -37,39 +35,6 @@ SOFTMAX_SOURCES = {
 NOT_SEARCHED = "---\nsearch:\n  exclude: true\n---"
 
 
-@dataclass(frozen=True)
-class PageTable:
-    """A table of a page; the cells of the columns in `code` are shown as code."""
-
-    head: list[str]
-    rows: list[list[str]]
-    title: str = ""
-    code: tuple[int, ...] = (0,)
-
-
-@dataclass(frozen=True)
-class Section:
-    """A titled part of a page: text, a block of code, tables; what is empty is left out."""
-
-    title: str
-    text: str = ""
-    code: str = ""
-    tables: list[PageTable] = field(default_factory=list)
-
-    @property
-    def empty(self) -> bool:
-        """Whether there is nothing to show below the title."""
-        return not (self.text or self.code or any(table.rows for table in self.tables))
-
-
-@dataclass(frozen=True)
-class Paragraph:
-    """A paragraph of a docstring; a literal one keeps its lines."""
-
-    text: str
-    literal: bool
-
-
 def plugin_page(plugin: Plugin) -> str:
     """Everything about one plugin, as Markdown."""
     module = registry.load(plugin.kind, plugin.name)
@@ -78,13 +43,13 @@ def plugin_page(plugin: Plugin) -> str:
         Section("Differs from the paper", plugin.differs),
         Section("Description", plugin.text),
         Section("Scenarios", ", ".join(plugin.scenarios)),
+        Section("Measured here (RESULTS.md), in %", tables=_measured_tables(plugin)),
+        Section("Published numbers, in %", tables=_published_tables(plugin)),
+        _preset_section(plugin),
         Section("Formula, hook by hook", tables=_hook_tables(plugin)),
         Section("Flags", tables=[flag_table(getattr(module, "Options", OptionSet))]),
         Section("Set by default", tables=_default_tables(plugin, module)),
         Section("Classes of the training softmax", _softmax_text(plugin, module)),
-        Section("Presets (--load_best_args)", code=_presets(plugin)),
-        Section("Published numbers, in %", tables=_published_tables(plugin)),
-        Section("Measured here (RESULTS.md)", tables=_measured_tables(plugin)),
         Section("Checked by", tables=_check_tables(plugin)),
         Section("File", code=str(plugin.path.relative_to(registry.ROOT))),
     ]
@@ -93,7 +58,10 @@ def plugin_page(plugin: Plugin) -> str:
 
 def index_page(kind: str) -> str:
     """All plugins of a kind with their first lines, as Markdown."""
-    lines = [f"- [{plugin.name}]({plugin.name}.md): {_markdown(plugin.summary)}" for plugin in plugins(kind)]
+    lines = [f"- [{plugin.name}]({plugin.name}.md): {as_text(plugin.summary)}" for plugin in plugins(kind)]
+    if kind == "backbones":
+        library = library_plugin()
+        lines.append(f"- [{library.name}](libraries.md): {as_text(library.summary)}")
     return "\n".join([NOT_SEARCHED, f"# {KINDS[kind]}", "", *lines, ""])
 
 
@@ -109,7 +77,8 @@ def example_command(plugin: Plugin) -> str:
         return f"python main.py --model sgd --dataset {plugin.name}{REQUIRED.get(plugin.name, '')}"
     if plugin.kind == "backbones":
         dataset = "seq-digits" if plugin.name == "mlp" else "seq-cifar10"
-        return f"python main.py --model sgd --dataset {dataset} --backbone {plugin.name}"
+        name = plugin.name.replace("NAME", "resnet18")
+        return f"python main.py --model sgd --dataset {dataset} --backbone {name}"
     heads = " --multi_head" if plugin.scenarios == ("task-il",) else ""
     return f"python main.py --model {plugin.name} --dataset seq-digits{heads}"
 
@@ -160,9 +129,25 @@ def _softmax_text(plugin: Plugin, module: ModuleType) -> str:
     )
 
 
-def _presets(plugin: Plugin) -> str:
+def _preset_section(plugin: Plugin) -> Section:
+    """The flags of each benchmark and buffer size in models/presets/, their source, and a command."""
     path = registry.ROOT / "models" / "presets" / f"{plugin.name}.yaml"
-    return path.read_text(encoding="utf-8") if plugin.kind == "models" and path.exists() else ""
+    title = "Presets (--load_best_args)"
+    if plugin.kind != "models" or not path.exists():
+        return Section(title)
+    presets = yaml.safe_load(path.read_text(encoding="utf-8"))
+    rows = [
+        [dataset, MISSING if size == "any" else str(size),
+         " ".join(f"--{name} {_value_text(value)}" for name, value in flags.items() if name != "source"),
+         flags.get("source", MISSING)]
+        for dataset, sizes in presets.items() for size, flags in sizes.items()
+    ]  # fmt: skip
+    dataset, size, *_ = rows[0]
+    buffer = "" if size == MISSING else f" --buffer_size {size}"
+    command = f"python main.py --model {plugin.name} --dataset {dataset}{buffer} --load_best_args"
+    return Section(
+        title, code=command, tables=[PageTable(["benchmark", "buffer", "flags", "source"], rows, code=(2,))]
+    )
 
 
 def _published_tables(plugin: Plugin) -> list[PageTable]:
@@ -240,40 +225,3 @@ def _value_text(value: object) -> str:
     if value is None or value == ():
         return MISSING
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-# --- the template ---------------------------------------------------------------------------------
-
-
-def render_page(name: str, summary: str, command: str, sections: list[Section]) -> str:
-    """A page as Markdown: title, first line, a command, and the sections that are not empty."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).with_name("templates")),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"inline": _inline, "paragraphs": _paragraphs}
-    return environment.get_template("plugin.md").render(
-        name=name,
-        summary=summary,
-        command=command,
-        sections=[section for section in sections if not section.empty],
-    )
-
-
-def _inline(text: str) -> Markup:
-    """Escaped text in which `words` between backticks are code."""
-    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
-
-
-def _markdown(text: str) -> str:
-    """The text with what Markdown or HTML would take for markup escaped."""
-    return re.sub(r"([\\`*_\[\]])", r"\\\1", str(escape(text)))
-
-
-def _paragraphs(text: str) -> list[Paragraph]:
-    """The paragraphs of a docstring; indented and bulleted ones are literal."""
-    blocks = [block.strip("\n") for block in text.split("\n\n") if block.strip()]
-    return [Paragraph(block, block.startswith((" ", "- "))) for block in blocks]

@@ -4,15 +4,17 @@ import importlib.util
 import re
 import shlex
 from dataclasses import replace
+from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
 from engram.scripts import docs, docs_pages
-from engram.scripts.docs_pages import PageTable, measured_tables, plugin_page
+from engram.scripts.docs_pages import measured_tables, plugin_page
+from engram.scripts.docs_template import PageTable
 from engram.utils.config import registry
 from engram.utils.config.cli import parse
 from engram.utils.config.plugin_docs import KINDS, plugins
-from tests.conftest import ROOT
 
 PLUGINS = [plugin for kind in KINDS for plugin in plugins(kind)]
 EWC = next(plugin for plugin in PLUGINS if plugin.name == "ewc")
@@ -31,12 +33,28 @@ def test_a_page_has_what_the_sources_say():
     assert page.startswith("# ewc\n") and page.index("python main.py --model ewc") < page.index("## Source")
     for wanted in (
         "Kirkpatrick et al.", "--e_lambda", "## Differs from the paper", "&gt;= 0", "## Checked by",
-        "<td>98.64 ± 0.22</td>", "van de Ven &amp; Tolias 2019", "## Measured here",
+        "<td>98.64\u00a0±\u00a00.22</td>", "van de Ven &amp; Tolias 2019", "## Measured here",
     ):  # fmt: skip
         assert wanted in page, wanted
     page = plugin_page(next(plugin for plugin in PLUGINS if plugin.name == "seq-mnist"))
     assert "<p>Split MNIST: 400-400 units" in page and "<p>Permuted MNIST" not in page
     assert "## Set by default" in page and "Formula" not in page
+
+
+def test_presets_are_flags_with_a_command_that_takes_them():
+    page = plugin_page(next(plugin for plugin in PLUGINS if plugin.name == "er"))
+    command = "python main.py --model er --dataset seq-mnist --buffer_size 200 --load_best_args"
+    assert f">{command}</code>" in page and parse(shlex.split(command)[2:]).config.train.lr == 0.01
+    flags = "--batch_size 10 --n_epochs 1 --lr 0.01 --minibatch_size 10"
+    benchmark = '<td><a href="../benchmarks/seq-mnist.html">seq-mnist</a></td>'
+    assert f"{benchmark}<td>200</td><td><code>{flags}</code></td><td>mammoth, utils/best_args.py" in page
+    assert page.index("## Measured here") < page.index("## Flags")
+
+
+def test_papers_and_plugins_are_links():
+    page = plugin_page(next(plugin for plugin in PLUGINS if plugin.name == "seq-mnist"))
+    assert '<a href="../methods/er.html"><code>er, buffer 500</code></a>' in page
+    assert '<a href="https://arxiv.org/abs/1904.07734">arXiv 1904.07734</a>' in page
 
 
 @pytest.mark.parametrize("plugin", [p for p in PLUGINS if p.kind == "datasets"], ids=lambda p: p.name)
@@ -73,6 +91,16 @@ def test_tables_of_the_results_are_read_with_their_titles():
     ]  # fmt: skip
 
 
+def dead_links(site: Path) -> list[str]:
+    """Links of the site's pages that lead to no file."""
+    return [
+        f"{page.relative_to(site)}: {target}"
+        for page in site.rglob("*.html") if page.name != "404.html"
+        for target in re.findall(r'(?:href|src)="([^":#?]+)["#?]', page.read_text())
+        if not (page.parent / unquote(target)).exists()
+    ]  # fmt: skip
+
+
 def test_the_site_has_a_page_for_every_plugin_and_the_guides(tmp_path, capsys):
     (tmp_path / "mine.txt").write_text("kept")
     assert docs.main(["--out", str(tmp_path)]) == 0
@@ -84,8 +112,8 @@ def test_the_site_has_a_page_for_every_plugin_and_the_guides(tmp_path, capsys):
     assert "--checkpoint_every" in (tmp_path / "flags.html").read_text()
     assert "<code>--model joint</code>" in (tmp_path / "mammoth.html").read_text()
     assert "How to read the tables" in (tmp_path / "RESULTS.html").read_text()
-    results = re.findall(r"!\[[^\]]*\]\(([\w./-]+)\)", (ROOT / "README.md").read_text())
-    assert all((tmp_path / image).exists() for image in results)
+    assert "--input_size" in (tmp_path / "backbones" / "libraries.html").read_text()
+    assert dead_links(tmp_path) == []
     searched = (tmp_path / "search" / "search_index.json").read_text()
     assert "methods/ewc.html#flags" in searched and '"methods/index.html"' not in searched
     assert (tmp_path / "mine.txt").read_text() == "kept", "nothing in the folder is deleted"

@@ -38,6 +38,12 @@ def plugins(kind: str) -> list[Plugin]:
     return [_plugin(kind, name, path) for name, path in registry.names(kind).items()]
 
 
+def library_plugin() -> Plugin:
+    """The backbones that libraries name, `torchvision:NAME` and `timm:NAME`, as one plugin."""
+    name = f"{registry.LIBRARIES[-1]}:NAME"
+    return _plugin("backbones", name, registry.ROOT / "backbones" / "from_library.py")
+
+
 def listing() -> str:
     """For --list: every plugin with its first line, paper and scenarios."""
     parts = []
