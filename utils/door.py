@@ -4,6 +4,7 @@
 def main(argv: list[str] | None = None) -> int: ...
 """
 
+import atexit
 import errno
 import functools
 import os
@@ -37,6 +38,7 @@ def guarded(program: Callable[Arguments, int | None]) -> Callable[Arguments, int
 
     @functools.wraps(program)
     def enter(*args: Arguments.args, **keywords: Arguments.kwargs) -> int:
+        _register_quiet_end()
         try:
             try:
                 return _exit_code(lambda: program(*args, **keywords))
@@ -51,6 +53,24 @@ def guarded(program: Callable[Arguments, int | None]) -> Callable[Arguments, int
             return BROKEN
 
     return enter
+
+
+@functools.cache
+def _register_quiet_end() -> None:
+    """Register `_quiet_end` once; what is registered first is called last."""
+    atexit.register(_quiet_end)
+
+
+def _quiet_end() -> None:
+    """Keep a page of Triton's about its own reference counts from following the program's last line.
+
+    torchvision imports it by way of PyTorch; its bindings (nanobind) count references when the interpreter
+    is gone already, write to the file descriptor of standard error, and have no switch.
+    """
+    if "triton" in sys.modules and sys.stderr is not None:
+        sys.stderr.flush()
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
 
 
 def _exit_code(program: Callable[[], int | None]) -> int:

@@ -172,3 +172,9 @@ def test_a_broken_connection_is_not_a_broken_output(capsys):
 def test_a_path_that_cannot_be_is_wrong_input(code, capsys):
     assert guarded(raising(OSError(code, os.strerror(code), "given/path")))() == 2
     assert "given/path" in capsys.readouterr().err
+
+
+def test_nothing_follows_the_last_line_of_a_program_that_imported_triton():
+    done = shell("$PYTHON main.py --model sgd --backbone torchvision:resnet19 --disable_log")
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1 and "there is no such network" in done.stderr
