@@ -35,7 +35,7 @@ def project(g: Tensor, past: Tensor, margin: float, eps: float) -> Tensor | None
     need is read from the device at once, (T, T + 2) numbers; the solution goes back.
     """
     # in float64: rounded to float32, the Gram matrix of near-parallel gradients is not positive definite
-    gram_and_dots = [products(past, other) for other in (past, g.unsqueeze(0))]
+    gram_and_dots = products(past, past, g.unsqueeze(0))
     numbers = torch.cat([*gram_and_dots, (past @ g).double().unsqueeze(1)], 1).cpu().numpy()
     gram, dots, dots_as_trained = numbers[:, :-2], numbers[:, -2], numbers[:, -1]
     if not (dots_as_trained < 0).any():
@@ -46,7 +46,11 @@ def project(g: Tensor, past: Tensor, margin: float, eps: float) -> Tensor | None
     return g + past.T @ send(torch.from_numpy(v), past.device, past.dtype)
 
 
-def products(a: Tensor, b: Tensor) -> Tensor:
-    """ABᵀ (m, n) in float64 of A (m, P) and B (n, P)."""
-    blocks = zip(a.split(BLOCK, dim=1), b.split(BLOCK, dim=1), strict=True)
-    return torch.stack([x.double() @ y.double().T for x, y in blocks]).sum(0)
+def products(a: Tensor, *others: Tensor) -> list[Tensor]:
+    """ABᵀ (m, n) in float64 of A (m, P) and each of the others B (n, P); a block of A is converted once."""
+    sums: list[list[Tensor]] = [[] for _ in others]
+    for x, *blocks in zip(*(t.split(BLOCK, dim=1) for t in (a, *others)), strict=True):
+        wide = x.double()
+        for b, y, kept in zip(others, blocks, sums, strict=True):
+            kept.append(wide @ (wide if b is a else y.double()).T)
+    return [torch.stack(kept).sum(0) for kept in sums]

@@ -168,7 +168,8 @@ def test_near_parallel_gradients_of_large_norm_are_projected():
 def test_blocks_of_columns_add_up_to_the_gram_matrix(monkeypatch):
     a, b = torch.randn(2, 3, 100, generator=torch.Generator().manual_seed(0)).unbind()
     monkeypatch.setattr(projection, "BLOCK", 7)
-    torch.testing.assert_close(projection.products(a, b), a.double() @ b.double().T, rtol=1e-12, atol=1e-12)
+    for found, other in zip(projection.products(a, a, b), (a, b), strict=True):
+        torch.testing.assert_close(found, a.double() @ other.double().T, rtol=1e-12, atol=1e-12)
 
 
 def test_nothing_is_projected_without_a_violation():
