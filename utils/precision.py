@@ -117,4 +117,6 @@ def described(requested: str, precision: str) -> str:
         return precision
     if requested == "auto":
         return f"{precision} (chosen by --precision auto)"
+    if requested == "bf16":
+        return f"{precision} (--precision bf16 does not apply: a compiled kernel takes the steps, in float32)"
     return f"{precision} (--precision {requested} needs a CUDA device with such units)"

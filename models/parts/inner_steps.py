@@ -4,6 +4,7 @@ P: number of parameters, as one flat vector in the order given. T: tasks. n: sam
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from engram.datasets.augment import Augment, Standardised
 from engram.models.method import Method, Setup
 from engram.models.parts.kernel import MLPKernel
 from engram.models.rehearsal import Examples
+from engram.utils import precision
 from engram.utils.compat import foreach_add_, foreach_copy_, foreach_lerp_
 
 
@@ -29,6 +31,9 @@ class InnerSteps:
     def __init__(self, method: Method) -> None:
         self.method = method
         self.kernel = kernel_for(method.net, method.setup)
+        if self.kernel is not None and method.setup.precision == "bf16":  # the kernel has none
+            method.setup = replace(method.setup, precision="fp32")
+            precision.use("fp32", method.net)
 
     def step(self, samples: Examples, weights: Tensor | None = None) -> Tensor:
         """One step of SGD on `weighted_loss`, which is returned, detached."""

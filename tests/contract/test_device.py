@@ -127,7 +127,7 @@ MAY_LAUNCH_MORE = {
     "er": 20,
     "maer": 26,
     "derpp": 442,  # batch norm keeps three passes apart: two more of 138, and 124 sums of their gradients
-    "gem": 177,  # a second pass over the memory of the past
+    "gem": 179,  # a second pass over the memory of the past
     "ewc": 4,
     "mas": 5,
     "si": 129,  # two operations a parameter

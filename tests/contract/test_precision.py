@@ -19,8 +19,9 @@ from tests.contract.test_methods import CASES, classes_of, small_method, train
 ROOT = Path(__file__).parents[2]
 # Files whose operations may be bfloat16: networks, and the end of their passes.
 NETWORKS = ("backbones/", "utils/precision.py", "models/parts/progressive.py")
-# Methods whose steps on a small perceptron are compiled (models/parts/kernel.py), or that train at the end.
-WITHOUT_AUTOGRAD = ("mer", "online", "gdumb")
+# Methods whose steps on a small perceptron are compiled (models/parts/kernel.py), in float32.
+COMPILED = ("mer", "online", "gem")
+WITHOUT_AUTOGRAD = (*COMPILED, "gdumb")  # or that train at the end
 
 
 class Watch(TorchDispatchMode):
@@ -47,6 +48,8 @@ def innermost() -> str:
             and "torch" in path.parts
             and path.name in ("graph.py", "__init__.py")
         ):
+            return "backward"
+        if path.name == "compat.py" and frame.f_code.co_name == "backward":
             return "backward"
         if path.is_relative_to(ROOT) and not {"tests", ".venv"} & set(path.relative_to(ROOT).parts):
             return f"{path.relative_to(ROOT)}:{frame.f_lineno}"
@@ -126,6 +129,18 @@ def test_a_step_of_several_updates_passes_through_the_weights_of_each():
 
     exact, lowered = moved("fp32"), moved("bf16")
     assert (lowered - exact).norm() < 0.2 * exact.norm()
+
+
+@pytest.mark.parametrize("model", COMPILED)
+def test_a_run_of_the_compiled_kernel_says_that_it_is_fp32(model):
+    method, config = small_method(model, precision="bf16")
+    assert method.inner.kernel is not None
+    assert (method.setup.precision, method.net.precision) == ("fp32", "fp32")
+    line = precision.described(config.run.precision, method.setup.precision)
+    assert line.startswith("fp32 (--precision bf16 does not apply")
+    method, _ = small_method(model, precision="bf16", backbone="cnn")
+    assert method.inner.kernel is None
+    assert (method.setup.precision, method.net.precision) == ("bf16", "bf16")
 
 
 def test_what_is_copied_from_a_network_has_its_precision():
