@@ -36,7 +36,7 @@ def list_folder(root: Path) -> tuple[Listing, Listing]:
     splits, skipped = [], Counter[str]()
     for split in ("train", "test"):
         table = root / f"{split}.csv"
-        splits.append(_list_table(table) if table.is_file() else _list_classes(root, split, skipped))
+        splits.append(read_table(table)[0] if table.is_file() else list_classes(root, split, skipped))
     say_skipped(root, skipped)
     return splits[0], splits[1]
 
@@ -85,7 +85,8 @@ def class_names(root: Path, train: Listing, test: Listing) -> tuple[str, ...]:
     return tuple(sorted(names, key=int if all(n.isdecimal() for n in names) else None))
 
 
-def _list_classes(root: Path, split: str, skipped: Counter[str]) -> Listing:
+def list_classes(root: Path, split: str, skipped: Counter[str]) -> Listing:
+    """The images of the class folders in `root/split/`; `skipped` counts what else lies there."""
     if not (root / split).is_dir():
         raise DataError(f"{root / split}: no such folder; " + LAYOUT.format(split))
     listing = Listing([], [])
@@ -118,13 +119,16 @@ def _images_in(root: Path, folder: str, skipped: Counter[str]) -> list[str]:
     return [f"{folder}/{name}" for name in names]
 
 
-def _list_table(table: Path) -> Listing:
+def read_table(table: Path, *optional: str) -> tuple[Listing, dict[str, list[str]]]:
+    """The images that a CSV file with columns path,label lists, and those of the optional columns it has."""
     listing = Listing([], [])
+    columns: dict[str, list[str]] = {}
     try:
         with open(table, newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file)
             if missing := {"path", "label"} - set(rows.fieldnames or ()):
                 raise DataError(f"{table}: column '{min(missing)}' is missing; expected a header path,label")
+            columns = {name: [] for name in optional if name in (rows.fieldnames or ())}
             for row in rows:
                 path, label = row["path"], row["label"]
                 if not path or not label:
@@ -136,11 +140,15 @@ def _list_table(table: Path) -> Listing:
                     )
                 listing.paths.append(path)
                 listing.labels.append(label)
+                for name, values in columns.items():
+                    if not row[name]:
+                        raise DataError(f"{table}, line {rows.line_num}: {name} is empty; fill it in")
+                    values.append(row[name])
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{table}: unreadable ({error}); save it as CSV in UTF-8") from error
     if not listing.paths:
         raise DataError(f"{table}: empty; one line for each image is needed")
-    return listing
+    return listing, columns
 
 
 def _lines(path: Path) -> list[str]:

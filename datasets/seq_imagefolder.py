@@ -1,9 +1,12 @@
 """Split image folder: your own images, split by class (see --image_dir).
 
 Folder: images in `train/<class>/` and `test/<class>/`, or `train.csv` and `test.csv` with columns
-`path,label` (paths relative to the folder), which also fix the order of the samples. Training settings of
-seq-cifar10; crop padding is an eighth of the image's side. Pixels are scaled to [-1, 1] (mean and
-deviation 0.5), whatever the images.
+`path,label` (paths relative to the folder), which also fix the order of the samples. Or images in `<class>/`
+alone, or one CSV file given as --image_dir: its column `split` says train or test; without one a share of
+each class is held out as test images, the same for every --seed, and a line says so (--test_share,
+--split_seed). A column `domain` makes each domain a task, in the order of their names (domain-IL).
+Training settings of seq-cifar10; crop padding is an eighth of the image's side. Pixels are scaled to [-1, 1]
+(mean and deviation 0.5), whatever the images.
 
 Images are `.jpg`, `.jpeg`, `.png`, `.bmp`, `.gif`, `.pgm`, `.ppm`, `.tif`, `.tiff` or `.webp`, in upper or
 lower case; what else lies in the folders is skipped, counted and said. All become 8-bit RGB: grey is
@@ -13,17 +16,20 @@ refused.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
-from engram.datasets import sources
+from engram.datasets import sources, user_images
 from engram.datasets.augment import Augment
 from engram.datasets.benchmark import Benchmark
-from engram.datasets.image_files import MAX_SIDE
+from engram.datasets.given_tasks import given_tasks
+from engram.datasets.image_files import MAX_SIDE, list_folder
 from engram.datasets.storage import Storage
 from engram.datasets.streams import class_incremental
 from engram.utils.config.config import Config
 from engram.utils.config.options import OptionSet, option
+from engram.utils.errors import DataError
 
 DEFAULTS = {
     "n_tasks": 5, "n_epochs": 50, "batch_size": 32, "lr": 0.1, "backbone": "resnet18",
@@ -36,8 +42,11 @@ class Options(OptionSet):
     """Flags of the image folder benchmark."""
 
     image_dir: str | None = option(
-        None, "folder with train/<class>/ and test/<class>/, or train.csv and test.csv (default: --data_dir)"
-    )
+        None, "folder with train/<class>/ and test/<class>/, or train.csv and test.csv, or <class>/, or a "
+        "CSV file of path,label[,split][,domain] (default: --data_dir)"
+    )  # fmt: skip
+    test_share: float = option(0.2, "share of each class held out if nothing says what is tested", gt=0, lt=1)
+    split_seed: int = option(0, "seed of that split, which --seed does not change", ge=0)
     img_size: int | None = option(
         None, "bring every image to this side: shorter side scaled, centre cropped (default: as they are)",
         ge=8, le=MAX_SIDE,
@@ -48,9 +57,22 @@ def build(config: Config, device: torch.device) -> Benchmark:
     """The benchmark for a resolved configuration, on `device`."""
     assert isinstance(config.benchmark, Options)
     options, data_dir = config.benchmark, config.run.data_dir
-    storage = Storage.configured(config, device)
-    source = sources.imagefolder(options.image_dir or data_dir, options.img_size, data_dir, storage)
-    return class_incremental("seq-imagefolder", source, augmentation(source), config, device)
+    given = Path(options.image_dir or data_dir).expanduser()
+    if options.image_dir:
+        listed = user_images.list_images(given, options.test_share, options.split_seed)
+    else:  # other data sets may lie there: no folder of it is taken for a class
+        listed = user_images.UserImages(given, *list_folder(given))
+    source = user_images.read(listed, options.img_size, Storage.configured(config, device))
+    augment = augmentation(source)
+    if listed.domains is None:
+        return class_incremental("seq-imagefolder", source, augment, config, device)
+    n_domains = len(listed.domains.names)
+    if config.stream.n_tasks != n_domains:
+        raise DataError(
+            f"--n_tasks {config.stream.n_tasks}: {given} has {n_domains} domains; give that number"
+        )
+    task_of = (listed.domains.train, listed.domains.test)
+    return given_tasks("seq-imagefolder", source, task_of, augment, config, device, domains=True)
 
 
 def augmentation(source: sources.Source) -> Augment:

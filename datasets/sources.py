@@ -145,17 +145,6 @@ def omniglot(data_dir: str | Path) -> Source:
     return _source("omniglot", decoded)
 
 
-def imagefolder(
-    folder: str | Path, img_size: int | None, data_dir: str | Path, storage: Storage | None = None
-) -> Source:
-    """A user's own images, RGB, all of one size or brought to `img_size`; cached under `data_dir`."""
-    root = Path(folder).expanduser()
-    if not root.is_dir():
-        raise DataError(f"--image_dir {folder}: no such folder; give one that holds train/ and test/")
-    splits, storage = image_files.list_folder(root), storage or Storage(data_dir=data_dir)
-    return _source("imagefolder", read_folder(root, splits, storage, img_size))
-
-
 def _source(name: str, decoded: Decoded) -> Source:
     return Source(name, **decoded | {"classes": tuple(decoded["classes"])})
 

@@ -1,13 +1,16 @@
 """Study data: the examples whose memorization is measured, and the test set, on the device."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from engram.datasets import sources
+from engram.datasets import sources, user_images
 from engram.datasets.augment import Augment, Windows, cut_windows, draw_windows
+from engram.datasets.image_files import list_folder
+from engram.datasets.storage import Storage
 from engram.memorization import subsets
 from engram.memorization.settings import DataOptions
 from engram.utils import seeding
@@ -115,8 +118,9 @@ def _source(options: DataOptions) -> tuple[sources.Source, Augment]:
     if name == "digits":
         return sources.digits(), Augment()
     if name == "imagefolder":
-        folder = options.image_dir or options.data_dir
-        source = sources.imagefolder(folder, options.img_size, options.data_dir)
+        folder = Path(options.image_dir or options.data_dir).expanduser()
+        listed = user_images.UserImages(folder, *list_folder(folder))
+        source = user_images.read(listed, options.img_size, Storage(data_dir=options.data_dir))
         return source, registry.load("datasets", "seq-imagefolder").augmentation(source)
     source = getattr(sources, name)(options.data_dir)
     benchmark = registry.load("datasets", BENCHMARKS.get(name, f"seq-{name}"))

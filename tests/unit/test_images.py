@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from engram.datasets import image_files, images, sources
+from engram.datasets import image_files, images, sources, user_images
+from engram.datasets.storage import Storage
 from engram.utils.errors import DataError
 
 
@@ -35,7 +36,8 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 
 def read(folder: Path, img_size: int | None = None) -> sources.Source:
-    return sources.imagefolder(folder, img_size, folder.parent)
+    listed = user_images.list_images(folder, 0.2, 0)
+    return user_images.read(listed, img_size, Storage(data_dir=str(folder.parent)))
 
 
 def test_a_folder_of_classes_becomes_tensors_pixel_for_pixel(folder):
@@ -268,7 +270,7 @@ def test_images_that_no_memory_holds_are_refused(folder, monkeypatch):
 
 def test_a_folder_that_is_not_there_names_the_flag(tmp_path):
     with pytest.raises(DataError, match=r"--image_dir .*nowhere: no such folder"):
-        sources.imagefolder(tmp_path / "nowhere", None, tmp_path)
+        user_images.list_images(tmp_path / "nowhere", 0.2, 0)
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg"])

@@ -31,6 +31,7 @@ CONTRACTS = {
         "array_layout", "array_values", "arrays", "augment", "benchmark", "encoded", "folder_scan",
         "given_tasks", "image_decoding", "image_files", "images", "lazy_images", "rotation", "scenarios",
         "shards", "sample_lists", "sources", "storage", "streams", "training_samples", "unlabeled",
+        "user_images",
     },
     "backbones": {
         "backbone", "batch_norm", "compiled", "direct_layers", "from_library", "heads", "library_weights",
