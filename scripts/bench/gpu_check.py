@@ -13,6 +13,7 @@ import argparse
 import functools
 import importlib.util
 import json
+import math
 import platform
 import re
 import subprocess
@@ -39,7 +40,9 @@ from engram.scripts.bench.check_runner import (
 )
 from engram.utils import files
 from engram.utils.config.flags import CheckedParser
+from engram.utils.destinations import check_folder
 from engram.utils.door import guarded
+from engram.utils.errors import UserError
 from engram.utils.training.environment import versions
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -196,6 +199,8 @@ def parser() -> argparse.ArgumentParser:
 
 def device_called(name: str) -> torch.device:
     """The device; this does not touch CUDA, as `utils.device.choose` does: forks could not use it then."""
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", name):
+        raise UserError(f"--device {name}: choose cpu, cuda or cuda:N")
     return torch.device("cuda:0" if name == "cuda" else name)
 
 
@@ -203,6 +208,9 @@ def device_called(name: str) -> torch.device:
 def main(argv: list[str] | None = None) -> int:
     """Run the sections; returns 1 where a check failed."""
     args = parser().parse_args(argv)
+    check_folder(args.out, "--out")
+    if not 0 < args.minutes < math.inf:
+        raise UserError(f"--minutes {args.minutes:g}: must be > 0 and finite")
     device = device_called(args.device)
     torch.set_num_threads(1 if args.quick else torch.get_num_threads())
     chosen = sections(args.only, device, args.quick)

@@ -13,6 +13,7 @@ removed at the end.
 """
 
 import argparse
+import math
 import os
 import shutil
 import statistics
@@ -37,6 +38,7 @@ from engram.utils.config.config import resolve
 from engram.utils.config.flags import COUNT, CheckedParser, check_bounds
 from engram.utils.destinations import check_folder
 from engram.utils.door import guarded
+from engram.utils.errors import UserError
 
 SHAPE, N_CLASSES, N_TEST, CHUNK = (3, 224, 224), 100, 200, 64
 EVERY = 4
@@ -140,14 +142,14 @@ def seconds_to_next(batches: Iterator) -> tuple[float, Batch]:
 
 def in_memory(source: Source, n: int) -> Source:
     """The first `n` images, held in memory."""
-    few = source.train_x.part(torch.arange(n))
+    few = source.train_x.subset(torch.arange(n))
     return replace(source, train_x=few[:], train_y=source.train_y[:n], test_x=source.test_x[:])
 
 
 def throughput(source: Source, n: int, batch_size: int, rounds: int = 7) -> str:
     """The same `n` images from disk and from memory, in alternating rounds, nothing else going on."""
     held = in_memory(source, n)
-    disk = replace(held, train_x=source.train_x.part(torch.arange(n)), test_x=source.test_x)
+    disk = replace(held, train_x=source.train_x.subset(torch.arange(n)), test_x=source.test_x)
     sides, times = [stream(side, 2) for side in (disk, held)], []
     for epoch in range(rounds + 1):
         for side in sides:
@@ -170,10 +172,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch_size", type=int, default=32)
     args = parser.parse_args(argv)
     check_bounds(args, n_tasks=COUNT, batch_size=COUNT)
+    if not 0 < args.gb < math.inf:
+        raise UserError(f"--gb {args.gb:g}: must be > 0 and finite")
     check_folder(args.folder, "--folder")
     args.folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     n = max(2 * N_CLASSES, int(args.gb * 1e9 / IMAGE))
+    few = min(n, 10 * args.batch_size)
     folder = Path(mkdtemp(prefix="shards-", dir=args.folder))
     try:
         started = time.perf_counter()
@@ -183,7 +188,7 @@ def main(argv: list[str] | None = None) -> None:
         print(
             f"{n:,} images, {n_bytes / 1e9:.2f} GB in {n_files} files, written in {spent:.0f} s", flush=True
         )
-        benchmark, held = stream(source, args.n_tasks), stream(in_memory(source, 10 * args.batch_size), 1)
+        benchmark, held = stream(source, args.n_tasks), stream(in_memory(source, few), 1)
         for epoch, name in enumerate(("cold", "again")):
             if not epoch:
                 forget(folder / "synthetic.shards")

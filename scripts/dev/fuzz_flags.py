@@ -16,8 +16,9 @@ from pathlib import Path
 from engram import main as main_program
 from engram.memorization import cli as memorization_cli
 from engram.models.method import Method
-from engram.scripts import docs, new_method, report, sweep, tune
+from engram.scripts import check_plugin, docs, new_backbone, new_dataset, new_method, report, sweep, tune
 from engram.scripts.bench import __main__ as bench
+from engram.scripts.bench import gpu_check, importance, shards
 from engram.scripts.dev import check_store
 from engram.scripts.dev.fuzz_trial import faults, in_fork
 from engram.scripts.interop import (
@@ -95,12 +96,16 @@ def memorization_program(name: str) -> Program:
     return program
 
 
-def in_this_folder(argv: list[str]) -> object:
-    """`new_method.py`, which writes below the folder it is started in; the other two are as it is."""
-    for name in ("models", "tests/reference"):
-        Path(name).mkdir(parents=True, exist_ok=True)
-    registry.checkout = Path.cwd
-    return new_method.main(argv)
+def in_this_folder(program: Program) -> Program:
+    """A program that writes a skeleton, below the folder it is started in."""
+
+    def started(argv: list[str]) -> object:
+        for name in ("models", "datasets", "backbones", "tests/reference", "tests/unit"):
+            Path(name).mkdir(parents=True, exist_ok=True)
+        registry.checkout = Path.cwd
+        return program(argv)
+
+    return started
 
 
 def pages_alone(argv: list[str]) -> object:
@@ -131,7 +136,13 @@ def programs() -> dict[str, tuple[Program, list[str]]]:
         "adapt_importance": (adapt_importance.main, ["adir", "afile"]),
         "import_mlruns": (import_mlruns.main, ["adir", "--disable_log"]),
         "write_gem_file": (write_gem_file.main, ["seq-digits", "o.pt"]),
-        "new_method": (in_this_folder, ["my_idea"]),
+        "new_method": (in_this_folder(new_method.main), ["my_idea"]),
+        "new_dataset": (in_this_folder(new_dataset.main), ["my_idea"]),
+        "new_backbone": (in_this_folder(new_backbone.main), ["my_idea"]),
+        "check_plugin": (check_plugin.main, ["afile"]),
+        "gpu_check": (gpu_check.main, ["--device", "cpu", "--quick", "--only", "device", "--out", "o"]),
+        "bench_importance": (importance.main, ["mlp-mas"]),
+        "bench_shards": (shards.main, ["--gb", "0.001", "--folder", "o"]),
         "docs": (pages_alone, ["--out", "o"]),
         "check_store": (without_writers, []),
         "bench": (bench.main, ["steps", "--backbone", "mlp", "--batch_size", "2", "--n_steps", "1"]),

@@ -19,6 +19,7 @@ from types import FrameType
 import torch
 
 from engram.datasets import sources
+from engram.utils import figure_files
 from engram.utils.config import registry
 
 CPU_SECONDS, MORE_TO_END = 4, 10
@@ -49,6 +50,7 @@ def warm_up() -> None:
     sources.digits()
     figures = importlib.import_module("engram.utils.runs.figures")
     figures.write_all = lambda record, folder: []  # a run's figures take longer than the run
+    figure_files.encoded = lambda figure, file_format, dpi=0: b""  # a report's longer than the report
 
 
 @dataclass(frozen=True)

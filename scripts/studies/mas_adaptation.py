@@ -15,6 +15,7 @@ About half a minute a seed on an idle core; runs lie in --output_dir, finished o
 import argparse
 import contextlib
 import json
+import math
 import os
 import shutil
 import sys
@@ -153,7 +154,10 @@ def main(argv: list[str] | None = None) -> int:
     """Run the study; returns the exit code."""
     parser = study_parser(__doc__, "runs/mas-adaptation")
     parser.add_argument("--angle", type=float, default=45.0, help="of the images in use, in degrees")
-    return run_study(study, "mas adaptation", parser.parse_args(argv))
+    args = parser.parse_args(argv)
+    if not math.isfinite(args.angle):
+        raise UserError(f"--angle {args.angle:g}: must be a finite number")
+    return run_study(study, "mas adaptation", args)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pathlib import Path
 from engram.scripts.analysis.table import check_update, update
 from engram.utils.config.flags import CheckedParser
 from engram.utils.destinations import check_folder
+from engram.utils.errors import UserError
 
 
 def study_parser(doc: str, output_dir: str) -> argparse.ArgumentParser:
@@ -24,6 +25,8 @@ def run_study(study: Callable[[argparse.Namespace], str], marker: str, args: arg
 
     Returns the exit code: 2 after an error of the user.
     """
+    if not all(seed.isdecimal() for seed in args.seeds.split(",")):
+        raise UserError(f"--seeds {args.seeds}: expected whole numbers separated by commas, e.g. 0,1,2")
     check_update(args.update, marker)
     check_folder(args.output_dir, "--output_dir")
     text = study(args)

@@ -11,7 +11,7 @@ import torch
 
 from engram.backbones import compiled
 from engram.models.sgd import SGD
-from engram.scripts.bench import __main__, data, methods, precision, seeds, startup, steps
+from engram.scripts.bench import __main__, data, methods, precision, seeds, shards, startup, steps
 from engram.scripts.bench.methods import METHODS, Stream, against, bare_epoch
 from engram.scripts.bench.steps import Settings, Stopwatch
 from engram.scripts.bench.timing import Figure, random_source
@@ -61,7 +61,15 @@ def test_the_split_adds_up_to_the_epoch_and_leaves_nothing_behind(clock):
 def test_an_epoch_has_as_many_steps_as_it_is_told(batch_size, n_steps):
     settings = replace(SMALL, batch_size=batch_size, n_steps=n_steps)
     assert settings.stream("sgd", compiled=False).n_steps == n_steps
-    assert steps.flops(settings.stream("sgd", compiled=False)) > 0
+
+
+def test_images_in_shards_are_measured_and_removed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(shards, "SHAPE", (3, 16, 16))
+    monkeypatch.setattr(shards, "IMAGE", 3 * 16 * 16)
+    assert shards.main(["--gb", "1e-5", "--folder", str(tmp_path), "--n_tasks", "2"]) == 0
+    told = capsys.readouterr().out
+    assert "cold: " in told and "again: " in told and "200 images from disk against from memory: " in told
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_bare_steps_are_as_many_and_as_wide_as_the_methods(monkeypatch):

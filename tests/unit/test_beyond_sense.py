@@ -97,6 +97,23 @@ def test_the_counts_of_all_programs_are_in_the_table():
     assert {path: names for path, names in counts.items() if names} == COUNTS
 
 
+@pytest.mark.parametrize(
+    ("name", "flag", "value"),
+    [
+        ("bench.gpu_check", "device", "abc"), ("bench.gpu_check", "minutes", "nan"),
+        ("bench.gpu_check", "minutes", "0"), ("bench.shards", "gb", "inf"), ("bench.shards", "gb", "-1"),
+        ("studies.mas_orders", "seeds", "0,x"), ("studies.mas_adaptation", "seeds", ""),
+        ("studies.mas_adaptation", "angle", "nan"),
+    ],
+)  # fmt: skip
+def test_a_long_program_refuses_a_value_before_its_work(name, flag, value, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    program = importlib.import_module(f"engram.scripts.{name}")
+    assert program.main([f"--{flag}={value}"]) == 2
+    assert f"error: --{flag} {value}" in capsys.readouterr().err
+    assert os.listdir() == []
+
+
 def test_a_home_that_is_not_there(monkeypatch):
     def no_home(self):
         raise RuntimeError("Could not determine home directory.")

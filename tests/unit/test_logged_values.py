@@ -154,6 +154,13 @@ def test_the_record_holds_what_was_measured(monkeypatch):
     assert record.class_order == [1, 0, 2] and record.transforms == {"angles": [0.5]}
 
 
+def test_what_was_evaluated_in_full_has_no_error():
+    log = AccuracyLog(3, "class-il")
+    log.set_row(1, np.array([[0.1, 0.2], [0.3, 0.4]]))
+    for errors in log.errors.values():
+        np.testing.assert_array_equal(errors, [[NAN] * 3, [0, 0, NAN], [NAN] * 3])
+
+
 def test_a_log_before_any_training_has_no_speed():
     assert AccuracyLog(2, "class-il").images_per_second is None
     assert AccuracyLog(2, "class-il").peak_bytes == 0, "nothing was measured"

@@ -166,3 +166,10 @@ def test_a_matrix_that_is_not_square_is_refused(metric):
     for shape in ((2, 3), (3, 2), (3,), (3, 3, 3)):
         with pytest.raises(ValueError, match=rf"square.*\({shape[0]}"):
             metric(np.zeros(shape))
+
+
+def test_pictures_show_later_tasks_in_domain_il_alone():
+    R, shown = [[0.5, 0.1], [0.4, 0.6]], [[0.5, np.nan], [0.4, 0.6]]
+    np.testing.assert_array_equal(accuracy_matrix.of_learned_tasks(R, "domain-il"), R)
+    for scenario in ("class-il", "task-il"):
+        np.testing.assert_array_equal(accuracy_matrix.of_learned_tasks(R, scenario), shown)
