@@ -116,12 +116,12 @@ def _refuse_wrong(argv: list[str], program: str, sets: Sets, backbone: str | Non
 
     Of the backbone's flags only the names are known yet.
     """
-    own = {name: options for name, options in sets.items() if name != "architecture"}
-    parser = _parser(program, "", own, {})
+    without_backbone = {name: options for name, options in sets.items() if name != "architecture"}
+    parser = _parser(program, "", without_backbone, {})
     if "architecture" in sets and backbone is not None:
         for name in sorted(option_names.of_plugin("backbones", backbone)):
             parser.add_argument(f"--{name}", nargs="*")
-    fields = fields_of(own)
+    fields = fields_of(without_backbone)
     given = parser.read(argv)
     convert_layer("command line", {name: text for name, text in given.items() if name in fields}, fields)
 
