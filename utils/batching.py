@@ -10,6 +10,8 @@ CHUNK = {"cpu": 500, "cuda": 2000}
 # Pixels per pass of a convolutional network on a CPU: 32 channels of them are just below 32 MiB. For larger
 # blocks the C library maps memory anew each time, and the pass takes 1.4 to 1.7 times as long.
 CONVOLUTION_PIXELS = 256_000
+# Pixels per pass of a network that enlarges its images (`side`), on a GPU: 256 images of 224x224.
+ENLARGED_PIXELS = 256 * 224 * 224
 
 
 def evaluation_chunk(network: nn.Module, input_shape: Sequence[int], device: torch.device) -> int:
@@ -18,8 +20,7 @@ def evaluation_chunk(network: nn.Module, input_shape: Sequence[int], device: tor
     A network with a `side` brings images to it first.
     """
     size, side = CHUNK[device.type], getattr(network, "side", 0)
-    convolutional = any(isinstance(module, nn.Conv2d) for module in network.modules())
-    if device.type != "cpu" or not convolutional:
-        return size
-    pixels = side * side if side else input_shape[-2] * input_shape[-1]
-    return max(1, min(size, CONVOLUTION_PIXELS // pixels))
+    if device.type == "cpu" and any(isinstance(module, nn.Conv2d) for module in network.modules()):
+        pixels = side * side or input_shape[-2] * input_shape[-1]
+        return max(1, min(size, CONVOLUTION_PIXELS // pixels))
+    return max(1, min(size, ENLARGED_PIXELS // (side * side))) if side else size

@@ -68,6 +68,13 @@ def test_convolutions_on_a_cpu_take_as_many_images_as_stay_below_32_mib(backbone
     assert evaluation_chunk(net, (3, side, side), torch.device("cuda")) == CHUNK["cuda"]
 
 
+def test_networks_that_enlarge_images_take_fewer():
+    net = tiny_method("sgd", backbone="cnn")[0].net
+    net.side = 224
+    assert evaluation_chunk(net, (3, 32, 32), torch.device("cpu")) == 256_000 // 224**2
+    assert evaluation_chunk(net, (3, 32, 32), torch.device("cuda")) == 256
+
+
 def test_an_evaluation_takes_these_chunks(monkeypatch):
     monkeypatch.setattr(batching, "CONVOLUTION_PIXELS", 6 * 6 * 7)
     method, _ = tiny_method("sgd", backbone="cnn")
