@@ -28,6 +28,7 @@ from engram.models.parts.teacher import CHUNK
 from engram.utils import seeding
 from engram.utils.config.options import option
 from engram.utils.errors import UserError
+from engram.utils.training import optimizers
 from engram.utils.transfer import send
 
 BATCH, RATE = 128, 1e-3  # of the autoencoder's training
@@ -103,7 +104,7 @@ class EBLL(lwf.LwF):
             sizes = features.shape[1], self.n_units
             encoder, decoder = (nn.Linear(*s).to(self.device) for s in (sizes, sizes[::-1]))
         parameters = [*encoder.parameters(), *decoder.parameters()]
-        optimizer = torch.optim.Adam(parameters, lr=RATE)
+        optimizer = optimizers.Adam(parameters, lr=RATE)
         for _ in range(self.options.ebll_epochs):
             order = send(torch.randperm(len(features), generator=self.draws), self.device)
             for rows in order.split(BATCH):

@@ -27,6 +27,7 @@ from engram.models.parts.teacher import frozen_copy
 from engram.models.rehearsal import RehearsalMethod, ReplayOptions
 from engram.utils.buffers.reservoir import Buffer
 from engram.utils.config.options import option
+from engram.utils.training import optimizers
 from engram.utils.transfer import send
 
 MOMENTUM, WEIGHT_DECAY, CLIP = 0.9, 1e-6, 10.0
@@ -114,7 +115,7 @@ class GDumb(RehearsalMethod):
         if not n:
             return
         self.net.load_state_dict(self.initial.state_dict())
-        learner = torch.optim.SGD(self.net.parameters(), lr=1.0, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
+        learner = optimizers.SGD(self.net.parameters(), lr=1.0, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
         for epoch in range(self.options.fitting_epochs):
             learner.param_groups[0]["lr"] = rate(epoch, self.options.maxlr, self.options.minlr)
             for rows in torch.randperm(n, generator=self.draws).split(self.n_replayed):

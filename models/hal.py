@@ -28,6 +28,7 @@ from engram.models.method import Setup
 from engram.models.parts.inference import evaluating
 from engram.models.rehearsal import ReplayOptions, TaskRingMethod
 from engram.utils.config.options import option
+from engram.utils.training import optimizers
 from engram.utils.transfer import send
 
 
@@ -113,7 +114,7 @@ class HAL(TaskRingMethod):
         stored = self.buffer.stored()
         order = send(torch.randperm(len(self.buffer), generator=self.draws), self.device)
         parameters = [p for p in tuned.parameters() if p.requires_grad]
-        optimizer = torch.optim.SGD(parameters, lr=train.lr)
+        optimizer = optimizers.SGD(parameters, lr=train.lr)
         for rows in order.split(train.batch_size):
             x, y, task_id = self.augmented({name: field[rows] for name, field in stored.items()})
             optimizer.zero_grad()

@@ -94,9 +94,12 @@ def test_what_is_carried_over_goes_on_as_in_one_optimizer(kind):
 def test_a_run_does_not_import_the_compiler(tmp_path):
     code = (
         "import sys, main\n"
-        "flags = ['--model', 'er', '--dataset', 'seq-digits', '--disable_log', '--debug_mode']\n"
-        f"assert main.main([*flags, '--output_dir', {str(tmp_path)!r}]) == 0\n"
-        "assert 'torch._dynamo' not in sys.modules"
+        "flags = ['--dataset', 'seq-digits', '--disable_log', '--debug_mode']\n"
+        f"flags += ['--output_dir', {str(tmp_path)!r}]\n"
+        "for model in ('er', 'hal', 'gdumb', 'ebll'):\n"  # the last three build optimizers of their own
+        "    buffer = ['--buffer_size', '40'] * (model != 'ebll')\n"
+        "    assert main.main([*flags, '--model', model, *buffer]) == 0\n"
+        "    assert 'torch._dynamo' not in sys.modules, model"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

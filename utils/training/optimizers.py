@@ -48,7 +48,7 @@ def _without_wrappers(base: type[OptimizerT]) -> type[OptimizerT]:
 
 
 def plain_sgd_(optimizer: torch.optim.Optimizer) -> bool:
-    """Take the step of SGD without momentum at once, where every tensor is float32 on the CPU.
+    """Take a fused step of SGD without momentum at once, where every tensor is float32 on the CPU.
 
     PyTorch's own sorts parameters by device and by what they keep before it calls the same kernel: three
     quarters of its time for a small network. Returns False, nothing done, where it is to do so.
@@ -56,7 +56,7 @@ def plain_sgd_(optimizer: torch.optim.Optimizer) -> bool:
     if not isinstance(optimizer, torch.optim.SGD):
         return False
     groups = optimizer.param_groups
-    if any(group["momentum"] or isinstance(group["lr"], torch.Tensor) for group in groups):
+    if any(not g["fused"] or g["momentum"] or isinstance(g["lr"], torch.Tensor) for g in groups):
         return False
     learning: list[list[tuple[torch.Tensor, torch.Tensor]]] = []
     for group in groups:
