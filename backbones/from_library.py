@@ -39,6 +39,10 @@ class Options(OptionSet):
     def __post_init__(self) -> None:
         super().__post_init__()
         file = Weights.given(self.pretrained).file
+        if file and file.is_dir():
+            raise OptionError(
+                f"--pretrained {self.pretrained}: is a folder; expected a file of weights in it"
+            )
         if file and not file.is_file():
             raise OptionError(f"--pretrained {self.pretrained}: there is no such file")
         if file and file.suffix not in SUFFIXES:

@@ -5,7 +5,8 @@
     python main.py --model my_idea --dataset seq-digits
 
 The skeleton is a small method that works (the weights are pulled to where the last task left them), with
-every part there; replace what your paper does otherwise.
+every part there; replace what your paper does otherwise. For a method with a memory extend RehearsalMethod
+and ReplayOptions instead: models/er.py is the example, and tests/reference/test_er.py its test.
 """
 
 import sys

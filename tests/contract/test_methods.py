@@ -58,10 +58,10 @@ def weights(method: Method) -> dict[str, torch.Tensor]:
     return {k: v.clone() for k, v in method.net.state_dict().items()}
 
 
-def assert_same(a: dict, b: dict) -> None:
+def assert_same(a: dict, b: dict, advice: str = "") -> None:
     assert a.keys() == b.keys()
-    for name in a:
-        assert torch.equal(a[name], b[name]), name
+    different = [name for name in a if not torch.equal(a[name], b[name])]
+    assert not different, advice
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -143,7 +143,11 @@ def test_turned_off_is_plain_sgd_bit_for_bit(model, autograd):
     size = {"batch_size": off.get("batch_size", 4)}
     method, _ = train(*small_method(model, **off))
     plain, _ = train(*small_method("sgd", **size))
-    assert_same(weights(method), weights(plain))
+    advice = (
+        f"off_switch says that {off} makes the method plain SGD with cross-entropy, bit for bit, and it does "
+        "not; name flags that do, or write off_switch = 'a sentence why none does'"
+    )
+    assert_same(weights(method), weights(plain), advice)
 
 
 @pytest.mark.parametrize(("model", "scenario"), CASES)

@@ -128,6 +128,7 @@ def test_pixels_are_normalised_as_the_weights_want(tmp_path):
         (["torchvision:resnet18", "--pretrained", "V3"], "for resnet18: default, IMAGENET1K_V1"),
         ([VIT, "--pretrained", "nothing"], "timm has for vit_tiny_patch16_224: "),
         ([VIT, "--pretrained", "missing.pth"], "there is no such file"),
+        ([VIT, "--pretrained", "tests/unit"], "tests/unit: is a folder; expected a file"),
         (["timm:swin_tiny_patch4_window7_224", "--input_size", "32"], "takes images of its own size only"),
     ],
 )  # fmt: skip

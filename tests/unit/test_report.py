@@ -107,6 +107,11 @@ def test_without_forward_transfer():
     assert "FWT" not in text_summary.summary(record(fwt=None))
 
 
+@pytest.mark.parametrize("speed", [None, 0.0])
+def test_a_method_without_steps_has_no_speed(speed):
+    assert "images" not in text_summary.cost(record(images_per_second=speed))
+
+
 def test_full(monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     values = dict(

@@ -101,7 +101,7 @@ def cost(record: RunRecord) -> str:
     named = {"train": seconds.train, "eval": seconds.eval, "data": seconds.data, "total": seconds.total}
     times = [f"{value:.1f} s {name}" for name, value in named.items() if value is not None]
     line = f"time     {', '.join(times) or '–'}"
-    if record.images_per_second is not None:
+    if record.images_per_second:  # None or 0: nothing was trained by steps, e.g. class means alone
         line += f"; {record.images_per_second:,.0f} images/s in training"
     arithmetic = f", {record.precision}" if record.precision else ""
     return line + (f"\ndevice   {record.device}{arithmetic}" if record.device else "")
