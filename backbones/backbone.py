@@ -48,6 +48,10 @@ class Backbone(nn.Module):
         """(N, C, H, W) images → (N, n_classes) logits; `task_id` (N,) is read by per-task heads only."""
         return self.head(self.features(x), task_id)
 
+    def narrower(self, n_parts: int) -> "Backbone":
+        """A new network with one of `n_parts` equal shares of every layer, for a method that has several."""
+        raise UserError(f"a {type(self).__name__} has no narrower form: use --backbone cnn, resnet18 or mlp")
+
     @functools.cached_property
     def mixes_samples(self) -> bool:
         """Whether a sample's training features depend on the other samples of its pass: batch norm."""

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from engram.backbones.backbone import Backbone
 from engram.utils.config.options import OptionSet, option
+from engram.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class CNN(Backbone):
 
     def __init__(self, in_channels: int, channels: tuple[int, ...]):
         super().__init__()
-        sizes = (in_channels, *channels)
+        self.sizes = sizes = (in_channels, *channels)
         layers = []
         for fan_in, fan_out in itertools.pairwise(sizes):
             pool = nn.MaxPool2d(2, ceil_mode=True)  # ceil: 8x8 digits survive any number of poolings
@@ -37,6 +38,14 @@ class CNN(Backbone):
             layers += [nn.Conv2d(fan_in, fan_out, 3, padding=1), pool, nn.ReLU()]
         self.layers = nn.Sequential(*layers, GlobalMean())
         self.feature_dim = sizes[-1]
+
+    def narrower(self, n_parts: int) -> "CNN":
+        """A new network with one of `n_parts` equal shares of every layer's channels."""
+        channels = tuple(size // n_parts for size in self.sizes[1:])
+        if 0 in channels:
+            given = ",".join(map(str, self.sizes[1:]))
+            raise UserError(f"--channels {given} split over {n_parts} tasks leaves no channels for a task")
+        return CNN(self.sizes[0], channels)
 
     def features(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → (N, last channels)."""

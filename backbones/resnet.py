@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from engram.backbones.backbone import Backbone
 from engram.backbones.batch_norm import BatchNorm2d
 from engram.utils.config.options import OptionSet, option
+from engram.utils.errors import UserError
 
 if TYPE_CHECKING:
     from torchvision.models.resnet import BasicBlock, Bottleneck
@@ -34,6 +35,7 @@ class ResNet(Backbone):
 
     def __init__(self, block: "Block", depths: tuple[int, ...], in_channels: int, channels: int):
         super().__init__()
+        self.shape = (block, depths, in_channels, channels)
         self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
         self.bn1 = BatchNorm2d(channels)
         stages: list[nn.Module] = []
@@ -45,6 +47,13 @@ class ResNet(Backbone):
                 width = channels * 2**i * block.expansion
         self.stages = nn.Sequential(*stages)
         self.feature_dim = width
+
+    def narrower(self, n_parts: int) -> "ResNet":
+        """A new network with one of `n_parts` equal shares of every layer's channels."""
+        block, depths, in_channels, channels = self.shape
+        if channels < n_parts:
+            raise UserError(f"--width: {channels} channels split over {n_parts} tasks leave none for a task")
+        return ResNet(block, depths, in_channels, channels // n_parts)
 
     def features(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → (N, 8 · channels · expansion)."""

@@ -1,11 +1,11 @@
 """One network per task, each with its share of the hidden units: no forgetting, less to learn with.
 
 Source: Lopez-Paz & Ranzato 2017 (GEM, arXiv 1706.08840), baseline `independent`, as in the MER paper's
-code: T perceptrons with int(h / T) units where the shared one has h, Xavier-uniform; a sample is
+code: T perceptrons with int(h / T) units where the shared one has h, Xavier-uniform; of cnn and the ResNets,
+T networks with int(c / T) channels where the shared one has c, as GEM's code has for CIFAR. A sample is
 classified by its own task's network. `--warm_start` (that code's `finetune`): a new task's network
 starts as a copy of the last one's.
-Differs from that code: only perceptrons (there also narrow ResNets for CIFAR). Every network has all of
-the benchmark's classes, whatever the heads.
+Differs from that code: every network has all of the benchmark's classes, whatever the heads.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from engram.backbones.backbone import Backbone
-from engram.backbones.mlp import SplitMLP, require_mlp
+from engram.backbones.heads import PerTask, SharedHead
+from engram.backbones.mlp import MLP, SplitMLP, require_mlp
 from engram.datasets.benchmark import Batch, Task
 from engram.models.method import Method, Setup
 from engram.utils import seeding
@@ -27,6 +28,20 @@ class Options(OptionSet):
     warm_start: bool = option(True, "a new task's network starts as a copy of the last one's")
 
 
+class NetworkPerTask(Backbone):
+    """A convolutional network for each task, with its share of another one's channels; all weights new."""
+
+    def __init__(self, net: Backbone, n_tasks: int, n_classes: int) -> None:
+        super().__init__()
+        self.feature_dim = net.feature_dim
+        networks = [net.narrower(n_tasks) for _ in range(n_tasks)]
+        self.head = PerTask(one.attach(SharedHead(one.feature_dim, n_classes)) for one in networks)
+
+    def features(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) images as they are: tasks share nothing but their inputs."""
+        return x
+
+
 class Independent(Method):
     """The contract's defaults on a network per task."""
 
@@ -35,9 +50,11 @@ class Independent(Method):
     off_switch = "it has another network: one per task"
 
     def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
-        require_mlp(net, "independent")
+        split = SplitMLP if isinstance(net, MLP) else NetworkPerTask
+        if split is SplitMLP:
+            require_mlp(net, "independent")
         with seeding.isolated(setup.seed, "init"):
-            networks = SplitMLP(net, len(setup.benchmark.tasks), setup.benchmark.n_classes)
+            networks = split(net, len(setup.benchmark.tasks), setup.benchmark.n_classes)
         super().__init__(networks.to(setup.device), options, setup)
 
     def begin_task(self, task: Task) -> None:

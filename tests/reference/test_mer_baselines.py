@@ -132,10 +132,36 @@ def test_each_sample_goes_through_its_own_tasks_copy():
     torch.testing.assert_close(layers(x, task_id), expected)
 
 
-@pytest.mark.parametrize("model", ["taskinput", "independent"])
-def test_only_perceptrons_are_divided(model):
-    with pytest.raises(UserError, match="--backbone mlp"):
-        tiny_method(model, backbone="cnn")
+@pytest.mark.parametrize(
+    "flags", [{"backbone": "cnn", "channels": (6, 9)}, {"backbone": "resnet18", "width": 0.1}]
+)
+@pytest.mark.parametrize("warm_start", [True, False])
+def test_convolutional_networks_per_task_have_their_share_of_the_channels(warm_start, flags):
+    """Three tasks: 6 // 3 and 9 // 3 channels, or 6 // 3 of a narrow ResNet, with its batch norm."""
+    method, twin, steps = trained("independent", n_steps=1, warm_start=warm_start, **flags)
+    networks, old = list(twin.net.train().head.copies), 0
+    for task, batch in steps:
+        if warm_start and task != old:
+            networks[task].load_state_dict(networks[old].state_dict())
+        old = task
+        loss = F.cross_entropy(networks[task](batch.x), batch.y)
+        descend(list(networks[task].parameters()), loss, 0.05)
+    first, *_ = (m.out_channels for m in networks[0].modules() if isinstance(m, nn.Conv2d))
+    assert first == 2 and len(networks) == 3
+    for (name, a), b in zip(method.net.named_parameters(), twin.net.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4, msg=name)  # batch norm of 2 channels: rounding
+
+
+@pytest.mark.parametrize(
+    ("model", "flags", "message"),
+    [("taskinput", {"backbone": "cnn"}, "--backbone mlp"),
+     ("independent", {"backbone": "cnn", "channels": (2,)}, "--channels 2 split over 3 tasks"),
+     ("independent", {"backbone": "resnet18", "width": 0.03}, "2 channels split over 3 tasks"),
+     ("independent", {"backbone": "alexnet", "width": 0.01}, "AlexNet has no narrower form")],
+)  # fmt: skip
+def test_networks_that_cannot_be_divided_are_refused(model, flags, message):
+    with pytest.raises(UserError, match=message):
+        tiny_method(model, **flags)
 
 
 def test_too_few_hidden_units_to_divide_are_refused():
