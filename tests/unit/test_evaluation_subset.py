@@ -133,6 +133,7 @@ def test_estimates_have_names_of_their_own_and_the_last_row_has_the_usual_ones(f
             for name, values in names:
                 got = [logged[f"{name}{k}"] for k in range(row + 1)]
                 np.testing.assert_array_equal(got, 100 * values[: row + 1])
+                assert f"{name}{row + 1}" not in logged, "nothing of tasks not seen yet"
     last = log.task_metrics(T - 1)
     assert last["mean_acc_class_il"] == 100 * log.R["class_il"][-1].mean()
     assert not any(name.startswith("sampled_") for name in last)
