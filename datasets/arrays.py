@@ -17,7 +17,7 @@ from torch import Tensor
 from engram.datasets import array_values
 from engram.datasets.array_layout import as_samples
 from engram.datasets.sources import Source
-from engram.utils.errors import DataError
+from engram.utils.errors import DataError, numpy_reason
 
 SPLITS = ("train", "test")
 NEEDED = ("train_x", "train_y", "test_x", "test_y")
@@ -79,7 +79,7 @@ def load(path: Path) -> Mapping[str, Array]:
         raise DataError(f"--arrays {path}: no such file or folder") from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, MemoryError, AttributeError) as error:
         raise DataError(
-            f"--arrays {path}: not readable as NumPy arrays ({' '.join(str(error).split())[:120]})"
+            f"--arrays {path}: not readable as NumPy arrays ({numpy_reason(error)[:120]})"
         ) from error
     missing = [name for name in NEEDED if name not in arrays]
     if missing:

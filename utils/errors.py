@@ -13,3 +13,8 @@ class DataError(UserError):
 
 class DiskError(UserError, OSError):
     """A file that cannot be written, e.g. on a full disk; the message says which, why and what it takes."""
+
+
+def numpy_reason(error: Exception) -> str:
+    """What numpy says of a file that it cannot read, in one line, without its advice to load pickles."""
+    return "numpy does not know this format" if "pickle" in str(error) else " ".join(str(error).split())

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engram.utils import files
-from engram.utils.errors import UserError
+from engram.utils.errors import UserError, numpy_reason
 
 FRACTION_SEED = 42  # of the memorization paper's code
 ROUNDING = 1e-6  # by which a score may lie outside [-1, 1]
@@ -68,7 +68,9 @@ def load(path: str | Path, *needed: str) -> dict[str, NDArray[Any]]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except Exception as error:  # parsing damaged bytes can raise anything
-        raise UserError(f"{path}: cannot be read ({error}); expected .npz with 'scores', or .npy") from None
+        raise UserError(
+            f"{path}: cannot be read ({numpy_reason(error)}); expected .npz with 'scores', or .npy"
+        ) from None
     for name in needed:
         if name not in content:
             raise UserError(f"{path}: holds no array called '{name}'; it has {', '.join(content)}")
