@@ -10,6 +10,7 @@ is encoded again.
 """
 
 import hashlib
+import sys
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -55,6 +56,9 @@ def read_or_encode(folder: Path | None, n: int, dim: int, encode: Encode, label:
             missing.append(rows)
         else:
             features[rows].numpy()[:] = block
+    damaged = [rows for rows in missing if folder and path_of(folder, rows.start).exists()]
+    if damaged:
+        print(f"{folder}: {len(damaged)} damaged blocks are encoded again", file=sys.stderr)
     with tqdm(total=n, initial=n - sum(rows.stop - rows.start for rows in missing), desc=label,
               unit="image", disable=not missing) as bar:  # fmt: skip
         for rows in missing:

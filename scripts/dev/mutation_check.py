@@ -49,7 +49,7 @@ TESTS = {
     "models/parts/importance.py": ["tests/reference/test_importance.py"],
     "utils/training/accuracy_log.py": [
         "tests/unit/test_logged_values.py", "tests/unit/test_evaluation_subset.py",
-        "tests/unit/test_training.py",
+        "tests/unit/test_training.py", "tests/unit/test_training_curve.py",
     ],
     "memorization/estimator.py": ["tests/reference/test_estimator.py"],
 }  # fmt: skip

@@ -182,4 +182,4 @@ def test_seeds_of_one_setting_share_a_process(capsys):
     with pytest.raises(SystemExit):
         sweep.main(["--seeds_together", "two"])
     assert sweep.main(["--model", "er", "--seeds_together", "0"]) == 2
-    assert "--seeds_together 0: must be at least 1" in capsys.readouterr().err
+    assert "--seeds_together 0: must be >= 1" in capsys.readouterr().err

@@ -45,7 +45,7 @@ def test_an_encoding_that_was_stopped_goes_on(encoder, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "remove"])
-def test_a_damaged_block_is_encoded_again(encoder, tmp_path, damage):
+def test_a_damaged_block_is_encoded_again(encoder, tmp_path, damage, capsys):
     features, encode, asked = encoder
     read_or_encode(tmp_path, N, DIM, encode, "encoding")
     path = feature_cache.path_of(tmp_path, 200)
@@ -57,6 +57,7 @@ def test_a_damaged_block_is_encoded_again(encoder, tmp_path, damage):
     asked.clear()
     assert torch.equal(read_or_encode(tmp_path, N, DIM, encode, "encoding"), features)
     assert asked == [(200, 400)]
+    assert ("1 damaged blocks are encoded again" in capsys.readouterr().err) == (damage != "remove")
 
 
 def test_the_key_changes_with_everything_that_features_depend_on():
