@@ -48,9 +48,10 @@ def matrices(settings: list[Setting], view: str) -> Figure:
     """Heat maps of R, the mean over the seeds of every setting, side by side."""
     n_tasks = settings[0].first.n_tasks
     per_row = 4 if n_tasks <= MAX_CELLS else 3
-    n_rows = -(-len(settings) // per_row)
-    figure = _figure(1.85 * n_rows * (4 / per_row) + 0.2)
-    panels = figure.subplots(n_rows, per_row, squeeze=False).flatten()
+    n_rows, n_columns = -(-len(settings) // per_row), min(per_row, len(settings))
+    width = WIDTH if n_columns == per_row else 0.6 + WIDTH * n_columns / per_row  # and the colour bar
+    figure = _figure(1.85 * n_rows * (4 / per_row) + 0.2, width)
+    panels = figure.subplots(n_rows, n_columns, squeeze=False).flatten()
     for axes, setting in zip(panels, settings, strict=False):
         scenario, mean = setting.first.scenario, setting.matrices(view).mean(axis=0)
         mean = 100 * accuracy_matrix.of_learned_tasks(mean, scenario)
