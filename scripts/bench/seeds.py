@@ -13,6 +13,7 @@ from pathlib import Path
 
 from engram.scripts.bench.timing import Figure
 from engram.utils import device as devices
+from engram.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = ("--dataset", "seq-mnist", "--buffer_size", "500")
@@ -43,10 +44,13 @@ def seeds(device: str, data_dir: str, rounds: int = 2) -> list[Figure]:
 
 
 def sweep(n: int, sharing: tuple[str, ...], fixed: tuple[str, ...]) -> float:
-    """Seconds of scripts/sweep.py over `n` seeds."""
+    """Seconds of scripts/sweep.py over `n` seeds; raises `UserError` with its reason if a run fails."""
     with tempfile.TemporaryDirectory() as folder:
         grid = ("--model", "er", "--seed", *map(str, range(n)), "--output_dir", folder, *sharing)
         command = [sys.executable, str(ROOT / "scripts" / "sweep.py"), *grid, "--", *fixed]
         started = time.perf_counter()
-        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+        done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+        if done.returncode:
+            reason = (done.stdout + done.stderr).partition("error: ")[2].partition("\n")[0]
+            raise UserError(reason or f"a sweep failed: {' '.join(command)}")
         return time.perf_counter() - started
