@@ -42,8 +42,8 @@ def key_of(description: str, tensors: Iterable[Tensor]) -> str:
 def read_or_encode(folder: Path | None, n: int, dim: int, encode: Encode, label: str) -> Tensor:
     """(n, dim) float32 on the CPU: what `folder` holds; blocks that are missing or damaged are encoded.
 
-    folder: None keeps nothing. label: of the progress bar, shown where something is encoded. Raises
-    `DiskError` where a block cannot be written.
+    folder: None keeps nothing. label: of the bar on a terminal, of a line elsewhere. Raises `DiskError`
+    where a block cannot be written.
     """
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
@@ -59,8 +59,11 @@ def read_or_encode(folder: Path | None, n: int, dim: int, encode: Encode, label:
     damaged = [rows for rows in missing if folder and path_of(folder, rows.start).exists()]
     if damaged:
         print(f"{folder}: {len(damaged)} damaged blocks are encoded again", file=sys.stderr)
-    with tqdm(total=n, initial=n - sum(rows.stop - rows.start for rows in missing), desc=label,
-              unit="image", disable=not missing) as bar:  # fmt: skip
+    n_missing, on_terminal = sum(rows.stop - rows.start for rows in missing), sys.stderr.isatty()
+    if missing and not on_terminal:
+        print(f"{label}: {n_missing:,} of {n:,}, once", file=sys.stderr)
+    hidden = not (missing and on_terminal)
+    with tqdm(total=n, initial=n - n_missing, desc=label, unit="image", disable=hidden) as bar:
         for rows in missing:
             features[rows] = encode(rows).float().cpu()
             if folder:
