@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from engram.backbones import timm_library, torchvision_library
 from engram.backbones.backbone import Backbone
-from engram.backbones.library_weights import SUFFIXES, Built, Weights
+from engram.backbones.pretrained_weights import SUFFIXES, Built, Weights
 from engram.utils.config.options import OptionError, OptionSet, Pixels, option
 from engram.utils.errors import UserError
 
@@ -50,7 +50,7 @@ class Options(OptionSet):
 
     def pixels(self, backbone: str) -> Pixels | None:
         """Mean and deviation of the pixels that the weights were trained on, None for random weights."""
-        library, name = found(backbone)
+        library, name = split_name(backbone)
         weights = Weights.given(self.pretrained)
         statistics: Pixels | None = None if weights.are_random else library.pixels(name, weights)
         return statistics
@@ -81,7 +81,7 @@ class LibraryNetwork(Backbone):
         return features
 
 
-def found(backbone: str) -> tuple[ModuleType, str]:
+def split_name(backbone: str) -> tuple[ModuleType, str]:
     """The library, and its name of the network, in LIBRARY:NAME."""
     library, _, name = backbone.partition(":")
     return LIBRARIES[library], name
@@ -89,7 +89,7 @@ def found(backbone: str) -> tuple[ModuleType, str]:
 
 def build(options: Options, input_shape: tuple[int, ...], name: str) -> LibraryNetwork:
     """The network called `name`, LIBRARY:NAME, for images of `input_shape` (C, H, W)."""
-    library, network = found(name)
+    library, network = split_name(name)
     if input_shape[0] not in (1, CHANNELS):
         raise UserError(f"--backbone {name} takes images of 1 or 3 channels, these have {input_shape[0]}")
     weights = Weights.given(options.pretrained)

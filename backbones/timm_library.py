@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from engram.backbones.library_weights import (
+from engram.backbones.pretrained_weights import (
     Built,
     Weights,
     downloaded,

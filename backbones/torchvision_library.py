@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from engram.backbones.library_weights import Built, Weights, downloaded, load_into, read_file
+from engram.backbones.pretrained_weights import Built, Weights, downloaded, load_into, read_file
 from engram.utils.config.options import Pixels
 from engram.utils.config.registry import suggest
 from engram.utils.errors import UserError

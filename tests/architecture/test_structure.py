@@ -29,7 +29,7 @@ EXTRAS = {
     "ray": {"utils/sweeps/ray_pool.py"},
     "submitit": {"utils/sweeps/slurm_pool.py"},
     "timm": {"backbones/timm_library.py"},
-    "safetensors": {"backbones/library_weights.py"},
+    "safetensors": {"backbones/pretrained_weights.py"},
 }
 BY_NAME = {"psycopg", "mkdocs-material"}  # extras that nothing of ours imports
 ROOMS = {*MAY_IMPORT, "scripts", "tests", "main", "engram"}

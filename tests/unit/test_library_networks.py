@@ -10,7 +10,7 @@ import torch.nn.functional as F
 import torchvision
 from safetensors.torch import save_file
 
-from engram.backbones.library_weights import read_file, resized_positions
+from engram.backbones.pretrained_weights import read_file, resized_positions
 from engram.main import main
 from engram.utils.config import registry
 from engram.utils.errors import UserError

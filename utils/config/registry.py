@@ -34,7 +34,7 @@ CONTRACTS = {
         "user_images",
     },
     "backbones": {
-        "backbone", "batch_norm", "compiled", "direct_layers", "from_library", "heads", "library_weights",
+        "backbone", "batch_norm", "compiled", "direct_layers", "from_library", "heads", "pretrained_weights",
         "row_parallel", "timm_library", "torchvision_library",
     },
 }  # fmt: skip
