@@ -79,7 +79,7 @@ SKELETON = Skeleton(
 @guarded
 def main(argv: list[str] | None = None) -> int:
     """Write the skeleton that the command line names; returns the exit code."""
-    return SKELETON.run(__doc__, argv)
+    return SKELETON.run(SKELETON.parser(__doc__).parse_args(argv).name)
 
 
 if __name__ == "__main__":

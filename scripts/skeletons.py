@@ -40,12 +40,15 @@ class Skeleton:
             (root / path).write_text(text, encoding="utf-8")
         return list(made)
 
-    def run(self, description: str | None, argv: list[str] | None) -> int:
-        """Write the files of the plugin that the command line names; returns the exit code."""
+    def parser(self, description: str | None) -> CheckedParser:
+        """The command line of the program that writes it: a name."""
         parser = CheckedParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
         word = registry.WORDS[self.kind]
         parser.add_argument("name", help=f"of the {word} and its file, e.g. my_{word}")
-        name = parser.parse_args(argv).name
+        return parser
+
+    def run(self, name: str) -> int:
+        """Write the files of a plugin of this name and say what to do next; returns the exit code."""
         written = self.write(name, registry.checkout())
         print("\n".join(f"written: {path}" for path in written))
         print(f"next:    {_named(self.next, name)}")

@@ -93,8 +93,8 @@ def test_flags_are_checked_as_on_the_command_line():
         RunResult("/nowhere")
 
 
-def test_what_is_new_passes_its_tests(tmp_path):
-    """The three skeletons, in a copy of the house, under the contract suite and their own tests."""
+def test_what_is_new_passes_its_tests(tmp_path, monkeypatch):
+    """All skeletons, in a copy of the house, under the contract suite and their own tests."""
     rooms = ("backbones", "datasets", "memorization", "models", "scripts", "tests", "utils")
     subprocess.run(
         ["cp", "-r", "main.py", "engram.py", "pyproject.toml", *rooms, tmp_path], cwd=ROOT, check=True
@@ -103,14 +103,18 @@ def test_what_is_new_passes_its_tests(tmp_path):
     assert [str(path) for path in written] == ["models/my_idea.py", "tests/reference/test_my_idea.py"]
     made = (tmp_path / "models" / "my_idea.py").read_text()
     assert "class MyIdea(Method):" in made and "CLASS" not in made
+    monkeypatch.setattr(registry, "checkout", lambda: tmp_path)
+    assert new_method.main(["my_replay", "--rehearsal"]) == 0
+    assert "class MyReplay(RehearsalMethod):" in (tmp_path / "models" / "my_replay.py").read_text()
     new_dataset.SKELETON.write("my_data", tmp_path)
     new_backbone.SKELETON.write("my_net", tmp_path)
-    flags = ["-p", "no:cacheprovider", "-p", "no:xdist", "-k", "my_idea or my_data or my_net"]
-    tests = ["reference/test_my_idea.py", "unit/test_my_data.py", "unit/test_my_net.py", "contract"]
+    flags = ["-p", "no:cacheprovider", "-p", "no:xdist", "-k", "my_idea or my_replay or my_data or my_net"]
+    tests = ["reference/test_my_idea.py", "reference/test_my_replay.py"]
+    tests += ["unit/test_my_data.py", "unit/test_my_net.py", "contract"]
     command = [sys.executable, "-m", "pytest", *flags, *(f"tests/{path}" for path in tests)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=LIMIT)
     assert done.returncode == 0, done.stdout[-3000:]
-    assert int(re.search(r"(\d+) passed", done.stdout)[1]) >= 14
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) >= 28
 
 
 @pytest.mark.parametrize(
