@@ -8,7 +8,12 @@ from engram.utils.config import mammoth
 def mammoth_page() -> str:
     """Flags, backbones and methods of mammoth and what they are here, as Markdown."""
     flags = [
-        [f"{row.flag} {row.value}".rstrip(), row.ours or MISSING, row.note] for row in mammoth.COUNTERPARTS
+        [
+            f"{row.flag} {row.value}".rstrip(),
+            row.ours or MISSING,
+            f"accepted: {row.note}" if row.accepted else row.note,
+        ]
+        for row in mammoth.COUNTERPARTS
     ]
     backbones = [
         [name, " ".join(f"--{flag} {value}" for flag, value in ours.items())]
@@ -28,7 +33,10 @@ def mammoth_page() -> str:
             "`--dataset` and those of `--buffer_size`.",
         ),
     ]
-    summary = "A flag of mammoth that is typed here is answered with the same lines."
+    summary = (
+        "A flag of mammoth that is typed here is answered with the same lines; "
+        "what is accepted changes nothing and is left out with a note."
+    )
     return render_page(
         "Coming from mammoth", summary, "python main.py --model er --buffer_size 200", sections
     )

@@ -17,6 +17,7 @@ from engram.utils.config.cli import parse
 from engram.utils.config.config import GROUPS, TrainOptions, resolve
 from engram.utils.config.options import OptionError, OptionSet
 from engram.utils.config.run_key import run_key
+from engram.utils.terminal import say_once
 from engram.utils.training.optimizers import build_optimizer
 from tests.conftest import ROOT
 
@@ -74,33 +75,47 @@ RESOLVED = {
 }  # fmt: skip
 # What is added to a valid command → the flags that the answer names ("" where it says that there are none).
 ANSWERED = {
-    "--joint 1": "--model joint", "--joint=0": "leave it out", "--base_path data": "--data_dir",
+    "--joint 1": "--model joint", "--base_path data": "--data_dir",
     "--results_path r": "--output_dir", "--checkpoint_path c": "--output_dir",
     "--ckpt_name a": "--output_dir",
-    "--nowand 1": "nothing to turn off", "--wandb_entity e": "--tracking_uri",
+    "--nowand 0": "MLflow", "--wandb_entity e": "--tracking_uri",
     "--wandb_project p": "--experiment_name", "--wandb_name n": "--run_name", "--notes n": "--run_name",
-    "--model_config best": "--load_best_args", "--model_config=default": "leave it out",
+    "--model_config best": "--load_best_args",
     "--dataset_config online": "--config FILE", "--fitting_mode epochs": "--n_epochs",
     "--fitting_mode iters": "--n_iters", "--fitting_mode=early_stopping": "--early_stopping_patience",
     "--fitting_mode time": "no counterpart",
     "--early_stopping_freq 2": "every epoch", "--validation_mode complete": "--validation",
-    "--eval_epochs 1": "--eval_every", "--eval_future 1": "on by default", "--fwt 1": "by default",
-    "--enable_other_metrics 1": "on by default", "--enable_other_metrics 0": "--ignore_other_metrics",
-    "--distributed dp": "torchrun", "--distributed=ddp": "torchrun", "--distributed no": "leave it out",
+    "--eval_epochs 1": "--eval_every",
+    "--eval_future=0": "--ignore_other_metrics", "--fwt 0": "--ignore_other_metrics",
+    "--model_config twf": "--load_best_args", "--enable_other_metrics 0": "--ignore_other_metrics",
+    "--distributed dp": "torchrun", "--distributed=ddp": "torchrun",
     "-O 0": "--precision fp32", "-O 1": "--precision tf32", "-O2": "--precision bf16",
-    "--code_optimization 3": "--precision bf16 --compile", "--num_workers 0": "without loader",
+    "--code_optimization 3": "--precision bf16 --compile",
     "--drop_last 1": "always learned", "--non_verbose 1": "bar on a terminal",
     "--scheduler_mode iter": "not by steps", "--custom_task_order 1,0": "--class_order",
     "--custom_class_order 0-3": "--class_order", "--noise_type asymmetric": "no asymmetric noise",
     "--cache_path_noisy_labels n": "from the seed",
     "--mlp_hidden_size 100": "--hidden_sizes", "--num_filters 20": "--width",
-    "--save_checkpoint_mode safe": "safe to load", "--save_after_interrupt 0": "--resume RUN",
-    "--csv_log": "tables", "--tensorboard": "MLflow", "--gpu_id 0": "--device cuda:N",
+    "--save_checkpoint_mode old_pickle": "safe to load", "--save_after_interrupt 0": "--resume RUN",
+    "--csv_log 0": "tables", "--tensorboard": "MLflow", "--gpu_id 0": "--device cuda:N",
+}  # fmt: skip
+
+# What asks for what holds anyway → the note that says so.
+ACCEPTED = {
+    "--nowand 1": "there is nothing to turn off", "--nowand": "there is nothing to turn off",
+    "--joint=0": "one after the other", "--model_config default": "the method's defaults count",
+    "--model_config=base": "the method's defaults count", "--eval_future 1": "by default",
+    "--fwt 1": "by default", "--enable_other_metrics=1": "by default", "--distributed no": "one process",
+    "--num_workers 0": "without loader processes", "--num_workers 4": "without loader processes",
+    "--drop_last 0": "always learned", "--scheduler_mode epoch": "by epochs", "--tensorboard 0": "nothing",
+    "--csv_log": "its tables", "--save_checkpoint_mode safe": "safe to load",
+    "--save_after_interrupt 1": "always saved", "--noise_type symmetric": "--noise_rate",
+    "--disable_noisy_labels_cache 1": "never stored",
 }  # fmt: skip
 
 
 def test_there_are_sixty_commands():
-    assert len(RESOLVED) + len(ANSWERED) >= 60
+    assert len(RESOLVED) + len(ANSWERED) + len(ACCEPTED) >= 60
 
 
 @pytest.mark.parametrize("command", RESOLVED)
@@ -115,6 +130,38 @@ def test_a_flag_of_mammoth_is_answered(added):
         parse([*ER.split(), *added.split()])
     text = str(error.value)
     assert "is mammoth's" in text and ANSWERED[added] in text and "\n" not in text
+
+
+@pytest.fixture
+def notes(capsys):
+    """What has been said of accepted flags; each of them is said once in a process."""
+    say_once.cache_clear()
+    return lambda: [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+
+
+@pytest.mark.parametrize("added", ACCEPTED)
+def test_a_flag_of_mammoth_that_asks_for_what_holds_anyway_is_accepted(added, notes):
+    plain = parse(ER.split()).config.flat()
+    for words in ([*added.split(), *ER.split()], [*ER.split(), *added.split(), "--lr", "0.5"]):
+        assert parse(words).config.flat() == plain | ({"lr": 0.5} if "--lr" in words else {})
+    (note,) = notes()
+    flag = added.split("=")[0].split()[0]
+    assert note.startswith(f"note: {flag}") and "changes nothing here" in note and ACCEPTED[added] in note
+
+
+def test_files_and_the_memorization_programs_accept_them_too(tmp_path, notes):
+    file = tmp_path / "flags.yaml"
+    file.write_text("nowand: true\nmodel: er\n--num_workers: 2\n")
+    assert parse(["--config", str(file)]).config.run.model == "er"
+    assert [note.split(" is mammoth's")[0] for note in notes()] == [
+        f"note: --config {file}: --nowand 1", f"note: --config {file}: --num_workers 2"
+    ]  # fmt: skip
+    studies = [memorization_cli.parse("train_splits", "", StudyConfig, words).flat()
+               for words in (["--nowand", "1"], [])]  # fmt: skip
+    assert studies[0] == studies[1] and len(notes()) == 1
+    file.write_text("nowand: false\nmodel: er\n")
+    with pytest.raises(OptionError, match="--nowand 0 is mammoth's and has no counterpart"):
+        parse(["--config", str(file)])
 
 
 def test_wrong_flags_and_those_of_mammoth_are_told_before_torch_is_imported():
@@ -154,6 +201,7 @@ def test_what_the_table_calls_ours_is_ours():
     ours |= {f"--{name}" for kind in ("backbones", "models") for p in registry.names(kind)
              for name in option_names.of_plugin(kind, p)}  # fmt: skip
     ours |= {"--resume", "--config", "--load_best_args"}
+    assert {row.flag for row in mammoth.COUNTERPARTS} == {r.flag for r in mammoth.COUNTERPARTS if not r.value}
     for row in mammoth.COUNTERPARTS:
         if not row.ours.startswith("torchrun"):
             assert {word for word in row.ours.split() if word.startswith("--")} <= ours, row

@@ -24,6 +24,7 @@ from engram.utils import yaml_files
 from engram.utils.config import mammoth
 from engram.utils.config.options import MAX_COUNT, OptionError, OptionSet, check_text, convert, value_type
 from engram.utils.config.registry import suggest
+from engram.utils.terminal import say_once
 
 METAVARS: dict[type, str] = {bool: "0|1", int: "N", float: "X", str: "TEXT"}
 Sets = Mapping[str, type[OptionSet]]
@@ -92,10 +93,12 @@ class Parser(CheckedParser):
     def read(self, argv: list[str], other_flags: Iterable[str] = ()) -> dict[str, Any]:
         """The value of each flag as argparse gives it; an unknown flag is refused with near matches.
 
+        A flag of mammoth that asks for what holds anyway is left out with a note.
+
         other_flags: valid ones that this parser does not have, to be suggested too.
         """
         given, unknown = self.parse_known_args(argv)
-        if unknown:
+        if unknown := without_accepted(unknown):
             flag = unknown[0].split("=")[0]
             mammoths_answer = mammoth.answer(flag, value_of(unknown))
             hint = suggest(flag, [*self.flags, *other_flags])
@@ -105,6 +108,19 @@ class Parser(CheckedParser):
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage and exiting."""
         raise OptionError(message)
+
+
+def without_accepted(unknown: list[str]) -> list[str]:
+    """The arguments without those flags of mammoth, and their values, that ask for what holds anyway."""
+    kept, rest = [], list(unknown)
+    while rest:
+        flag, value = rest[0].split("=")[0], value_of(rest)
+        if mammoth.is_accepted(flag, value):
+            say_once(f"note: {mammoth.answer(flag, value)}")
+            del rest[: 1 if value is None or "=" in rest[0] else 2]
+        else:
+            kept.append(rest.pop(0))
+    return kept
 
 
 def value_of(unknown: list[str]) -> str | None:
@@ -181,7 +197,11 @@ def convert_layer(
     values = {}
     for name, value in own_names(raw, fields).items():
         if name not in fields:
-            mammoths_answer = mammoth.answer(f"--{name}", str(value))
+            text = str(int(value)) if isinstance(value, bool) else str(value)
+            mammoths_answer = mammoth.answer(f"--{name}", text)
+            if mammoth.is_accepted(f"--{name}", text):
+                say_once(f"note: {source}: {mammoths_answer}")
+                continue
             hint = suggest(name, list(fields))
             raise OptionError(f"{source}: {mammoths_answer or f'unknown flag --{name}{hint} (see --help)'}")
         try:

@@ -15,37 +15,47 @@ class Counterpart:
     """A flag of mammoth, or one value of it.
 
     ours: the flags that replace it, empty where none does. note: why, or what differs. value: the row is for
-    this value alone; a row without one is for all others.
+    this value alone (a bare flag has "1"); a row without one, which each flag has, is for all others.
+    accepted: what it asks for holds anyway, so that it is left out with the note.
     """
 
     flag: str
     ours: str
     note: str
     value: str = ""
+    accepted: bool = False
 
 
 _WANDB = "runs are logged to MLflow, nothing is sent to Weights & Biases"
 
+_SAFE = "checkpoints hold no code and are always safe to load"
+_SAVED = "an interrupted run is always saved; go on with --resume RUN"
 _DRAWN = "wrong labels are drawn from the seed at every start, never stored"
 
 COUNTERPARTS = (
-    Counterpart("--joint", "--model joint", "joint training is a method", "1"),
-    Counterpart("--joint", "", "tasks come one after the other unless --model is joint; leave it out", "0"),
+    Counterpart("--joint", "--model joint", "joint training is a method"),
+    Counterpart("--joint", "", "tasks come one after the other unless --model is joint", "0", True),
     Counterpart("--base_path", "--data_dir DIR", "data sets; results go to --output_dir DIR"),
     Counterpart("--results_path", "--output_dir DIR", "every run makes a folder of its own below it"),
     Counterpart("--checkpoint_path", "--output_dir DIR", "checkpoint.pt, weights/ are in the run's folder"),
     Counterpart("--ckpt_name", "--output_dir DIR", "files of a run lie in its own folder under fixed names"),
-    Counterpart("--save_checkpoint_mode", "", "checkpoints hold no code and are always safe to load"),
-    Counterpart("--save_after_interrupt", "", "an interrupted run is always saved; go on with --resume RUN"),
-    Counterpart("--nowand", "", f"{_WANDB}: there is nothing to turn off (--disable_log: no MLflow either)"),
+    Counterpart("--save_checkpoint_mode", "", _SAFE, "safe", True),
+    Counterpart("--save_checkpoint_mode", "", _SAFE),
+    Counterpart("--save_after_interrupt", "", _SAVED, "1", True),
+    Counterpart("--save_after_interrupt", "", _SAVED),
+    Counterpart("--nowand", "", f"{_WANDB}: there is nothing to turn off", "1", True),
+    Counterpart("--nowand", "", f"{_WANDB} (--disable_log: no MLflow either)"),
     Counterpart("--wandb_name", "--run_name TEXT", _WANDB),
     Counterpart("--wandb_project", "--experiment_name TEXT", _WANDB),
     Counterpart("--wandb_entity", "--tracking_uri URI", f"{_WANDB}; a shared server is named so"),
+    Counterpart("--tensorboard", "", "there is no TensorBoard, so nothing to turn off", "0", True),
     Counterpart("--tensorboard", "", "curves are in MLflow and in the run's folder; leave it out"),
+    Counterpart("--csv_log", "", "each run's folder always holds its tables", "1", True),
     Counterpart("--csv_log", "", "each run's folder always holds its tables; leave it out"),
     Counterpart("--notes", "--run_name TEXT", "a run is told apart by its name or --experiment_name"),
-    Counterpart("--model_config", "--load_best_args", "presets: models/presets/", "best"),
-    Counterpart("--model_config", "", "the method's defaults are what counts without a preset; leave it out"),
+    Counterpart("--model_config", "", "without a preset the method's defaults count", "default", True),
+    Counterpart("--model_config", "", "without a preset the method's defaults count", "base", True),
+    Counterpart("--model_config", "--load_best_args", "presets: models/presets/"),
     Counterpart(
         "--dataset_config", "--config FILE",
         "write --n_tasks, --lr_scheduler, --lr_milestones, ... out, or in a YAML file of flags",
@@ -61,11 +71,13 @@ COUNTERPARTS = (
     Counterpart("--early_stopping_epsilon", "--early_stopping_patience N", "any improvement counts"),
     Counterpart("--validation_mode", "--validation PERCENT", "the share is held out of every task"),
     Counterpart("--eval_epochs", "--eval_every STEPS", "evaluations inside a task are counted in steps"),
-    Counterpart("--eval_future", "", "on by default: R's upper triangle (off: --ignore_other_metrics)"),
-    Counterpart("--enable_other_metrics", "", "on by default (off: --ignore_other_metrics)", "1"),
-    Counterpart("--enable_other_metrics", "--ignore_other_metrics", "off", "0"),
-    Counterpart("--fwt", "", "forward transfer is measured by default (off: --ignore_other_metrics)"),
-    Counterpart("--distributed", "", "one process is the default; leave it out", "no"),
+    Counterpart("--eval_future", "", "later tasks are evaluated by default: R's upper triangle", "1", True),
+    Counterpart("--eval_future", "--ignore_other_metrics", "off"),
+    Counterpart("--enable_other_metrics", "", "they are measured by default", "1", True),
+    Counterpart("--enable_other_metrics", "--ignore_other_metrics", "off"),
+    Counterpart("--fwt", "", "forward transfer is measured by default", "1", True),
+    Counterpart("--fwt", "--ignore_other_metrics", "off"),
+    Counterpart("--distributed", "", "one process is the default", "no", True),
     Counterpart(
         "--distributed", "torchrun --nproc_per_node N main.py ...",
         "torchrun starts the processes; methods that take several are named where one does not",
@@ -76,15 +88,20 @@ COUNTERPARTS = (
     Counterpart("-O", "--precision bf16 --compile", "bfloat16 and compiled passes", "3"),
     Counterpart("-O", "--precision fp32|tf32|bf16", "the levels have names; with --compile as well"),
     Counterpart("--gpu_id", "--device cuda:N", "by its number"),
-    Counterpart("--num_workers", "", "batches are made where the run computes, without loader processes"),
+    Counterpart(
+        "--num_workers", "", "batches are made where the run computes, without loader processes",
+        accepted=True,
+    ),
+    Counterpart("--drop_last", "", "the last batch of an epoch is always learned", "0", True),
     Counterpart("--drop_last", "", "the last batch of an epoch is always learned"),
     Counterpart("--non_verbose", "", "there is a bar on a terminal only; send standard error elsewhere"),
-    Counterpart("--scheduler_mode", "", "schedules go by epochs; leave it out", "epoch"),
+    Counterpart("--scheduler_mode", "", "schedules go by epochs", "epoch", True),
     Counterpart("--scheduler_mode", "--lr_scheduler multistep|cosine", "by epochs, not by steps"),
     Counterpart("--custom_task_order", "--class_order C,C,...", "all classes in the order of their tasks"),
     Counterpart("--custom_class_order", "--class_order C,C,...", "all classes, by commas, no ranges"),
-    Counterpart("--noise_type", "--noise_rate SHARE", "noise is symmetric; leave it out", "symmetric"),
+    Counterpart("--noise_type", "", "--noise_rate SHARE is symmetric", "symmetric", True),
     Counterpart("--noise_type", "", "no asymmetric noise; --noise_rate SHARE is symmetric"),
+    Counterpart("--disable_noisy_labels_cache", "", _DRAWN, "1", True),
     Counterpart("--disable_noisy_labels_cache", "", _DRAWN),
     Counterpart("--cache_path_noisy_labels", "", _DRAWN),
     Counterpart("--mlp_hidden_size", "--hidden_sizes 100,100", "one number for each hidden layer"),
@@ -126,21 +143,32 @@ NOT_HERE = frozenset(
 )  # fmt: skip
 
 
-def answer(flag: str, value: str | None = None) -> str | None:
-    """What to write instead of a flag of mammoth, in one line; None for a flag that is not mammoth's."""
+def counterpart(flag: str, value: str | None = None) -> Counterpart | None:
+    """The table's row for a flag of mammoth with its value (None: none was given); None for other flags."""
     if flag.startswith("-O") and flag[2:].isdigit():
         flag, value = "-O", flag[2:]
     name = OTHER_NAMES.get(flag, flag)
-    rows = [row for row in COUNTERPARTS if row.flag == name and row.value in ("", value)]
-    if not rows:  # known, with a value that no row is for
-        rows = [row for row in COUNTERPARTS if row.flag == name]
-    if not rows:
+    rows = [row for row in COUNTERPARTS if row.flag == name and row.value in ("", value or "1")]
+    return max(rows, key=lambda row: row.value, default=None)
+
+
+def answer(flag: str, value: str | None = None) -> str | None:
+    """What to write instead of a flag of mammoth, in one line; None for a flag that is not mammoth's."""
+    row = counterpart(flag, value)
+    if row is None:
         return None
-    row = max(rows, key=lambda row: row.value == value)
     given = f"{flag} {value}" if value else flag
+    if row.accepted:
+        return f"{given} is mammoth's and changes nothing here: {row.note}"
     if row.ours:
         return f"{given} is mammoth's; here: {row.ours} ({row.note})"
     return f"{given} is mammoth's and has no counterpart here: {row.note}"
+
+
+def is_accepted(flag: str, value: str | None = None) -> bool:
+    """Whether a flag of mammoth asks for what holds anyway, so that it can be left out."""
+    row = counterpart(flag, value)
+    return row is not None and row.accepted
 
 
 def method_answer(name: str) -> str:
