@@ -104,7 +104,7 @@ class Benchmark:
     ):
         self.build_seconds = 0.0  # that reading the data took; models/build.py sets it
         self.transforms = transforms or {}
-        self.notes = list(source.notes)  # said when a run starts
+        self.notes, self.split_hash = list(source.notes), source.split_hash  # notes: said when a run starts
         self.name, self.scenario, self.tasks = name, scenario, tasks
         self.seed, self.train_classes, self.device = seed, train_classes, torch.device(device)
         self.n_classes, self.n_train = 1 + max(c for task in tasks for c in task.classes), len(source.train_y)

@@ -36,6 +36,24 @@ def is_folder(entry: "os.DirEntry[str]") -> bool:
     return folder
 
 
+def class_folders(folder: Path) -> list[str]:
+    """The names of the folders in a folder whose images are wanted: hidden ones are not."""
+    return [entry.name for entry in scan(folder) if is_folder(entry) and entry.name[0] != "."]
+
+
+def holds_folders_only(folder: Path) -> bool:
+    """Whether each folder in a folder holds folders and no image: folders of classes, as domains are."""
+    if not folder.is_dir():
+        return False
+    names = class_folders(folder)
+    return bool(names) and all(class_folders(folder / n) and not _has_image(folder / n) for n in names)
+
+
+def _has_image(folder: Path) -> bool:
+    """Whether an image lies directly in the folder."""
+    return any(is_image(entry) for entry in scan(folder))
+
+
 def is_image(entry: "os.DirEntry[str]") -> bool:
     """Whether the entry is a file with an image's ending, in upper or lower case.
 

@@ -4,7 +4,9 @@ Folder: images in `train/<class>/` and `test/<class>/`, or `train.csv` and `test
 `path,label` (paths relative to the folder), which also fix the order of the samples. Or images in `<class>/`
 alone, or one CSV file given as --image_dir: its column `split` says train or test; without one a share of
 each class is held out as test images, the same for every --seed, and a line says so (--test_share,
---split_seed). A column `domain` makes each domain a task, in the order of their names (domain-IL).
+--split_seed). Folders `train/<domain>/<class>/`, or a column `domain`, make each domain a task, in the order
+of their names (domain-IL); test images without domains are shared out to all of them. `split_hash` in
+results.json and in MLflow's tags stands for the split, whether folders or a table say it.
 Training settings of seq-cifar10; crop padding is an eighth of the image's side. Pixels are scaled to [-1, 1]
 (mean and deviation 0.5), whatever the images.
 
@@ -24,7 +26,7 @@ from engram.datasets import sources, user_images
 from engram.datasets.augment import Augment
 from engram.datasets.benchmark import Benchmark
 from engram.datasets.given_tasks import given_tasks
-from engram.datasets.image_files import MAX_SIDE, list_folder
+from engram.datasets.image_files import MAX_SIDE
 from engram.datasets.storage import Storage
 from engram.datasets.streams import class_incremental
 from engram.utils.config.config import Config
@@ -61,7 +63,7 @@ def build(config: Config, device: torch.device) -> Benchmark:
     if options.image_dir:
         listed = user_images.list_images(given, options.test_share, options.split_seed)
     else:  # other data sets may lie there: no folder of it is taken for a class
-        listed = user_images.UserImages(given, *list_folder(given))
+        listed = user_images.list_split(given)
     source = user_images.read(listed, options.img_size, Storage.configured(config, device))
     augment = augmentation(source)
     if listed.domains is None:

@@ -48,6 +48,7 @@ class Source:
     test_y: Tensor
     classes: tuple[str, ...]
     notes: tuple[str, ...] = ()  # what the user should know of the data
+    split_hash: str = ""  # of a split into training and test images that is the user's own
 
     @property
     def labels(self) -> tuple[Tensor, Tensor]:

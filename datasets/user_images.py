@@ -1,11 +1,13 @@
 """A user's own images: which are for training, which for testing, and of which domain each is.
 
 What the user has not decided is decided by a seed, and said in a line: the same share of every class, in
-every domain, is held out as test images.
+every domain, is held out as test images. `split_hash` names the split that was used, however it is stored.
 """
 
+import hashlib
 import zlib
 from collections import Counter, defaultdict
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from engram.datasets.arrays import Groups
-from engram.datasets.folder_scan import is_folder, say_skipped, scan
-from engram.datasets.image_files import Listing, list_classes, list_folder, read_table
+from engram.datasets.folder_scan import class_folders, holds_folders_only, is_folder, say_skipped, scan
+from engram.datasets.image_files import Listing, list_classes, read_table
 from engram.datasets.sources import Source
 from engram.datasets.storage import Storage, read_folder
 from engram.utils.errors import DataError
@@ -33,6 +35,22 @@ class UserImages:
     domains: Groups | None = None
     notes: tuple[str, ...] = ()
 
+    @property
+    def split_hash(self) -> str:
+        """16 digits that change when an image changes its split, class or domain, or comes or goes.
+
+        An image is known by the names of its class and of its file, so that `train/<class>/` and a
+        `train.csv` with the same images are one split.
+        """
+        lines = []
+        for split, listing in zip(SPLITS, (self.train, self.test), strict=True):
+            domains = [""] * len(listing.labels)
+            if self.domains:
+                domains = [self.domains.names[i] for i in getattr(self.domains, split).tolist()]
+            for path, label, domain in zip(*listing, domains, strict=True):
+                lines.append("\0".join((split, domain, label, path.rpartition("/")[2])))
+        return hashlib.blake2b("\n".join(sorted(lines)).encode(), digest_size=8).hexdigest()
+
 
 def list_images(given: Path, test_share: float, seed: int) -> UserImages:
     """The images of a folder, with splits or without, or of a CSV file; raises `DataError`.
@@ -44,7 +62,7 @@ def list_images(given: Path, test_share: float, seed: int) -> UserImages:
     if not given.is_dir():
         raise DataError(f"--image_dir {given}: no such folder; give one that holds train/ and test/")
     if any((given / name).exists() for split in SPLITS for name in (split, f"{split}.csv")):
-        return UserImages(given, *list_folder(given))
+        return list_split(given)
     if not any(is_folder(entry) for entry in scan(given)):
         raise DataError(
             f"{given}: no folder in it; expected train/<class>/ and test/<class>/, or <class>/, with images, "
@@ -57,10 +75,47 @@ def list_images(given: Path, test_share: float, seed: int) -> UserImages:
     return _held_out(given, listing, None, test_share, seed)
 
 
+def list_split(root: Path) -> UserImages:
+    """The images of `train/` and `test/`, or of `train.csv` and `test.csv`; raises `DataError`.
+
+    Domains are a column `domain` of the tables, or folders: `train/<domain>/<class>/`. Test images without
+    domains beside training images with them are shared out: each domain is tested on an equal part of them.
+    """
+    listings: list[Listing] = []
+    domains: list[list[str] | None] = []
+    skipped = Counter[str]()
+    for split in SPLITS:
+        table = root / f"{split}.csv"
+        if table.is_file():
+            listing, columns = read_table(table, "domain")
+            domains.append(columns.get("domain"))
+        elif holds_folders_only(root / split):
+            listing, domain_of = _list_domains(root, split, skipped)
+            domains.append(domain_of)
+        else:
+            listing = list_classes(root, split, skipped)
+            domains.append(None)
+        listings.append(listing)
+    say_skipped(root, skipped)
+    return _with_domains(root, listings, domains)
+
+
+def _list_domains(root: Path, split: str, skipped: Counter[str]) -> tuple[Listing, list[str]]:
+    """The images in `root/split/<domain>/<class>/`, and the domain of each."""
+    whole, domain_of = Listing([], []), list[str]()
+    for name in class_folders(root / split):
+        listing = list_classes(root, f"{split}/{name}", skipped)
+        whole.paths.extend(listing.paths)
+        whole.labels.extend(listing.labels)
+        domain_of += [name] * len(listing.paths)
+    return whole, domain_of
+
+
 def read(listed: UserImages, img_size: int | None, storage: Storage) -> Source:
     """The decoded images, RGB, all of one size or brought to `img_size`."""
     decoded = read_folder(listed.root, (listed.train, listed.test), storage, img_size)
-    return Source("imagefolder", **decoded | {"classes": tuple(decoded["classes"])}, notes=listed.notes)
+    decoded["classes"] = tuple(decoded["classes"])
+    return Source("imagefolder", **decoded, notes=listed.notes, split_hash=listed.split_hash)
 
 
 def _of_table(table: Path, test_share: float, seed: int) -> UserImages:
@@ -95,7 +150,8 @@ def _held_out(
         f"{(~tested).sum():,} training and {tested.sum():,} test images: {100 * test_share:g} % of each "
         f"class held out by --split_seed {seed}"
     )
-    return replace(_divided(root, listing, domains, tested), notes=(note,))
+    divided = _divided(root, listing, domains, tested)
+    return replace(divided, notes=(note, *divided.notes))
 
 
 def _divided(
@@ -110,11 +166,55 @@ def _divided(
         Listing([listing.paths[i] for i in chosen], [listing.labels[i] for i in chosen])
         for chosen in rows.values()
     )
-    if domains is None:
-        return UserImages(root, train_files, test_files)
-    names = sorted(set(domains))
-    number = np.array([names.index(domain) for domain in domains])
-    train, test = (torch.from_numpy(number[chosen]) for chosen in rows.values())
-    if missing := sorted(set(range(len(names))) - (set(train.tolist()) & set(test.tolist()))):
-        raise DataError(f"{root}: domain '{names[missing[0]]}' has no training or no test image; add some")
-    return UserImages(root, train_files, test_files, Groups("domain", train, test, tuple(names)))
+    of_split = [None if domains is None else [domains[i] for i in chosen] for chosen in rows.values()]
+    return _with_domains(root, [train_files, test_files], of_split)
+
+
+def _with_domains(root: Path, listings: Sequence[Listing], domains: Sequence[list[str] | None]) -> UserImages:
+    """Both splits with the domain of each image as a number, after a check that domains are comparable."""
+    (train, test), (of_train, of_test) = listings, domains
+    if of_train is None:
+        if of_test is not None:
+            raise DataError(f"{root}: test images have domains and training images have none; give both")
+        return UserImages(root, train, test)
+    names, notes = sorted(set(of_train)), list[str]()
+    if of_test is None:
+        of_test = [names[i % len(names)] for i in range(len(test.labels))]
+        notes.append(f"test images have no domain: each is tested on an equal part of {len(test.labels):,}")
+    if missing := sorted(set(of_train) ^ set(of_test)):
+        raise DataError(f"{root}: domain '{missing[0]}' has no training or no test image; add some")
+    notes.insert(0, f"{len(names)} domains: {_first(names)}")
+    notes += _compared_classes(root, train.labels, of_train)
+    number_of = {name: number for number, name in enumerate(names)}
+    train_domain, test_domain = (torch.tensor([number_of[n] for n in of]) for of in (of_train, of_test))
+    groups = Groups("domain", train_domain, test_domain, tuple(names))
+    return UserImages(root, train, test, groups, tuple(notes))
+
+
+def _compared_classes(root: Path, labels: list[str], domains: list[str]) -> list[str]:
+    """A line for each domain that lacks classes; raises `DataError` where domains are no such thing.
+
+    In domain-IL all tasks have the same classes. A domain that shares none with the others is a task of
+    new classes: a stream of them has another name and other flags.
+    """
+    classes = defaultdict(set)
+    for domain, label in zip(domains, labels, strict=True):
+        classes[domain].add(label)
+    all_classes, notes = set(labels), []
+    for domain, present in sorted(classes.items()):
+        elsewhere = set().union(*(names for other, names in classes.items() if other != domain))
+        if len(classes) > 1 and not present & elsewhere:
+            raise DataError(
+                f"{root}: domain '{domain}' shares no class with the others (it has {_first(present)}); for "
+                "class-IL put the class folders into train/ and test/"
+            )
+        if lacking := all_classes - present:
+            notes.append(
+                f"domain {domain} lacks {len(lacking)} of {len(all_classes)} classes: {_first(lacking)}"
+            )
+    return notes
+
+
+def _first(names: Collection[str], n: int = 6) -> str:
+    """The first of some names, in alphabetical order, as a list in a sentence."""
+    return ", ".join(sorted(names)[:n]) + (", ..." if len(names) > n else "")

@@ -134,7 +134,9 @@ def test_the_record_holds_what_was_measured(monkeypatch):
         with log.timed("eval"):
             clock.spend(2)
     log.add_data_seconds(0.5)
-    benchmark = SimpleNamespace(class_order=torch.tensor([1, 0, 2]), transforms={"angles": [0.5]})
+    benchmark = SimpleNamespace(
+        class_order=torch.tensor([1, 0, 2]), transforms={"angles": [0.5]}, split_hash="0a1b"
+    )
     config = {"seed": 3, "model": "er", "validation": 0.0}
     record = record_of(log, "running", config, benchmark)
     assert (record.status, record.seed, record.scenario, record.config) == ("running", 3, "class-il", config)
@@ -151,6 +153,7 @@ def test_the_record_holds_what_was_measured(monkeypatch):
     assert vars(record.seconds) == {"total": 7.5, "train": 4.0, "eval": 2.0, "data": 0.5}
     assert record.images_per_second == 150 and record.peak_memory_bytes == 12345
     assert (record.device, record.git_commit, record.versions) == ("cpu, cuda:0", "abc", {"torch": "2, 3"})
+    assert record.split_hash == "0a1b"
     assert record.class_order == [1, 0, 2] and record.transforms == {"angles": [0.5]}
 
 

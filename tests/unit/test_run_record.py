@@ -77,6 +77,11 @@ def test_what_is_written_is_read_back(tmp_path):
         assert (read.n_tasks, read.title, read.finished) == (2, "er on seq-digits, seed 3", True)
 
 
+def test_the_hash_of_a_split_is_written_where_there_is_one():
+    assert "split_hash" not in record().to_json()
+    assert RunRecord.from_json(record(split_hash="0a1b").to_json()).split_hash == "0a1b"
+
+
 def test_the_file_has_one_line_a_key_and_null_for_what_was_not_measured(tmp_path):
     record().write(tmp_path / "results.json")
     lines = (tmp_path / "results.json").read_text().splitlines()

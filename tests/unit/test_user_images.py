@@ -1,5 +1,6 @@
 """Own images without a split, and as a CSV file with domains: what is tested, and what a line says."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,11 @@ from PIL import Image
 
 from engram.datasets import user_images
 from engram.datasets.user_images import list_images
+from engram.main import main
 from engram.models.build import build_benchmark
 from engram.utils.config.cli import parse
 from engram.utils.errors import DataError
+from engram.utils.runs.run_record import RunRecord
 
 
 def write(path: Path, value: int) -> None:
@@ -117,3 +120,96 @@ def test_a_folder_without_class_folders_is_refused(tmp_path):
     write(tmp_path / "own" / "0.png", 1)
     with pytest.raises(DataError, match=r"no folder in it; expected train/<class>/ and test/<class>/, or"):
         user_images.list_images(tmp_path / "own", 0.2, 0)
+
+
+@pytest.fixture
+def domains(tmp_path, monkeypatch) -> Path:
+    """`train/<domain>/<class>/` and `test/` of two domains with two classes, a pixel value for each image."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for d, domain in enumerate(("photo", "sketch")):
+        for c, name in enumerate(("cat", "dog")):
+            for i in range(3):
+                write(tmp_path / "own" / "train" / domain / name / f"{i}.png", 100 * d + 10 * c + i)
+            write(tmp_path / "own" / "test" / domain / name / "9.png", 100 * d + 10 * c + 9)
+    return tmp_path / "own"
+
+
+def test_folders_of_class_folders_are_domains_and_are_named(domains, tmp_path):
+    stream = benchmark(domains, tmp_path, "--n_tasks", "2")
+    assert stream.scenario == "domain-il" and "2 domains: photo, sketch" in stream.notes
+    assert stream.class_names == ["cat", "dog"] and stream.tasks[1].classes == (0, 1)
+    photo, sketch = (stream.train(task) for task in stream.tasks)
+    assert photo.x_raw[:, 0, 0, 0].tolist() == [0, 1, 2, 10, 11, 12] and photo.y.tolist() == [0] * 3 + [1] * 3
+    assert sketch.x_raw[:, 0, 0, 0].tolist() == [100, 101, 102, 110, 111, 112]
+    assert stream.test_of(stream.tasks[1]).x_raw[:, 0, 0, 0].tolist() == [109, 119]
+
+
+def test_test_images_without_domains_are_shared_out(domains, tmp_path):
+    shutil.rmtree(domains / "test")
+    for c, name in enumerate(("cat", "dog")):
+        for i in range(4):
+            write(domains / "test" / name / f"{i}.png", 200 + 10 * c + i)
+    stream = benchmark(domains, tmp_path, "--n_tasks", "2")
+    assert any("test images have no domain" in note for note in stream.notes)
+    first, second = (stream.test_of(task).x_raw[:, 0, 0, 0].tolist() for task in stream.tasks)
+    assert first == [200, 202, 210, 212] and second == [201, 203, 211, 213]
+
+
+def test_domains_are_a_column_of_both_tables_too(domains):
+    for split, name in (("train", "0.png"), ("test", "9.png")):
+        rows = [
+            f"{split}/{domain}/{c}/{name},{c},{domain}"
+            for domain in ("sketch", "photo")
+            for c in ("cat", "dog")
+        ]
+        (domains / f"{split}.csv").write_text("\n".join(["path,label,domain", *rows]) + "\n")
+    listed = list_images(domains, 0.2, 0)
+    assert listed.domains.names == ("photo", "sketch") and listed.domains.train.tolist() == [1, 1, 0, 0]
+
+
+def test_domains_that_share_no_class_are_no_domains(domains):
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            (domains / split / "sketch" / name).rename(domains / split / "sketch" / f"big{name}")
+    with pytest.raises(
+        DataError, match=r"domain 'photo' shares no class with the others \(it has cat, dog\)"
+    ):
+        list_images(domains, 0.2, 0)
+
+
+def test_a_class_that_a_domain_lacks_is_said(domains):
+    shutil.rmtree(domains / "train" / "sketch" / "dog")
+    assert "domain sketch lacks 1 of 2 classes: dog" in list_images(domains, 0.2, 0).notes
+
+
+def test_domains_of_test_images_alone_are_refused(domains):
+    shutil.rmtree(domains / "train")
+    write(domains / "train" / "cat" / "0.png", 1)
+    with pytest.raises(DataError, match="test images have domains and training images have none"):
+        list_images(domains, 0.2, 0)
+
+
+def test_the_hash_stands_for_the_split_and_not_for_how_it_is_stored(flat, tmp_path):
+    table(flat, "path,label,split", *(f"cat/{i}.png,cat,{'test' if i < 2 else 'train'}" for i in range(10)))
+    by_table = list_images(flat / "all.csv", 0.2, 0).split_hash
+    for i in range(10):
+        write(tmp_path / "own" / ("test" if i < 2 else "train") / "cat" / f"{i}.png", i)
+    by_folder = list_images(tmp_path / "own", 0.2, 0).split_hash
+    assert by_table == by_folder and len(by_table) == 16
+    (tmp_path / "own" / "test" / "cat" / "0.png").rename(tmp_path / "own" / "train" / "cat" / "0.png")
+    assert list_images(tmp_path / "own", 0.2, 0).split_hash != by_table
+
+
+def test_domains_change_the_hash(domains):
+    before = list_images(domains, 0.2, 0).split_hash
+    for split in ("train", "test"):
+        (domains / split / "photo").rename(domains / split / "drawing")
+    assert list_images(domains, 0.2, 0).split_hash != before
+
+
+def test_a_run_records_which_split_it_learned(flat, tmp_path):
+    flags = ["--model", "ncm", "--dataset", "seq-imagefolder", "--image_dir", str(flat), "--backbone", "mlp"]
+    folders = ["--data_dir", str(tmp_path), "--output_dir", str(tmp_path / "runs"), "--disable_log"]
+    assert main([*flags, *folders, "--n_tasks", "2", "--hidden_sizes", "2"]) == 0
+    (path,) = (tmp_path / "runs").glob("*/*/*")
+    assert RunRecord.read(path).split_hash == list_images(flat, 0.2, 0).split_hash

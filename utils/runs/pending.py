@@ -28,9 +28,9 @@ def send(config: Config, run_dir: RunDir, background: BackgroundTracker, wait: b
     with run_dir.claimed(wait):
         started = (run_dir.ended or time.time()) - (record.seconds.total or 0)
         tracker = open_tracker(config, run_dir.path, run_dir.tracking_id, True, background, started)
-        tracker.set_tags(
-            {"device": record.device, "precision": record.used_precision, "evaluated_on": record.evaluated_on}
-        )
+        tags = {name: getattr(record, name) for name in ("device", "evaluated_on", "split_hash")}
+        tags["precision"] = record.used_precision
+        tracker.set_tags({name: value for name, value in tags.items() if name != "split_hash" or value})
         log = accuracy_log(record)
         logged = set().union(*map(tracker.logged_steps, log.mean_names))
         if record.training:

@@ -65,13 +65,13 @@ class Recorder(Generic[TaskT, BatchT]):
         self.tracker = open_tracker(
             self.config, self.run_dir.path, self.run_dir.tracking_id, self.resumed, self.background
         )
-        self.tracker.set_tags(
-            {
-                "device": device_name(self.trainer.benchmark.device),
-                "precision": self.trainer.method.setup.precision,
-                "evaluated_on": evaluated_on(self.config.flat()),
-            }
-        )
+        benchmark = self.trainer.benchmark
+        tags = {
+            "device": device_name(benchmark.device),
+            "precision": self.trainer.method.setup.precision,
+            "evaluated_on": evaluated_on(self.config.flat()),
+        }
+        self.tracker.set_tags(tags | ({"split_hash": benchmark.split_hash} if benchmark.split_hash else {}))
         self._note_tracking(pending=True)
         if self.resumed:
             self.logged_points = self.tracker.logged_steps(LOSS)
@@ -288,4 +288,5 @@ def record_of(
         git_commit=joined.git_commit,
         class_order=benchmark.class_order.tolist(),
         transforms={name: list(drawn) for name, drawn in benchmark.transforms.items()},
+        split_hash=benchmark.split_hash or None,
     )

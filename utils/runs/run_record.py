@@ -110,6 +110,7 @@ class RunRecord:
     git_commit: str | None = None
     class_order: list[int] | None = None
     transforms: dict[str, list[Any]] = field(default_factory=dict)  # what was drawn for the tasks' transforms
+    split_hash: str | None = None  # of a split into training and test images that is the user's own
     imported_run: str | None = None  # id of the old MLflow run that this record was made from
     ended: float | None = None  # when that run ended, in seconds since 1970
     schema_version: int = SCHEMA_VERSION
@@ -155,8 +156,6 @@ class RunRecord:
         """`er on seq-digits, seed 0`."""
         model, dataset = (label(str(self.config.get(flag))) for flag in ("model", "dataset"))
         return f"{model} on {dataset}, seed {self.seed}"
-
-    # --- the file --------------------------------------------------------------------------------
 
     @classmethod
     def read(cls, path: Path | str) -> "RunRecord":
@@ -211,8 +210,9 @@ class RunRecord:
             "class_order": self.class_order,
             "transforms": self.transforms,
         }
-        if self.standard_errors:
-            document["standard_errors"] = {view: E.tolist() for view, E in self.standard_errors.items()}
+        errors = {view: E.tolist() for view, E in self.standard_errors.items()}
+        optional = {"standard_errors": errors, "split_hash": self.split_hash}
+        document |= {name: value for name, value in optional.items() if value}
         imported = {"imported_run": self.imported_run, "ended": self.ended}
         return dict(_nan_to_none(document | (imported if self.imported_run else {})))
 
@@ -263,6 +263,7 @@ class RunRecord:
             git_commit=content.get("git_commit"),
             class_order=content.get("class_order"),
             transforms=mapping(content.get("transforms", {}), "transforms"),
+            split_hash=optional_text(content.get("split_hash"), "split_hash"),
             imported_run=content.get("imported_run"),
             ended=optional_number(content.get("ended"), "ended"),
             schema_version=version,

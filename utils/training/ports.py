@@ -75,6 +75,7 @@ class Stream(Protocol[TaskT, BatchOut]):
     class_names: list[str]
     build_seconds: float  # that reading the data took
     notes: list[str]  # what is said of the data when a run starts
+    split_hash: str  # of a split into training and test images that is the user's own, else empty
 
     @property
     def tasks(self) -> Sequence[TaskT]:
