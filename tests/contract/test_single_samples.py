@@ -11,7 +11,7 @@ from engram.utils import single_samples
 from engram.utils.config import registry
 from engram.utils.errors import UserError
 from engram.utils.training.trainer import Trainer
-from tests.conftest import methods_with_code, tiny_method
+from tests.conftest import DEVICE, methods_with_code, tiny_method
 
 RESNET = {"backbone": "resnet18", "width": 0.03, "n_tasks": 3}
 MORE = {"hal": {"hal_lambda": 0}}  # at a task's end it splits its memory into batches, too
@@ -74,7 +74,7 @@ def test_a_memory_of_no_samples_joins_nothing():
 def test_the_check_leaves_the_network_as_it_is():
     method, _ = tiny_method("sgd", **RESNET)
     before = {name: value.clone() for name, value in method.net.state_dict().items()}
-    assert single_samples.cannot_learn(method.net, torch.rand(1, 6, 6))
+    assert single_samples.cannot_learn(method.net, torch.rand(1, 6, 6).to(DEVICE[0]))
     assert method.net.training
     assert all(torch.equal(value, before[name]) for name, value in method.net.state_dict().items())
 

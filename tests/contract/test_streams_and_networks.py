@@ -7,7 +7,7 @@ from engram.backbones.backbone import Backbone, build_network
 from engram.datasets.benchmark import Benchmark
 from engram.utils.config import registry
 from engram.utils.config.config import resolve
-from tests.conftest import tiny_benchmark, tiny_config, under_test
+from tests.conftest import DEVICE, tiny_benchmark, tiny_config, under_test
 
 BENCHMARKS = under_test(
     "datasets", "seq-digits"
@@ -79,7 +79,7 @@ def test_the_backbone_is_documented(backbone):
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_features_and_logits_have_their_shapes_and_every_weight_learns(backbone, scenario):
     net = network(backbone, scenario=scenario)
-    x, task_id = torch.rand(5, 1, 6, 6), torch.tensor([0, 1, 2, 0, 1])
+    x, task_id = torch.rand(5, 1, 6, 6).to(DEVICE[0]), torch.tensor([0, 1, 2, 0, 1]).to(DEVICE[0])
     assert net.features(x).shape == (5, net.feature_dim)
     logits = net(x, task_id)
     assert logits.shape == (5, 6)
@@ -100,5 +100,5 @@ def test_weights_depend_on_the_seed_alone(backbone):
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_a_sample_is_answered_alike_alone_and_with_others(backbone):
     net = network(backbone).eval()
-    x = torch.rand(4, 1, 6, 6)
+    x = torch.rand(4, 1, 6, 6).to(DEVICE[0])
     torch.testing.assert_close(net(x)[:1], net(x[:1]))

@@ -111,7 +111,7 @@ def test_a_replayed_sample_of_an_old_task(classes, expected):
 def test_stored_logits_are_compared_over_the_classes_allowed(classes):
     method, batch = in_second_task("derpp", classes)
     outputs = method.net(batch.x, batch.task_id)
-    stored = torch.linspace(-1, 1, outputs.numel()).view_as(outputs)
+    stored = torch.linspace(-1, 1, outputs.numel()).view_as(outputs).to(outputs)
     distance = method.logit_distance(outputs, stored, batch.task_id)
     columns = COLUMNS[classes]
     torch.testing.assert_close(distance, F.mse_loss(outputs[:, columns], stored[:, columns]))
