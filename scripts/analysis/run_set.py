@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from engram.utils.config.config import OPERATIONAL
 from engram.utils.config.outside import label
 from engram.utils.config.run_key import NAMES
+from engram.utils.config.version import shortened
 from engram.utils.errors import UserError
 from engram.utils.runs.run_record import FILE_NAME, RunRecord, read_all
 
@@ -255,8 +256,15 @@ def _flag_words(name: str, value: Any) -> str:
 
 
 def commits(runs: Iterable[RunRecord]) -> str:
-    """The commits that made these runs, each once, the first eight named; a resumed run may have several."""
-    commits_of_runs = {commit for run in runs for commit in (run.git_commit or "unknown").split(", ")}
-    named = sorted({commit[:10] for commit in commits_of_runs})
+    """The commits that made these runs, each once, the first eight named; a resumed run may have several.
+
+    A run whose code had changes has +changes behind them.
+    """
+    commits_of_runs = {
+        shortened(commit, run.git_dirty)
+        for run in runs
+        for commit in (run.git_commit or "unknown").split(", ")
+    }
+    named = sorted(commits_of_runs)
     more = f" and {len(named) - 8} more" if len(named) > 8 else ""
     return ", ".join(named[:8]) + more

@@ -56,7 +56,7 @@ def test_results_document(run):
     assert code == 0
     expected = {
         "config", "seed", "status", "class_il", "task_il", "fwt", "b", "seconds", "images_per_second",
-        "peak_memory_bytes", "device", "precision", "versions", "git_commit", "class_order",
+        "peak_memory_bytes", "device", "precision", "versions", "git_commit", "git_dirty", "class_order",
     }  # fmt: skip
     assert expected <= set(results)
     assert results["status"] == "finished" and results["seed"] == 3

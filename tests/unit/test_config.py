@@ -262,13 +262,46 @@ def test_the_help_of_an_installed_copy_names_commands_that_work_there(given, mon
     assert capsys.readouterr().out.startswith("usage: python -m engram.memorization.correlate ")
 
 
+def test_changes_of_the_code_since_the_commit_are_seen(tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "ROOT", tmp_path)
+
+    def git(*words: str) -> str:
+        told = subprocess.run(["git", "-C", tmp_path, *words], check=True, capture_output=True, text=True)
+        return told.stdout.strip()
+
+    assert version.git_state() == (None, None), "no repository"
+    git("init", "-q")
+    assert version.git_state() == (None, None), "no commit"
+    (tmp_path / "models").mkdir()
+    code, page, untracked = tmp_path / "models" / "a.py", tmp_path / "README.md", tmp_path / "models" / "b.py"
+    for file in (code, page):
+        file.write_text("one")
+    git("add", ".")
+    git("-c", "user.name=me", "-c", "user.email=me@here", "commit", "-q", "-m", "first")
+    commit = git("rev-parse", "HEAD")
+    (tmp_path / "results.json").touch()
+    page.write_text("two")
+    code.touch()
+    assert version.git_state() == (commit, False), "no program reads what has changed"
+    code.write_text("two")
+    assert version.git_state() == (commit, True)
+    code.write_text("one")
+    untracked.touch()
+    assert version.git_state() == (commit, True), "a new method is no part of the commit"
+    assert version.git_state().short() == f"{commit[:10]}+changes"
+    untracked.unlink()
+    before = (tmp_path / ".git" / "index").stat()
+    assert version.git_state() == (commit, False)
+    assert (tmp_path / ".git" / "index").stat() == before, "runs that start together do not write to it"
+
+
 def test_an_installed_copy_writes_nothing_among_its_files(tmp_path, monkeypatch, capsys):
-    assert registry.default_dir() == ROOT == registry.checkout() and version.git_commit()
+    assert registry.default_dir() == ROOT == registry.checkout() and version.git_state().commit
     monkeypatch.setattr(engram, "is_installed", True)
     monkeypatch.setattr(version.metadata, "version", lambda name: f"9.9 of {name}")
     monkeypatch.chdir(tmp_path)
     assert registry.default_dir() == tmp_path
-    assert version.git_commit() is None, "a repository around an installed copy is somebody else's"
+    assert version.git_state() == (None, None), "a repository around an installed copy is somebody else's"
     assert version.version() == "engram 9.9 of engram"
     assert new_method.main(["my_idea"]) == 2
     assert tune.main(["--model", "ewc", "--write"]) == 2

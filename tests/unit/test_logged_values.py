@@ -125,7 +125,7 @@ def test_the_record_holds_what_was_measured(monkeypatch):
     log = filled(groups=True)
     log.environments = [
         Environment("abc", "cpu", {"torch": "2"}),
-        Environment("abc", "cuda:0", {"torch": "3"}),
+        Environment("abc", "cuda:0", {"torch": "3"}, git_dirty=True),
     ]
     log.n_images, log.peak_bytes = 600, 12345
     clock.spend(1)
@@ -154,6 +154,7 @@ def test_the_record_holds_what_was_measured(monkeypatch):
     assert record.images_per_second == 150 and record.peak_memory_bytes == 12345
     assert (record.device, record.git_commit, record.versions) == ("cpu, cuda:0", "abc", {"torch": "2, 3"})
     assert record.split_hash == "0a1b"
+    assert record.git_dirty is True
     assert record.class_order == [1, 0, 2] and record.transforms == {"angles": [0.5]}
 
 
@@ -172,7 +173,7 @@ def test_a_log_before_any_training_has_no_speed():
 def test_a_log_goes_on_from_its_state():
     log, restored = filled(groups=True), AccuracyLog(3, "class-il")
     log.n_images, log.peak_bytes = 600, 12345
-    log.environments = [Environment("abc", "cpu", {"torch": "2"})]
+    log.environments = [Environment("abc", "cpu", {"torch": "2"}, "fp32", git_dirty=True)]
     restored.load_state_dict(log.state_dict())
     for name in ("curve", "memory", "environments", "n_images", "peak_bytes", "seconds"):
         assert getattr(restored, name) == getattr(log, name), name

@@ -73,7 +73,8 @@ def test_the_default_is_auto_and_stays_so_in_the_configuration():
 
 
 def test_checkpoints_and_results_of_before_have_no_precision():
-    assert Environment.from_json({"git_commit": "a", "device": "cpu", "versions": {}}).precision is None
+    old = Environment.from_json({"git_commit": "a", "device": "cpu", "versions": {}})
+    assert old.precision is None and old.git_dirty is None
     document = stored_record({"seed": 0}).to_json()
     noted = RunRecord.from_json(document | {"precision": "tf32"})
     assert noted.precision == noted.to_json()["precision"] == "tf32"

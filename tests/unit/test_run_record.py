@@ -20,7 +20,7 @@ KEYS = [
     "schema_version", "config", "seed", "status", "scenario", "evaluated_on", "class_il", "task_il", "fwt",
     "b", "curve", "memory", "training", "groups", "seconds", "images_per_second", "peak_memory_bytes",
     "device", "precision",
-    "versions", "git_commit", "class_order", "transforms",
+    "versions", "git_commit", "git_dirty", "class_order", "transforms",
 ]  # fmt: skip
 
 
@@ -43,6 +43,7 @@ def record(**more) -> RunRecord:
         "precision": "fp32",
         "versions": {"torch": "2.11"},
         "git_commit": "abc",
+        "git_dirty": True,
         "class_order": [1, 0],
         "transforms": {"angles": [0.5, 1.25]},
     }

@@ -182,10 +182,11 @@ def test_every_commit_is_listed_once(tmp_path, without_drawing):
     """A run that was resumed by other code has several."""
     for seed, commit in enumerate(("a" * 40, f"{'a' * 40}, {'b' * 40}", None)):
         write_run(tmp_path, seed, stored={"git_commit": commit})
+    write_run(tmp_path, 3, stored={"git_commit": "a" * 40, "git_dirty": True})
     found = found_in(tmp_path)
-    assert study_tables.provenance(found.runs).endswith("; commits: aaaaaaaaaa, bbbbbbbbbb, unknown.")
-    page = page_of(found)
-    assert '<p class="note">commit aaaaaaaaaa, bbbbbbbbbb, unknown</p>' in page
+    named = "aaaaaaaaaa, aaaaaaaaaa+changes, bbbbbbbbbb, unknown"
+    assert study_tables.provenance(found.runs).endswith(f"; commits: {named}.")
+    assert f'<p class="note">commit {named}</p>' in page_of(found)
 
 
 def test_means_and_deviations(folder):

@@ -14,10 +14,11 @@ import engram
 from engram.utils.config.config import Config, LogOptions, RunOptions, StreamOptions, TrainOptions
 from engram.utils.config.options import OptionSet
 from engram.utils.config.registry import ROOT
+from engram.utils.config.version import GitState
 from engram.utils.credentials import redact
 from engram.utils.errors import UserError
 from engram.utils.tracking import experiment_view as ev
-from engram.utils.tracking import mlflow_store, tracking_worker
+from engram.utils.tracking import mlflow_store, mlflow_tracker, tracking_worker
 from engram.utils.tracking.mlflow_tracker import MlflowTracker, NullTracker, open_tracker
 
 # Imports once, then forks, so that all processes reach the store in the same moment.
@@ -71,7 +72,8 @@ def history(tracker: MlflowTracker, key: str) -> list[tuple[int, float]]:
     return sorted((metric.step, metric.value) for metric in found)
 
 
-def test_params_tags_and_name(uri, tmp_path):
+def test_params_tags_and_name(uri, tmp_path, monkeypatch):
+    monkeypatch.setattr(mlflow_tracker, "git_state", lambda: GitState("abc", True))
     config = make_config(tracking_uri=uri, experiment_name="CIFAR 100/b", run_name="er seed 3")
     tracker = open_tracker(config, tmp_path / "run")
     tracker.describe("class-IL accuracy 45.2 %")
@@ -82,7 +84,8 @@ def test_params_tags_and_name(uri, tmp_path):
     assert run.data.tags.items() >= wanted.items()
     assert run.data.tags["mlflow.note.content"] == "class-IL accuracy 45.2 %"
     assert run.data.tags["run_dir"] == str(tmp_path / "run")
-    assert {"git", "host", "python", "torch", "mlflow.user"} <= set(run.data.tags)
+    assert {"host", "python", "torch", "mlflow.user"} <= set(run.data.tags)
+    assert (run.data.tags["git"], run.data.tags["git_dirty"]) == ("abc", "true")
     assert (run.info.run_name, run.info.status) == ("er seed 3", "RUNNING")
     experiment = tracker._client.get_experiment(run.info.experiment_id)
     assert experiment.name == "CIFAR 100/b"

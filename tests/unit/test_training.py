@@ -8,6 +8,7 @@ import pytest
 
 from engram.utils import checkpoint
 from engram.utils.checkpoint import CheckpointError
+from engram.utils.config.version import GitState
 from engram.utils.errors import UserError
 from engram.utils.runs.recorder import record_of
 from engram.utils.training import environment, progress, trainer
@@ -112,7 +113,7 @@ def test_queued_steps_are_waited_for_before_an_evaluation_is_timed(folder, monke
 
 
 def origin_is(monkeypatch, commit: str, device: str, peak: int) -> None:
-    monkeypatch.setattr(environment, "git_commit", lambda: commit)
+    monkeypatch.setattr(environment, "git_state", lambda: GitState(commit, commit == "bb"))
     monkeypatch.setattr(environment, "device_name", lambda device_: device)
     monkeypatch.setattr(environment, "peak_memory", lambda device_: peak)
     monkeypatch.setattr(environment, "versions", lambda: {"torch": f"2.{commit}"})
@@ -121,13 +122,14 @@ def origin_is(monkeypatch, commit: str, device: str, peak: int) -> None:
 def test_a_run_comes_from_all_processes_that_took_its_steps(folder, monkeypatch):
     def told(trainer):
         found = record_of(trainer.results, "finished", trainer.config.flat(), trainer.benchmark)
-        return [found.git_commit, found.device, found.peak_memory_bytes, found.versions, found.precision]
+        code = (found.git_commit, found.git_dirty)
+        return [code, found.device, found.peak_memory_bytes, found.versions, found.precision]
 
     flags = {"checkpoint_every": 0.0}
     for commit, device, peak, die_at in (("aa", "cpu", 7, 5), ("bb", "cuda", 5, 13), ("aa", "cpu", 3, None)):
         origin_is(monkeypatch, commit, device, peak)
         trainer = gone_on(folder, die_at=die_at, **flags)
-    expected = ["aa, bb", "cpu, cuda", 7, {"torch": "2.aa, 2.bb"}, "fp32"]
+    expected = [("aa, bb", True), "cpu, cuda", 7, {"torch": "2.aa, 2.bb"}, "fp32"]
     assert told(trainer) == expected
     origin_is(monkeypatch, "later", "elsewhere", 99)
     assert told(gone_on(folder, **flags)) == expected, "of a finished run no step is left to take"

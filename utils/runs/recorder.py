@@ -286,6 +286,7 @@ def record_of(
         precision=joined.precision,
         versions=joined.versions,
         git_commit=joined.git_commit,
+        git_dirty=joined.git_dirty,
         class_order=benchmark.class_order.tolist(),
         transforms={name: list(drawn) for name, drawn in benchmark.transforms.items()},
         split_hash=benchmark.split_hash or None,

@@ -108,6 +108,7 @@ class RunRecord:
     precision: str | None = None  # fp32, tf32 or bf16; None in files from before it was noted
     versions: dict[str, str | None] = field(default_factory=dict)
     git_commit: str | None = None
+    git_dirty: bool | None = None  # whether the code had changes since; None where nobody looked
     class_order: list[int] | None = None
     transforms: dict[str, list[Any]] = field(default_factory=dict)  # what was drawn for the tasks' transforms
     split_hash: str | None = None  # of a split into training and test images that is the user's own
@@ -163,14 +164,10 @@ class RunRecord:
         path = Path(path)
         file = path / FILE_NAME if path.name != FILE_NAME else path
         try:
-            document = json.loads(file.read_text(encoding="utf-8"))
+            return cls.from_json(json.loads(file.read_text(encoding="utf-8")))
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(f"{path}: holds no {FILE_NAME}; give the folder of a run") from None
-        except (OSError, ValueError) as error:
-            raise UserError(f"{file}: damaged ({error}); remove it or run the run again") from None
-        try:
-            return cls.from_json(document)
-        except UserError as error:
+        except (OSError, ValueError, UserError) as error:
             raise UserError(f"{file}: damaged ({error}); remove it or run the run again") from None
 
     def write(self, path: Path) -> None:
@@ -207,6 +204,7 @@ class RunRecord:
             "precision": self.precision,
             "versions": self.versions,
             "git_commit": self.git_commit,
+            "git_dirty": self.git_dirty,
             "class_order": self.class_order,
             "transforms": self.transforms,
         }
@@ -261,6 +259,7 @@ class RunRecord:
             precision=optional_text(content.get("precision"), "precision"),
             versions=mapping(content.get("versions", {}), "versions"),
             git_commit=content.get("git_commit"),
+            git_dirty=content.get("git_dirty"),
             class_order=content.get("class_order"),
             transforms=mapping(content.get("transforms", {}), "transforms"),
             split_hash=optional_text(content.get("split_hash"), "split_hash"),

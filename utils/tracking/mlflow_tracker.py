@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from engram.utils.config.config import Config
 from engram.utils.config.outside import label
 from engram.utils.config.run_title import run_title
-from engram.utils.config.version import git_commit
+from engram.utils.config.version import git_state
 from engram.utils.credentials import redact
 from engram.utils.tracking import mlflow_store as store
 from engram.utils.tracking.experiment_view import experiment_id
@@ -267,9 +267,8 @@ def open_tracker(
 
 def run_tags(flags: dict[str, Any], run_dir: Path) -> dict[str, str]:
     """What runs are searched by, and where this one came from."""
-    commit = git_commit() or "unknown"
     return {name: str(flags[name]) for name in TAG_FLAGS if name in flags} | {
-        "git": commit,
+        **git_state().tags(),
         "host": socket.gethostname(),
         "python": platform.python_version(),
         "torch": metadata.version("torch"),
@@ -277,7 +276,6 @@ def run_tags(flags: dict[str, Any], run_dir: Path) -> dict[str, str]:
         "mlflow.user": _user(),
         "mlflow.source.name": "main.py",
         "mlflow.source.type": "LOCAL",
-        "mlflow.source.git.commit": commit,
     }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from engram.utils import distributed
-from engram.utils.config.version import git_commit
+from engram.utils.config.version import git_state
 from engram.utils.training import interleaved
 
 
@@ -22,16 +22,19 @@ class Environment:
     device: str | None = None
     versions: dict[str, str | None] = field(default_factory=dict)
     precision: str | None = None  # fp32, tf32 or bf16; None in checkpoints from before it was noted
+    git_dirty: bool | None = None  # whether the code had changes since the commit; None where nobody looked
 
     @classmethod
     def of_this_process(cls, device: torch.device, precision: str) -> "Environment":
         """The environment of a process that trains on `device` in a resolved precision."""
-        return cls(git_commit(), device_name(device), versions(), precision)
+        git = git_state()
+        return cls(git.commit, device_name(device), versions(), precision, git.dirty)
 
     @classmethod
     def from_json(cls, state: dict[str, Any]) -> "Environment":
         """The environment that a checkpoint holds."""
-        return cls(state["git_commit"], state["device"], state["versions"], state.get("precision"))
+        later = state.get("precision"), state.get("git_dirty")
+        return cls(state["git_commit"], state["device"], state["versions"], *later)
 
 
 def join(environments: list[Environment]) -> Environment:
@@ -42,12 +45,19 @@ def join(environments: list[Environment]) -> Environment:
         _joined(e.device for e in environments),
         {package: _joined(e.versions.get(package) for e in environments) for package in packages},
         _joined(e.precision for e in environments),
+        _any(e.git_dirty for e in environments),
     )
 
 
 def _joined(values: Iterable[str | None]) -> str | None:
     """The distinct values that are not None, in their order; None without any."""
     return ", ".join(dict.fromkeys(value for value in values if value)) or None
+
+
+def _any(values: Iterable[bool | None]) -> bool | None:
+    """Whether one of them is true; None where none is and not all are known."""
+    given = set(values)
+    return True if True in given else False if given == {False} else None
 
 
 def peak_memory(device: torch.device) -> int:
