@@ -1,26 +1,23 @@
 """Networks of timm and torchvision by name: `--backbone timm:NAME` or `--backbone torchvision:NAME`.
 
-The library builds the network without its classifier and reads its weights. Here is what a run needs besides:
-images are brought to the side that the network wants (bicubic, on the device), grey ones are repeated into
-three channels, and dropout and stochastic depth are off, since they draw from the global generator while runs
-must repeat and resume.
+The library builds the network without its classifier and reads its weights; `library_network.py` says what a
+run needs besides. timm's plain vision transformers have hooks (`vit.py`) for prompts, adapters and LoRA.
 """
 
 from dataclasses import dataclass
 from types import ModuleType
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
-from engram.backbones import timm_library, torchvision_library
-from engram.backbones.backbone import Backbone
-from engram.backbones.pretrained_weights import SUFFIXES, Built, Weights
+from engram.backbones import timm_library, torchvision_library, tuning
+from engram.backbones.library_network import CHANNELS, LibraryNetwork
+from engram.backbones.pretrained_weights import SUFFIXES, Weights
+from engram.backbones.vit import HookedViT
+from engram.utils import seeding
 from engram.utils.config.options import OptionError, OptionSet, Pixels, option
 from engram.utils.errors import UserError
 
 LIBRARIES = {"timm": timm_library, "torchvision": torchvision_library}
-CHANNELS = 3
 
 
 @dataclass(frozen=True)
@@ -34,6 +31,15 @@ class Options(OptionSet):
     input_size: int = option(
         0, "side to which images are brought first, e.g. 224; 0: the one that the weights were made for, "
         "with random weights the images' own where the network takes any", ge=0, le=4096,
+    )  # fmt: skip
+    tune: str = option(
+        "full", "what learns below the head: full, everything; head, nothing; or in a vision transformer of "
+        "timm something small beside its frozen weights: adapter, ssf (scale and shift), vpt (prompts, new "
+        "in every block), vpt_shallow, lora (of queries and values)", choices=tuning.KINDS,
+    )  # fmt: skip
+    tune_size: int = option(
+        0, "units of an adapter, rank of LoRA or number of prompts; 0: "
+        + ", ".join(f"{size} ({kind})" for kind, size in tuning.SIZES.items()), ge=0, le=4096,
     )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -56,31 +62,6 @@ class Options(OptionSet):
         return statistics
 
 
-class LibraryNetwork(Backbone):
-    """A library's network without its classifier.
-
-    side: to which images are brought first, 0 for their own. is_grey: whether one channel is repeated into
-    three.
-    """
-
-    def __init__(self, built: Built, is_grey: bool) -> None:
-        super().__init__()
-        self.body, self.feature_dim, self.side = built
-        self.is_grey = is_grey
-        for module in self.body.modules():
-            if isinstance(module, nn.Dropout) or type(module).__name__ == "StochasticDepth":
-                module.p = 0.0
-
-    def features(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) → (N, D), what the library's classifier would see."""
-        if self.is_grey:
-            x = x.expand(-1, CHANNELS, -1, -1)
-        if self.side and x.shape[2:] != (self.side, self.side):
-            x = F.interpolate(x, (self.side, self.side), mode="bicubic", align_corners=False, antialias=True)
-        features: Tensor = self.body(x).flatten(1)
-        return features
-
-
 def split_name(backbone: str) -> tuple[ModuleType, str]:
     """The library, and its name of the network, in LIBRARY:NAME."""
     library, _, name = backbone.partition(":")
@@ -93,8 +74,14 @@ def build(options: Options, input_shape: tuple[int, ...], name: str) -> LibraryN
     if input_shape[0] not in (1, CHANNELS):
         raise UserError(f"--backbone {name} takes images of 1 or 3 channels, these have {input_shape[0]}")
     weights = Weights.given(options.pretrained)
-    net = LibraryNetwork(library.build(network, weights, options.input_size), is_grey=input_shape[0] == 1)
-    net.notes = tuple(notes(net, weights, input_shape))
+    built, is_grey = library.build(network, weights, options.input_size), input_shape[0] == 1
+    has_hooks = library is timm_library and timm_library.takes_hooks(built.body)
+    net = HookedViT(built, is_grey) if has_hooks else LibraryNetwork(built, is_grey)
+    # the run's seed stands in PyTorch's generator here; not drawing from it gives every kind the same head
+    draws = seeding.generator(torch.initial_seed(), "tune")
+    tuning.tune(net, name, options.tune, options.tune_size, draws)
+    lines = notes(net, weights, input_shape) + tuning.notes(net, options.tune, options.tune_size)
+    net.notes = tuple(lines)
     if options.input_size or not net.side:  # not the side that the weights were made for
         refuse_size(net, input_shape, name)
     return net

@@ -90,3 +90,23 @@ def resized(body: nn.Module, full: str, side: int) -> nn.Module:
     state["pos_embed"] = resized_positions(state["pos_embed"], *sizes)
     wanted.load_state_dict(state)
     return wanted
+
+
+def takes_hooks(body: nn.Module) -> bool:
+    """Whether a network is a plain vision transformer, which `vit.HookedViT` computes as timm does."""
+    from timm.layers import Attention  # an optional package, as above
+    from timm.models.vision_transformer import Block, VisionTransformer
+
+    if type(body) is not VisionTransformer or body.global_pool != "token" or body.attn_pool is not None:
+        return False
+    return all(
+        type(block) is Block and type(block.attn) is Attention and is_plain(block) for block in body.blocks
+    )
+
+
+def is_plain(block: nn.Module) -> bool:
+    """Whether a block of timm has no layers but those that `vit.Block` calls."""
+    layers = [block.drop_path1, block.drop_path2, getattr(block.attn, "norm", nn.Identity())]
+    gate = getattr(block.attn, "gate", None)
+    as_wide = block.attn.qkv.in_features == block.attn.proj.in_features
+    return as_wide and gate is None and all(isinstance(layer, nn.Identity) for layer in layers)

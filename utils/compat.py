@@ -166,6 +166,18 @@ def foreach_mul(
     return torch._foreach_mul(tensors, factors)
 
 
+# --- timm: checked with 1.0.31 ----------------------------------------------------------------------
+
+
+def with_positions(transformer: "Module", patches: "Tensor") -> "Tensor":
+    """Patches of a timm VisionTransformer, (N, P, D) or (N, H, W, D) → class token, registers and patches.
+
+    (N, 1 + R + P, D), the position embeddings added and resized where the transformer resizes them.
+    """
+    embedded: Tensor = transformer._pos_embed(patches)  # type: ignore[operator]
+    return embedded
+
+
 # --- MLflow: checked with 3.17 ----------------------------------------------------------------------
 
 

@@ -23,6 +23,8 @@ from engram.utils.config.config import Config
 from engram.utils.config.outside import label
 from engram.utils.errors import UserError
 
+NOT_IN_FEATURES = ("pretrained", "tune", "tune_size")  # flags of a backbone
+
 
 class StoredFeatures(Backbone):
     """Takes an encoder's features as they are; the head is all that learns."""
@@ -83,6 +85,9 @@ def is_pretrained(config: Config) -> bool:
 
 
 def flags_of(config: Config) -> str:
-    """The backbone's flags; where the weights came from is not among them, as their bytes are hashed."""
+    """The backbone's flags; where the weights came from is not among them, as their bytes are hashed.
+
+    Nor is what will learn of them: it starts as the identity.
+    """
     flags = dataclasses.asdict(config.architecture)
-    return str({name: value for name, value in flags.items() if name != "pretrained"})
+    return str({name: value for name, value in flags.items() if name not in NOT_IN_FEATURES})

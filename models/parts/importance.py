@@ -44,9 +44,10 @@ class ProtectionOptions(OptionSet):
 
 
 def shared_parameters(net: nn.Module, head: bool = True) -> dict[str, nn.Parameter]:
-    """Name → parameter of all that tasks share: everything but per-task heads, or but any head."""
+    """Name → parameter of all that tasks share and that learns: but per-task heads, or but any head."""
     keep_head = head and not isinstance(net.head, TaskHeads)
-    return {n: p for n, p in net.named_parameters() if keep_head or not n.startswith("head.")}
+    learning = {n: p for n, p in net.named_parameters() if p.requires_grad}
+    return {n: p for n, p in learning.items() if keep_head or not n.startswith("head.")}
 
 
 def subset(samples: Samples, n: int, generator: torch.Generator) -> Samples:

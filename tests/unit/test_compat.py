@@ -147,3 +147,13 @@ def test_mlflow_makes_its_tables(tmp_path):
     assert re.match(re.escape(tmp_path.as_uri()), location), (
         f"{MLFLOW}: SqlAlchemyStore takes other arguments"
     )
+
+
+def test_timms_transformers_add_positions():
+    """The class token and its position come first, then each patch with its own."""
+    timm = pytest.importorskip("timm")
+    net = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=32).eval()
+    patches = torch.arange(4 * 192.0).view(1, 4, 192)
+    assert hasattr(net, "_pos_embed"), f"timm {timm.__version__}: VisionTransformer._pos_embed is gone"
+    expected = torch.cat([net.cls_token, patches], 1) + net.pos_embed
+    assert torch.equal(compat.with_positions(net, patches), expected)

@@ -34,8 +34,8 @@ CONTRACTS = {
         "user_images",
     },
     "backbones": {
-        "backbone", "batch_norm", "compiled", "direct_layers", "from_library", "heads", "pretrained_weights",
-        "row_parallel", "timm_library", "torchvision_library",
+        "backbone", "batch_norm", "compiled", "direct_layers", "from_library", "heads", "library_network",
+        "petl", "pretrained_weights", "row_parallel", "timm_library", "torchvision_library", "tuning", "vit",
     },
 }  # fmt: skip
 LIBRARIES = ("timm", "torchvision")  # `--backbone timm:NAME`, see backbones/from_library.py
