@@ -52,6 +52,10 @@ def under_test(kind: str, *names: str) -> list[str]:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tests marked `gpu` need a CUDA device; a pretended one shows plain mistakes in them."""
+    if DEVICE[0] != "cpu":
+        for item in items:
+            if "own_device" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="chooses its device itself"))
     if not torch.cuda.is_available() and config.getoption("--device") != "pretended":
         for item in items:
             if "gpu" in item.keywords:

@@ -13,6 +13,8 @@ from tests.conftest import methods_with_code
 from tests.contract.test_methods import CASES, assert_same, classes_of, flags_of, small_method, train, weights
 from tests.pretended_device import PretendedDevice
 
+pytestmark = pytest.mark.own_device
+
 # Blocking operations that a step may have, and why. All others have none.
 MAY_WAIT = {
     "gem": (1, "the quadratic program of a violated constraint is solved on the host"),

@@ -16,6 +16,8 @@ from engram.utils import precision
 from tests.conftest import methods_with_code
 from tests.contract.test_methods import CASES, classes_of, small_method, train
 
+pytestmark = pytest.mark.own_device
+
 ROOT = Path(__file__).parents[2]
 # Files whose operations may be bfloat16: networks, and the end of their passes.
 NETWORKS = ("backbones/", "utils/precision.py", "models/parts/progressive.py")

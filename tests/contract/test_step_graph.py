@@ -24,6 +24,8 @@ from tests.contract.test_methods import CASES, assert_same, classes_of, flags_of
 from tests.pretended_device import PretendedDevice
 from tests.pretended_graph import pretended_graphs
 
+pytestmark = pytest.mark.own_device
+
 CAPTURABLE = [m for m in methods_with_code() if not classes_of(m).eager_step]
 ALL_SCENARIOS = ("sgd", "derpp")  # the others in the first one that they are defined for
 FIRST = {model: scenario for model, scenario in reversed(CASES)}
