@@ -26,7 +26,8 @@ class Options(OptionSet):
 
     pretrained: str | None = option(
         None, "weights: `default` (downloaded once), a name that the library has for them, such as "
-        "augreg_in21k or IMAGENET1K_V2, or a .pth, .safetensors or .npz file (default: random ones)",
+        "augreg_in21k or IMAGENET1K_V2, or a .pth, .safetensors or .npz file, such as one that --savecheck "
+        "wrote (default: random ones)",
     )  # fmt: skip
     input_size: int = option(
         0, "side to which images are brought first, e.g. 224; 0: the one that the weights were made for, "

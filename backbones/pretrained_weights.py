@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from engram.utils.errors import UserError
 
 SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".npz")
-WRAPPERS = ("state_dict", "model", "network")  # under which files hold the weights
+WRAPPERS = ("state_dict", "model", "network", "net")  # under which files hold the weights
+
+OURS = ("body.", "head.")  # how names begin in files of --savecheck
 
 
 class Weights(NamedTuple):
@@ -68,6 +70,8 @@ def read_file(file: Path) -> dict[str, Tensor]:
             saved = saved[wrapper]
     if not isinstance(saved, dict) or not saved or not all(isinstance(v, Tensor) for v in saved.values()):
         raise UserError(f"--pretrained {file}: holds no weights by name")
+    if all(name.startswith(OURS) for name in saved):  # a network of `from_library.py`, written by --savecheck
+        return {name.removeprefix("body."): v for name, v in saved.items() if name.startswith("body.")}
     return saved
 
 

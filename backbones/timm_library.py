@@ -1,9 +1,10 @@
 """Networks and weights of timm, an optional package (`pip install timm`)."""
 
+import math
 from types import ModuleType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from engram.backbones.pretrained_weights import (
     Built,
@@ -55,13 +56,13 @@ def build(name: str, weights: Weights, side: int) -> Built:
     full = full_name(name, weights)
     timm, source = library(), arguments(full, weights)
     body = downloaded(lambda: timm.create_model(full, num_classes=0, **source), full)
-    if weights.file and not source:
-        load_into(body, read_file(weights.file), weights.file)
     described = body.pretrained_cfg
     is_fixed, native = bool(described.get("fixed_input_size")), int(described["input_size"][-1])
     side = side or (native if is_fixed or not weights.are_random else 0)
     if is_fixed and side != native:
         body = resized(body, full, side)
+    if weights.file and not source:
+        load_into(body, with_positions_of(body, read_file(weights.file)), weights.file)
     return Built(body, int(getattr(body, "head_hidden_size", None) or body.num_features), side)
 
 
@@ -75,6 +76,18 @@ def arguments(full: str, weights: Weights) -> dict[str, Any]:
     if weights.name and not library().get_pretrained_cfg(full).has_weights:
         raise UserError(f"--pretrained {weights.name}: timm has no weights for {full}; give a file")
     return {"pretrained": bool(weights.name)}
+
+
+def with_positions_of(body: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A transformer's weights, their position embeddings resized where they are of images of another side."""
+    positions, wanted = state.get("pos_embed"), body.state_dict().get("pos_embed")
+    if positions is None or wanted is None or positions.shape == wanted.shape:
+        return state
+    grid = body.patch_embed.grid_size
+    side = math.isqrt(max(0, positions.shape[1] - wanted.shape[1] + math.prod(grid)))
+    if positions.ndim != 3 or positions.shape[1] - side**2 != wanted.shape[1] - math.prod(grid):
+        return state  # no square grid: `load_into` says that the shape is wrong
+    return {**state, "pos_embed": resized_positions(positions, (side, side), grid)}
 
 
 def resized(body: nn.Module, full: str, side: int) -> nn.Module:

@@ -74,6 +74,21 @@ def test_transformers_take_images_of_another_size(tmp_path):
     assert torch.equal(small.body.blocks[3].mlp.fc1.weight, given.body.blocks[3].mlp.fc1.weight)
 
 
+def test_an_encoder_that_learned_in_a_run_starts_another(tmp_path):
+    """The file of --savecheck, of images of 48 pixels: the same network there, resized for another side."""
+    flags = ["--dataset=seq-digits", "--backbone=timm:test_vit", "--disable_log", "--debug_mode=1"]
+    assert (
+        main(["--model=joint", *flags, "--input_size=48", "--savecheck=last", f"--output_dir={tmp_path}"])
+        == 0
+    )
+    (file,) = tmp_path.glob("*/joint/*/weights/last.pt")
+    learned = torch.load(file, weights_only=True)["net"]
+    same = network("timm:test_vit", pretrained=str(file), input_size=48).body.state_dict()
+    assert same and all(torch.equal(value, learned[f"body.{name}"]) for name, value in same.items())
+    larger = network("timm:test_vit", pretrained=str(file), input_size=64).body
+    assert torch.equal(larger.pos_embed, resized_positions(learned["body.pos_embed"], (3, 3), (4, 4)))
+
+
 def test_position_embeddings_are_resized_bicubically_without_antialiasing():
     """A class token stays; a plane in the coordinates stays that plane; Keys' kernel (a = -0.75) by hand."""
     rows, columns = torch.meshgrid(torch.arange(6.0), torch.arange(6.0), indexing="ij")
