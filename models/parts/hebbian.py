@@ -25,6 +25,11 @@ from engram.utils import distributed
 from engram.utils.errors import UserError
 from engram.utils.precision import in_float32
 
+UNKNOWN = (
+    "--mas_local knows linear, convolution and batch-norm layers, and {}; choose another --backbone, or MAS "
+    "without --mas_local"
+)
+
 
 @torch.no_grad()
 def of_images(
@@ -42,10 +47,7 @@ def of_images(
     totals = {name: torch.zeros_like(p) for name, p in parameters.items()}
     watched = layers.known_layers(net, totals)
     if watched is None:
-        raise UserError(
-            "--mas_local knows linear, convolution and batch-norm layers, and this backbone has others; "
-            "choose another --backbone, or MAS without --mas_local"
-        )
+        raise UserError(UNKNOWN.format("this backbone has others"))
     task_ids = torch.full((len(images),), task.id, device=images.device)
     with evaluating(net), unsharded(net), in_float32(net):
         size = importance.chunk_size(net, totals, normalise(images[:1]), task_ids[:1])
@@ -71,6 +73,8 @@ def accumulate(
         layers.add(totals, name, layer, a, y, ones, 1)
 
     def note(name: str, layer: nn.Module, args: tuple, output: Tensor) -> None:
+        if not layers.fits(layer, args[0]):
+            raise UserError(UNKNOWN.format("here linear layers see the tokens of a transformer"))
         y = output_of_head(output, allowed) if name == "head" else output.relu()
         if isinstance(layer, nn.Conv2d):
             waiting[id(output)] = (name, layer, args[0], y, output)

@@ -9,7 +9,7 @@ from engram.backbones.heads import TaskHeads
 from engram.models.method import Method
 from engram.models.parts.inference import evaluating
 from engram.models.parts.inner_steps import Logits
-from engram.models.parts.layers import known_layers, watching
+from engram.models.parts.layers import fits, known_layers, watching
 from engram.models.rehearsal import Examples
 from engram.utils.precision import in_float32
 
@@ -32,7 +32,9 @@ class GradientSimilarity:
         called = not isinstance(self.net.head, TaskHeads)  # these put their layers' weights together instead
         with evaluating(self.net), in_float32(self.net):
             if called and layers and all(isinstance(layer, nn.Linear) for layer in layers.values()):
-                return self.cosines_linear(layers, samples, others)
+                cosines = self.cosines_linear(layers, samples, others)
+                if cosines is not None:
+                    return cosines
             return self.cosines_any(samples, others)
 
     def cosines_any(self, samples: Examples, others: Examples) -> Tensor:
@@ -53,8 +55,10 @@ class GradientSimilarity:
         columns = (directions(chunk) for chunk in zip(*(f.split(size) for f in others), strict=True))
         return torch.cat([torch.cat([row @ column.T for row in rows]) for column in columns], 1)
 
-    def cosines_linear(self, layers: dict[str, nn.Linear], samples: Examples, others: Examples) -> Tensor:
-        """For fully connected networks, without making the gradients.
+    def cosines_linear(
+        self, layers: dict[str, nn.Linear], samples: Examples, others: Examples
+    ) -> Tensor | None:
+        """For fully connected networks, without making the gradients; None where layers see several tokens.
 
         A layer z = W a + b has the gradients δ aᵀ and δ, δ = ∂CE/∂z: the inner product of two samples' is
         (δ · δ')(a · a' + 1), summed over layers.
@@ -69,6 +73,8 @@ class GradientSimilarity:
 
         with watching(layers, note):
             loss = F.cross_entropy(self.logits(x, task_id), y, reduction="sum")
+        if not all(fits(layers[name], a) for name, a in inputs.items()):
+            return None
         deltas = torch.autograd.grad(loss, list(outputs.values()))
         inner, square = torch.zeros(n, len(y) - n, device=x.device), torch.zeros(len(y), device=x.device)
         for name, delta in zip(outputs, deltas, strict=True):
