@@ -63,21 +63,21 @@ def _below_head(net: Backbone) -> list[str]:
 class CompiledFeatures:
     """Replaces `net.features` by its compiled form; a copy of the network compiles its own."""
 
-    def __init__(self, features: Callable[[Tensor], Tensor]):
+    def __init__(self, features: Callable[..., Tensor]):
         self.plain = features
-        self.compiled: Callable[[Tensor], Tensor] | None = torch.compile(features, dynamic=False, **BACKEND)
+        self.compiled: Callable[..., Tensor] | None = torch.compile(features, dynamic=False, **BACKEND)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) → (N, D)."""
+    def __call__(self, x: Tensor, *others: Any) -> Tensor:
+        """(N, C, H, W), and what else the network takes, such as prompts → (N, D)."""
         if self.compiled is None or not self._is_training_pass(x):
-            return self.plain(x)
+            return self.plain(x, *others)
         try:
-            return self.compiled(x)
+            return self.compiled(x, *others)
         except Exception as error:
             self.compiled = None
             reason = " ".join(str(error).strip().splitlines()[:2])
             tqdm.write(f"--compile: failed ({reason}); the network runs as it is", file=sys.stderr)
-            return self.plain(x)
+            return self.plain(x, *others)
 
     def _is_training_pass(self, x: Tensor) -> bool:
         """Whether gradients are needed. Passes of `vmap`, which replaces every operation, do not count."""

@@ -48,9 +48,14 @@ def configure_compiler(max_sizes: int) -> None:
 
 
 def in_vmap(x: "Tensor") -> bool:
-    """Whether a transform of torch.func, such as `vmap`, is passing `x` through the code."""
+    """Whether a transform of torch.func, such as `vmap`, is passing `x` through the code.
+
+    The compiler cannot trace the question; the passes that it compiles are none of `vmap`.
+    """
     import torch
 
+    if torch.compiler.is_compiling():
+        return False
     return torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 

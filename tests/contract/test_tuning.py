@@ -1,5 +1,7 @@
 """Methods on an encoder of which something small learns (`--tune`): all else stays as it was, bit for bit."""
 
+import io
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from engram.models.parts.importance import shared_parameters
 from engram.utils.errors import UserError
 from tests.conftest import tiny_benchmark, tiny_method
 from tests.contract.test_batch_independence import assert_independent
-from tests.contract.test_methods import classes_of, flags_of, steps, train
+from tests.contract.test_methods import assert_same, classes_of, flags_of, steps, train, weights
 
 pytest.importorskip("timm")
 MODELS = ("sgd", "er", "ewc", "mas", "lwf", "maer", "derpp", "gem")
@@ -78,3 +80,17 @@ def test_what_cannot_be_is_said():
         train(*tuned("mas_local", "adapter"))
     with pytest.raises(UserError, match="is no plain vision transformer of timm"):
         tiny_method("sgd", backbone="torchvision:resnet18", tune="lora")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_saved_method_goes_on_as_if_nothing_had_happened(kind):
+    method, config = tuned("er", kind)
+    train(method, config, tasks=1)
+    file = io.BytesIO()
+    torch.save(method.state_dict(), file)
+    file.seek(0)
+    restored, _ = tuned("er", kind)
+    restored.load_state_dict(torch.load(file, weights_only=True))
+    for learner in (method, restored):
+        steps(learner, config, n=1)
+    assert_same(weights(method), weights(restored))

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from engram.backbones import compiled
+from engram.backbones.vit import Prompts
 from engram.models.method import Method
 from engram.utils.config import registry
 from engram.utils.training.trainer import Trainer
@@ -134,3 +135,24 @@ def test_a_short_run_is_not_compiled(capsys, monkeypatch):
     monkeypatch.setitem(compiled.PAYS_FROM, "cpu", 1000)
     _, _, said = trained("sgd", "class-il", capsys, compile=True)
     assert "pays from about 1,000 steps on and this run has 24; it runs as it is" in said
+
+
+def test_transformers_with_adapters_and_prompts_are_one_graph():
+    """Features and the gradients of prompts and adapters are those of plain passes; nothing is left out."""
+    pytest.importorskip("timm")
+    draws = torch.Generator().manual_seed(0)
+    method, _ = tiny_method("sgd", backbone="timm:test_vit", input_size=16, tune="adapter", tune_size=4)
+    net, x = method.net.train(), torch.randn(2, 1, 16, 16, generator=draws)
+    prompts = [torch.randn(2, 3, net.width, generator=draws, requires_grad=True) for _ in range(3)]
+    arguments = x, Prompts(prompts[0], {1: (prompts[1], prompts[2])})
+    learning = [*prompts, net.blocks[2].adapter.up.weight]
+    expected = net.features(*arguments)
+    slopes = torch.autograd.grad(expected.square().sum(), learning)
+    torch._dynamo.utils.counters.clear()
+    compiled.compile_passes(net)
+    features = net.features(*arguments)
+    torch.testing.assert_close(features, expected)
+    for slope, plain in zip(torch.autograd.grad(features.square().sum(), learning), slopes, strict=True):
+        torch.testing.assert_close(slope, plain)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert not torch._dynamo.utils.counters["graph_break"]
