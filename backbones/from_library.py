@@ -13,15 +13,14 @@ from engram.backbones import timm_library, torchvision_library, tuning
 from engram.backbones.library_network import CHANNELS, LibraryNetwork
 from engram.backbones.pretrained_weights import SUFFIXES, Weights
 from engram.backbones.vit import HookedViT
-from engram.utils import seeding
-from engram.utils.config.options import OptionError, OptionSet, Pixels, option
+from engram.utils.config.options import OptionError, Pixels, option
 from engram.utils.errors import UserError
 
 LIBRARIES = {"timm": timm_library, "torchvision": torchvision_library}
 
 
 @dataclass(frozen=True)
-class Options(OptionSet):
+class Options(tuning.TuneOptions):
     """Flags of the backbones of timm and torchvision."""
 
     pretrained: str | None = option(
@@ -32,15 +31,6 @@ class Options(OptionSet):
     input_size: int = option(
         0, "side to which images are brought first, e.g. 224; 0: the one that the weights were made for, "
         "with random weights the images' own where the network takes any", ge=0, le=4096,
-    )  # fmt: skip
-    tune: str = option(
-        "full", "what learns below the head: full, everything; head, nothing; or in a vision transformer of "
-        "timm something small beside its frozen weights: adapter, ssf (scale and shift), vpt (prompts, new "
-        "in every block), vpt_shallow, lora (of queries and values)", choices=tuning.KINDS,
-    )  # fmt: skip
-    tune_size: int = option(
-        0, "units of an adapter, rank of LoRA or number of prompts; 0: "
-        + ", ".join(f"{size} ({kind})" for kind, size in tuning.SIZES.items()), ge=0, le=4096,
     )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -78,11 +68,8 @@ def build(options: Options, input_shape: tuple[int, ...], name: str) -> LibraryN
     built, is_grey = library.build(network, weights, options.input_size), input_shape[0] == 1
     has_hooks = library is timm_library and timm_library.takes_hooks(built.body)
     net = HookedViT(built, is_grey) if has_hooks else LibraryNetwork(built, is_grey)
-    # the run's seed stands in PyTorch's generator here; not drawing from it gives every kind the same head
-    draws = seeding.generator(torch.initial_seed(), "tune")
-    tuning.tune(net, name, options.tune, options.tune_size, draws)
-    lines = notes(net, weights, input_shape) + tuning.notes(net, options.tune, options.tune_size)
-    net.notes = tuple(lines)
+    tuned = tuning.tune_built(net, name, options)
+    net.notes = (*notes(net, weights, input_shape), *tuned)
     if options.input_size or not net.side:  # not the side that the weights were made for
         refuse_size(net, input_shape, name)
     return net

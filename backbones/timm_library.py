@@ -24,7 +24,7 @@ def library() -> ModuleType:
     try:
         import timm
     except ModuleNotFoundError:
-        raise UserError("--backbone timm:NAME needs timm: pip install timm") from None
+        raise UserError("--backbone timm:NAME and small_vit need timm: pip install timm") from None
     return timm
 
 
@@ -103,6 +103,15 @@ def resized(body: nn.Module, full: str, side: int) -> nn.Module:
     state["pos_embed"] = resized_positions(state["pos_embed"], *sizes)
     wanted.load_state_dict(state)
     return wanted
+
+
+def transformer(**sizes: Any) -> nn.Module:
+    """A plain vision transformer of timm without classifier; `sizes` are its arguments there."""
+    library()
+    from timm.models.vision_transformer import VisionTransformer  # an optional package, as above
+
+    body: nn.Module = VisionTransformer(num_classes=0, **sizes)
+    return body
 
 
 def takes_hooks(body: nn.Module) -> bool:

@@ -4,6 +4,7 @@ The weights that do not learn have `requires_grad` False, so a method's optimize
 leave them out. `tune` prepares a network when it is built; `attach` is for methods that begin to tune later.
 """
 
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -11,6 +12,8 @@ import torch
 from engram.backbones import petl
 from engram.backbones.library_network import LibraryNetwork
 from engram.backbones.vit import HookedViT
+from engram.utils import seeding
+from engram.utils.config.options import OptionSet, option
 from engram.utils.errors import UserError
 
 KINDS = ("full", "head", "adapter", "ssf", "vpt", "vpt_shallow", "lora")
@@ -21,6 +24,31 @@ WORDS = {
     "vpt": "{} prompts in every block", "vpt_shallow": "{} prompts",
     "lora": "LoRA of rank {} on queries and values",
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TuneOptions(OptionSet):
+    """Flags of every encoder whose body may rest: what of it learns."""
+
+    tune: str = option(
+        "full", "what learns below the head: full, everything; head, nothing; or in a vision transformer of "
+        "timm something small beside its frozen weights: adapter, ssf (scale and shift), vpt (prompts, new "
+        "in every block), vpt_shallow, lora (of queries and values)", choices=KINDS,
+    )  # fmt: skip
+    tune_size: int = option(
+        0, "units of an adapter, rank of LoRA or number of prompts; 0: "
+        + ", ".join(f"{size} ({kind})" for kind, size in SIZES.items()), ge=0, le=4096,
+    )  # fmt: skip
+
+
+def tune_built(net: LibraryNetwork, name: str, options: TuneOptions) -> list[str]:
+    """Tune a network while it is built, as its flags say; returns what a user should know of it.
+
+    The run's seed stands in PyTorch's generator then; not drawing from it gives every kind the same head.
+    """
+    draws = seeding.generator(torch.initial_seed(), "tune")
+    tune(net, name, options.tune, options.tune_size, draws)
+    return notes(net, options.tune, options.tune_size)
 
 
 def tune(net: LibraryNetwork, name: str, kind: str, size: int, draws: torch.Generator) -> None:

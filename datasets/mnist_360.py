@@ -21,6 +21,7 @@ from engram.datasets.benchmark import Benchmark, Task
 from engram.datasets.rotation import turned
 from engram.datasets.streams import stored, with_validation
 from engram.utils import seeding
+from engram.utils.config import registry
 from engram.utils.config.config import Config, StreamOptions
 from engram.utils.errors import UserError
 
@@ -31,7 +32,7 @@ TURN = 60.0  # degrees that a digit turns by in one of its appearances, of which
 
 def build(config: Config, device: torch.device) -> Benchmark:
     """The benchmark for a resolved configuration, on `device`."""
-    refuse_task_flags(config.stream)
+    refuse_task_flags(config.stream, registry.method_defaults(config.run.model))
     seed = config.run.seed
     source, training = with_validation(sources.mnist(config.run.data_dir), config.stream.validation, seed)
     order, degrees = arrange(source.train_y[training].numpy(), seed)
@@ -48,15 +49,16 @@ def build(config: Config, device: torch.device) -> Benchmark:
     return Benchmark("mnist-360", "class-il", source, tasks, augment, class_order, seed, device)
 
 
-def refuse_task_flags(stream: StreamOptions) -> None:
-    """Raise `UserError` for a flag that means nothing in a stream without tasks."""
+def refuse_task_flags(stream: StreamOptions, chosen_by_method: dict[str, str]) -> None:
+    """Raise `UserError` for a flag that means nothing here and that the method has not chosen itself."""
     given = {
         f"--n_tasks {stream.n_tasks}": stream.n_tasks != 1,
         "--multi_head": stream.multi_head,
         f"--scenario {stream.scenario}": stream.scenario not in (None, "class-il"),
         "--permute_classes": stream.permute_classes,
         "--class_order": stream.class_order,
-        f"--train_classes {stream.train_classes}": stream.train_classes != "all",
+        f"--train_classes {stream.train_classes}": stream.train_classes
+        not in ("all", chosen_by_method.get("train_classes")),
     }
     for flag, is_given in given.items():
         if is_given:

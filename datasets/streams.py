@@ -22,6 +22,7 @@ from engram.datasets.images import Put
 from engram.datasets.lazy_images import LazyImages, Transform
 from engram.datasets.sources import Source
 from engram.datasets.storage import Storage, on_disk
+from engram.utils.config import registry
 from engram.utils.config.config import Config
 from engram.utils.errors import UserError
 
@@ -103,8 +104,13 @@ def scenario_of(config: Config, default: str) -> str:
 
 
 def train_classes_of(config: Config, scenario: str) -> str:
-    """What --train_classes says; it is refused outside class-IL, where a task's classes are all there are."""
+    """What --train_classes says; it is refused outside class-IL, where a task's classes are all there are.
+
+    A method's own choice is not refused there: it comes to the same as all.
+    """
     classes = config.stream.train_classes
+    if scenario != "class-il" and classes == registry.method_defaults(config.run.model).get("train_classes"):
+        return "all"
     if classes != "all" and scenario != "class-il":
         raise UserError(
             f"--train_classes {classes} chooses among the classes of a class-il stream, and this one is "

@@ -79,6 +79,10 @@ class Method:
     data_parallel: ClassVar[bool] = False
     # True: the method's own loss says which classes compete, so --train_classes is refused.
     chooses_classes: ClassVar[bool] = False
+    # The --train_classes that the paper trains with, where the user gives none.
+    train_classes: ClassVar[str] = "all"
+    # True: the network must be a vision transformer with hooks (models/parts/vision_transformer.py).
+    needs_vit: ClassVar[bool] = False
     # True: gradients of gradients are taken in a step, which compiled passes do not have.
     second_derivatives: ClassVar[bool] = False
     # Why a step cannot be captured as one CUDA graph, or "" where it can (tests/contract/test_step_graph.py).

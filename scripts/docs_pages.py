@@ -117,7 +117,9 @@ def _default_tables(plugin: Plugin, module: ModuleType) -> list[PageTable]:
 
 
 def _softmax_text(plugin: Plugin, module: ModuleType) -> str:
-    """The benchmark's default of --train_classes and where it comes from."""
+    """The benchmark's default of --train_classes and where it comes from, or the method's own."""
+    if plugin.kind == "models" and (own := registry.method_defaults(plugin.name).get("train_classes")):
+        return f"In class-IL, `--train_classes {own}` is this method's own default, as its paper trains."
     if plugin.kind != "datasets":
         return ""
     fields = {option.name: option for option in dataclasses.fields(GROUPS["stream"])}

@@ -97,7 +97,10 @@ def tiny_config(model: str = "sgd", **flags) -> Config:
         "disable_log": True,
         "device": DEVICE[0],
     }
-    if flags.get("backbone", "mlp") == "mlp":
+    method_class = registry.plugin_class(registry.load("models", model), Method)
+    if method_class.needs_vit:
+        base |= method_class.quick_flags
+    elif flags.get("backbone", "mlp") == "mlp":
         base["hidden_sizes"] = (8,)
     return resolve([("test", {"model": model, **base, **flags})])
 

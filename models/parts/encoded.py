@@ -49,6 +49,7 @@ def with_features(benchmark: Benchmark, net: Backbone, config: Config, method: t
         return net
     reason = encoded.reason_against(benchmark, method.takes_steps and asked == "auto")
     reason = reason or ("several processes train" if distributed.world_size() > 1 else "")
+    reason = reason or ("the method reaches into the encoder's passes" if method.needs_vit else "")
     if reason and asked == "on":
         raise UserError(f"--cache_features on: {reason}")
     if reason:

@@ -38,6 +38,7 @@ COMPARED = ("er", "derpp", "maer", "ewc", "gem", "lwf")
 # 70 test digits, so an entry of R moves in steps of 0.014.
 LARGEST_DIFFERENCE, MEAN_DIFFERENCE = 0.10, 0.02
 BACKBONES = {"mlp": {"hidden_sizes": (16,)}, "cnn": {"channels": (4, 8)}}
+VIT = "small_vit"  # with the sizes in `quick_flags`; the only network of methods that need its hooks
 
 
 def prototypes(n_train: int, n_test: int, size: int = 8, n_classes: int = 10) -> Source:
@@ -88,7 +89,7 @@ def trained(method: Method, config: Config) -> np.ndarray:
 
 def learns(model: str, backbone: str, device: torch.device) -> Finding:
     """Two tasks of a few steps with evaluations and ends of tasks; everything is finite and on the device."""
-    flags = {"backbone": backbone, "n_tasks": 2, "n_iters": 6, **BACKBONES[backbone]}
+    flags = {"backbone": backbone, "n_tasks": 2, "n_iters": 6, **BACKBONES.get(backbone, {})}
     source = prototypes(160, 40)
     try:
         method, config = small_method(model, device, source, **flags)
@@ -122,7 +123,8 @@ def never_waits(model: str, device: torch.device) -> Finding:
         raise SkippedCheck("its algorithm reads from the device once a step")
     if device.type != "cuda":
         raise SkippedCheck("torch.cuda.set_sync_debug_mode needs CUDA")
-    method, config = small_method(model, device, prototypes(1000, 50), backbone="mlp", n_tasks=2)
+    backbone = VIT if needs_vit(model) else "mlp"
+    method, config = small_method(model, device, prototypes(1000, 50), backbone=backbone, n_tasks=2)
     streams = {"joint": method.benchmark.joint, "cumulative": method.benchmark.cumulative}
     tasks = streams.get(method.stream, lambda: method.benchmark.tasks)()[:2]
     for task in tasks[:-1]:
@@ -175,13 +177,22 @@ def device_checks(device: torch.device, quick: bool) -> list[Check]:
 
 
 def training_checks(device: torch.device, quick: bool) -> list[Check]:
-    """Every method of the registry, on the mlp and on a network with convolutions (quick: the mlp alone)."""
+    """Every method of the registry, on the mlp and on a network with convolutions (quick: the mlp alone).
+
+    Methods that need a vision transformer have that alone.
+    """
     names = ("mlp",) if quick else tuple(BACKBONES)
     return [
         Check(f"{model}, {backbone}", functools.partial(learns, model, backbone, device))
-        for backbone in names
+        for backbone in (*names, VIT)
         for model in registry.names("models")
+        if (backbone == VIT) == needs_vit(model)
     ]
+
+
+def needs_vit(model: str) -> bool:
+    """Whether the method takes no network but a vision transformer with hooks."""
+    return registry.plugin_class(registry.load("models", model), Method).needs_vit
 
 
 def waiting_checks(device: torch.device, quick: bool) -> list[Check]:

@@ -1,5 +1,6 @@
 """`--train_classes`: which classes compete in the training softmax of a class-IL stream, for every method."""
 
+import re
 from functools import cache
 
 import pytest
@@ -9,6 +10,8 @@ from torch import Tensor
 
 from engram.models.method import check_scenario
 from engram.models.parts import fisher
+from engram.models.sgd import SGD
+from engram.utils.config import cli
 from engram.utils.errors import UserError
 from tests.conftest import built, methods_with_code, tiny_config, tiny_method
 from tests.contract.test_methods import assert_same, classes_of, small_method, train, weights
@@ -16,6 +19,7 @@ from tests.contract.test_methods import assert_same, classes_of, small_method, t
 METHODS = [m for m in methods_with_code() if "class-il" in classes_of(m).scenarios]
 FREE = [m for m in METHODS if not classes_of(m).chooses_classes]
 LIMITED = ("seen", "task")
+CHOOSING = [m for m in METHODS if classes_of(m).train_classes != "all"]
 # All classes are seen in a joint stream, and in the memory that gdumb is trained on after the last task.
 SAME = {("joint", "seen"), ("gdumb", "seen")}
 # The classes of a sample of the second of three tasks of two classes, under each choice.
@@ -36,7 +40,45 @@ def test_a_run_completes_and_all_weights_stay_finite(model, classes):
 
 @cache
 def weights_without_flag(model: str) -> dict[str, Tensor]:
-    return weights(train(*small_method(model, "class-il"))[0])
+    return weights(train(*small_method(model, "class-il", train_classes="all"))[0])
+
+
+@pytest.mark.parametrize("model", CHOOSING)
+def test_a_methods_own_choice_holds_where_none_is_given(model):
+    assert small_method(model, "class-il")[0].benchmark.train_classes == classes_of(model).train_classes
+
+
+@pytest.fixture
+def choosing(monkeypatch) -> None:
+    """Plain SGD chooses the classes of its task."""
+    monkeypatch.setattr(SGD, "train_classes", "task")
+
+
+def test_a_method_may_choose_the_classes(choosing):
+    assert tiny_config("sgd").flat()["train_classes"] == "task"
+    method, batch = in_second_task("sgd", None)
+    logits = method.net(batch.x, batch.task_id)[:, COLUMNS["task"]]
+    torch.testing.assert_close(method.loss(batch), F.cross_entropy(logits, batch.y - 2))
+
+
+@pytest.mark.parametrize("given", [{"train_classes": "all"}, {"train_classes": "seen"}])
+def test_a_flag_wins_over_what_the_method_chooses(choosing, given):
+    assert tiny_config("sgd", **given).flat()["train_classes"] == given["train_classes"]
+    assert tiny_method("sgd", **given)[0].benchmark.train_classes == given["train_classes"]
+
+
+@pytest.mark.parametrize("scenario", ["domain-il", "task-il"])
+def test_outside_class_il_what_the_method_chooses_is_no_error(choosing, scenario):
+    assert tiny_method("sgd", scenario)[0].benchmark.train_classes == "all"
+    with pytest.raises(UserError, match="--train_classes seen chooses"):
+        tiny_method("sgd", scenario, train_classes="seen")
+
+
+def test_the_help_shows_what_the_method_chooses(choosing, capsys):
+    with pytest.raises(SystemExit):
+        cli.parse(["--model", "sgd", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"--train_classes .*? of prompts choose task \(default: task\)", text)
 
 
 @pytest.mark.parametrize("model", [m for m in METHODS if m not in FREE])
@@ -82,9 +124,10 @@ def test_all_classes_are_seen_where_nothing_is_still_to_come(model):
     assert_same(weights(runs[0]), weights(runs[1]))
 
 
-def in_second_task(model: str, classes: str, **flags):
+def in_second_task(model: str, classes: str | None, **flags):
     """A method that is about to learn the second task, and that task's first batch."""
-    method, config = tiny_method(model, train_classes=classes, **flags)
+    given = {} if classes is None else {"train_classes": classes}
+    method, config = tiny_method(model, **given, **flags)
     train(method, config, tasks=1)
     method.enter(method.benchmark.tasks[1])
     return method, next(method.benchmark.batches(method.task, 0, 8))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from engram.scripts.bench.device_checks import VIT, needs_vit
 from engram.utils.config import registry
 from tests.waiting import LIMIT
 
@@ -42,7 +43,8 @@ def test_every_section_runs_on_a_cpu(tmp_path, without_packages):
     passed = {(o["section"], o["name"]) for o in document["outcomes"] if o["status"] == "passed"}
     needs_scikit_learn = {"fetril"}  # its classifier is that package's, so it is skipped here
     ran = set(registry.names("models")) - needs_scikit_learn
-    assert {("methods", f"{model}, mlp") for model in ran} <= passed
+    networks = {model: VIT if needs_vit(model) else "mlp" for model in ran}
+    assert {("methods", f"{model}, {network}") for model, network in networks.items()} <= passed
     wanted = {"device", "methods", "numbers", "steps", "seeds", "evaluation"}
     assert {section for section, _ in passed} == wanted
     skipped = {o["section"]: o["text"] for o in document["outcomes"] if o["status"] == "skipped"}

@@ -40,7 +40,8 @@ EXTRA = {
 
 
 def flags_of(model: str) -> list[str]:
-    return ["--model", model, *FLAGS, *EXTRA.get(model, [])]
+    vit = class_of(model).quick_flags if class_of(model).needs_vit else {}
+    return ["--model", model, *FLAGS, *EXTRA.get(model, []), *(f"--{name}={vit[name]}" for name in vit)]
 
 
 def in_child(flags: list[str], die_at: int | None = None) -> int:

@@ -78,6 +78,7 @@ def test_an_mlp_with_pytorchs_initialisation():
 @pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 64, 64)])
 def test_interface(name, shape):
     own = {"mlp": {"hidden_sizes": (16,)}, "cnn": {"channels": (4, 8)}, "alexnet": {"width": 0.03}}
+    own["small_vit"] = {"embed_dim": 12, "depth": 2}
     flags = own.get(name, {"width": 0.1})
     net = network(name, shape=shape, **flags)
     x = torch.rand(3, *shape)

@@ -5,6 +5,8 @@ import torch
 
 from engram.backbones import petl
 from engram.backbones.vit import HookedViT, Prompts
+from engram.models.parts.vision_transformer import require_vit
+from engram.utils.errors import UserError
 from tests.unit.test_backbones import network
 
 timm = pytest.importorskip("timm")
@@ -226,3 +228,42 @@ def test_bf16_passes_take_prompts():
     rounded = net.features(x, prompts)
     assert rounded.dtype == torch.float32 and not torch.equal(rounded, exact)
     torch.testing.assert_close(rounded, exact, rtol=0.1, atol=0.1)
+
+
+def test_a_small_transformer_for_small_images():
+    """timm's network of these sizes: 16 patches of 8x8 pixels, and the names that timm gives."""
+    sizes = {"patch_size": 2, "embed_dim": 16, "depth": 3, "num_heads": 2}
+    net = network("small_vit", shape=(1, 8, 8), **sizes).eval()
+    from timm.models.vision_transformer import VisionTransformer
+
+    arguments = {"img_size": 8, "num_classes": 0, **sizes}
+    original = VisionTransformer(**arguments).eval()
+    original.load_state_dict(net.body.state_dict())
+    x = images(2, 8)[:, :1]
+    assert isinstance(net, HookedViT) and (net.depth, net.width, net.num_heads) == (3, 16, 2)
+    assert net.tokens(x).shape == (2, 17, 16)
+    assert torch.equal(net.features(x), original(x.expand(-1, 3, -1, -1)))
+    tuned = network("small_vit", shape=(1, 8, 8), tune="adapter", **sizes)
+    assert any(".adapter." in name for name, p in tuned.named_parameters() if p.requires_grad)
+    assert not tuned.body.pos_embed.requires_grad and tuned.notes
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"patch_size": 3}, "--patch_size 3: does not divide the sides of 8x8 images"),
+        ({"num_heads": 5}, "--num_heads 5: does not divide the width, --embed_dim 192"),
+    ],
+)
+def test_sizes_of_a_small_transformer_that_do_not_fit_are_refused(flags, said):
+    with pytest.raises(UserError, match=said):
+        network("small_vit", shape=(1, 8, 8), **flags)
+
+
+def test_methods_that_need_a_transformer_say_so():
+    net = tiny()
+    assert require_vit(net, "l2p") is net
+    with pytest.raises(
+        UserError, match=r"--model l2p needs a vision transformer .* --backbone timm:vit_small"
+    ):
+        require_vit(network("mlp"), "l2p")

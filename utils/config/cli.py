@@ -168,6 +168,7 @@ def _parser(sets: dict[str, type[OptionSet]], chosen: dict, chooser: Parser | No
     parents = [chooser] if chooser else []
     parser = Parser(prog=registry.command(), argument_default=argparse.SUPPRESS, parents=parents)
     defaults = settings.benchmark_defaults(chosen["dataset"]) if chosen.get("dataset") else {}
+    defaults |= registry.method_defaults(chosen["model"]) if chosen.get("model") else {}
     names = {flag: chosen.get(flag) or "" for flag, _ in PLUGINS.values()}
     for group, options in sets.items():
         fields = [f for f in dataclasses.fields(options) if f.name not in {"model", "dataset", "backbone"}]

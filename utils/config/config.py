@@ -1,6 +1,6 @@
 """Config: every setting of a run, from the command line, a file, a preset and the benchmark's defaults.
 
-Precedence: defaults < benchmark < preset < file < command line. A flag is a field of one of the
+Precedence: defaults < benchmark < method < preset < file < command line. A flag is a field of one of the
 groups below or of a plugin's `Options`; its type, default, bounds and help live there and nowhere
 else. Nothing here imports torch, so `--help` is quick.
 """
@@ -96,7 +96,7 @@ class StreamOptions(OptionSet):
     )  # fmt: skip
     train_classes: str = option(
         "all", "class-il: classes of the training softmax: all of the stream (as in mammoth), those seen so "
-        "far (van de Ven & Tolias 2019), or the sample's own task's; every benchmark's own choice is all",
+        "far (van de Ven & Tolias 2019), or the sample's own task's; methods of prompts choose task",
         choices=("all", "seen", "task"),
     )  # fmt: skip
 
@@ -270,8 +270,8 @@ def resolve(layers: list[tuple[str, dict[str, Any]]]) -> Config:
     chosen = {f: _last(layers, f, GROUPS["run"]) for f in ("model", "dataset", "backbone")}
     if chosen["model"] is None:
         raise OptionError(f"--model is missing; choose one of {', '.join(registry.names('models'))}")
-    defaults = benchmark_defaults(chosen["dataset"])
-    layers = [(f"benchmark {chosen['dataset']}", defaults), *layers]
+    layers = [(f"method {chosen['model']}", registry.method_defaults(chosen["model"])), *layers]
+    layers = [(f"benchmark {chosen['dataset']}", benchmark_defaults(chosen["dataset"])), *layers]
     chosen["backbone"] = _last(layers, "backbone", GROUPS["run"])
     names = {flag: registry.canonical(kind, chosen[flag]) for kind, (flag, _) in PLUGINS.items()}
     sets = option_sets(**names)

@@ -194,6 +194,17 @@ def load(kind: str, name: str) -> ModuleType:
         ) from error
 
 
+def method_defaults(name: object) -> dict[str, Any]:
+    """The --train_classes that a method chooses for itself, as its paper trains; empty for most.
+
+    It is the class attribute `train_classes` of the module's class; a flag that is given wins over it.
+    """
+    module = load("models", name)  # type: ignore[arg-type]  # `canonical` refuses what is no name
+    classes = (c for _, c in inspect.getmembers(module, inspect.isclass) if c.__module__ == module.__name__)
+    chosen = next((c.train_classes for c in classes if hasattr(c, "train_classes")), "all")
+    return {} if chosen == "all" else {"train_classes": chosen}
+
+
 def source_from_outside(kind: str, name: str) -> bytes | None:
     """The content of the file of a plugin from outside, None for one of the project's."""
     if name in names(kind):

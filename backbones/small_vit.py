@@ -1,0 +1,56 @@
+"""Vision transformer for small images, of any depth and width, with random weights (needs timm).
+
+Source: Dosovitskiy et al. 2021 (arXiv 2010.11929), built by timm; patches of 4 pixels make 64 of a 32x32
+image. It has the hooks of timm's pre-trained ones (`vit.py`) for prompts, adapters and LoRA: train it on some
+classes, then start from it with --loadcheck.
+"""
+
+from dataclasses import dataclass
+
+from engram.backbones import timm_library
+from engram.backbones.library_network import CHANNELS
+from engram.backbones.pretrained_weights import Built
+from engram.backbones.tuning import TuneOptions, tune_built
+from engram.backbones.vit import HookedViT
+from engram.utils.config.options import option
+from engram.utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class Options(TuneOptions):
+    """Flags of the small vision transformer."""
+
+    patch_size: int = option(4, "side of a patch in pixels; it must divide the image's sides", ge=1, le=1024)
+    embed_dim: int = option(192, "width of a token", ge=1, le=65536)
+    depth: int = option(6, "number of blocks", ge=1, le=1000)
+    num_heads: int = option(3, "heads of each block's attention; they share the width", ge=1)
+
+
+def build(options: Options, input_shape: tuple[int, ...], name: str) -> HookedViT:
+    """The transformer for images of `input_shape` (C, H, W)."""
+    n_channels, *sides = input_shape
+    refuse_sizes(options, n_channels, sides)
+    body = timm_library.transformer(
+        img_size=tuple(sides),
+        patch_size=options.patch_size,
+        in_chans=CHANNELS,
+        embed_dim=options.embed_dim,
+        depth=options.depth,
+        num_heads=options.num_heads,
+    )
+    net = HookedViT(Built(body, options.embed_dim, 0), is_grey=n_channels == 1)
+    net.notes = tuple(tune_built(net, name, options))
+    return net
+
+
+def refuse_sizes(options: Options, n_channels: int, sides: list[int]) -> None:
+    """Raise `UserError` where the images do not fit the patches, or the heads do not fit the width."""
+    if n_channels not in (1, CHANNELS):
+        raise UserError(f"--backbone small_vit takes images of 1 or 3 channels, these have {n_channels}")
+    if any(side % options.patch_size for side in sides):
+        size = "x".join(map(str, sides))
+        raise UserError(f"--patch_size {options.patch_size}: does not divide the sides of {size} images")
+    if options.embed_dim % options.num_heads:
+        raise UserError(
+            f"--num_heads {options.num_heads}: does not divide the width, --embed_dim {options.embed_dim}"
+        )

@@ -1,0 +1,27 @@
+"""What methods share that put prompts, adapters or LoRA into a vision transformer."""
+
+from typing import Any
+
+from engram.backbones.backbone import Backbone
+from engram.backbones.vit import HookedViT
+from engram.utils.errors import UserError
+
+# Flags of the smallest network that such a method runs on: for `quick_flags` and tests of single methods.
+SMALL_VIT: dict[str, Any] = {
+    "backbone": "small_vit",
+    "patch_size": 2,
+    "embed_dim": 16,
+    "depth": 3,
+    "num_heads": 2,
+}
+
+
+def require_vit(net: Backbone, name: str) -> HookedViT:
+    """The network of the method called `name`, which must have hooks; `UserError` for any other."""
+    if isinstance(net, HookedViT):
+        return net
+    raise UserError(
+        f"--model {name} needs a vision transformer with a class token and hooks: --backbone "
+        "timm:vit_small_patch16_224 --pretrained default or another plain one of timm; or small_vit, which "
+        "takes small images and has random weights"
+    )
