@@ -4,7 +4,7 @@ The library builds the network without its classifier and reads its weights; `li
 run needs besides. timm's plain vision transformers have hooks (`vit.py`) for prompts, adapters and LoRA.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 
 import torch
@@ -29,8 +29,9 @@ class Options(tuning.TuneOptions):
         "wrote (default: random ones)",
     )  # fmt: skip
     input_size: int = option(
-        0, "side to which images are brought first, e.g. 224; 0: the one that the weights were made for, "
-        "with random weights the images' own where the network takes any", ge=0, le=4096,
+        0, "side to which the network brings images, after they are augmented; 0: that of --img_size, else "
+        "the one that the weights were made for, with random weights the images' own where the network "
+        "takes any", ge=0, le=4096,
     )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -51,6 +52,10 @@ class Options(tuning.TuneOptions):
         weights = Weights.given(self.pretrained)
         statistics: Pixels | None = None if weights.are_random else library.pixels(name, weights)
         return statistics
+
+    def for_side(self, side: int) -> "Options":
+        """A network for images of `side`, unless --input_size asks for another one."""
+        return self if self.input_size else replace(self, input_size=side)
 
 
 def split_name(backbone: str) -> tuple[ModuleType, str]:

@@ -1,6 +1,8 @@
-"""Augmentation: random crop, flip and normalisation of a batch of uint8 images, on their device.
+"""Augmentation: size, random crop, flip and normalisation of a batch of uint8 images, on their device.
 
 Every sample has its own random window; the stream's and replayed images are augmented by the same call.
+Memories hold images as they are stored, before all of this: 32x32 ones that a network sees at 224x224 stay
+32x32 there.
 """
 
 import threading
@@ -12,17 +14,24 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from engram.datasets import resampling
 from engram.utils.config.config import Config
+from engram.utils.config.stream_options import StreamOptions
 from engram.utils.errors import UserError
 from engram.utils.transfer import kept
+
+RESIZED = "random_resized_crop"
 
 
 @dataclass(frozen=True)
 class Augment:
-    """Random crop and horizontal flip, then normalisation.
+    """Size, random crop and horizontal flip, then normalisation.
 
     mean, std: per channel, in units of [0, 1] pixels. crop_padding: zero pixels on each side before
-    a crop back to the original size (0: no crop). Every sample draws its own window and flip, as
+    a crop back to the original size (0: no crop). side: of the images that come out (0: as they are
+    stored); resize: to which the shorter side is scaled before the centre of `side` is cut (0: `side`).
+    crop_scale: the least and the most of an image's area that a random box shows, which replaces all of
+    these but `side` in training (none: no box). Every sample draws its own window and flip, as
     torchvision's per-image transforms do.
     """
 
@@ -30,25 +39,60 @@ class Augment:
     std: tuple[float, ...] = (1.0,)
     crop_padding: int = 0
     flip: bool = False
+    side: int = 0
+    resize: int = 0
+    crop_scale: tuple[float, ...] = ()
 
     def __call__(self, raw: Tensor, generator: torch.Generator) -> Tensor:
-        """(N, C, H, W) uint8 → (N, C, H, W) float32, augmented and normalised."""
+        """(N, C, H, W) uint8 as stored → float32 of `shape_of` each, augmented and normalised."""
+        if self.crop_scale:
+            n, _, height, width = raw.shape
+            boxes = resampling.draw_boxes(n, height, width, self.crop_scale, generator, raw.device)
+            return self.scaled(resampling.resized_boxes(raw, boxes, self.side))
+        raw = self.fitted(raw)
         if self.draws:
             raw = random_windows(raw, self.crop_padding, self.flip, generator)
-        return self.normalise(raw)
+        return self.scaled(raw)
 
     @property
     def draws(self) -> bool:
         """Whether anything is random; if not, an image is the same in every epoch."""
-        return bool(self.crop_padding or self.flip)
+        return bool(self.crop_padding or self.flip or self.crop_scale)
+
+    def shape_of(self, stored: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape (C, H, W) in which the network sees images that are stored in this one."""
+        return (stored[0], self.side, self.side) if self.side else stored
+
+    def notes(self, stored: Sequence[int]) -> list[str]:
+        """A line on what becomes of images that are stored as (C, H, W), if their size changes."""
+        if not self.side:
+            return []
+        lines = []
+        if self.resize or tuple(stored[1:]) != (self.side, self.side):
+            cut = f", the centre of {self.resize}x{self.resize}" if self.resize else ""
+            lines.append(f"images of {stored[2]}x{stored[1]} are seen at {self.side}x{self.side}{cut}")
+        if self.crop_scale:
+            smallest, largest = (f"{100 * share:g}" for share in self.crop_scale)
+            lines.append(f"training images are random boxes of {smallest} to {largest} % of them")
+        return lines
+
+    def fitted(self, raw: Tensor) -> Tensor:
+        """(N, C, H, W) uint8 → the same images at the size in which the network sees them."""
+        if not self.side or (raw.shape[2:] == (self.side, self.side) and not self.resize):
+            return raw
+        return resampling.fitted(raw, self.side, self.resize)
 
     def limits(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """The smallest and the largest normalised value of each pixel, of the shape of `like`."""
         black, white = (torch.full_like(like, value, dtype=torch.uint8) for value in (0, 255))
-        return self.normalise(black), self.normalise(white)
+        return self.scaled(black), self.scaled(white)
 
     def normalise(self, raw: Tensor) -> Tensor:
-        """(N, C, H, W) uint8 → float32 `(raw / 255 − mean) / std`, nothing random; a new tensor.
+        """(N, C, H, W) uint8 as stored → float32 at the size that the network sees, nothing random."""
+        return self.scaled(self.fitted(raw) if self.side else raw)
+
+    def scaled(self, raw: Tensor) -> Tensor:
+        """(N, C, H, W) uint8 → float32 `(raw / 255 − mean) / std`; a new tensor.
 
         Anything else is refused: floats would be divided by 255 as well, and in place.
         """
@@ -71,7 +115,7 @@ class Standardised(Augment):
         """Minus and plus infinity: such samples have no smallest and no largest value."""
         return torch.full_like(like, -torch.inf), torch.full_like(like, torch.inf)
 
-    def normalise(self, raw: Tensor) -> Tensor:
+    def scaled(self, raw: Tensor) -> Tensor:
         """A copy of the float32 samples (N, ...), so that what a method does to it stays its own."""
         assert raw.dtype == torch.float32, raw.dtype
         return raw.clone()
@@ -91,14 +135,9 @@ def affine(
 
 
 def as_asked(augment: Augment, config: Config, input_shape: Sequence[int]) -> Augment:
-    """The augmentation as --augment, --pixel_mean, --pixel_std or pre-trained weights want it."""
-    n_channels, asked = input_shape[0], config.stream.augment
-    if asked == "none":
-        augment = replace(augment, crop_padding=0, flip=False)
-    elif asked == "crop_flip":
-        if len(input_shape) != 3:
-            raise UserError(f"--augment crop_flip: samples are vectors of {n_channels} numbers, not images")
-        augment = replace(augment, crop_padding=min(input_shape[1:]) // 8, flip=True)
+    """The augmentation of stored images (C, H, W) as the flags, or pre-trained weights, want it."""
+    n_channels = input_shape[0]
+    augment = _with_geometry(augment, config.stream, input_shape)
     expected, stream = config.architecture.pixels(config.run.backbone), config.stream
     if not (expected or stream.pixel_mean or stream.pixel_std):
         return augment
@@ -109,6 +148,31 @@ def as_asked(augment: Augment, config: Config, input_shape: Sequence[int]) -> Au
         mean, std = ((sum(values) / len(values),) for values in expected)
     mean = _for_channels("mean", stream.pixel_mean or mean, n_channels)
     return replace(augment, mean=mean, std=_for_channels("std", stream.pixel_std or std, n_channels))
+
+
+def _with_geometry(augment: Augment, stream: StreamOptions, input_shape: Sequence[int]) -> Augment:
+    """The augmentation with the size of --img_size and the crops of --augment."""
+    resampled = "--img_size" if stream.img_size else ""
+    resampled = resampled or ("--augment random_resized_crop" if stream.augment == RESIZED else "")
+    if len(input_shape) != 3 and (resampled or stream.augment == "crop_flip"):
+        flag = resampled or "--augment crop_flip"
+        raise UserError(f"{flag}: samples are vectors of {input_shape[0]} numbers, not images")
+    if resampled and isinstance(augment, Standardised):
+        raise UserError(f"{resampled}: for images with pixels 0 to 255; these floats are standardised")
+    shorter = min(input_shape[1:], default=0)
+    if stream.img_size:
+        padding = augment.crop_padding * stream.img_size // shorter
+        augment = replace(augment, crop_padding=padding, side=stream.img_size, resize=stream.test_resize)
+    if stream.augment is None:
+        return augment
+    augment = replace(augment, crop_padding=0, flip=stream.augment != "none", crop_scale=())
+    if stream.augment == "crop_flip":
+        return replace(augment, crop_padding=(augment.side or shorter) // 8)
+    if stream.augment == RESIZED:
+        if not augment.side and shorter != max(input_shape[1:]):
+            raise UserError(f"--augment {RESIZED}: makes square images, and these are not: give --img_size")
+        return replace(augment, crop_scale=stream.crop_scale, side=augment.side or shorter)
+    return augment
 
 
 def _for_channels(name: str, values: tuple[float, ...], n_channels: int) -> tuple[float, ...]:

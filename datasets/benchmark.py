@@ -1,7 +1,4 @@
-"""Batch, Samples, Task and Benchmark: a data set on the training device, split into a stream of tasks.
-
-`streams.py` builds benchmarks; here is what a run asks of one: a task's samples, batches, test images.
-"""
+"""Batch, Samples, Task and Benchmark: a stream of tasks on the training device; `streams.py` builds it."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -103,8 +100,8 @@ class Benchmark:
         train_classes: str = "all",
     ):
         self.build_seconds = 0.0  # that reading the data took; models/build.py sets it
-        self.transforms = transforms or {}
-        self.notes, self.split_hash = list(source.notes), source.split_hash  # notes: said when a run starts
+        self.transforms, self.split_hash = transforms or {}, source.split_hash
+        self.notes = [*source.notes, *augment.notes(source.train_x.shape[1:])]  # said when a run starts
         self.name, self.scenario, self.tasks = name, scenario, tasks
         self.seed, self.train_classes, self.device = seed, train_classes, torch.device(device)
         self.n_classes, self.n_train = 1 + max(c for task in tasks for c in task.classes), len(source.train_y)
@@ -125,8 +122,9 @@ class Benchmark:
 
     def hold(self, train_x: Tensor, test_x: Tensor, augment: Augment) -> None:
         """Let these be the samples: images, or what an encoder makes of them in the same order."""
-        self.augment, self.input_shape = augment, tuple(train_x.shape[1:])
-        self.sample_bytes = prod(self.input_shape) * train_x.dtype.itemsize
+        self.augment, self.stored_shape = augment, tuple(train_x.shape[1:])
+        self.input_shape = augment.shape_of(self.stored_shape)  # as the network sees a sample
+        self.sample_bytes = prod(self.stored_shape) * train_x.dtype.itemsize
         self.on_disk: str | None = getattr(train_x, "note", None)  # where and why, if not in memory
         self.samples = {"train": train_x.to(self.device), "test": test_x.to(self.device)}
         self._current: tuple[Task, Samples] | None = None
@@ -246,7 +244,7 @@ class Benchmark:
         n = len(samples.y)
         generator = seeding.generator(self.seed, "order", task.id, epoch)
         order = torch.randperm(n, generator=generator) if task.shuffled else torch.arange(n)
-        image_bytes = 4 * prod(self.input_shape)
+        image_bytes = 4 * max(prod(self.stored_shape), prod(self.input_shape))
         per_block = max(1, BLOCK_BYTES[self.device.type] // image_bytes // batch_size) * batch_size
         labels = self.labels_on_host(task).index_select(0, order)
         first_block = start * batch_size // per_block

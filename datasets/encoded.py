@@ -51,6 +51,8 @@ def replace_images(benchmark: Benchmark, encoder: Encoder, data_dir: Path) -> No
     """Put features (N, dim) in the place of the benchmark's images, read from the cache where they are."""
     augment, parent = benchmark.augment, images.cache_folder(data_dir, "features")
     seen_as = f"version {VERSION}, {encoder.settings}, mean {augment.mean}, deviation {augment.std}"
+    if augment.side:
+        seen_as += f", side {augment.side}, cut from {augment.resize or augment.side}"
     weights_key = feature_cache.key_of(seen_as, encoder.weights)
 
     def features(split: str) -> Tensor:

@@ -15,7 +15,6 @@ from typing import NamedTuple
 from engram.datasets.folder_scan import SUFFIXES, is_folder, is_image, kind_of, say_skipped, scan, shown
 from engram.utils.errors import DataError
 
-MAX_SIDE = 4096  # of what --img_size makes: 48 MiB an image
 FORMAT = 1  # of what is cached: a new number makes every old file unread
 LAYOUT = f"expected {{0}}/<class>/ with images ({' '.join(SUFFIXES)}), or {{0}}.csv with columns path,label"
 OMNIGLOT = ("images_background", "images_evaluation")

@@ -22,7 +22,8 @@ from engram.datasets.rotation import turned
 from engram.datasets.streams import stored, with_validation
 from engram.utils import seeding
 from engram.utils.config import registry
-from engram.utils.config.config import Config, StreamOptions
+from engram.utils.config.config import Config
+from engram.utils.config.stream_options import StreamOptions
 from engram.utils.errors import UserError
 
 DEFAULTS = {"n_tasks": 1, "n_epochs": 1, "batch_size": 16, "lr": 0.1, "backbone": "mlp"}

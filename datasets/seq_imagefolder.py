@@ -26,7 +26,6 @@ from engram.datasets import sources, user_images
 from engram.datasets.augment import Augment
 from engram.datasets.benchmark import Benchmark
 from engram.datasets.given_tasks import given_tasks
-from engram.datasets.image_files import MAX_SIDE
 from engram.datasets.storage import Storage
 from engram.datasets.streams import class_incremental
 from engram.utils.config.config import Config
@@ -49,10 +48,6 @@ class Options(OptionSet):
     )  # fmt: skip
     test_share: float = option(0.2, "share of each class held out if nothing says what is tested", gt=0, lt=1)
     split_seed: int = option(0, "seed of that split, which --seed does not change", ge=0)
-    img_size: int | None = option(
-        None, "bring every image to this side: shorter side scaled, centre cropped (default: as they are)",
-        ge=8, le=MAX_SIDE,
-    )  # fmt: skip
 
 
 def build(config: Config, device: torch.device) -> Benchmark:
@@ -64,7 +59,8 @@ def build(config: Config, device: torch.device) -> Benchmark:
         listed = user_images.list_images(given, options.test_share, options.split_seed)
     else:  # other data sets may lie there: no folder of it is taken for a class
         listed = user_images.list_split(given)
-    source = user_images.read(listed, options.img_size, Storage.configured(config, device))
+    side = config.stream.test_resize or config.stream.img_size
+    source = user_images.read(listed, side, Storage.configured(config, device))
     augment = augmentation(source)
     if listed.domains is None:
         return class_incremental("seq-imagefolder", source, augment, config, device)

@@ -10,9 +10,9 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from engram.datasets.image_files import MAX_SIDE
 from engram.utils.config.flags import flatten
 from engram.utils.config.options import SEEDS, OptionError, OptionSet, Pixels, option
+from engram.utils.config.stream_options import MAX_SIDE
 
 IMAGES = {"backbone": "resnet18", "n_epochs": 50, "lr": 0.1}
 GREY = {"backbone": "mlp", "n_epochs": 30, "lr": 0.02}

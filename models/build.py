@@ -34,7 +34,9 @@ def build_method(config: Config, device: torch.device, create_proxy: CreateProxy
     benchmark = build_benchmark(config, device)
     check_scenario(method_class, config.run.model, benchmark)
     _refuse_buffer_beyond_memory(config, benchmark)
-    net = build_network(config.run.backbone, config.architecture, benchmark, config.run.seed)
+    side, architecture = config.stream.img_size, config.architecture
+    architecture = architecture.for_side(side) if side else architecture
+    net = build_network(config.run.backbone, architecture, benchmark, config.run.seed)
     if config.log.loadcheck and not learned.is_continued(config):
         load_weights(net, checkpoint.read_weights(config.log.loadcheck))
     benchmark.notes += net.notes

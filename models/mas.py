@@ -102,7 +102,7 @@ class MAS(Method):
         paths = unlabeled.files(source)
         if 0 < n < len(paths):
             paths = [paths[i] for i in distinct(len(paths), n, self.draws).tolist()]
-        return unlabeled.read(paths, benchmark.input_shape).to(self.device)
+        return unlabeled.read(paths, benchmark.stored_shape).to(self.device)
 
     def importance_of(self, images: Tensor, task: Task) -> dict[str, Tensor]:
         """Name → importance over any images (N, C, H, W) uint8, seen as images of `task`; no labels."""

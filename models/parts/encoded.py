@@ -71,7 +71,7 @@ def with_features(benchmark: Benchmark, net: Backbone, config: Config, method: t
 @torch.no_grad()
 def encode_images(net: Backbone, benchmark: Benchmark, raw: Tensor) -> Tensor:
     """(N, C, H, W) uint8 → (N, D) features, the network in eval mode."""
-    size = evaluation_chunk(net, raw.shape[1:], benchmark.device)
+    size = evaluation_chunk(net, benchmark.input_shape, benchmark.device)
     normalise = benchmark.augment.normalise
     with evaluating(net):
         return torch.cat(

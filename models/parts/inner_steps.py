@@ -137,7 +137,7 @@ def kernel_for(net: nn.Module, setup: Setup) -> MLPKernel | None:
 
 def pixel_values(augment: Augment) -> Tensor | None:
     """(256,) what each pixel value becomes on its way into the network; None where that is not all."""
-    if augment.draws or len(augment.mean) > 1 or isinstance(augment, Standardised):
+    if augment.draws or augment.side or len(augment.mean) > 1 or isinstance(augment, Standardised):
         return None
     return augment.normalise(torch.arange(256, dtype=torch.uint8).view(-1, 1, 1, 1)).flatten()
 

@@ -12,5 +12,5 @@ def require_images(benchmark: Benchmark, what: str, of_bytes: bool = True) -> No
         raise UserError(
             f"{what} needs images; {benchmark.name} holds vectors of {benchmark.input_shape[0]} numbers"
         )
-    if of_bytes and benchmark.sample_bytes != prod(benchmark.input_shape):
+    if of_bytes and benchmark.sample_bytes != prod(benchmark.stored_shape):
         raise UserError(f"{what} needs images with pixels 0 to 255; {benchmark.name} holds other numbers")

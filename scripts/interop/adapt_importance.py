@@ -37,7 +37,7 @@ def adapt(run: TrainedRun, images_dir: str) -> int:
         )
     if not method.quadratic:
         raise UserError(f"{run.run_dir.path}: has no importance yet (--mas_lambda 0, or no task learned)")
-    images = unlabeled.read(unlabeled.files(images_dir), benchmark.input_shape).to(method.device)
+    images = unlabeled.read(unlabeled.files(images_dir), benchmark.stored_shape).to(method.device)
     method.totals, method.quadratic.importance = [], {}
     for task in benchmark.tasks[: run.n_learned]:
         method.enter(task)

@@ -16,6 +16,7 @@ from engram.backbones import alexnet
 from engram.backbones.alexnet import IMAGENET
 from engram.datasets.augment import Augment, Standardised, as_asked, first_runs, random_windows
 from engram.utils.config.config import resolve
+from engram.utils.config.stream_options import StreamOptions
 from engram.utils.errors import UserError
 
 FALSE_ALARM = 1e-6
@@ -106,7 +107,7 @@ def test_nothing_random_is_drawn_when_nothing_is_asked_for():
 
 def asked(augment: Augment, n_channels: int, mean=(), std=(), **architecture) -> Augment:
     config = SimpleNamespace(
-        stream=SimpleNamespace(augment=None, pixel_mean=mean, pixel_std=std),
+        stream=StreamOptions(pixel_mean=mean, pixel_std=std),
         run=SimpleNamespace(backbone="alexnet"),
         architecture=alexnet.Options(**architecture),
     )

@@ -45,6 +45,11 @@ def test_results_are_those_of_a_run_that_encodes_images_itself(model, run):
     assert run(model) == run(model, "--cache_features", "off")
 
 
+def test_images_of_another_size_are_encoded_at_that_size(run):
+    size = ("--img_size", "16", "--test_resize", "18")
+    assert run("ncm", *size) == run("ncm", *size, "--cache_features", "off") != run("ncm")
+
+
 def test_a_second_run_encodes_nothing(run, monkeypatch):
     first = run("ncm")
     monkeypatch.setattr(encoded, "encode_images", lambda *args: pytest.fail("an image is encoded again"))
@@ -54,6 +59,8 @@ def test_a_second_run_encodes_nothing(run, monkeypatch):
         run("ncm", "--pixel_mean", "0.5")
     with pytest.raises(pytest.fail.Exception):
         run("ncm", "--precision", "bf16")
+    with pytest.raises(pytest.fail.Exception):
+        run("ncm", "--img_size", "16")
 
 
 def test_other_weights_and_other_images_have_other_features(run, monkeypatch, weights, tmp_path):

@@ -65,7 +65,8 @@ def test_without_a_memory_nothing_is_counted():
 def test_convolutions_on_a_cpu_take_as_many_images_as_stay_below_32_mib(backbone, side, expected):
     net = tiny_method("sgd", backbone=backbone)[0].net
     assert evaluation_chunk(net, (3, side, side), torch.device("cpu")) == expected
-    assert evaluation_chunk(net, (3, side, side), torch.device("cuda")) == CHUNK["cuda"]
+    on_cuda = 35 if side == 600 else CHUNK["cuda"]  # as many pixels as 256 images of 224x224 have
+    assert evaluation_chunk(net, (3, side, side), torch.device("cuda")) == on_cuda
 
 
 def test_networks_that_enlarge_images_take_fewer():

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 import engram
-from engram.utils.config.config import Config, LogOptions, RunOptions, StreamOptions, TrainOptions
+from engram.utils.config.config import Config, LogOptions, RunOptions, TrainOptions
 from engram.utils.config.options import OptionSet
 from engram.utils.config.registry import ROOT
+from engram.utils.config.stream_options import StreamOptions
 from engram.utils.config.version import GitState
 from engram.utils.credentials import redact
 from engram.utils.errors import UserError

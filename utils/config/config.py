@@ -12,6 +12,7 @@ from typing import Any
 from engram.utils.config import consistency, registry
 from engram.utils.config.flags import build_sets, convert_layer, fields_of, flatten
 from engram.utils.config.options import SEEDS, OptionError, OptionSet, option
+from engram.utils.config.stream_options import StreamOptions
 from engram.utils.credentials import redact
 from engram.utils.errors import UserError
 
@@ -47,58 +48,6 @@ class RunOptions(OptionSet):
     )  # fmt: skip
     output_dir: str = option("runs", "run folders are made under OUTPUT_DIR/DATASET/MODEL/")
     debug_mode: bool = option(False, "try-out: at most 5 steps per epoch, nothing sent to MLflow")
-
-
-@dataclass(frozen=True)
-class StreamOptions(OptionSet):
-    """How the data becomes a stream of tasks."""
-
-    n_tasks: int = option(5, "number of tasks", ge=1)
-    permute_classes: bool = option(False, "class order permuted by the seed, as in the memorization paper")
-    class_order: tuple[int, ...] = option(
-        (), "classes in the stream's order, e.g. 1,2,3,4,5,6,7,8,9,0 (instead of --permute_classes)", ge=0
-    )
-    validation: float = option(
-        0.0, "hold out this %% of each class's training data and evaluate on it; the test set is not read",
-        ge=0, lt=100,
-    )  # fmt: skip
-    half_classes_in_first_task: bool = option(
-        False, "the first task has half of the classes, the others share the rest"
-    )
-    exclude: str | None = option(
-        None, "leave training samples out: .npy of positions or a mask, or memorization.intervention's file"
-    )
-    label_perc: float = option(
-        1.0, "share of each class's training samples in a task that have a label, drawn by the seed; the "
-        "others are left out", gt=0, le=1,
-        aliases=("label_perc_by_task", "label_perc_by_class", "lpt", "lpc"),
-    )  # fmt: skip
-    noise_rate: float = option(
-        0.0, "share of each class's training samples that get the label of another class of their task, "
-        "drawn by the seed", ge=0, le=1,
-    )  # fmt: skip
-    multi_head: bool = option(False, "one head per task: true task-incremental training")
-    augment: str | None = option(
-        None, "of training images: none, or crop_flip, windows of the image padded by an eighth, mirrored "
-        "or not (default: the benchmark's)", choices=("none", "crop_flip"),
-    )  # fmt: skip
-    pixel_mean: tuple[float, ...] = option(
-        (), "mean that is subtracted from pixels in [0, 1], one or one a channel (default: the benchmark's)"
-    )
-    pixel_std: tuple[float, ...] = option(
-        (), "deviation that they are then divided by (default: the benchmark's)", gt=0
-    )
-    scenario: str | None = option(
-        None,
-        "how tasks use the outputs: class-il, each its own; domain-il, all the same; task-il, a head each "
-        "(default: the benchmark's; task-il is --multi_head)",
-        choices=("class-il", "domain-il", "task-il"),
-    )  # fmt: skip
-    train_classes: str = option(
-        "all", "class-il: classes of the training softmax: all of the stream (as in mammoth), those seen so "
-        "far (van de Ven & Tolias 2019), or the sample's own task's; methods of prompts choose task",
-        choices=("all", "seen", "task"),
-    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,14 @@ def _check_stream(config: "Config") -> None:
         raise OptionError(f"--seed {config.run.seed}: --permute_classes takes seeds below {NUMPY_SEEDS}")
     if stream.multi_head and stream.scenario not in (None, "task-il"):
         raise OptionError(f"--multi_head is task-il; leave it or --scenario {stream.scenario} out")
+    if stream.test_resize and not (stream.img_size and stream.img_size <= stream.test_resize):
+        raise OptionError(
+            f"--test_resize {stream.test_resize}: the centre of --img_size is cut from it; give an "
+            "--img_size of at most that"
+        )
+    if len(stream.crop_scale) != 2 or stream.crop_scale[0] > stream.crop_scale[1]:
+        given = ",".join(map(str, stream.crop_scale))
+        raise OptionError(f"--crop_scale {given}: expected two numbers that do not fall, e.g. 0.08,1")
     if log.memorization_fraction != 1 and not log.memorization_scores:
         raise OptionError(
             "--memorization_fraction needs the vector of that fraction: --memorization_scores FILE"

@@ -72,6 +72,10 @@ class OptionSet:
         """Of a backbone's flags: the pixels that its pre-trained weights expect; None where it has none."""
         return None
 
+    def for_side(self, side: int) -> "OptionSet":
+        """Of a backbone's flags: as they are for images that --img_size has brought to `side`."""
+        return self
+
 
 def check(field: dataclasses.Field, value: Any) -> None:
     """Raise `OptionError` when `value` breaks the field's choices or bounds."""

@@ -29,9 +29,9 @@ CONTRACTS = {
     "models": {"build", "method", "rehearsal"},
     "datasets": {
         "array_layout", "array_values", "arrays", "augment", "benchmark", "encoded", "folder_scan",
-        "given_tasks", "image_decoding", "image_files", "images", "lazy_images", "rotation", "scenarios",
-        "shards", "sample_lists", "sources", "storage", "streams", "training_samples", "unlabeled",
-        "user_images",
+        "given_tasks", "image_decoding", "image_files", "images", "lazy_images", "resampling",
+        "rotation", "scenarios", "shards", "sample_lists", "sources", "storage", "streams",
+        "training_samples", "unlabeled", "user_images",
     },
     "backbones": {
         "backbone", "batch_norm", "compiled", "direct_layers", "from_library", "heads", "library_network",
