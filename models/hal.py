@@ -79,7 +79,7 @@ class HAL(TaskRingMethod):
         """(n, C) f_θ(e) − f_θ̃(e) with θ̃ = θ − lr ∇ℓ(θ), differentiable through the gradient."""
         parameters = self.trainable()
         slopes = torch.autograd.grad(loss, list(parameters.values()), create_graph=True, allow_unused=True)
-        lr = self.optimizer.param_groups[0]["lr"]
+        lr = optimizers.learning_rate(self.optimizer)
         moved = {
             n: p if g is None else p - lr * g for (n, p), g in zip(parameters.items(), slopes, strict=True)
         }

@@ -28,6 +28,7 @@ from engram.models.rehearsal import Examples, RehearsalMethod, ReplayOptions
 from engram.utils.buffers.reservoir import Buffer
 from engram.utils.config.options import OptionError, option
 from engram.utils.errors import UserError
+from engram.utils.training.optimizers import learning_rate
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class MER(RehearsalMethod):
     def learn(self, current: Examples) -> Tensor:
         """The paper's loop body for one example (each field (1, ...)); returns its first loss."""
         o = self.options
-        lr = self.optimizer.param_groups[0]["lr"]
+        lr = learning_rate(self.optimizer)
         within, across = (o.beta, o.gamma) if o.mer_variant == "alg1" else (o.gamma, 1.0)
         if o.mer_variant == "alg7" and self.age == 0:
             lr = 0.0

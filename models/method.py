@@ -81,6 +81,8 @@ class Method:
     chooses_classes: ClassVar[bool] = False
     # The --train_classes that the paper trains with, where the user gives none.
     train_classes: ClassVar[str] = "all"
+    # The --encoder_lr_scale of the paper, likewise.
+    encoder_lr_scale: ClassVar[float] = 1.0
     # True: the network must be a vision transformer with hooks (models/parts/vision_transformer.py).
     needs_vit: ClassVar[bool] = False
     # True: gradients of gradients are taken in a step, which compiled passes do not have.

@@ -25,6 +25,7 @@ from engram.models.parts.inner_steps import Logits
 from engram.models.rehearsal import Examples, RehearsalMethod, ReplayOptions
 from engram.utils.config.options import option
 from engram.utils.errors import UserError
+from engram.utils.training.optimizers import learning_rate
 
 CANDIDATES = 5  # for each sample replayed: the paper's 50 for 10
 
@@ -67,7 +68,7 @@ class MIR(RehearsalMethod):
     @torch.no_grad()
     def interference(self, samples: Examples) -> Tensor:
         """(n,) how much each sample's loss rises in a virtual step along the gradient at hand."""
-        network, lr = Logits(self.net, self.logits), self.optimizer.param_groups[0]["lr"]
+        network, lr = Logits(self.net, self.logits), learning_rate(self.optimizer)
         learning = {name: p for name, p in self.trainable().items() if p.grad is not None}
         virtual = {f"net.{name}": p - lr * p.grad for name, p in learning.items()}
         losses = []

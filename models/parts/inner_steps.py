@@ -123,6 +123,7 @@ def kernel_for(net: nn.Module, setup: Setup) -> MLPKernel | None:
     """The compiled kernel for a network; None where it, or plain SGD, does not fit."""
     train = setup.train
     plain = train.optimizer == "sgd" and not train.optim_mom and not train.optim_wd
+    plain = plain and train.encoder_lr_scale == 1
     plain = plain and setup.benchmark.train_classes == "all"  # its softmax is over all outputs
     if not (plain and MLPKernel.fits(net, setup.device)):
         return None

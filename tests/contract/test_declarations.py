@@ -57,7 +57,7 @@ def train_second_task(method: Method, config) -> None:
     task = method.benchmark.tasks[1]
     method.enter(task)
     method.begin_task(task)
-    method.optimizer = build_optimizer(method.trainable().values(), config.train)
+    method.optimizer = build_optimizer(method.trainable().items(), config.train)
     for batch in method.benchmark.batches(task, 0, config.train.batch_size):
         method.observe(batch)
     method.end_task(task)
@@ -77,7 +77,7 @@ def test_a_method_that_does_something_between_tasks_needs_to_know_them(model):
     task = method.benchmark.tasks[0]
     method.enter(task)
     method.begin_task(task)
-    method.optimizer = build_optimizer(method.trainable().values(), config.train)
+    method.optimizer = build_optimizer(method.trainable().items(), config.train)
     before = weights(method)
     for batch in method.benchmark.batches(task, 0, config.train.batch_size):
         method.observe(batch)
@@ -99,7 +99,7 @@ def test_a_method_that_reads_the_current_task_in_its_steps_needs_to_know_it(mode
         tasks = method.benchmark.tasks
         for task in tasks[:2]:
             method.enter(tasks[min(task.id, told)])
-            method.optimizer = build_optimizer(method.trainable().values(), config.train)
+            method.optimizer = build_optimizer(method.trainable().items(), config.train)
             for batch in method.benchmark.batches(task, 0, config.train.batch_size):
                 method.observe(batch)
         trained.append(weights(method))

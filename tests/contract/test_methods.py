@@ -49,7 +49,7 @@ def steps(method: Method, config, n: int = 3) -> None:
     task = benchmark.tasks[1]
     method.enter(task)
     method.begin_task(task)
-    method.optimizer = build_optimizer(method.trainable().values(), config.train)
+    method.optimizer = build_optimizer(method.trainable().items(), config.train)
     for _, batch in zip(range(n), benchmark.batches(task, 0, config.train.batch_size), strict=False):
         method.observe(batch)
 
@@ -175,7 +175,7 @@ def test_the_batch_is_not_mutated(model):
     task = benchmark.tasks[-1]
     method.enter(task)
     method.begin_task(task)
-    method.optimizer = build_optimizer(method.trainable().values(), config.train)
+    method.optimizer = build_optimizer(method.trainable().items(), config.train)
     batch = next(benchmark.batches(task, 0, 4))
     before = [field.clone() for field in batch]
     method.observe(batch)
@@ -212,7 +212,7 @@ def test_the_loss_is_a_detached_scalar_on_the_device(model):
     task = benchmark.tasks[0]
     method.enter(task)
     method.begin_task(task)
-    method.optimizer = build_optimizer(method.trainable().values(), config.train)
+    method.optimizer = build_optimizer(method.trainable().items(), config.train)
     out = method.observe(next(benchmark.batches(task, 0, 4)))
     assert out["loss"].shape == () and not out["loss"].requires_grad
     assert torch.isfinite(out["loss"])

@@ -93,7 +93,7 @@ def test_only_the_tasks_own_head_learns_even_with_weight_decay():
     before = {k: v.clone() for k, v in method.net.state_dict().items()}
     task = method.setup.benchmark.tasks[1]
     method.enter(task)
-    method.optimizer = build_optimizer(method.trainable().values(), config.train)
+    method.optimizer = build_optimizer(method.trainable().items(), config.train)
     method.observe(small_batch(method, task))
     changed = {k for k, v in method.net.state_dict().items() if not torch.equal(v, before[k])}
     assert changed == {k for k in before if not k.startswith("head.heads") or k.startswith("head.heads.1.")}

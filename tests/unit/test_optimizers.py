@@ -7,8 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engram.utils.training.optimizers import build_optimizer, carry_over
-from tests.conftest import ROOT, tiny_config
+from engram.models.sgd import SGD
+from engram.utils.config.config import TrainOptions
+from engram.utils.errors import UserError
+from engram.utils.training.optimizers import build_optimizer, build_scheduler, carry_over
+from tests.conftest import ROOT, tiny_config, tiny_method
+from tests.contract.test_methods import train
 
 FLAGS = {"lr": 0.03, "optim_wd": 0.1}
 
@@ -103,3 +107,64 @@ def test_a_run_does_not_import_the_compiler(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+SLOW = TrainOptions(lr=0.1, encoder_lr_scale=0.01, optim_mom=0.9, lr_scheduler="cosine")
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_the_encoder_learns_slowly(optimizer):
+    """Each parameter moves as in an optimizer of its own rate, along its own schedule, from task to task."""
+    options = replace(SLOW, optimizer=optimizer)
+    names, rates = ["body.0.weight", "head.weight", "layers.1.bias"], [0.001, 0.1, 0.001]
+    together = [(name, torch.ones(3, requires_grad=True)) for name in names]
+    apart = [(name, torch.ones(3, requires_grad=True)) for name in names]
+
+    def task(pairs, options, before):
+        optimizer = build_optimizer(pairs, options)
+        if before:
+            carry_over(optimizer, before)
+        scheduler = build_scheduler(optimizer, options, 4)
+        for _ in range(3):
+            for _, p in pairs:
+                p.grad = torch.arange(1.0, 4) * p.detach()
+            optimizer.step()
+            scheduler.step()
+        return optimizer.state_dict()
+
+    before, alone = None, [None] * 3
+    for _ in range(2):
+        before = task(together, options, before)
+        for i, pair in enumerate(apart):
+            alone[i] = task([pair], replace(options, lr=rates[i], encoder_lr_scale=1.0), alone[i])
+    for (name, p), (_, q) in zip(together, apart, strict=True):
+        torch.testing.assert_close(p, q, msg=name)
+
+
+def test_a_slow_encoder_needs_names_and_is_refused_where_a_step_has_one_rate():
+    with pytest.raises(ValueError, match="pairs"):
+        build_optimizer([torch.ones(1, requires_grad=True)], SLOW)
+    for model in ("mer", "mir", "hal"):
+        method, config = tiny_method(model, buffer_size=20, encoder_lr_scale=0.5)
+        with pytest.raises(UserError, match="leave --encoder_lr_scale out"):
+            train(method, config)
+
+
+def test_the_compiled_kernel_is_not_taken_with_a_slow_encoder():
+    fast, slow = (tiny_method("er_alg4", buffer_size=20, encoder_lr_scale=s)[0] for s in (1, 0.5))
+    assert fast.inner.kernel is not None and slow.inner.kernel is None
+
+
+def test_the_head_alone_learns_where_the_encoder_hardly_moves():
+    method, config = tiny_method("sgd", encoder_lr_scale=1e-12)
+    before = {name: p.clone() for name, p in method.net.named_parameters()}
+    train(method, config)
+    for name, p in method.net.named_parameters():
+        assert torch.allclose(p, before[name], atol=1e-6) == (not name.startswith("head.")), name
+
+
+def test_a_method_chooses_how_slow_the_encoder_is_and_a_flag_wins(monkeypatch):
+    monkeypatch.setattr(SGD, "encoder_lr_scale", 0.01)
+    assert tiny_config("sgd").train.encoder_lr_scale == 0.01
+    assert tiny_config("sgd", encoder_lr_scale=1).train.encoder_lr_scale == 1
+    assert tiny_config("er", buffer_size=20).train.encoder_lr_scale == 1

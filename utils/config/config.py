@@ -60,6 +60,7 @@ class TrainOptions(OptionSet):
     )
     batch_size: int = option(10, "samples of the stream per step", ge=1)
     lr: float = option(0.1, "learning rate", gt=0)
+    encoder_lr_scale: float = option(1.0, "what lies below the head learns at so many times --lr", gt=0)
     optimizer: str = option(
         "sgd", "sgd, adam or adamw", choices=("sgd", "adam", "adamw"), spellings={"adamW": "adamw"}
     )
@@ -128,8 +129,7 @@ class LogOptions(OptionSet):
         "them, chooses in maer",
     )
     memorization_fraction: float = option(
-        1.0,
-        "share of the training set that a bare vector of scores is of, drawn as in the memorization paper; "
+        1.0, "share of the training set that bare scores are of, drawn as in the memorization paper; "
         "other samples then have no score",
         gt=0, le=1,
     )  # fmt: skip

@@ -40,6 +40,8 @@ CONTRACTS = {
 }  # fmt: skip
 LIBRARIES = ("timm", "torchvision")  # `--backbone timm:NAME`, see backbones/from_library.py
 LIBRARY_LINE = "A network of {} by its name there; --pretrained loads its weights or a file's."
+# General flags that a method may choose by a class attribute of that name, and what others have.
+CHOSEN_BY_METHODS: dict[str, Any] = {"train_classes": "all", "encoder_lr_scale": 1.0}
 WORDS = {"models": "method", "datasets": "benchmark", "backbones": "backbone"}
 
 
@@ -195,14 +197,16 @@ def load(kind: str, name: str) -> ModuleType:
 
 
 def method_defaults(name: object) -> dict[str, Any]:
-    """The --train_classes that a method chooses for itself, as its paper trains; empty for most.
+    """The general flags that a method chooses for itself, as its paper trains; empty for most.
 
-    It is the class attribute `train_classes` of the module's class; a flag that is given wins over it.
+    They are the class attributes `train_classes` and `encoder_lr_scale` of the module's class; a flag that is
+    given wins over them.
     """
     module = load("models", name)  # type: ignore[arg-type]  # `canonical` refuses what is no name
     classes = (c for _, c in inspect.getmembers(module, inspect.isclass) if c.__module__ == module.__name__)
-    chosen = next((c.train_classes for c in classes if hasattr(c, "train_classes")), "all")
-    return {} if chosen == "all" else {"train_classes": chosen}
+    method = next((c for c in classes if hasattr(c, "train_classes")), None)
+    chosen = {flag: getattr(method, flag, usual) for flag, usual in CHOSEN_BY_METHODS.items()}
+    return {flag: value for flag, value in chosen.items() if value != CHOSEN_BY_METHODS[flag]}
 
 
 def source_from_outside(kind: str, name: str) -> bytes | None:

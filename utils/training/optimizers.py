@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 
 from engram.utils import compat
 from engram.utils.config.config import TrainOptions
+from engram.utils.errors import UserError
 from engram.utils.training.ports import State
 
 OptimizerT = TypeVar("OptimizerT", bound=torch.optim.Optimizer)
@@ -100,6 +101,8 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer of one task, of parameters or of (name, parameter) pairs."""
     values: list[Any] = list(parameters)  # of one of the two kinds
+    if options.encoder_lr_scale != 1:
+        values = grouped(values, options.lr, options.encoder_lr_scale)
     # fused: one kernel per step instead of several per tensor, on CPU and CUDA alike
     if options.optimizer == "sgd":
         return SGD(
@@ -114,6 +117,23 @@ def build_optimizer(
     return adam(values, lr=options.lr, weight_decay=options.optim_wd, fused=True)
 
 
+def grouped(named: list[tuple[str, nn.Parameter]], lr: float, scale: float) -> list[dict[str, Any]]:
+    """Groups for an optimizer: the head's parameters at rate `lr`, all others at `scale` times that."""
+    if not all(isinstance(pair, tuple) for pair in named):
+        raise ValueError("with --encoder_lr_scale an optimizer takes (name, parameter) pairs")
+    head = [pair for pair in named if pair[0].startswith("head.")]
+    encoder = [pair for pair in named if not pair[0].startswith("head.")]
+    groups = ({"params": head, "lr": lr}, {"params": encoder, "lr": scale * lr})
+    return [group for group in groups if group["params"]]
+
+
+def learning_rate(optimizer: torch.optim.Optimizer) -> float:
+    """The rate that all parameters have, for steps that a method takes itself; `UserError` if they differ."""
+    if len(optimizer.param_groups) > 1:
+        raise UserError("this method takes steps of one learning rate: leave --encoder_lr_scale out")
+    return optimizer.param_groups[0]["lr"]  # type: ignore[no-any-return]
+
+
 def carry_over(optimizer: torch.optim.Optimizer, before: State) -> None:
     """Give an optimizer the state that another one, saved as `before`, had for the parameters of both.
 
@@ -121,8 +141,9 @@ def carry_over(optimizer: torch.optim.Optimizer, before: State) -> None:
     grown, begin anew.
     """
     current, state = optimizer.state_dict(), {}
-    saved_as = dict(zip(_names(before), before["param_groups"][0]["params"], strict=True))
-    named = zip(_names(current), optimizer.param_groups[0]["params"], strict=True)
+    saved_as = dict(zip(_of_groups(before, "param_names"), _of_groups(before, "params"), strict=True))
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    named = zip(_of_groups(current, "param_names"), parameters, strict=True)
     for i, (name, p) in enumerate(named):
         saved = before["state"].get(saved_as.get(name))
         if saved and all(
@@ -134,9 +155,9 @@ def carry_over(optimizer: torch.optim.Optimizer, before: State) -> None:
     optimizer.load_state_dict(current | {"state": state})
 
 
-def _names(saved: State) -> list[str]:
-    """The names of the parameters in an optimizer's state, in its order."""
-    return list(saved["param_groups"][0]["param_names"])
+def _of_groups(saved: State, key: str) -> list[Any]:
+    """What all groups in an optimizer's state list under a key, in its order."""
+    return [item for group in saved["param_groups"] for item in group[key]]
 
 
 def build_scheduler(
