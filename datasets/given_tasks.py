@@ -20,6 +20,13 @@ from engram.datasets.streams import (
     with_validation,
 )
 from engram.utils.config.config import Config
+from engram.utils.errors import DataError
+
+
+def check_count(n_tasks: int, n_groups: int, kind: str, path: object) -> None:
+    """Raise `DataError` unless --n_tasks is the number of groups, domains or tasks, that the data has."""
+    if n_tasks != n_groups:
+        raise DataError(f"--n_tasks {n_tasks}: {path} has {n_groups} {kind}s; give that number")
 
 
 def given_tasks(

@@ -20,7 +20,7 @@ from engram.datasets import arrays
 from engram.datasets.array_layout import LAYOUTS
 from engram.datasets.augment import Augment, Standardised
 from engram.datasets.benchmark import Benchmark
-from engram.datasets.given_tasks import given_tasks
+from engram.datasets.given_tasks import check_count, given_tasks
 from engram.datasets.streams import class_incremental
 from engram.utils.config.config import Config
 from engram.utils.config.options import OptionSet, option
@@ -54,11 +54,7 @@ def build(config: Config, device: torch.device) -> Benchmark:
     if groups is None:
         benchmark = class_incremental("seq-arrays", source, augment, config, device)
     else:
-        n_tasks = len(groups.names)
-        if stream.n_tasks != n_tasks:
-            raise DataError(
-                f"--n_tasks {stream.n_tasks}: {path} has {n_tasks} {groups.kind}s; give that number"
-            )
+        check_count(stream.n_tasks, len(groups.names), groups.kind, path)
         task_of = (groups.train, groups.test)
         domains = True if groups.kind == "domain" else None
         benchmark = given_tasks("seq-arrays", source, task_of, augment, config, device, domains)

@@ -25,12 +25,11 @@ import torch
 from engram.datasets import sources, user_images
 from engram.datasets.augment import Augment
 from engram.datasets.benchmark import Benchmark
-from engram.datasets.given_tasks import given_tasks
+from engram.datasets.given_tasks import check_count, given_tasks
 from engram.datasets.storage import Storage
 from engram.datasets.streams import class_incremental
 from engram.utils.config.config import Config
 from engram.utils.config.options import OptionSet, option
-from engram.utils.errors import DataError
 
 DEFAULTS = {
     "n_tasks": 5, "n_epochs": 50, "batch_size": 32, "lr": 0.1, "backbone": "resnet18",
@@ -64,11 +63,7 @@ def build(config: Config, device: torch.device) -> Benchmark:
     augment = augmentation(source)
     if listed.domains is None:
         return class_incremental("seq-imagefolder", source, augment, config, device)
-    n_domains = len(listed.domains.names)
-    if config.stream.n_tasks != n_domains:
-        raise DataError(
-            f"--n_tasks {config.stream.n_tasks}: {given} has {n_domains} domains; give that number"
-        )
+    check_count(config.stream.n_tasks, len(listed.domains.names), "domain", given)
     task_of = (listed.domains.train, listed.domains.test)
     return given_tasks("seq-imagefolder", source, task_of, augment, config, device, domains=True)
 

@@ -12,6 +12,17 @@ from engram.utils.config import registry
 from engram.utils.config.config import resolve
 from tests.unit.test_sources import MNIST_DIR, image_folder, mnist_folder, tiny_layout
 
+PRETRAINED = {  # tasks, classes, scenario; built here with a small network and images
+    "seq-cifar10-224": (5, 10, "class-il"),
+    "seq-cifar100-224": (10, 100, "class-il"),
+    "seq-cub200": (10, 200, "class-il"),
+    "seq-imagenet-r": (10, 200, "class-il"),
+    "seq-imagenet-a": (10, 200, "class-il"),
+    "seq-cars196": (10, 196, "class-il"),
+    "seq-mit67": (10, 67, "class-il"),
+    "seq-core50": (8, 50, "domain-il"),
+    "seq-domainnet": (6, 345, "domain-il"),
+}
 EXPECTED = {  # name: tasks, classes, image, scenario, backbone
     "seq-digits": (5, 10, (1, 8, 8), "class-il", "mlp"),
     "seq-mnist": (5, 10, (1, 28, 28), "class-il", "mlp"),
@@ -30,6 +41,7 @@ EXPECTED = {  # name: tasks, classes, image, scenario, backbone
     "gem-file": (20, 10, (1, 28, 28), "domain-il", "mlp"),
     "seq-arrays": (5, 10, (1, 28, 28), "class-il", "mlp"),
     "seq-dataset": (5, 10, (1, 28, 28), "class-il", "mlp"),
+    **{name: (*counts, (3, 16, 16), scenario, "cnn") for name, (*counts, scenario) in PRETRAINED.items()},
 }
 
 
@@ -44,8 +56,23 @@ def data(tmp_path_factory) -> Path:
     image_folder(root / "own", 10, 20)
     tiny_layout(root / "tiny-imagenet-200")
     alphabet_folder(root / "omniglot", [1] * 48 + [2, 2])
+    for name, (n_tasks, n_classes, scenario) in PRETRAINED.items():
+        n_domains = n_tasks if scenario == "domain-il" else 0
+        named_tables(root / name.removeprefix("seq-"), n_classes, n_domains)
     torch.save([[[0, torch.zeros(2, 784), torch.tensor([0, 9])] for _ in range(20)]] * 2, root / "gem.pt")
     return root
+
+
+def named_tables(root: Path, n_classes: int, n_domains: int) -> None:
+    """`train.csv` and `test.csv` of one image that has every class in turn; test images have no domain."""
+    root.mkdir(exist_ok=True)
+    Image.new("RGB", (7, 9), (100, 50, 0)).save(root / "0.png")
+    labelled = [f"0.png,c{c}" for c in range(n_classes)]
+    of_domains = [f"{row},d{d}" for d in range(n_domains) for row in labelled]
+    rows = {"train": of_domains or labelled, "test": labelled}
+    for split in ("train", "test"):
+        header = "path,label,domain" if split == "train" and n_domains else "path,label"
+        (root / f"{split}.csv").write_text("\n".join([header, *rows[split]]) + "\n")
 
 
 def alphabet_folder(root: Path, sizes: list[int]) -> None:
@@ -89,13 +116,17 @@ def test_every_benchmark_builds_with_its_defaults(name, data):
         "seq-dataset": {"dataset_from": f"{__name__}:own_data"},
         "seq-arrays": {"arrays": str(data / "own.npz")},
     }.get(name, {})
+    if name in PRETRAINED:
+        flags = {"backbone": "cnn", "img_size": 16, "test_resize": 0}
     stream, config = build(name, data, **flags)
     n_tasks, n_classes, shape, scenario, backbone = EXPECTED[name]
     assert (len(stream.tasks), stream.n_classes, stream.input_shape) == (n_tasks, n_classes, shape)
     assert (stream.name, stream.scenario, config.run.backbone) == (name, scenario, backbone)
     x = stream.augment(stream.test(1).x_raw, torch.Generator())
     assert x.shape[1:] == shape and bool(x.isfinite().all())
-    assert stream.augment.crop_padding == {28: 0, 8: 0, 16: 2, 32: 4, 64: 4}[shape[1]]
+    boxes = name in PRETRAINED
+    assert stream.augment.crop_padding == (0 if boxes else {28: 0, 8: 0, 16: 2, 32: 4, 64: 4}[shape[1]])
+    assert stream.augment.crop_scale == ((0.05, 1.0) if boxes else ())
 
 
 def test_the_image_folder_defaults_to_the_data_folder(data):

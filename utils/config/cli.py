@@ -137,11 +137,13 @@ def announce(chosen: dict[str, Any], resume: str | None) -> None:
 
 def _help_of_choice(sets: dict[str, type[OptionSet]], chosen: dict[str, Any], chooser: Parser) -> str:
     """Usage, the flags of the chosen method, benchmark and backbone, then those that every run has."""
-    dataset = chosen["dataset"] or settings.RunOptions().dataset
+    named, dataset = chosen, chosen["dataset"] or settings.RunOptions().dataset
     backbone = chosen["backbone"] or registry.default_backbone(dataset)
     chosen = {**chosen, "dataset": dataset, "backbone": backbone}
     plugins = {group: sets[group] for _, group in PLUGINS.values() if group in sets}
     first, rest = _parser(plugins, chosen, None), _parser(GROUPS, chosen, chooser)
+    if named["dataset"]:
+        first.description = registry.docstring("datasets", dataset)
     first.usage = f"{registry.command()} --model {chosen['model'] or 'NAME'} [flags]"
     rest.usage = argparse.SUPPRESS
     return f"{first.format_help()}\n{rest.format_help()}"
@@ -167,7 +169,8 @@ def _given_flags(argv: list[str], sets: dict[str, type[OptionSet]]) -> dict[str,
 def _parser(sets: dict[str, type[OptionSet]], chosen: dict, chooser: Parser | None) -> Parser:
     parents = [chooser] if chooser else []
     parser = Parser(prog=registry.command(), argument_default=argparse.SUPPRESS, parents=parents)
-    defaults = settings.benchmark_defaults(chosen["dataset"]) if chosen.get("dataset") else {}
+    dataset, backbone = chosen.get("dataset"), chosen.get("backbone")
+    defaults = settings.benchmark_defaults(dataset, backbone) if dataset else {}
     defaults |= registry.method_defaults(chosen["model"]) if chosen.get("model") else {}
     names = {flag: chosen.get(flag) or "" for flag, _ in PLUGINS.values()}
     for group, options in sets.items():

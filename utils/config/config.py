@@ -205,9 +205,17 @@ def option_sets(model: str, dataset: str, backbone: str) -> dict[str, type[Optio
     return sets
 
 
-def benchmark_defaults(dataset: str) -> dict[str, Any]:
-    """Flags that a benchmark sets (epochs, batch size, backbone, ...)."""
-    return dict(registry.load("datasets", dataset).DEFAULTS)
+def benchmark_defaults(dataset: str, backbone: str | None = None) -> dict[str, Any]:
+    """Flags that a benchmark sets (epochs, batch size, backbone, ...).
+
+    backbone: the one that is used, if not the benchmark's own: then what it sets for its own is left out.
+    """
+    defaults = dict(registry.load("datasets", dataset).DEFAULTS)
+    if backbone is None or backbone == defaults.get("backbone"):
+        return defaults
+    replaced = getattr(registry.load("backbones", defaults.get("backbone", "mlp")), "Options", OptionSet)
+    its_flags = {field.name for field in dataclasses.fields(replaced)}
+    return {name: value for name, value in defaults.items() if name not in its_flags}
 
 
 def resolve(layers: list[tuple[str, dict[str, Any]]]) -> Config:
@@ -220,8 +228,10 @@ def resolve(layers: list[tuple[str, dict[str, Any]]]) -> Config:
     if chosen["model"] is None:
         raise OptionError(f"--model is missing; choose one of {', '.join(registry.names('models'))}")
     layers = [(f"method {chosen['model']}", registry.method_defaults(chosen["model"])), *layers]
-    layers = [(f"benchmark {chosen['dataset']}", benchmark_defaults(chosen["dataset"])), *layers]
-    chosen["backbone"] = _last(layers, "backbone", GROUPS["run"])
+    defaults = benchmark_defaults(chosen["dataset"])
+    chosen["backbone"] = _last([("benchmark", defaults), *layers], "backbone", GROUPS["run"])
+    defaults = benchmark_defaults(chosen["dataset"], chosen["backbone"])
+    layers = [(f"benchmark {chosen['dataset']}", defaults), *layers]
     names = {flag: registry.canonical(kind, chosen[flag]) for kind, (flag, _) in PLUGINS.items()}
     sets = option_sets(**names)
     fields, values = fields_of(sets), {}

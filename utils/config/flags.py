@@ -150,7 +150,7 @@ def joined_values(words: Iterable[str], many: Container[str]) -> list[str]:
 
 def wide_formatter(prog: str) -> argparse.HelpFormatter:
     """Help in wide lines, with the flags in a column of their own."""
-    return argparse.HelpFormatter(prog, max_help_position=34, width=110)
+    return argparse.RawDescriptionHelpFormatter(prog, max_help_position=34, width=110)
 
 
 def flag_keywords(field: dataclasses.Field, default: Any) -> dict[str, Any]:

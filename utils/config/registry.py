@@ -29,7 +29,7 @@ CONTRACTS = {
     "models": {"build", "method", "rehearsal"},
     "datasets": {
         "array_layout", "array_values", "arrays", "augment", "benchmark", "encoded", "folder_scan",
-        "given_tasks", "image_decoding", "image_files", "images", "lazy_images", "resampling",
+        "given_tasks", "image_decoding", "image_files", "images", "lazy_images", "named_images", "resampling",
         "rotation", "scenarios", "shards", "sample_lists", "sources", "storage", "streams",
         "training_samples", "unlabeled", "user_images",
     },
@@ -119,6 +119,12 @@ def summaries(kind: str) -> dict[str, str]:
     if kind == "backbones":
         docs |= {f"{name}:NAME": LIBRARY_LINE.format(name) for name in LIBRARIES}
     return {name: doc.split("\n", 1)[0] for name, doc in docs.items()}
+
+
+def docstring(kind: str, name: str) -> str:
+    """What a plugin's file says of it on top, without importing it; empty for one from outside."""
+    path = names(kind).get(canonical(kind, name))
+    return (ast.get_docstring(tree(path)) or "") if path else ""
 
 
 def canonical(kind: str, given: object) -> str:
