@@ -1,10 +1,10 @@
 """Seeding: one named random stream per purpose, all derived from `--seed`; no global generator.
 
 Names in use: `init`, `order` (of samples within an epoch), `augmentation`, `buffer`, `method`,
-`transforms` (permutations and angles), `samples` (each task's subset), `validation`, `evaluated tasks` and
-`evaluated samples`; in memorization, keyed by network, also `replay`; `curvature` (its directions). Extra
-keys (task, epoch, block) make a stream of its own for each part of the run, so that a resumed run draws what
-the uninterrupted one would have drawn.
+`alignment` (features drawn of classes), `lora`, `transforms` (permutations and angles), `samples` (each
+task's subset), `validation`, `evaluated tasks` and `evaluated samples`; in memorization, keyed by network,
+also `replay`; `curvature` (its directions). Extra keys (task, epoch, block) make a stream of its own for each
+part of the run, so that a resumed run draws what the uninterrupted one would have drawn.
 """
 
 import hashlib
