@@ -178,6 +178,8 @@ def _known_folder(name: str, root: Path, n_classes: int, side: int) -> Source:
 @contextmanager
 def _downloading(name: str, root: Path, files: str) -> Iterator[None]:
     """Turn every way in which a download can fail into one `DataError`."""
+    if root.exists() and not root.is_dir():
+        raise DataError(f"--data_dir {root}: is a file, not a folder; give the folder that holds {files}")
     print(f"{name}: not found in {root}, downloading it there", file=sys.stderr)
     damaged = (EOFError, zipfile.BadZipFile, tarfile.TarError)
     failures = (OSError, RuntimeError, http.client.HTTPException, *damaged)

@@ -23,6 +23,7 @@ from engram.datasets.storage import Storage, read_folder
 from engram.utils.errors import DataError
 
 SPLITS = ("train", "test")
+IMAGE_FOLDER = "a folder that holds train/<class>/ and test/<class>/, or <class>/, with images"
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,13 @@ def list_images(given: Path, test_share: float, seed: int) -> UserImages:
     if given.suffix == ".csv":
         return _of_table(given, test_share, seed)
     if not given.is_dir():
-        raise DataError(f"--image_dir {given}: no such folder; give one that holds train/ and test/")
+        what = "a file, but no .csv" if given.exists() else "no such folder"
+        raise DataError(f"--image_dir {given}: {what}; give {IMAGE_FOLDER}, or a CSV file path,label[,split]")
     if any((given / name).exists() for split in SPLITS for name in (split, f"{split}.csv")):
         return list_split(given)
     if not any(is_folder(entry) for entry in scan(given)):
         raise DataError(
-            f"{given}: no folder in it; expected train/<class>/ and test/<class>/, or <class>/, with images, "
+            f"{given}: no folder in it; expected {IMAGE_FOLDER}, "
             "or train.csv and test.csv with columns path,label"
         )
     skipped = Counter[str]()

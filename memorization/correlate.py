@@ -24,7 +24,9 @@ class CorrelateOptions(OptionSet):
     scores: str = option("", "score file, .npz or .npy (required)")
     against: tuple[str, ...] = option((), "files of scores or of proxies, A.npz,B.npz,... (required)")
     out_filename: str | None = option(None, "also write the table as .csv")
-    n_bootstrap: int = option(500, "resamplings of the examples behind each interval", ge=0, le=1_000_000)
+    n_bootstrap: int = option(
+        500, "resamplings of the examples behind each interval; 0: none", ge=0, le=1_000_000
+    )
     seed: int = option(0, "of the resampling", ge=0, lt=SEEDS)
 
 

@@ -13,6 +13,7 @@ import importlib.util
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from engram.utils.config import registry
@@ -86,12 +87,21 @@ def kind_of(module: Any) -> str:
     return "backbone" if hasattr(module, "build") else "method"
 
 
+def _refuse_without_method(module: ModuleType) -> None:
+    """Raise `UserError` for a file that defines no method, which no test could be about."""
+    from engram.models.method import Method  # imports torch, which --help does without
+
+    registry.plugin_class(module, Method)
+
+
 def check(given: str, chosen: str | None) -> int:
     """Run the tests of one plugin and print what they say; returns the exit code."""
     import pytest  # a developer's package; an installed copy has no tests
 
     kind = KINDS[chosen or kind_of(registry.load("models", given))]
     module, name = registry.load(kind, given), registry.canonical(kind, given)
+    if kind == "models":
+        _refuse_without_method(module)
     path = Path(str(module.__file__)).resolve()
     report = Report(kind, name, path)
     print(f"{path}, a {registry.WORDS[kind]}:")

@@ -66,6 +66,8 @@ def load_verified(path: Path, mmap: bool = False) -> object:
         if reason := damage_in_zip(path):
             raise DamagedFileError(reason[:150])
         in_zip = zipfile.is_zipfile(path)
+        if not (in_zip or _may_be_of_old_torch(path)):
+            raise DamagedFileError("torch.save did not write it")
         content: object = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and in_zip)
         if not in_zip:
             logger.warning(
@@ -74,9 +76,17 @@ def load_verified(path: Path, mmap: bool = False) -> object:
         return content
     except (FileNotFoundError, DamagedFileError):
         raise
+    except OSError as error:
+        raise DamagedFileError(error.strerror or str(error)) from error
     except Exception as error:  # unpickling damaged bytes can raise anything
         reason = " ".join(str(error).split()) or "no message"
         raise DamagedFileError(f"{type(error).__name__}: {reason[:150]}") from error
+
+
+def _may_be_of_old_torch(path: Path) -> bool:
+    """Whether the file begins as a pickle does: so torch wrote before 1.6."""
+    with open(path, "rb") as file:
+        return file.read(1) == b"\x80"
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -87,7 +97,7 @@ def read(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: no such checkpoint file") from None
     except DamagedFileError as error:
         raise CheckpointError(
-            f"{path}: damaged or not a checkpoint ({error}); remove it, or start the run again"
+            f"{path}: damaged or not a checkpoint ({error}); give another file, or start its run again"
         ) from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: not a checkpoint of this project")

@@ -4,6 +4,7 @@ Every check raises `UserError` with the flag, the path, and what to do. Nothing 
 folder of a file that may be written.
 """
 
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -39,7 +40,10 @@ def check_file(path: str | Path, flag: str, suffixes: tuple[str, ...], is_ours: 
 
 def check_folder(path: str | Path, flag: str) -> None:
     """Refuse a path where no folder can be made, or no file be written into the one that is there."""
-    _check_writable(Path(path).expanduser(), f"{flag} {path}" if flag else str(path))
+    given = f"{flag} {path}" if flag else str(path)
+    if os.path.isfile(Path(path).expanduser()):
+        raise UserError(f"{given}: is a file, not a folder; give another path")
+    _check_writable(Path(path).expanduser(), given)
 
 
 def _check_writable(folder: Path, given: str) -> None:

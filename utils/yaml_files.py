@@ -11,6 +11,10 @@ MAX_DEPTH = 50
 MAX_NODES = 200_000  # with every alias written out: nine nested lists of nine aliases are 400 million
 
 
+class YamlFileError(ValueError):
+    """A file that cannot be read as YAML; the message says why, in one line and without its name."""
+
+
 class UnreasonableError(yaml.YAMLError):
     """A file that asks for more than any file of flags needs."""
 
@@ -18,9 +22,23 @@ class UnreasonableError(yaml.YAMLError):
 def read(path: Path) -> Any:
     """Read the content of a YAML file with a safe loader.
 
-    Raises `OSError`, `UnicodeDecodeError` or `yaml.YAMLError`, the last also for a file that is too large,
-    too deep, or grows beyond `MAX_NODES` by its aliases.
+    Raises `YamlFileError`, also for a file that is too large, too deep, or grows beyond `MAX_NODES` by its
+    aliases.
     """
+    try:
+        return _content(path)
+    except UnicodeDecodeError:
+        raise YamlFileError("not a YAML file: it is not text") from None
+    except yaml.MarkedYAMLError as error:
+        line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise YamlFileError(f"not a YAML file: {error.problem}{line}") from None
+    except OSError as error:
+        raise YamlFileError(f"cannot be read: {error.strerror or error}") from None
+    except yaml.YAMLError as error:
+        raise YamlFileError(f"cannot be read: {' '.join(str(error).split())[:200]}") from None
+
+
+def _content(path: Path) -> Any:
     with open(path, "rb") as file:
         content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:

@@ -89,6 +89,8 @@ def write(run_set: RunSet, title: str, folder: Path, args: argparse.Namespace) -
 def run_folder(given: str) -> Path:
     """A folder of runs, given as its path or as the sweep spec whose runs lie there."""
     path = Path(given).expanduser()
+    if path.is_file() and path.suffix not in (".yaml", ".yml"):
+        raise UserError(f"{given}: expected a folder that holds runs, e.g. runs, or a study's YAML file")
     if path.is_file():
         spec = read_spec(path)
         return Path(spec.fixed.get("output_dir") or f"runs/{spec.name}").expanduser()

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from engram.utils.config.flags import CheckedParser
 from engram.utils.door import guarded
+from engram.utils.errors import UserError
 
 
 def read(folder: Path) -> list[tuple[float, float]]:
@@ -27,9 +28,9 @@ def read(folder: Path) -> list[tuple[float, float]]:
             ]
             pairs.append((float(texts[0]), float(texts[1])))
         except (OSError, ValueError) as error:
-            sys.exit(f"error: {task_folder}: unreadable ({error}); export the run again")
+            raise UserError(f"{task_folder}: unreadable ({error}); export the run again") from None
     if not pairs:
-        sys.exit(f"error: {folder}: no Task_1; give a folder that scripts/interop/export_tasks.py wrote")
+        raise UserError(f"{folder}: no Task_1; give a folder that scripts/interop/export_tasks.py wrote")
     return pairs
 
 

@@ -139,7 +139,7 @@ def test_unknown_key_in_a_file_names_the_file(tmp_path):
     with pytest.raises(OptionError, match=r"typo.yaml: unknown flag --learning_rate"):
         config_of("--config", str(file))
     file.write_text("- er\n")
-    with pytest.raises(OptionError, match="expected a mapping"):
+    with pytest.raises(OptionError, match="expected a YAML file, a mapping"):
         config_of("--config", str(file))
 
 

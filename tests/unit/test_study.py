@@ -113,11 +113,11 @@ def test_bad_studies(argv, message, capsys, monkeypatch):
     "text, message",
     [
         ("gird: {seed: [0]}", "unknown key 'gird'; did you mean grid"),
-        ("[1, 2]", "expected a mapping"),
+        ("[1, 2]", "YAML file, a mapping with"),
         ("grid: {seed: []}", "empty list"),
         ("grid: {seed: [0]}\nruns: [{seed: 1}]", "both in the grid and in the list"),
         ("runs: {model: er}", "runs must be a list"),
-        ("a: [", "cannot be read"),
+        ("a: [", "not a YAML file: .* in line 2; expected"),
     ],
 )
 def test_bad_study_files(text, message, tmp_path):

@@ -118,7 +118,7 @@ def test_what_is_wrong_with_a_csv_is_one_line(flat, case):
 
 def test_a_folder_without_class_folders_is_refused(tmp_path):
     write(tmp_path / "own" / "0.png", 1)
-    with pytest.raises(DataError, match=r"no folder in it; expected train/<class>/ and test/<class>/, or"):
+    with pytest.raises(DataError, match=r"no folder in it; expected a folder that holds train/<class>/"):
         user_images.list_images(tmp_path / "own", 0.2, 0)
 
 

@@ -1,5 +1,6 @@
 """Flags that are each valid and contradict one another, or the seed, or a limit of MLflow."""
 
+import os
 from typing import TYPE_CHECKING
 
 from engram.utils.config.options import OptionError
@@ -24,6 +25,12 @@ def _check_names(config: "Config") -> None:
         given = getattr(config.log, flag)
         if given and len(given) > MAX_NAME:
             raise OptionError(f"--{flag}: {len(given)} characters; MLflow's databases take {MAX_NAME}")
+    uri = config.log.tracking_uri
+    if uri and os.path.isfile(uri):
+        raise OptionError(
+            f"--tracking_uri {uri}: is a file's path; expected an address: http://HOST:5000 for a server, "
+            f"sqlite:///{os.path.abspath(uri)} for a database of MLflow"
+        )
 
 
 def _check_stream(config: "Config") -> None:

@@ -18,8 +18,6 @@ from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
-
 from engram.utils import yaml_files
 from engram.utils.config import mammoth
 from engram.utils.config.options import MAX_COUNT, OptionError, OptionSet, check_text, convert, value_type
@@ -28,6 +26,7 @@ from engram.utils.terminal import say_once
 
 METAVARS: dict[type, str] = {bool: "0|1", int: "N", float: "X", str: "TEXT"}
 Sets = Mapping[str, type[OptionSet]]
+CONFIG_FILE = "a YAML file, a mapping from flag names to values, e.g. 'lr: 0.1'"
 COUNT = (1, MAX_COUNT)  # the bounds of a flag that says how many
 
 
@@ -168,10 +167,10 @@ def read_config_file(path: str) -> dict[str, Any]:
     """The flags in a YAML file: a flat mapping from flag name to value."""
     try:
         content = yaml_files.read(Path(path))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise OptionError(f"--config {path}: cannot be read: {error}") from None
+    except yaml_files.YamlFileError as error:
+        raise OptionError(f"--config {path}: {error}; expected {CONFIG_FILE}") from None
     if not isinstance(content, dict):
-        raise OptionError(f"--config {path}: expected a mapping from flag names to values, e.g. 'lr: 0.1'")
+        raise OptionError(f"--config {path}: expected {CONFIG_FILE}")
     return {str(key).removeprefix("--"): value for key, value in content.items()}
 
 

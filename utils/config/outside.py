@@ -60,7 +60,7 @@ def find(kind: str, given: str) -> OutsidePlugin | None:
 
     Raises `UserError` for a file or module that is not there.
     """
-    if given.endswith(".py") or "/" in given:
+    if given.endswith(".py") or "/" in given or ("." in given and Path(given).is_file()):
         return _of_file(Path(given))
     if MODULE.fullmatch(given):
         return _of_module(given)

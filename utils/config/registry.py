@@ -231,5 +231,8 @@ def plugin_class(module: ModuleType, base: type[Plugin]) -> type[Plugin]:
         if issubclass(c, base) and c is not base and c.__module__ == module.__name__
     ]
     if len(classes) != 1:
-        raise UserError(f"{module.__file__} must define exactly one {base.__name__}, not {len(classes)}")
+        raise UserError(
+            f"{module.__file__} must define exactly one {base.__name__}, not {len(classes)}: one class that "
+            f"extends {base.__name__} or another plugin's"
+        )
     return classes[0]

@@ -14,7 +14,10 @@ def read(path: str, n_train: int, expected_hash: str) -> Tensor:
     From a .npz with `exclude` (and, where there is one, the `order_hash` of the data set) or a .npy:
     whole numbers are positions, booleans a mask over the training set. Never unpickled.
     """
-    content = load(path)
+    try:
+        content = load(path)
+    except UserError as error:
+        raise UserError(f"--exclude: {error}; or with 'exclude', positions or a mask") from None
     array = content.get("exclude", content.get("scores"))  # a bare vector is read under that name
     if array is None:
         raise UserError(f"--exclude {path}: holds no array called 'exclude'")

@@ -91,9 +91,8 @@ class RunDir:
         """The flags this run was started with."""
         try:
             flags = yaml_files.read(self.config)
-        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{self.config}: damaged ({reason}); the run cannot be resumed") from None
+        except yaml_files.YamlFileError as error:
+            raise UserError(f"{self.config}: damaged ({error}); the run cannot be resumed") from None
         if not isinstance(flags, dict):
             raise UserError(f"{self.config}: damaged; the run cannot be resumed")
         _, line, checksum = self.config.read_text(encoding="utf-8").partition(CHECKSUM_LINE)

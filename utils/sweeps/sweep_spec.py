@@ -16,8 +16,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from engram.utils import yaml_files
 from engram.utils.config import cli, registry
 from engram.utils.config.config import Config
@@ -28,6 +26,7 @@ from engram.utils.errors import UserError
 
 MAX_RUNS = 100_000  # every one is resolved before the first starts
 KEYS = ("name", "fixed", "grid", "runs")
+STUDY_FILE = f"a study's YAML file, a mapping with some of {', '.join(KEYS)}"
 NOT_FOR_RUNS = {"resume", "help", "version", "list"}
 
 
@@ -113,10 +112,10 @@ def read_spec(path: Path) -> SweepSpec:
     """The study in a YAML file; its name is the file's unless the file says another."""
     try:
         content = yaml_files.read(path)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
+    except yaml_files.YamlFileError as error:
+        raise UserError(f"{path}: {error}; expected {STUDY_FILE}") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path}: expected a mapping with {', '.join(KEYS)}")
+        raise UserError(f"{path}: expected {STUDY_FILE}")
     for key in content:
         if key not in KEYS:
             hint = registry.suggest(str(key), list(KEYS))

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from engram.utils import yaml_files
 from engram.utils.errors import UserError
@@ -105,7 +104,7 @@ def _copyable(artifacts: Path) -> bool:
 def _meta(path: Path) -> dict[str, Any]:
     try:
         content = yaml_files.read(path)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except yaml_files.YamlFileError as error:
         raise UserError(f"{path}: damaged: {error}") from None
     return content if isinstance(content, dict) else {}
 
