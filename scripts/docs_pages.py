@@ -145,11 +145,12 @@ def _preset_section(plugin: Plugin) -> Section:
         for dataset, sizes in presets.items() for size, flags in sizes.items()
     ]  # fmt: skip
     dataset, size, *_ = rows[0]
-    buffer = "" if size == MISSING else f" --buffer_size {size}"
+    is_named = not size.isdigit() and size != MISSING
+    buffer = f" --buffer_size {size}" if size.isdigit() else ""
     command = f"python main.py --model {plugin.name} --dataset {dataset}{buffer} --load_best_args"
-    return Section(
-        title, code=command, tables=[PageTable(["benchmark", "buffer", "flags", "source"], rows, code=(2,))]
-    )
+    columns = ["benchmark", "name" if is_named else "buffer", "flags", "source"]
+    command += f" {size}" if is_named else ""
+    return Section(title, code=command, tables=[PageTable(columns, rows, code=(2,))])
 
 
 def _published_tables(plugin: Plugin) -> list[PageTable]:

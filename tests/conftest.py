@@ -98,7 +98,7 @@ def tiny_config(model: str = "sgd", **flags) -> Config:
         "device": DEVICE[0],
     }
     method_class = registry.plugin_class(registry.load("models", model), Method)
-    if method_class.needs_vit:
+    if method_class.needs_vit and "backbone" not in flags:
         base |= method_class.quick_flags
     elif flags.get("backbone", "mlp") == "mlp":
         base["hidden_sizes"] = (8,)

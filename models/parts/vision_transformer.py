@@ -6,14 +6,10 @@ from engram.backbones.backbone import Backbone
 from engram.backbones.vit import HookedViT
 from engram.utils.errors import UserError
 
-# Flags of the smallest network that such a method runs on: for `quick_flags` and tests of single methods.
+# The smallest network that such a method runs on, and few steps: `quick_flags`.
 SMALL_VIT: dict[str, Any] = {
-    "backbone": "small_vit",
-    "patch_size": 2,
-    "embed_dim": 16,
-    "depth": 3,
-    "num_heads": 2,
-}
+    "backbone": "small_vit", "patch_size": 2, "embed_dim": 16, "depth": 2, "num_heads": 2, "batch_size": 15
+}  # fmt: skip
 
 
 def require_vit(net: Backbone, name: str) -> HookedViT:

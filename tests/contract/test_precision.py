@@ -53,7 +53,8 @@ def innermost() -> str:
             return "backward"
         if path.name == "compat.py" and frame.f_code.co_name == "backward":
             return "backward"
-        if path.is_relative_to(ROOT) and not {"tests", ".venv"} & set(path.relative_to(ROOT).parts):
+        ours = path.is_relative_to(ROOT) and not {"tests", ".venv"} & set(path.relative_to(ROOT).parts)
+        if ours and path.name != "compat.py":  # which does something for its caller
             return f"{path.relative_to(ROOT)}:{frame.f_lineno}"
         frame = frame.f_back
     return "elsewhere"

@@ -201,9 +201,19 @@ def test_presets_are_valid_and_say_where_they_come_from():
         for dataset, sizes in yaml.safe_load(path.read_text()).items():
             for size, flags in sizes.items():
                 assert flags["source"], f"{path.name} {dataset} {size}"
-                own = {} if size == "any" else {"buffer_size": size}
+                own = {"buffer_size": size} if isinstance(size, int) else {}
                 flags = {k: v for k, v in flags.items() if k != "source"}
                 resolve([("preset", {"model": path.stem, "dataset": dataset, **own, **flags})])
+
+
+def test_a_preset_is_found_by_its_name():
+    flags = ["--model", "l2p", "--dataset", "seq-cifar100", "--load_best_args"]
+    options = config_of(*flags, "l2p_pytorch").method
+    assert (options.prompt_length, options.n_prompts, options.pull_lambda) == (5, 5, 0.1)
+    assert config_of(*flags, "l2p_jax").method.prompt_length == 10
+    assert config_of(*flags, "0").method.pull_lambda == 0.5
+    with pytest.raises(OptionError, match=r"with l2p_j; there is: seq-cifar100 \(l2p_jax, l2p_pytorch\)"):
+        config_of(*flags, "l2p_j")
 
 
 def test_every_flag_has_a_test():

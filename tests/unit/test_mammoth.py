@@ -212,7 +212,8 @@ def test_what_the_table_calls_ours_is_ours():
 
 
 @pytest.mark.parametrize(
-    ("name", "answer"), [("ewc_on", "ewc_online"), ("joint_gcl", "joint"), ("l2p", "this project does not")]
+    ("name", "answer"),
+    [("ewc_on", "ewc_online"), ("joint_gcl", "joint"), ("puridiver", "this project does not")],
 )
 def test_a_method_of_mammoth_is_answered(name, answer):
     with pytest.raises(registry.UnknownPluginError, match=f"mammoth.*{answer}"):

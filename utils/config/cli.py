@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +61,8 @@ def parse(argv: list[str]) -> Request:
         return Request(resume=given.resume, overrides=flags)
     layers = [(f"--config {given.config}", file), ("command line", flags)]
     if given.load_best_args:
-        layers.insert(0, best_args(chosen["model"], chosen["dataset"], {**file, **flags}))
+        given_flags = {**file, **flags}
+        layers.insert(0, best_args(chosen["model"], chosen["dataset"], given_flags, given.load_best_args))
     return Request(config=settings.resolve(layers))
 
 
@@ -79,8 +81,9 @@ def _chooser() -> Parser:
     parser.add_argument("--backbone", metavar="NAME", help="architecture (default: the benchmark's)")
     parser.add_argument("--config", metavar="FILE", help="YAML file of flags; the command line wins over it")
     parser.add_argument(
-        "--load_best_args", nargs="?", const="1", default="0", type=_truth, metavar="0|1",
-        help="take the method's preset for this benchmark and buffer size (models/presets/)",
+        "--load_best_args", nargs="?", const="1", default="0", type=_preset, metavar="0|1|NAME",
+        help="take the method's preset for this benchmark and buffer size, or the one of this name, such as "
+        "l2p_jax (models/presets/)",
     )  # fmt: skip
     parser.add_argument(
         "--resume", metavar="RUN", help="continue a run: its folder or its id under --output_dir"
@@ -88,10 +91,9 @@ def _chooser() -> Parser:
     return parser
 
 
-def _truth(text: str) -> bool:
-    if text.lower() not in {"0", "1", "true", "false"}:
-        raise argparse.ArgumentTypeError(f"{text}: expected 0 or 1")
-    return text.lower() in {"1", "true"}
+def _preset(text: str) -> str:
+    """What --load_best_args asks for: nothing, the preset that fits (`any`), or one by its name."""
+    return {"0": "", "false": "", "1": "any", "true": "any"}.get(text.lower(), text)
 
 
 def _chosen(given: argparse.Namespace) -> dict[str, Any]:
@@ -180,24 +182,36 @@ def _parser(sets: dict[str, type[OptionSet]], chosen: dict, chooser: Parser | No
     return parser
 
 
-def best_args(model: str | None, dataset: str | None, given: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The preset for (method, benchmark, buffer size) in models/presets/METHOD.yaml, as a layer."""
+def best_args(
+    model: str | None, dataset: str | None, given: dict[str, Any], name: str
+) -> tuple[str, dict[str, Any]]:
+    """The preset for (method, benchmark, buffer size or name) in models/presets/METHOD.yaml, as a layer.
+
+    name: of the preset; `any` for the one of the buffer size.
+    """
     if model is None:
         raise OptionError("--load_best_args needs --model")
     model = registry.canonical("models", model)
     dataset = registry.canonical("datasets", dataset or settings.RunOptions().dataset)
     path = registry.ROOT / "models" / "presets" / f"{model}.yaml"
     presets = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
-    size = str(given.get("buffer_size", "any"))
-    by_size = {str(key): flags for key, flags in presets.get(dataset, {}).items()}
-    if size not in by_size:
-        have = [f"{d} (buffer_size {', '.join(map(str, sizes))})" for d, sizes in presets.items()]
+    wanted = str(given.get("buffer_size", "any")) if name == "any" else name
+    by_name = {str(key): flags for key, flags in presets.get(dataset, {}).items()}
+    if wanted not in by_name:
+        have = [f"{d} ({called(presets[d])})" for d in presets]
         raise OptionError(
-            f"--load_best_args: no preset for {model} on {dataset} with buffer_size {size}; "
+            f"--load_best_args: no preset for {model} on {dataset} with {called([wanted])}; "
             f"there is: {'; '.join(have) or 'none for this method'}"
         )
-    flags = {key: value for key, value in by_size[size].items() if key != "source"}
+    flags = {key: value for key, value in by_name[wanted].items() if key != "source"}
     return f"preset {path.name}", flags
+
+
+def called(presets: Iterable[Any]) -> str:
+    """`buffer_size 200, 500` or `l2p_jax`: how presets of one benchmark are told apart."""
+    names = list(map(str, presets))
+    sizes = all(name.isdigit() or name == "any" for name in names)
+    return ("buffer_size " if sizes else "") + ", ".join(names)
 
 
 def general_help(chooser: Parser) -> str:

@@ -136,7 +136,7 @@ NOT_HERE = frozenset(
         "attriclip", "ccic", "cgil", "clip", "cnll", "coda_prompt", "dap", "derpp_casper", "derpp_cscct",
         "derpp_lider", "derpp_star", "dualprompt", "er_ace_aer_abs", "er_ace_casper", "er_ace_cscct",
         "er_ace_lider", "er_ace_star", "er_ace_tricks", "er_star", "first_stage_starprompt", "gdumb_lider",
-        "icarl_casper", "icarl_cscct", "icarl_lider", "idefics", "l2p", "llava", "lws", "moe_adapters",
+        "icarl_casper", "icarl_cscct", "icarl_lider", "idefics", "llava", "lws", "moe_adapters",
         "puridiver", "second_order", "second_stage_starprompt", "spr", "starprompt", "tak",
         "twf", "xder_ce", "xder_rpc", "xder_rpc_casper", "xder_rpc_cscct", "xder_rpc_star", "zscl",
     }
