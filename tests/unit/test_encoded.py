@@ -1,7 +1,11 @@
 """Features of a frozen encoder in the images' place: the same R, each image encoded once ever."""
 
 import json
+import multiprocessing
+import os
 import shutil
+import signal
+import sys
 
 import pytest
 import torch
@@ -10,8 +14,10 @@ from engram.datasets.encoded import reason_against
 from engram.main import main
 from engram.models.parts import encoded
 from engram.models.parts.encoded import with_features
+from engram.utils import feature_cache, files
 from engram.utils.errors import UserError
 from tests.conftest import built, tiny_benchmark, tiny_config
+from tests.waiting import LIMIT
 
 FLAGS = ("--dataset", "seq-digits", "--backbone", "cnn", "--channels", "4,8", "--disable_log")
 
@@ -43,6 +49,48 @@ def run(weights, tmp_path):
 @pytest.mark.parametrize("model", ["ncm", "ridge", "linear_probe"])
 def test_results_are_those_of_a_run_that_encodes_images_itself(model, run):
     assert run(model) == run(model, "--cache_features", "off")
+
+
+MOMENTS = ("before a block is written", "in the middle of its file", "before the file has its name")
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_sigkill_while_encoding_loses_one_block_at_most(moment, run, tmp_path):
+    whole, features = run("ncm"), tmp_path / "data" / "features"
+    expected = {path.relative_to(features): path.read_bytes() for path in features.rglob("*.f32")}
+    shutil.rmtree(features)
+    process = multiprocessing.get_context("fork").Process(target=killed_in_third_block, args=(moment, run))
+    process.start()
+    process.join(LIMIT)
+    assert process.exitcode == -signal.SIGKILL
+    left = {path.relative_to(features): path.read_bytes() for path in features.rglob("*.f32")}
+    assert len(left) == 2 and left.items() <= expected.items()
+    assert run("ncm") == whole
+    assert {path.relative_to(features): path.read_bytes() for path in features.rglob("*.f32")} == expected
+
+
+def killed_in_third_block(moment, run):
+    """A run in a process of its own that ends by SIGKILL at a moment of its third block."""
+    write = feature_cache.write_block
+    sys.stdout = sys.stderr = open(os.devnull, "w")
+
+    def dying(path, block):
+        if path.name != "block-00002.f32":
+            write(path, block)
+            return
+        if moment == MOMENTS[1]:
+            with files.replacing(path) as temporary:
+                temporary.write_bytes(block.tobytes()[: block.nbytes // 2])
+                os.kill(os.getpid(), signal.SIGKILL)
+        elif moment == MOMENTS[2]:
+            files.put_in_place = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)
+            write(path, block)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    feature_cache.write_block = dying
+    run("ncm")
+    os._exit(0)
 
 
 def test_images_of_another_size_are_encoded_at_that_size(run):
