@@ -24,7 +24,7 @@ from engram.backbones.backbone import Backbone
 from engram.backbones.vit import Prompts
 from engram.datasets.benchmark import Batch
 from engram.models.method import Setup
-from engram.models.parts.prompted import INITS, PromptedMethod, SelectionOptions, by_vote, cosines
+from engram.models.parts.prompted import PromptedMethod, SelectionOptions, by_vote, cosines, drawn
 from engram.utils.config.options import OptionError, option
 
 
@@ -48,10 +48,9 @@ class Pool(nn.Module):
 
     def __init__(self, options: Options, width: int, draws: torch.Generator) -> None:
         super().__init__()
-        bounds = INITS[options.prompt_init]
-        prompts = torch.empty(options.pool_size, options.prompt_length, width)
-        self.prompts = nn.Parameter(prompts.uniform_(*bounds, generator=draws))
-        self.keys = nn.Parameter(torch.empty(options.pool_size, width).uniform_(*bounds, generator=draws))
+        shape = (options.pool_size, options.prompt_length, width)
+        self.prompts = drawn(shape, options.prompt_init, draws)
+        self.keys = drawn((options.pool_size, width), options.prompt_init, draws)
 
 
 class L2P(PromptedMethod):

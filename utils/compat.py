@@ -8,6 +8,7 @@ A package is imported when one of its functions is called: the process that logs
 """
 
 import inspect
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
@@ -45,6 +46,8 @@ def configure_compiler(max_sizes: int) -> None:
 
     torch._dynamo.config.recompile_limit = max_sizes
     torch._functorch.config.force_non_lazy_backward_lowering = True
+    # it looks at the gradient of every tensor that it is given, prompts made in the step among them
+    warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
 
 
 def in_vmap(x: "Tensor") -> bool:

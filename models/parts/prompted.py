@@ -18,6 +18,7 @@ from engram.datasets.benchmark import Batch
 from engram.models.method import Method, Setup
 from engram.models.parts.vision_transformer import SMALL_VIT, require_vit
 from engram.utils.config.options import OptionSet, option
+from engram.utils.errors import UserError
 
 INITS = {"positive": (0.0, 0.01), "wide": (-1.0, 1.0)}  # bounds of uniform draws
 VOTED = (
@@ -59,6 +60,15 @@ class PromptedMethod(Method):
         if getattr(options, "batchwise_prompt", False):
             setup.benchmark.notes.append(VOTED)
 
+    def refuse_layers(self, **flags: tuple[int, ...]) -> None:
+        """Raise `UserError` for blocks that the network does not have, or that are named twice."""
+        layers = [layer for given in flags.values() for layer in given]
+        text = " ".join(f"--{name} {','.join(map(str, given))}" for name, given in flags.items())
+        if max(layers, default=0) >= self.net.depth:
+            raise UserError(f"{text}: the network has {self.net.depth} blocks, counted from 0")
+        if len(set(layers)) < len(layers):
+            raise UserError(f"{text}: a block takes one prompt")
+
     def query(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → (N, D), the class token of the pass without prompts."""
         with torch.no_grad():
@@ -68,6 +78,11 @@ class PromptedMethod(Method):
         """Clip the gradients' norm where the method has such a flag."""
         if limit := getattr(self.options, "grad_clip", 0):
             nn.utils.clip_grad_norm_(self.trainable().values(), limit)
+
+
+def drawn(shape: tuple[int, ...], init: str, draws: torch.Generator) -> nn.Parameter:
+    """A parameter with uniform first values, between the bounds that `--prompt_init` names."""
+    return nn.Parameter(torch.empty(shape).uniform_(*INITS[init], generator=draws))
 
 
 def cosines(queries: Tensor, keys: Tensor) -> Tensor:

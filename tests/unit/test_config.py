@@ -207,12 +207,12 @@ def test_presets_are_valid_and_say_where_they_come_from():
 
 
 def test_a_preset_is_found_by_its_name():
-    flags = ["--model", "l2p", "--dataset", "seq-cifar100", "--load_best_args"]
+    flags = ["--model", "l2p", "--dataset", "seq-cifar100-224", "--load_best_args"]
     options = config_of(*flags, "l2p_pytorch").method
     assert (options.prompt_length, options.n_prompts, options.pull_lambda) == (5, 5, 0.1)
     assert config_of(*flags, "l2p_jax").method.prompt_length == 10
     assert config_of(*flags, "0").method.pull_lambda == 0.5
-    with pytest.raises(OptionError, match=r"with l2p_j; there is: seq-cifar100 \(l2p_jax, l2p_pytorch\)"):
+    with pytest.raises(OptionError, match=r"with l2p_j; there is: seq-cifar100-224 \(l2p_jax, l2p_pytorch\)"):
         config_of(*flags, "l2p_j")
 
 
