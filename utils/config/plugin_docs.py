@@ -106,14 +106,16 @@ def method_class(tree: ast.Module) -> ast.ClassDef:
     return [node for node in tree.body if isinstance(node, ast.ClassDef)][-1]
 
 
-def _attributes(tree: ast.Module) -> dict[str, Any]:
-    """Literal class attributes of the method's class, its own and those of the methods it extends."""
+def _attributes(tree: ast.Module, name: str = "") -> dict[str, Any]:
+    """Literal class attributes of the method's class, or of the class `name`: its own and inherited ones."""
     attributes: dict[str, Any] = {}
-    method = method_class(tree)
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    method = classes[name] if name else method_class(tree)
     for base in method.bases:
-        parent = registry.ROOT / "models" / f"{ast.unparse(base).split('.')[0]}.py"
-        if isinstance(base, ast.Attribute) and parent.exists():  # `from models import er`, then er.ER
-            attributes |= _attributes(_tree(parent))
+        *module, parent = ast.unparse(base).split(".")  # er.ER of `from engram.models import er`, or ER
+        source = _source(tree, module[0] if module else parent)
+        if source:
+            attributes |= _attributes(_tree(source), parent)
     for line in method.body:
         if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name):
             try:
@@ -121,6 +123,16 @@ def _attributes(tree: ast.Module) -> dict[str, Any]:
             except ValueError:
                 continue
     return attributes
+
+
+def _source(tree: ast.Module, name: str) -> Path | None:
+    """The file of models/ that a module, or the class in it, is imported from; None for `Method` itself."""
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and name in (alias.name for alias in node.names):
+            module = f"{node.module}.{name}" if node.module == "engram.models" else str(node.module)
+            path = registry.ROOT.joinpath(*module.split(".")[1:]).with_suffix(".py")
+            return path if module != "engram.models.method" and path.is_file() else None
+    return None
 
 
 def _built(tree: ast.Module) -> tuple[str, ...]:
