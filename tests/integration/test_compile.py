@@ -20,13 +20,17 @@ CNN = {"backbone": "cnn", "channels": (4, 4)}
 FULL_BATCHES = {"n_tasks": 2, "batch_size": 5}
 OF_PERCEPTRONS = {"taskinput", "independent", "pnn"}  # which keep their passes in the head
 # Their inner training of many sizes is slow to trace here: gdumb and pbcs.
-# Without those that take no step: nothing is compiled for them.
-METHODS = [
-    name
-    for name in methods_with_code()
-    if name not in OF_PERCEPTRONS | {"gdumb", "pbcs"}
-    and registry.plugin_class(registry.load("models", name), Method).takes_steps
-]
+# Those of a transformer call one of two passes, with prompts or with LoRA; each is traced for ten seconds.
+OF_TRANSFORMERS = ("l2p", "inflora")
+
+
+def is_compared(name: str) -> bool:
+    """Not those that take no step: nothing is compiled for them."""
+    method = registry.plugin_class(registry.load("models", name), Method)
+    return method.takes_steps and (not method.needs_vit or name in OF_TRANSFORMERS)
+
+
+METHODS = [n for n in methods_with_code() if n not in OF_PERCEPTRONS | {"gdumb", "pbcs"} and is_compared(n)]
 
 
 @pytest.fixture(autouse=True)

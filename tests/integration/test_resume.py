@@ -1,5 +1,6 @@
 """Killed at any step and resumed, a run ends with the same R, bit for bit."""
 
+import importlib
 import json
 import multiprocessing
 import os
@@ -40,7 +41,10 @@ EXTRA = {
 
 
 def flags_of(model: str) -> list[str]:
-    vit = class_of(model).quick_flags if class_of(model).needs_vit else {}
+    vit = {}
+    if class_of(model).needs_vit:
+        importlib.import_module("timm")  # here once, not in every child
+        vit = {**class_of(model).quick_flags, "n_epochs": 1}
     return ["--model", model, *FLAGS, *EXTRA.get(model, []), *(f"--{name}={vit[name]}" for name in vit)]
 
 
@@ -82,7 +86,7 @@ def measured(run: Path) -> dict:
 @pytest.mark.parametrize("model", MODELS)
 def test_sigkill_at_a_random_step_changes_nothing(model, folder):
     n_tasks = 1 if class_of(model).stream == "joint" else 5
-    epochs = 1 if "--n_epochs" in EXTRA.get(model, []) else 2
+    epochs = 1 if "--n_epochs" in EXTRA.get(model, []) or class_of(model).needs_vit else 2
     steps = epochs * 38 if n_tasks > 1 else epochs * 36
     die_at = random_draws(f"kill {model}").randrange(2, steps)
     whole, killed = folder / "whole", folder / "killed"
