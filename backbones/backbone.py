@@ -86,8 +86,7 @@ def build_network(name: str, options: OptionSet, benchmark: NetworkTarget, seed:
     The weights depend on `seed` alone, whatever was drawn before.
     """
     shape = benchmark.input_shape
-    if len(shape) == 1 and not getattr(registry.load("backbones", name), "TAKES_VECTORS", False):
-        raise UserError(f"--backbone {name} takes images, and samples are vectors of {shape[0]}: use mlp")
+    refuse_vectors(name, shape)
     refuse_beyond_memory(name, options, shape, benchmark.device)
     with seeding.isolated(seed, "init"):
         backbone = registry.load("backbones", name).build(options, shape, label(name))
@@ -97,6 +96,15 @@ def build_network(name: str, options: OptionSet, benchmark: NetworkTarget, seed:
             head = SharedHead(backbone.feature_dim, benchmark.n_classes)
         network = backbone.attach(head)
     return network.to(benchmark.device, memory_format=layout(network))
+
+
+def refuse_vectors(name: str, input_shape: tuple[int, ...]) -> None:
+    """Raise `UserError` for samples (D,) and a network that takes images alone."""
+    takes_them = getattr(registry.load("backbones", name), "TAKES_VECTORS", False)
+    if len(input_shape) == 1 and not takes_them:
+        raise UserError(
+            f"--backbone {name} takes images, and samples are vectors of {input_shape[0]}: use mlp"
+        )
 
 
 def refuse_beyond_memory(

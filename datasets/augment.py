@@ -121,6 +121,11 @@ class Standardised(Augment):
         return raw.clone()
 
 
+def without_draws(samples: Tensor) -> Augment:
+    """How a user's own arrays are seen: bytes scaled to [0, 1], standardised floats as they are; no crop."""
+    return Augment() if samples.dtype == torch.uint8 else Standardised()
+
+
 @lru_cache(maxsize=16)
 def affine(
     mean: tuple[float, ...], std: tuple[float, ...], device: torch.device

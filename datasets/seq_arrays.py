@@ -18,7 +18,7 @@ import torch
 
 from engram.datasets import arrays
 from engram.datasets.array_layout import LAYOUTS
-from engram.datasets.augment import Augment, Standardised
+from engram.datasets.augment import without_draws
 from engram.datasets.benchmark import Benchmark
 from engram.datasets.given_tasks import check_count, given_tasks
 from engram.datasets.streams import class_incremental
@@ -50,7 +50,7 @@ def build(config: Config, device: torch.device) -> Benchmark:
         raise DataError("--arrays is missing: seq-arrays needs a .npz file or a folder of .npy files")
     path = Path(options.arrays).expanduser()
     source, groups = arrays.read(path, options.array_layout, held_out=bool(stream.validation))
-    augment = Augment() if source.train_x.dtype == torch.uint8 else Standardised()
+    augment = without_draws(source.train_x)
     if groups is None:
         benchmark = class_incremental("seq-arrays", source, augment, config, device)
     else:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from engram.datasets import arrays
-from engram.datasets.augment import Augment, Standardised
+from engram.datasets.augment import without_draws
 from engram.datasets.benchmark import Benchmark
 from engram.datasets.sample_lists import arrays_from
 from engram.datasets.streams import class_incremental
@@ -40,5 +40,5 @@ def build(config: Config, device: torch.device) -> Benchmark:
         raise DataError("--dataset_from is missing: seq-dataset needs module:function or file.py:function")
     held_out = bool(config.stream.validation)
     source = arrays.source_of("seq-dataset", arrays_from(given), given, "auto", held_out)
-    augment = Augment() if source.train_x.dtype == torch.uint8 else Standardised()
+    augment = without_draws(source.train_x)
     return class_incremental("seq-dataset", source, augment, config, device)

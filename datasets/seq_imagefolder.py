@@ -18,7 +18,6 @@ refused.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -53,17 +52,13 @@ def build(config: Config, device: torch.device) -> Benchmark:
     """The benchmark for a resolved configuration, on `device`."""
     assert isinstance(config.benchmark, Options)
     options, data_dir = config.benchmark, config.run.data_dir
-    given = Path(options.image_dir or data_dir).expanduser()
-    if options.image_dir:
-        listed = user_images.list_images(given, options.test_share, options.split_seed)
-    else:  # other data sets may lie there: no folder of it is taken for a class
-        listed = user_images.list_split(given)
+    listed = user_images.find_images(options.image_dir, data_dir, options.test_share, options.split_seed)
     side = config.stream.test_resize or config.stream.img_size
     source = user_images.read(listed, side, Storage.configured(config, device))
     augment = augmentation(source)
     if listed.domains is None:
         return class_incremental("seq-imagefolder", source, augment, config, device)
-    check_count(config.stream.n_tasks, len(listed.domains.names), "domain", given)
+    check_count(config.stream.n_tasks, len(listed.domains.names), "domain", listed.root)
     task_of = (listed.domains.train, listed.domains.test)
     return given_tasks("seq-imagefolder", source, task_of, augment, config, device, domains=True)
 

@@ -53,6 +53,13 @@ class UserImages:
         return hashlib.blake2b("\n".join(sorted(lines)).encode(), digest_size=8).hexdigest()
 
 
+def find_images(image_dir: str | None, data_dir: str, test_share: float, seed: int) -> UserImages:
+    """The images that --image_dir names, else those of `train/` and `test/` in --data_dir."""
+    if image_dir:
+        return list_images(Path(image_dir).expanduser(), test_share, seed)
+    return list_split(Path(data_dir).expanduser())  # no other data set in it is taken for a class
+
+
 def list_images(given: Path, test_share: float, seed: int) -> UserImages:
     """The images of a folder, with splits or without, or of a CSV file; raises `DataError`.
 

@@ -47,6 +47,9 @@ def draw_galleries(content: dict[str, NDArray[Any]], data_dir: str) -> dict[str,
     examples = study_data.load(options, torch.device("cpu"))
     if examples.order_hash != str(content["order_hash"]):
         raise UserError("--scores: the images found are not those that were scored (another sample order)")
+    if examples.images.dtype != torch.uint8:
+        print("no galleries: vectors and standardised numbers are no pictures", file=sys.stderr)
+        return {}
     shown, n_networks = examples.at(content["index"]), settings.get("n_networks")
     drawn = {"gallery": galleries.extremes(shown, content, n_networks)}
     if "influence" in content:

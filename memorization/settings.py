@@ -19,7 +19,7 @@ GREY = {"backbone": "mlp", "n_epochs": 30, "lr": 0.02}
 # Data set → defaults. Those of images are the memorization paper's.
 DATASETS: dict[str, dict[str, Any]] = {
     "digits": GREY, "mnist": GREY, "fmnist": GREY, "cifar10": IMAGES, "cifar100": IMAGES,
-    "tinyimagenet": IMAGES, "imagefolder": IMAGES,
+    "tinyimagenet": IMAGES, "imagefolder": IMAGES, "arrays": GREY,
 }  # fmt: skip
 MAX_NETWORKS = 100_000  # of a study
 # When the learning rate is multiplied by 0.1, in parts of the training.
@@ -38,8 +38,19 @@ class DataOptions(OptionSet):
     )
     dataset_size: float = option(1.0, "share of the training set used (stratified, drawn once)", gt=0, le=1)
     data_dir: str = option("~/.cache/engram", "where data sets lie or are downloaded to")
-    image_dir: str | None = option(None, "imagefolder: folder with train/ and test/ (default: --data_dir)")
+    image_dir: str | None = option(
+        None, "imagefolder: as --image_dir of seq-imagefolder, a folder or a CSV file (default: --data_dir)"
+    )
+    test_share: float = option(0.2, "imagefolder: share held out if nothing says what is tested", gt=0, lt=1)
+    split_seed: int = option(0, "imagefolder: seed of that split", ge=0)
     img_size: int | None = option(None, "imagefolder: bring every image to this side", ge=8, le=MAX_SIDE)
+    arrays: str | None = option(None, "arrays: as --arrays of seq-arrays, a .npz file or a folder of .npy")
+    array_layout: str = option("auto", "arrays: axes of images", choices=("auto", "nchw", "nhwc"))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dataset == "arrays" and not self.arrays:
+            raise OptionError("--dataset arrays: --arrays is missing, a .npz file or a folder of .npy files")
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,15 @@
 """Study data: the examples whose memorization is measured, and the test set, on the device."""
 
 from dataclasses import dataclass, replace
+from multiprocessing import parent_process
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from engram.datasets import sources, user_images
-from engram.datasets.augment import Augment, Windows, cut_windows, draw_windows
-from engram.datasets.image_files import list_folder
+from engram.datasets import arrays, sources, user_images
+from engram.datasets.augment import Augment, Windows, cut_windows, draw_windows, without_draws
 from engram.datasets.storage import Storage
 from engram.memorization import subsets
 from engram.memorization.settings import DataOptions
@@ -17,6 +17,7 @@ from engram.utils import seeding
 from engram.utils.config import registry
 from engram.utils.config.options import Pixels
 from engram.utils.scores import order_hash
+from engram.utils.terminal import say_once
 
 BENCHMARKS = {"tinyimagenet": "seq-tinyimg"}  # the benchmark that defines the augmentation; else seq-NAME
 
@@ -25,8 +26,9 @@ BENCHMARKS = {"tinyimagenet": "seq-tinyimg"}  # the benchmark that defines the a
 class StudyData:
     """N training and M test examples.
 
-    images: (N, C, H, W) uint8. labels: (N,). index: (N,) positions in the source's training set. With a
-    data fraction the examples stay in the order in which they were drawn, as the paper's vectors do.
+    images: (N, C, H, W) uint8; of a user's own arrays also vectors (N, D) and standardised float32. labels:
+    (N,). index: (N,) positions in the source's training set. With a data fraction the examples stay in the
+    order in which they were drawn, as the paper's vectors do.
     """
 
     name: str
@@ -90,6 +92,9 @@ def load(options: DataOptions, device: torch.device, pixels: Pixels | None = Non
     pixels: mean and deviation that pre-trained weights expect (default: the data set's).
     """
     source, augment = _source(options)
+    if parent_process() is None:  # the processes that it starts read the same
+        for note in source.notes:
+            say_once(f"data:    {note}")
     if pixels:
         augment = replace(augment, mean=pixels[0], std=pixels[1])
     labels = source.train_y.numpy()
@@ -118,10 +123,14 @@ def _source(options: DataOptions) -> tuple[sources.Source, Augment]:
     if name == "digits":
         return sources.digits(), Augment()
     if name == "imagefolder":
-        folder = Path(options.image_dir or options.data_dir).expanduser()
-        listed = user_images.UserImages(folder, *list_folder(folder))
+        listed = user_images.find_images(
+            options.image_dir, options.data_dir, options.test_share, options.split_seed
+        )
         source = user_images.read(listed, options.img_size, Storage(data_dir=options.data_dir))
         return source, registry.load("datasets", "seq-imagefolder").augmentation(source)
+    if name == "arrays":
+        source, _ = arrays.read(Path(str(options.arrays)).expanduser(), options.array_layout, held_out=False)
+        return source, without_draws(source.train_x)
     source = getattr(sources, name)(options.data_dir)
     benchmark = registry.load("datasets", BENCHMARKS.get(name, f"seq-{name}"))
     return source, getattr(benchmark, "AUGMENT", Augment())

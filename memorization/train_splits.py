@@ -1,6 +1,8 @@
 """Train R networks, each on its own random half of the training set; the raw material of the scores.
 
     python -m memorization.train_splits --dataset mnist --dataset_size 0.1 --weights_dir runs/mem/mnist
+    python -m memorization.train_splits --dataset imagefolder --image_dir my.csv --weights_dir runs/mem/own
+    python -m memorization.train_splits --dataset arrays --arrays my_features.npz --weights_dir runs/mem/own
 
 Source: Feldman & Zhang 2020 (arXiv 2008.03703), section 2; Kozal et al. 2025 (arXiv 2505.17664),
 section 3: the subset of repeat r is scikit-learn's stratified split with random_state r. Interrupted at

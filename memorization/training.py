@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engram.backbones.backbone import Backbone, refuse_beyond_memory
+from engram.backbones.backbone import Backbone, refuse_beyond_memory, refuse_vectors
 from engram.backbones.heads import SharedHead
 from engram.datasets.augment import Windows
 from engram.memorization import study_data
@@ -44,6 +44,7 @@ def build_network(config: StudyConfig, data: StudyData, repeat: int) -> Backbone
     name, seed = config.network.backbone, config.recipe.seed
     architecture = scaled(config.architecture, config.network.model_width)
     shape = tuple(data.images.shape[1:])
+    refuse_vectors(name, shape)
     refuse_beyond_memory(name, architecture, shape, data.device)
     with seeding.isolated(seed, "init", repeat):
         backbone: Backbone = registry.load("backbones", name).build(architecture, shape, label(name))

@@ -1,5 +1,7 @@
 """The examples of a study: which, in which order, with which augmentation."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -10,11 +12,16 @@ from engram.backbones.alexnet import IMAGENET
 from engram.datasets import sources
 from engram.datasets.augment import Augment
 from engram.memorization import cli, study_data
+from engram.memorization.figures import draw_galleries
 from engram.memorization.settings import DATASETS, DataOptions, StudyConfig, scaled
 from engram.memorization.subsets import fraction, in_class_range
+from engram.memorization.training import build_network
 from engram.utils.config import registry
+from engram.utils.config.config import resolve
 from engram.utils.config.options import OptionError
+from engram.utils.errors import UserError
 from engram.utils.scores import order_hash
+from engram.utils.terminal import say_once
 
 CPU = torch.device("cpu")
 
@@ -47,7 +54,69 @@ def test_an_image_folder_of_ones_own(tmp_path):
     assert found.class_names == ("cats", "dogs") and found.augment.crop_padding == 2 and found.augments
 
 
-@pytest.mark.parametrize("name", sorted(set(DATASETS) - {"digits", "imagefolder"}))
+def same_as_mains(found: study_data.StudyData, flags: dict[str, object]) -> None:
+    """The examples of a study are main.py's, in its order: scores then belong to its runs."""
+    config = resolve([("test", {"model": "sgd", "backbone": "mlp", "n_tasks": 1, **flags})])
+    benchmark = registry.load("datasets", config.run.dataset).build(config, CPU)
+    assert found.order_hash == benchmark.order_hash and found.n_source == benchmark.n_train
+    (batch,) = benchmark.batches(benchmark.tasks[0], 0, len(found))
+    rows = torch.from_numpy(found.index)[batch.index]
+    torch.testing.assert_close(found.batch(rows.view(1, -1), None)[0], found.augment.normalise(batch.x_raw))
+    assert torch.equal(found.images[rows], batch.x_raw) and torch.equal(found.labels[rows], batch.y)
+
+
+@pytest.mark.parametrize("given", ["pictures", "pictures/split.csv", "pictures/plain.csv"])
+def test_class_folders_and_tables_are_read_as_main_does(given, tmp_path, capsys):
+    rng, root = np.random.default_rng(0), tmp_path / "pictures"
+    lines = []
+    for name in ("cats", "dogs"):
+        (root / name).mkdir(parents=True)
+        for i in range(10):
+            Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(root / name / f"{i}.png")
+            lines.append(f"{name}/{i}.png,{name},{'test' if i % 3 == 0 else 'train'}")
+    (root / "split.csv").write_text("\n".join(["path,label,split", *lines]))
+    (root / "plain.csv").write_text("\n".join(["path,label", *(line.rpartition(",")[0] for line in lines)]))
+    flags = {
+        "image_dir": str(tmp_path / given),
+        "data_dir": str(tmp_path),
+        "test_share": 0.3,
+        "split_seed": 5,
+    }
+    say_once.cache_clear()
+    found = study_data.load(DataOptions(dataset="imagefolder", **flags), CPU)
+    n_test = 8 if "split" in given else 6
+    assert (len(found), len(found.test_labels)) == (20 - n_test, n_test)
+    assert ("data:    14 training and 6 test images" in capsys.readouterr().err) == ("split" not in given)
+    same_as_mains(found, {"dataset": "seq-imagefolder", **flags})
+
+
+@pytest.mark.parametrize("shape", [(5,), (6, 6, 3)])
+def test_arrays_of_ones_own(shape, tmp_path, capsys):
+    """Vectors of floats, standardised as main.py does, and colour images."""
+    rng, arrays = np.random.default_rng(0), {}
+    for split, n in (("train", 12), ("test", 6)):
+        x = rng.normal(3, 2, (n, *shape)).astype(np.float32)
+        arrays |= {f"{split}_x": x if len(shape) == 1 else (20 * abs(x)).astype(np.uint8)}
+        arrays |= {f"{split}_y": np.arange(n) % 3}
+    np.savez(tmp_path / "own.npz", **arrays)
+    say_once.cache_clear()
+    found = study_data.load(DataOptions(dataset="arrays", arrays=str(tmp_path / "own.npz")), CPU)
+    assert found.images.shape == (12, *(shape if len(shape) == 1 else (3, 6, 6))) and not found.augments
+    assert capsys.readouterr().err.startswith("data:    ")
+    same_as_mains(found, {"dataset": "seq-arrays", "arrays": str(tmp_path / "own.npz")})
+    settings = json.dumps({"dataset": "arrays", "arrays": str(tmp_path / "own.npz")})
+    content = {**found.identity(), "scores": rng.random(12), "settings": settings}
+    drawn = draw_galleries(content, str(tmp_path))
+    assert set(drawn) == (set() if len(shape) == 1 else {"gallery"}), "a vector is no picture"
+    if len(shape) == 1:
+        config = cli.parse("test", "", StudyConfig, ["--backbone", "cnn"])
+        with pytest.raises(UserError, match="cnn takes images, and samples are vectors of 5: use mlp"):
+            build_network(config, found, 0)
+    with pytest.raises(OptionError, match="--arrays is missing"):
+        DataOptions(dataset="arrays")
+
+
+@pytest.mark.parametrize("name", sorted(set(DATASETS) - {"digits", "imagefolder", "arrays"}))
 def test_augmentations_are_those_of_the_benchmarks(name, monkeypatch):
     tiny = sources.digits()
     monkeypatch.setattr(sources, name, lambda data_dir: tiny)
