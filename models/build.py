@@ -12,8 +12,8 @@ from engram.datasets import training_samples
 from engram.datasets.benchmark import Benchmark
 from engram.models.method import Method, Setup, check_parallel, check_scenario
 from engram.models.parts import learned
-from engram.models.parts.encoded import with_features
 from engram.models.parts.single_samples import refuse_last_batch_of_one
+from engram.models.parts.stored_features import with_features
 from engram.utils import checkpoint, distributed, precision, scores
 from engram.utils import device as devices
 from engram.utils.config import registry

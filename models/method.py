@@ -197,8 +197,8 @@ class Method:
         The images are normalised and taken a chunk at a time, and so are the `others` (N, ...).
         """
         size = CHUNK[x_raw.device.type]
-        if self.net.side:  # images that grow
-            size = evaluation_chunk(self.net, x_raw.shape[1:], x_raw.device)
+        if self.net.side or self.benchmark.augment.side:  # images that grow
+            size = evaluation_chunk(self.net, self.benchmark.input_shape, x_raw.device)
         with evaluating(self.net):
             chunks = zip(*(field.split(size) for field in (x_raw, *others)), strict=True)
             return torch.cat(

@@ -2,9 +2,10 @@
 
 Names in use: `init`, `order` (of samples within an epoch), `augmentation`, `buffer`, `method`,
 `alignment` (features drawn of classes), `lora`, `transforms` (permutations and angles), `samples` (each
-task's subset), `validation`, `evaluated tasks` and `evaluated samples`; in memorization, keyed by network,
-also `replay`; `curvature` (its directions). Extra keys (task, epoch, block) make a stream of its own for each
-part of the run, so that a resumed run draws what the uninterrupted one would have drawn.
+task's subset), `validation`, `evaluated tasks` and `evaluated samples`; `views` (augmented images whose
+features are stored), of seed 0 in every run; in memorization, keyed by network, also `replay`; `curvature`
+(its directions). Extra keys (task, epoch, block) make a stream of its own for each part of the run, so that a
+resumed run draws what the uninterrupted one would have drawn.
 """
 
 import hashlib

@@ -46,6 +46,10 @@ class RunOptions(OptionSet):
         "auto", "encode each image once ever: auto, for methods that never change the encoder; on, for every "
         "method, which then trains the head alone; off", choices=("auto", "on", "off"),
     )  # fmt: skip
+    cache_views: int = option(
+        0, "of each training image also encode so many augmented views; a method that trains a head draws "
+        "one at each visit; 0: un-augmented features", ge=0, le=1000,
+    )  # fmt: skip
     output_dir: str = option("runs", "run folders are made under OUTPUT_DIR/DATASET/MODEL/")
     debug_mode: bool = option(False, "try-out: at most 5 steps per epoch, nothing sent to MLflow")
 

@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]  # the folder of models/, datasets/, 
 CONTRACTS = {
     "models": {"build", "method", "rehearsal"},
     "datasets": {
-        "array_layout", "array_values", "arrays", "augment", "benchmark", "encoded", "folder_scan",
+        "array_layout", "array_values", "arrays", "augment", "benchmark", "encoding", "folder_scan",
         "given_tasks", "image_decoding", "image_files", "images", "lazy_images", "named_images", "resampling",
         "rotation", "scenarios", "shards", "sample_lists", "sources", "storage", "streams",
         "training_samples", "unlabeled", "user_images",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from engram.backbones.backbone import Backbone
-from engram.datasets import encoded
+from engram.datasets import encoding
 from engram.datasets.benchmark import Benchmark
 from engram.models.method import Method
 from engram.models.parts import learned
@@ -44,14 +44,19 @@ def with_features(benchmark: Benchmark, net: Backbone, config: Config, method: t
     --cache_features auto: for methods that never change an encoder whose weights were given; random ones are
     other weights for each seed. Raises `UserError` for `on` where that cannot be.
     """
-    asked = config.run.cache_features
+    asked, n_views = config.run.cache_features, config.run.cache_views if method.takes_steps else 0
     if asked == "off" or (asked == "auto" and not (method.frozen_encoder and is_pretrained(config))):
+        if n_views:
+            raise UserError("--cache_views: of features that are stored; give --cache_features on")
         return net
-    reason = encoded.reason_against(benchmark, method.takes_steps and asked == "auto")
+    if n_views and not benchmark.augment.draws:
+        raise UserError("--cache_views: nothing about training images is drawn; try --augment crop_flip")
+    augmented = method.takes_steps and asked == "auto" and not n_views
+    reason = encoding.reason_against(benchmark, augmented)
     reason = reason or ("several processes train" if distributed.world_size() > 1 else "")
     reason = reason or ("the method reaches into the encoder's passes" if method.needs_vit else "")
-    if reason and asked == "on":
-        raise UserError(f"--cache_features on: {reason}")
+    if reason and (asked == "on" or n_views):
+        raise UserError(f"--cache_{'views' if n_views else 'features on'}: {reason}")
     if reason:
         benchmark.notes.append(f"features: not stored, since {reason}")
         return net
@@ -61,22 +66,19 @@ def with_features(benchmark: Benchmark, net: Backbone, config: Config, method: t
     settings = f"{config.run.backbone}, {flags_of(config)}, {arithmetic}"
     encode = functools.partial(encode_images, net, benchmark)
     name = re.sub(r"[^\w.-]+", "_", label(config.run.backbone))
-    encoder = encoded.Encoder(name, settings, weights, net.feature_dim, encode)
-    encoded.replace_images(benchmark, encoder, Path(config.run.data_dir).expanduser())
+    encoder = encoding.Encoder(name, settings, weights, net.feature_dim, encode)
+    encoding.replace_images(benchmark, encoder, Path(config.run.data_dir).expanduser(), n_views)
     remaining = StoredFeatures(net.feature_dim)
     remaining.head = net.head
     return remaining
 
 
 @torch.no_grad()
-def encode_images(net: Backbone, benchmark: Benchmark, raw: Tensor) -> Tensor:
-    """(N, C, H, W) uint8 → (N, D) features, the network in eval mode."""
+def encode_images(net: Backbone, benchmark: Benchmark, x: Tensor) -> Tensor:
+    """(N, C, H, W) float32 → (N, D) features, the network in eval mode."""
     size = evaluation_chunk(net, benchmark.input_shape, benchmark.device)
-    normalise = benchmark.augment.normalise
     with evaluating(net):
-        return torch.cat(
-            [net.features(normalise(x)).flatten(1) for x in raw.to(benchmark.device).split(size)]
-        )
+        return torch.cat([net.features(chunk).flatten(1) for chunk in x.split(size)])
 
 
 def is_pretrained(config: Config) -> bool:

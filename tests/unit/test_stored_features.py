@@ -9,13 +9,18 @@ import sys
 
 import pytest
 import torch
+from scipy.stats import binomtest
 
-from engram.datasets.encoded import reason_against
+from engram.datasets.encoding import DrawnViews, Encoder, reason_against, replace_images
 from engram.main import main
-from engram.models.parts import encoded
-from engram.models.parts.encoded import with_features
-from engram.utils import feature_cache, files
+from engram.memorization import proxies
+from engram.models.build import build_method
+from engram.models.parts import stored_features
+from engram.models.parts.stored_features import with_features
+from engram.utils import feature_cache, files, seeding
+from engram.utils.config.cli import parse
 from engram.utils.errors import UserError
+from engram.utils.feature_cache import BLOCK
 from tests.conftest import built, tiny_benchmark, tiny_config
 from tests.waiting import LIMIT
 
@@ -100,7 +105,9 @@ def test_images_of_another_size_are_encoded_at_that_size(run):
 
 def test_a_second_run_encodes_nothing(run, monkeypatch):
     first = run("ncm")
-    monkeypatch.setattr(encoded, "encode_images", lambda *args: pytest.fail("an image is encoded again"))
+    monkeypatch.setattr(
+        stored_features, "encode_images", lambda *args: pytest.fail("an image is encoded again")
+    )
     assert run("ncm", "--seed", "0") == first
     run("ridge", "--permute_classes", "--seed", "1")  # another method, seed and class order
     with pytest.raises(pytest.fail.Exception):
@@ -118,7 +125,7 @@ def test_other_weights_and_other_images_have_other_features(run, monkeypatch, we
     changed["net"][name].view(-1)[0] += 1e-3
     other = tmp_path / "other.pt"
     torch.save(changed, other)
-    monkeypatch.setattr(encoded, "encode_images", lambda *args: pytest.fail("encoded"))
+    monkeypatch.setattr(stored_features, "encode_images", lambda *args: pytest.fail("encoded"))
     with pytest.raises(pytest.fail.Exception):
         run("ncm", "--loadcheck", str(other))
 
@@ -148,3 +155,58 @@ def test_where_features_cannot_take_the_images_place():
 def test_random_weights_are_not_cached_by_themselves():
     method = built(tiny_config("ncm", backbone="cnn"))
     assert len(method.benchmark.input_shape) == 3
+
+
+VIEWS = ("--augment", "crop_flip", "--cache_views", "2", "--n_epochs", "2")
+
+
+def test_views_are_encoded_once_and_drawn_by_the_run(run, monkeypatch, capsys):
+    first = run("linear_probe", *VIEWS)
+    assert "training draws one of 2 augmented views at each visit" in capsys.readouterr().out
+    assert first != run("linear_probe", "--augment", "none", "--n_epochs", "2")
+    monkeypatch.setattr(stored_features, "encode_images", lambda *args: pytest.fail("encoded again"))
+    assert run("linear_probe", *VIEWS) == first != run("linear_probe", *VIEWS, "--seed", "1")
+    run("er", *VIEWS, "--buffer_size", "50", "--cache_features", "on")  # its memory holds all views
+    run("ncm", *VIEWS)  # takes no step: un-augmented features
+    for other in (("--cache_views", "3"), ("--augment", "random_resized_crop"), ("--pixel_std", "2")):
+        with pytest.raises(pytest.fail.Exception):
+            run("linear_probe", *VIEWS, *other)
+
+
+def test_a_view_of_each_sample_is_drawn_and_the_first_row_is_un_augmented():
+    stored = torch.arange(3.0).expand(3000, 3).unsqueeze(2) + torch.zeros(1, 1, 4)
+    views = DrawnViews()
+    drawn = views(stored, torch.Generator().manual_seed(0))
+    assert drawn.shape == (3000, 4) == (3000, *views.shape_of((3, 4)))
+    assert set(drawn[:, 0].tolist()) == {1.0, 2.0} and (drawn == drawn[:, :1]).all()
+    assert binomtest(int((drawn[:, 0] == 1).sum()), 3000).pvalue > 1e-5
+    assert (views.normalise(stored) == 0).all() and views.draws
+
+
+def test_stored_views_are_those_of_the_augmentation(tmp_path):
+    """Each row is the encoder's answer to a view; here the encoder is a network of known weights."""
+    benchmark = tiny_benchmark(tiny_config())
+    augment, raw = benchmark.augment, benchmark.samples["train"]
+    encoder = Encoder("sum", "fp32", [], 1, lambda x: x.flatten(1).sum(1, keepdim=True))
+    replace_images(benchmark, encoder, tmp_path, n_views=2)
+    assert augment.draws and benchmark.stored_shape == (3, 1) and benchmark.input_shape == (1,)
+    stored = benchmark.samples["train"]
+    block = raw[:BLOCK]
+    for view in (1, 2):
+        expected = encoder.encode(augment(block, seeding.generator(0, "views", view, 0)))
+        assert torch.equal(stored[:BLOCK, view], expected)
+    assert torch.equal(stored[:, 0], encoder.encode(augment.normalise(raw)))
+
+
+REFUSED = {
+    "not stored": (["--cache_features", "off"], "give --cache_features on"),
+    "nothing drawn": (["--augment", "none"], "nothing about training images is drawn"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_views_without_a_meaning_are_refused(case, weights, tmp_path):
+    flags, message = REFUSED[case]
+    config = parse(["--model", "linear_probe", *FLAGS, "--loadcheck", str(weights), *VIEWS, *flags]).config
+    with pytest.raises(UserError, match=f"--cache_views: .*{message}"):
+        build_method(config, torch.device("cpu"), proxies.create)
