@@ -15,7 +15,10 @@ pytest.importorskip("timm")
 UNEVEN = {"half_classes_in_first_task": True}  # three tasks of 3, 2 and 1 classes
 
 
-def moments(seed, n_blocks=3, width=16, decay=0.5):
+DEPTH = SMALL_VIT["depth"]
+
+
+def moments(seed, n_blocks=DEPTH, width=16, decay=0.5):
     """Σ x xᵀ of tokens whose variances fall from direction to direction, by block."""
     generator = torch.Generator().manual_seed(seed)
     scales = decay ** torch.arange(width, dtype=torch.float64)
@@ -56,7 +59,7 @@ class DualGPM:
 @pytest.mark.parametrize(("epsilon", "decay"), [(0.95, 0.9), (0.5, 0.8), (0.9999, 0.7)])
 def test_memory_and_directions_equal_a_naive_dualgpm(epsilon, decay, monkeypatch):
     method, _ = small_method("inflora", dualgpm_epsilon=epsilon)
-    naive, passed_half = [DualGPM() for _ in range(3)], 0
+    naive, passed_half = [DualGPM() for _ in range(DEPTH)], 0
     for task in method.benchmark.tasks:
         X = moments(task.id, decay=decay)
         monkeypatch.setattr(method, "input_moments", lambda task, X=X: X)
@@ -143,7 +146,7 @@ def test_each_task_begins_with_the_network_that_the_last_one_left():
     method.enter(task)
     method.begin_task(task)
     assert torch.equal(method.features(images), features)
-    expected = {f"body.blocks.{i}.attn.lora.{name}.up.1" for i in range(3) for name in "kv"}
+    expected = {f"body.blocks.{i}.attn.lora.{name}.up.1" for i in range(DEPTH) for name in "kv"}
     assert method.trainable().keys() == expected | {"head.heads.1.weight", "head.heads.1.bias"}
     method.net.train()
     assert not method.net.body.training and not method.net.blocks[0].training
