@@ -133,7 +133,7 @@ METHODS = {
 }
 NOT_HERE = frozenset(
     {
-        "attriclip", "ccic", "cgil", "clip", "cnll", "coda_prompt", "dap", "derpp_casper", "derpp_cscct",
+        "attriclip", "ccic", "cgil", "clip", "cnll", "dap", "derpp_casper", "derpp_cscct",
         "derpp_lider", "derpp_star", "er_ace_aer_abs", "er_ace_casper", "er_ace_cscct",
         "er_ace_lider", "er_ace_star", "er_ace_tricks", "er_star", "first_stage_starprompt", "gdumb_lider",
         "icarl_casper", "icarl_cscct", "icarl_lider", "idefics", "llava", "lws", "moe_adapters",
