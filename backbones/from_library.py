@@ -73,7 +73,7 @@ def build(options: Options, input_shape: tuple[int, ...], name: str) -> LibraryN
     built, is_grey = library.build(network, weights, options.input_size), input_shape[0] == 1
     has_hooks = library is timm_library and timm_library.takes_hooks(built.body)
     net = HookedViT(built, is_grey) if has_hooks else LibraryNetwork(built, is_grey)
-    tuned = tuning.tune_built(net, name, options)
+    tuned = tuning.tune_built(net, options)
     net.notes = (*notes(net, weights, input_shape), *tuned)
     if options.input_size or not net.side:  # not the side that the weights were made for
         refuse_size(net, input_shape, name)

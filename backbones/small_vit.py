@@ -39,7 +39,7 @@ def build(options: Options, input_shape: tuple[int, ...], name: str) -> HookedVi
         num_heads=options.num_heads,
     )
     net = HookedViT(Built(body, options.embed_dim, 0), is_grey=n_channels == 1)
-    net.notes = tuple(tune_built(net, name, options))
+    net.notes = tuple(tune_built(net, options))
     return net
 
 

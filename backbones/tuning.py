@@ -1,15 +1,15 @@
 """What of an encoder learns (`--tune`): everything, nothing, or something small beside its frozen weights.
 
 The weights that do not learn have `requires_grad` False, so a method's optimizer, gradients and importances
-leave them out. `tune` prepares a network when it is built; `attach` is for methods that begin to tune later.
+leave them out. `tune` prepares a network when it is built, or a method's before its first task.
 """
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
 from engram.backbones import petl
+from engram.backbones.backbone import Backbone
 from engram.backbones.library_network import LibraryNetwork
 from engram.backbones.vit import HookedViT
 from engram.utils import seeding
@@ -41,44 +41,44 @@ class TuneOptions(OptionSet):
     )  # fmt: skip
 
 
-def tune_built(net: LibraryNetwork, name: str, options: TuneOptions) -> list[str]:
+def tune_built(net: LibraryNetwork, options: TuneOptions) -> list[str]:
     """Tune a network while it is built, as its flags say; returns what a user should know of it.
 
     The run's seed stands in PyTorch's generator then; not drawing from it gives every kind the same head.
     """
     draws = seeding.generator(torch.initial_seed(), "tune")
-    tune(net, name, options.tune, options.tune_size, draws)
+    tune(net, options.tune, options.tune_size, draws)
     return notes(net, options.tune, options.tune_size)
 
 
-def tune(net: LibraryNetwork, name: str, kind: str, size: int, draws: torch.Generator) -> None:
-    """Freeze the network below its head and attach what `kind` says; nothing for `full`.
+def tune(net: Backbone, kind: str, size: int, draws: torch.Generator) -> None:
+    """Freeze the network below its head and attach what `kind` says, which learns; nothing for `full`.
 
-    name: of the backbone, for the message. size: of what is attached, 0 for its usual one (`SIZES`).
+    size: of what is attached, 0 for its usual one (`SIZES`). Raises `UserError` where the network has no
+    place for it.
     """
     if kind == "full":
         return
-    net.freeze()
-    if kind != "head":
-        attach(net, name, kind, size, draws)
-
-
-def attach(net: LibraryNetwork, name: str, kind: str, size: int, draws: torch.Generator) -> None:
-    """Attach adapters, scales and shifts, prompts or LoRA, which learn; the arguments are those of `tune`."""
-    if not isinstance(net, HookedViT):
+    if not isinstance(net, LibraryNetwork if kind == "head" else HookedViT):
         raise UserError(
-            f"--tune {kind}: {name} is no plain vision transformer of timm with a class token; take one, as "
-            "timm:vit_small_patch16_224, or --tune head"
+            f"this network takes no {kind}: only timm's plain vision transformers with a class token do, "
+            "such as --backbone timm:vit_small_patch16_224"
         )
-    size = size or SIZES.get(kind, 0)
-    actions = {
-        "adapter": partial(petl.attach_adapters, net, size, draws),
-        "ssf": partial(petl.attach_scale_shift, net),
-        "vpt": partial(petl.attach_visual_prompts, net, size, draws),
-        "vpt_shallow": partial(petl.attach_visual_prompts, net, size, draws, deep=False),
-        "lora": partial(petl.attach_lora, net, size, draws),
-    }
-    actions[kind]()
+    net.freeze()
+    if isinstance(net, HookedViT):
+        attach(net, kind, size or SIZES.get(kind, 0), draws)
+
+
+def attach(net: HookedViT, kind: str, size: int, draws: torch.Generator) -> None:
+    """Attach adapters, scales and shifts, prompts or LoRA of a size; nothing for `head`."""
+    if kind == "adapter":
+        petl.attach_adapters(net, size, draws)
+    elif kind == "ssf":
+        petl.attach_scale_shift(net)
+    elif kind in ("vpt", "vpt_shallow"):
+        petl.attach_visual_prompts(net, size, draws, deep=kind == "vpt")
+    elif kind == "lora":
+        petl.attach_lora(net, size, draws)
 
 
 def notes(net: LibraryNetwork, kind: str, size: int) -> list[str]:

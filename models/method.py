@@ -97,16 +97,8 @@ class Method:
 
     # Attributes that are not the method's state: the trainer provides them, or they hold none.
     _PROVIDED = (
-        "eager_step",
-        "inner",
-        "options",
-        "setup",
-        "device",
-        "task",
-        "epoch",
-        "optimizer",
-        "allowed_classes",
-    )
+        "eager_step", "inner", "options", "setup", "device", "task", "epoch", "optimizer", "allowed_classes",
+    )  # fmt: skip
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -219,6 +211,15 @@ class Method:
         return {name: p for name, p in self.net.named_parameters() if p.requires_grad}
 
     # --- for the trainer -------------------------------------------------------------------------
+
+    @classmethod
+    def keeps_encoder(cls, options: OptionSet) -> bool:
+        """Whether with these options the network but for its head stays as it is."""
+        return cls.frozen_encoder
+
+    def takes_steps_in(self, task: Task) -> bool:
+        """Whether the trainer presents the task's batches, or `end_task` learns it alone."""
+        return self.takes_steps
 
     def enter(self, task: Task) -> None:
         """Make `task` the current one; `begin_task` follows unless a checkpoint is resumed."""

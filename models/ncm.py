@@ -20,7 +20,7 @@ class NCM(FrozenMethod):
 
     def __init__(self, net: Backbone, options: OptionSet, setup: Setup) -> None:
         super().__init__(net, options, setup)
-        self.sums = self.zeros(self.benchmark.n_classes, net.feature_dim)
+        self.sums = self.zeros(self.benchmark.n_classes, self.feature_dim)
 
     def learn(self, features: Tensor, y: Tensor) -> None:
         """Add each feature to the sum of its class."""

@@ -34,6 +34,15 @@ class FrozenMethod(Method):
         self.counts = self.zeros(self.benchmark.n_classes)  # (C,) samples of each class
 
     @property
+    def feature_dim(self) -> int:
+        """The length D of what `encode` gives."""
+        return self.net.feature_dim
+
+    def encode(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) normalised images → (N, D) features, the network in eval mode."""
+        return self.net.features(x).flatten(1)
+
+    @property
     def dtype(self) -> torch.dtype:
         """The type of sums on the method's device."""
         return SUMS.get(self.device.type, torch.float32)
@@ -49,7 +58,7 @@ class FrozenMethod(Method):
     def end_task(self, task: Task) -> None:
         """Encode the task's training images once and learn from them."""
         samples = self.benchmark.train(task)
-        features = self.features(samples.x_raw)
+        features = self.evaluate(self.encode, samples.x_raw)
         self.counts += self.one_hot(samples.y).sum(0)
         self.learn(features, samples.y)
 
@@ -67,5 +76,5 @@ class FrozenMethod(Method):
 
     def predict(self, x: Tensor, task_id: Tensor) -> Tensor:
         """(N, C) scores; a class without a sample has the lowest of all and is never predicted."""
-        scores = self.scores(self.net.features(x).flatten(1).to(self.dtype)).float()
+        scores = self.scores(self.encode(x).to(self.dtype)).float()
         return scores.masked_fill(self.counts == 0, torch.finfo(scores.dtype).min)

@@ -45,14 +45,15 @@ def with_features(benchmark: Benchmark, net: Backbone, config: Config, method: t
     other weights for each seed. Raises `UserError` for `on` where that cannot be.
     """
     asked, n_views = config.run.cache_features, config.run.cache_views if method.takes_steps else 0
-    if asked == "off" or (asked == "auto" and not (method.frozen_encoder and is_pretrained(config))):
+    is_kept = method.keeps_encoder(config.method)
+    if asked == "off" or (asked == "auto" and not (is_kept and is_pretrained(config))):
         if n_views:
             raise UserError("--cache_views: of features that are stored; give --cache_features on")
         return net
     if n_views and not benchmark.augment.draws:
         raise UserError("--cache_views: nothing about training images is drawn; try --augment crop_flip")
     augmented = method.takes_steps and asked == "auto" and not n_views
-    reason = encoding.reason_against(benchmark, augmented)
+    reason = encoding.reason_against(benchmark, augmented) or encoder_changes(config)
     reason = reason or ("several processes train" if distributed.world_size() > 1 else "")
     reason = reason or ("the method reaches into the encoder's passes" if method.needs_vit else "")
     if reason and (asked == "on" or n_views):
@@ -71,6 +72,15 @@ def with_features(benchmark: Benchmark, net: Backbone, config: Config, method: t
     remaining = StoredFeatures(net.feature_dim)
     remaining.head = net.head
     return remaining
+
+
+def encoder_changes(config: Config) -> str:
+    """Why the encoder cannot stay as it is, where the flags say that something below the head learns."""
+    tune = getattr(config.architecture, "tune", "full")
+    first_task = getattr(config.method, "first_task", "none")
+    if tune not in ("full", "head"):
+        return f"--tune {tune} changes the encoder"
+    return "" if first_task == "none" else f"--first_task {first_task} changes the encoder"
 
 
 @torch.no_grad()

@@ -78,7 +78,7 @@ def test_second_derivatives_pass_through_attention():
 def test_what_cannot_be_is_said():
     with pytest.raises(UserError, match="see the tokens of a transformer"):
         train(*tuned("mas_local", "adapter"))
-    with pytest.raises(UserError, match="is no plain vision transformer of timm"):
+    with pytest.raises(UserError, match="this network takes no lora"):
         tiny_method("sgd", backbone="torchvision:resnet18", tune="lora")
 
 

@@ -45,7 +45,8 @@ def anywhere(monkeypatch):
 
 def trained(model: str, scenario: str, capsys, **flags) -> tuple[Method, np.ndarray, str]:
     """The method at the end of the tiny stream, R, and what was said."""
-    method, config = tiny_method(model, scenario, **flags)
+    quick = registry.plugin_class(registry.load("models", model), Method).quick_flags
+    method, config = tiny_method(model, scenario, **{**quick, **flags})
     trainer = Trainer(config, method, folder=None)
     trainer.save = lambda: None
     R = np.stack(list(trainer.run().R.values()))

@@ -14,6 +14,7 @@ import pytest
 
 from engram import main as program
 from engram.models.method import Method
+from engram.models.parts.first_task import FirstTaskAdaptation
 from engram.utils.config import registry
 from engram.utils.training.trainer import Trainer
 from tests.conftest import ROOT, methods_with_code, random_draws
@@ -29,23 +30,20 @@ def class_of(model: str) -> type[Method]:
 # The others take no step in which they could be killed.
 MODELS = [name for name in methods_with_code() if class_of(name).takes_steps]
 FLAGS = ["--dataset", "seq-digits", "--disable_log", "--n_epochs", "2", "--batch_size", "40"]
-# Where the method's cost would make the test slow, or it needs more flags.
+# Where the method's cost would make the test slow in spite of its `quick_flags`, or it needs more flags.
 EXTRA = {
-    "bcsr": ["--coreset_steps", "3"],
-    "pbcs": ["--coreset_steps", "3"],
-    "gdumb": ["--fitting_epochs", "2"],
-    "hal": ["--anchor_steps", "3"],
     "mer": ["--minibatch_size", "3", "--batches_per_example", "1", "--n_epochs", "1"],
     "pnn": ["--multi_head"],  # defined for task-il only
 }
 
 
 def flags_of(model: str) -> list[str]:
-    vit = {}
+    quick = dict(class_of(model).quick_flags)
     if class_of(model).needs_vit:
         importlib.import_module("timm")  # here once, not in every child
-        vit = {**class_of(model).quick_flags, "n_epochs": 1}
-    return ["--model", model, *FLAGS, *EXTRA.get(model, []), *(f"--{name}={vit[name]}" for name in vit)]
+        quick["n_epochs"] = 1
+    flags = [f"--{name}={value}" for name, value in quick.items()]
+    return ["--model", model, *FLAGS, *flags, *EXTRA.get(model, [])]
 
 
 def in_child(flags: list[str], die_at: int | None = None) -> int:
@@ -88,6 +86,8 @@ def test_sigkill_at_a_random_step_changes_nothing(model, folder):
     n_tasks = 1 if class_of(model).stream == "joint" else 5
     epochs = 1 if "--n_epochs" in EXTRA.get(model, []) or class_of(model).needs_vit else 2
     steps = epochs * 38 if n_tasks > 1 else epochs * 36
+    if issubclass(class_of(model), FirstTaskAdaptation):
+        steps = epochs * 7  # of the first task
     die_at = random_draws(f"kill {model}").randrange(2, steps)
     whole, killed = folder / "whole", folder / "killed"
     assert in_child([*flags_of(model), "--output_dir", str(whole)]) == 0

@@ -157,9 +157,8 @@ class Learner(Protocol[TaskT, BatchT]):
     def stream(self) -> str:
         """Which tasks it is given: `sequential`, or `joint` or `cumulative` for upper bounds."""
 
-    @property
-    def takes_steps(self) -> bool:
-        """Whether it learns from batches; otherwise `end_task` does everything."""
+    def takes_steps_in(self, task: TaskT) -> bool:
+        """Whether it learns this task from batches; otherwise `end_task` does everything."""
 
     def enter(self, task: TaskT) -> None:
         """Make `task` the current one; `begin_task` follows unless a checkpoint is resumed."""

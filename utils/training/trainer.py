@@ -271,9 +271,9 @@ class Trainer(Generic[TaskT, BatchT]):
     # --- small things ----------------------------------------------------------------------------
 
     def _n_epochs(self, task: TaskT) -> int:
-        """Passes over the task's data, the last one cut short by --n_iters; 0 for a method without steps."""
+        """Passes over the task's data, the last one cut short by --n_iters; 0 for a task without steps."""
         train = self.config.train
-        if not self.method.takes_steps:
+        if not self.method.takes_steps_in(task):
             return 0
         if not train.n_iters:
             return train.n_epochs
@@ -289,9 +289,9 @@ class Trainer(Generic[TaskT, BatchT]):
 
     def count_steps(self) -> int:
         """Steps of the whole run; all passes over a task's data but the last have as many."""
-        if self.config.log.inference_only or not self.method.takes_steps:
+        if self.config.log.inference_only:
             return 0
-        ahead = self.tasks[self.config.log.start_from :]
+        ahead = [task for task in self.tasks[self.config.log.start_from :] if self._n_epochs(task)]
         last = [self._n_epochs(task) - 1 for task in ahead]
         return sum(n * self._n_steps(t, 0) + self._n_steps(t, n) for t, n in zip(ahead, last, strict=True))
 
