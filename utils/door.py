@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ParamSpec
 
+import engram
 from engram.utils.config import outside
 from engram.utils.credentials import redact
 from engram.utils.errors import UserError
@@ -73,9 +74,28 @@ def _quiet_end() -> None:
             os.dup2(nowhere.fileno(), 2)
 
 
+def _refuse_another_checkout() -> None:
+    """Raise `UserError` for a program of one checkout with an environment that has another one installed.
+
+    `python scripts/NAME.py` imports what `pip install -e` made importable, `python main.py` what lies beside
+    it: without this line, some programs of a second clone would be those of the first.
+    """
+    started = Path(getattr(sys.modules["__main__"], "__file__", None) or "")
+    if engram.is_installed or started.suffix != ".py":
+        return
+    imported = Path(engram.__file__).resolve().parent
+    for folder in started.resolve().parents[:3]:
+        if (folder / "engram.py").is_file() and folder != imported:
+            raise UserError(
+                f"{started} is of the checkout {folder}, and Python imports engram from {imported}: "
+                f"run that one's programs, or pip install -e {folder}"
+            )
+
+
 def _exit_code(program: Callable[[], int | None]) -> int:
     """Run the program and tell what it raised; raises `BrokenPipeError` if nobody reads the output."""
     try:
+        _refuse_another_checkout()
         return program() or 0
     except UserError as error:
         # of torchrun's processes one on each machine says it

@@ -178,3 +178,16 @@ def test_nothing_follows_the_last_line_of_a_program_that_imported_triton():
     done = shell("$PYTHON main.py --model sgd --backbone torchvision:resnet19 --disable_log")
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1 and "there is no such network" in done.stderr
+
+
+def test_a_program_of_another_checkout_is_refused(tmp_path, monkeypatch, capsys):
+    """An environment in which one clone is installed, and the programs of a second one."""
+    started = sys.modules["__main__"]
+    (tmp_path / "engram.py").touch()
+    monkeypatch.setattr(started, "__file__", str(tmp_path / "scripts" / "interop" / "import_mlruns.py"))
+    assert import_mlruns.main([str(tmp_path)]) == 2
+    assert f"is of the checkout {tmp_path}, and Python imports engram from {ROOT}" in capsys.readouterr().err
+    for own in (ROOT / "scripts" / "sweep.py", tmp_path / "x" / "bin" / "engram", None):
+        monkeypatch.setattr(started, "__file__", own and str(own))
+        assert import_mlruns.main([str(tmp_path / "nothing")]) == 2
+        assert "no MLflow file store" in capsys.readouterr().err
