@@ -60,6 +60,10 @@ class Backbone(nn.Module):
     def init_weights(self) -> None:
         """Initialise all weights once the head is attached; by default PyTorch's initialisation stays."""
 
+    def attached(self) -> dict[str, Tensor]:
+        """What learns beside pre-trained weights, by name; a file of these lacks it. Nothing by default."""
+        return {}
+
     def attach(self, head: Head) -> "Backbone":
         """Make `head` the network's classifier; returns the network."""
         self.head = head
@@ -143,9 +147,14 @@ def layout(network: nn.Module) -> torch.memory_format:
     return torch.channels_last if convolutions and sound else torch.contiguous_format
 
 
-def load_weights(network: Backbone, state: dict[str, torch.Tensor]) -> None:
-    """Load weights by name; a mismatch is one error that says what differs."""
-    current = network.state_dict()
+def load_weights(
+    network: Backbone, state: dict[str, torch.Tensor], attached: dict[str, torch.Tensor] | None = None
+) -> None:
+    """Load weights by name; a mismatch is one error that says what differs.
+
+    attached: what the file may lack, such as `network.attached()`; it gets these values then.
+    """
+    current, state = network.state_dict(), {**(attached or {}), **state}
     wrong = [k for k in current.keys() | state.keys() if k not in current or k not in state]
     wrong += [k for k in current.keys() & state.keys() if current[k].shape != state[k].shape]
     if wrong:

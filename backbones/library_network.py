@@ -49,6 +49,11 @@ class LibraryNetwork(Backbone):
                 parameter.requires_grad_(False)
         self.is_frozen = True
 
+    def attached(self) -> dict[str, Tensor]:
+        """Of a frozen body what learns beside it, by name."""
+        learning = {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
+        return {n: p for n, p in learning.items() if self.is_frozen and not n.startswith("head.")}
+
     def train(self, mode: bool = True) -> "LibraryNetwork":
         """Training mode for all but a frozen body."""
         super().train(mode)

@@ -38,7 +38,7 @@ def build_method(config: Config, device: torch.device, create_proxy: CreateProxy
     architecture = architecture.for_side(side) if side else architecture
     net = build_network(config.run.backbone, architecture, benchmark, config.run.seed)
     if config.log.loadcheck and not learned.is_continued(config):
-        load_weights(net, checkpoint.read_weights(config.log.loadcheck))
+        load_weights(net, checkpoint.read_weights(config.log.loadcheck), net.attached())
     benchmark.notes += net.notes
     net = with_features(benchmark, net, config, method_class)
     precision.time_convolutions(net, device)

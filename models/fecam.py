@@ -4,7 +4,8 @@ Source: Goswami et al. 2023, "FeCAM: Exploiting the Heterogeneity of Class Distr
 Continual Learning" (NeurIPS, arXiv 2309.14062): z̃ = z^λ where λ = 0.5 (Tukey's ladder, for features that are
 not negative, as a ReLU's; eq. 8); Σ_s = Σ + γ₁ V₁ I + γ₂ V₂ (1 − I), V₁ and V₂ the means of Σ's diagonal and
 of the rest (eq. 6); Σ̂ = the correlation matrix of Σ_s (eq. 7); the distance is (z̄ − μ̄)ᵀ Σ̂⁻¹ (z̄ − μ̄) of z̃ and
-the class's mean, both of unit length. γ₁ = γ₂ = 1 (the authors' code for ResNet-18).
+the class's mean, both of unit length. γ₁ = γ₂ = 1 (the authors' code for ResNet-18). `--first_task adapter`
+adapts a ViT to the first task (models/parts/first_task.py), as PILOT's code does before.
 Differs from the paper: Σ and μ are of the transformed features in the first task as well; a class that comes
 back goes on with all its samples (there the mean of two covariances).
 """
@@ -17,12 +18,12 @@ from torch import Tensor
 
 from engram.backbones.backbone import Backbone
 from engram.models.method import Setup
-from engram.models.parts.frozen import FrozenMethod
-from engram.utils.config.options import OptionSet, option
+from engram.models.parts.first_task import FirstTaskAdaptation, FirstTaskOptions
+from engram.utils.config.options import option
 
 
 @dataclass(frozen=True)
-class Options(OptionSet):
+class Options(FirstTaskOptions):
     """These are the flags of FeCAM."""
 
     tukey: float = option(0.5, "λ, the power of features; 1: none, for features of any sign (a ViT's)", gt=0)
@@ -30,7 +31,7 @@ class Options(OptionSet):
     shrink_rest: float = option(1.0, "γ₂ of the shrinkage (the authors' code for a ViT: 0)", ge=0)
 
 
-class FeCAM(FrozenMethod):
+class FeCAM(FirstTaskAdaptation):
     """Gaussian classes, each of its own shape."""
 
     options: Options

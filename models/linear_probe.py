@@ -3,7 +3,8 @@
 The bound that methods of frozen features are read against: trained task by task it forgets as fine-tuning of
 the last layer does; `linear_probe_joint` trains it on all tasks at once. Source: McDonnell et al. 2023
 (arXiv 2307.02251), "joint linear probe" of its tables. Images are augmented as the stream's; the encoder is
-in eval mode, so that its running statistics stay.
+in eval mode, so that its running statistics stay. `--model sgd --tune head` takes the same steps; --tune head
+puts any other method, such as er or derpp, on a frozen encoder.
 """
 
 import torch

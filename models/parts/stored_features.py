@@ -41,11 +41,11 @@ class StoredFeatures(Backbone):
 def with_features(benchmark: Benchmark, net: Backbone, config: Config, method: type[Method]) -> Backbone:
     """The network for a benchmark whose images became features, or `net` where they stay.
 
-    --cache_features auto: for methods that never change an encoder whose weights were given; random ones are
-    other weights for each seed. Raises `UserError` for `on` where that cannot be.
+    --cache_features auto: where the method or --tune head never changes an encoder whose weights were given;
+    random ones are other weights for each seed. Raises `UserError` for `on` where that cannot be.
     """
     asked, n_views = config.run.cache_features, config.run.cache_views if method.takes_steps else 0
-    is_kept = method.keeps_encoder(config.method)
+    is_kept = method.keeps_encoder(config.method) or getattr(config.architecture, "tune", "full") == "head"
     if asked == "off" or (asked == "auto" and not (is_kept and is_pretrained(config))):
         if n_views:
             raise UserError("--cache_views: of features that are stored; give --cache_features on")

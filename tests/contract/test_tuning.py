@@ -5,6 +5,7 @@ import io
 import pytest
 import torch
 
+from engram.backbones.backbone import load_weights
 from engram.models.parts.importance import shared_parameters
 from engram.utils.errors import UserError
 from tests.conftest import tiny_benchmark, tiny_method
@@ -61,6 +62,14 @@ def test_frozen_running_statistics_stay():
     assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
+def test_sgd_whose_head_alone_learns_is_the_linear_probe():
+    (tuned_method, config), (probe, _) = tuned("sgd", "head"), tuned("linear_probe", "full")
+    (_, results), (_, expected) = train(tuned_method, config), train(probe, config)
+    assert_same(weights(tuned_method), weights(probe))
+    for view, R in results.R.items():
+        torch.testing.assert_close(R, expected.R[view], rtol=0, atol=0, equal_nan=True)
+
+
 def test_gradients_are_compared_where_layers_see_tokens():
     """The rule of one vector a sample does not hold there."""
     method, config = tuned("gss", "adapter")
@@ -73,6 +82,22 @@ def test_second_derivatives_pass_through_attention():
     method.end_task(method.benchmark.tasks[1])
     steps(method, config, n=1)
     assert method.anchors
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_encoders_weights_are_loaded_into_one_with_something_attached(kind):
+    """As --loadcheck does; what is attached stays as it begins, or is loaded where the file has it."""
+    plain, attached = (tuned("sgd", k, seed=s)[0].net for k, s in (("full", 1), (kind, 0)))
+    begins = {name: p.detach().clone() for name, p in attached.attached().items()}
+    load_weights(attached, plain.state_dict(), attached.attached())
+    state = attached.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in {**plain.state_dict(), **begins}.items())
+    changed = {name: torch.ones_like(value) for name, value in begins.items()}
+    load_weights(attached, {**plain.state_dict(), **changed}, attached.attached())
+    assert begins and all(torch.equal(attached.state_dict()[name], changed[name]) for name in changed)
+    for network, weights_of_another in ((plain, state), (attached, plain.state_dict())):
+        with pytest.raises(UserError, match="the weights belong to another network"):
+            load_weights(network, weights_of_another)
 
 
 def test_what_cannot_be_is_said():

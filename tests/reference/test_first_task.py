@@ -22,8 +22,9 @@ def adapting(model, kind, **flags):
     return tiny_method(model, n_iters=3, **{**classes_of(model).quick_flags, **flags, "first_task": kind})
 
 
-@pytest.mark.parametrize("model", ["aper", "ranpac"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("model", "kind"), [*(("aper", kind) for kind in KINDS), ("ranpac", "ssf"), ("fecam", "adapter")]
+)
 def test_the_encoder_learns_in_the_first_task_alone(model, kind):
     method, config = adapting(model, kind)
     start = weights(method)

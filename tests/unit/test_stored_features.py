@@ -103,6 +103,25 @@ def test_images_of_another_size_are_encoded_at_that_size(run):
     assert run("ncm", *size) == run("ncm", *size, "--cache_features", "off") != run("ncm")
 
 
+def test_an_encoder_of_which_nothing_learns_is_stored_for_any_method(tmp_path, capsys):
+    """--tune head says so; where adapters learn, images stay images."""
+    flags = ["--dataset", "seq-digits", "--backbone", "small_vit", "--patch_size", "4", "--embed_dim", "16"]
+    flags += ["--num_heads", "2", "--depth", "2"]
+    flags += ["--disable_log", "--n_iters", "9", "--lr", "0.05", "--data_dir", str(tmp_path / "data")]
+    first = tmp_path / "encoder"
+    assert not main(["--model", "joint", *flags, "--savecheck", "last", "--output_dir", str(first)])
+    flags += ["--model", "er", "--buffer_size", "50", "--loadcheck", str(next(first.rglob("last.pt")))]
+    R = {}
+    for cached in ("auto", "off"):
+        output = tmp_path / cached
+        assert not main([*flags, "--tune", "head", "--cache_features", cached, "--output_dir", str(output)])
+        R[cached] = json.loads(next(output.rglob("results.json")).read_text())["class_il"]["R"]
+        assert ("features: " in capsys.readouterr().out) == (cached == "auto")
+    assert R["auto"] == R["off"]
+    method = built(parse([*flags, "--tune", "adapter"]).config)
+    assert len(method.benchmark.input_shape) == 3
+
+
 def test_a_second_run_encodes_nothing(run, monkeypatch):
     first = run("ncm")
     monkeypatch.setattr(
