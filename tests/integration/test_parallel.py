@@ -66,8 +66,8 @@ def trained(name: str, trainer_class: type[Trainer]) -> dict:
 
 def in_double_precision(method: Method) -> None:
     class Augment64(Augment):
-        def normalise(self, raw):
-            return super().normalise(raw).double()
+        def scaled(self, raw):
+            return super().scaled(raw).double()
 
     method.net.double()
     method.setup.benchmark.augment = Augment64(crop_padding=1, flip=True)

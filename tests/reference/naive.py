@@ -19,8 +19,8 @@ FLAGS = {"buffer_size": SIZE, "minibatch_size": K}
 class Doubles(Augment):
     """No augmentation, images in float64: sums in another order then agree to many digits."""
 
-    def normalise(self, raw: torch.Tensor) -> torch.Tensor:
-        return super().normalise(raw).double()
+    def scaled(self, raw: torch.Tensor) -> torch.Tensor:
+        return super().scaled(raw).double()
 
 
 def trained(model: str, scenario: str, **flags):
