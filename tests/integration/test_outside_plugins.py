@@ -250,6 +250,8 @@ def test_what_is_no_plugin_is_refused_in_one_line(files, capsys, flags, message)
 
 def test_the_projects_own_files_are_its_plugins(files):
     assert registry.canonical("models", str(registry.ROOT / "models" / "er.py")) == "er"
+    data = registry.load("models", str(registry.ROOT / "datasets" / "seq_digits.py"))  # asked what it is
+    assert data is registry.load("datasets", "seq-digits"), "not of Hugging Face's package datasets"
 
 
 @pytest.mark.parametrize(

@@ -160,6 +160,8 @@ def _of_file(given: Path) -> OutsidePlugin:
     while (root / "__init__.py").is_file():
         parts.insert(0, root.name)
         root = root.parent
+    if len(parts) > 1 and root == Path(engram.__path__[0]).resolve():  # `datasets` may be another package
+        return OutsidePlugin(str(path), path, ".".join(["engram", *parts]))
     return OutsidePlugin(str(path), path, ".".join(parts) if len(parts) > 1 else None, root)
 
 
