@@ -9,6 +9,7 @@ from types import ModuleType
 
 import yaml
 
+from engram.models.method import Method
 from engram.scripts.analysis.paper_report import PAPERS_DIR, ROW_NAMES, Published
 from engram.scripts.analysis.study_report import PAPERS
 from engram.scripts.analysis.table import MISSING
@@ -80,7 +81,9 @@ def example_command(plugin: Plugin) -> str:
         name = plugin.name.replace("NAME", "resnet18")
         return f"python main.py --model sgd --dataset {dataset} --backbone {name}"
     heads = " --multi_head" if plugin.scenarios == ("task-il",) else ""
-    return f"python main.py --model {plugin.name} --dataset seq-digits{heads}"
+    method = registry.plugin_class(registry.load("models", plugin.name), Method)
+    network = " --backbone small_vit" if method.needs_vit else ""
+    return f"python main.py --model {plugin.name} --dataset seq-digits{heads}{network}"
 
 
 def flag_table(options: type[OptionSet]) -> PageTable:

@@ -9,12 +9,14 @@ from urllib.parse import unquote
 
 import pytest
 
+from engram.models.method import Method
 from engram.scripts import docs, docs_pages
 from engram.scripts.docs_pages import measured_tables, plugin_page
 from engram.scripts.docs_template import PageTable
 from engram.utils.config import registry
 from engram.utils.config.cli import parse
 from engram.utils.config.plugin_docs import KINDS, plugins
+from tests.conftest import built
 
 PLUGINS = [plugin for kind in KINDS for plugin in plugins(kind)]
 EWC = next(plugin for plugin in PLUGINS if plugin.name == "ewc")
@@ -26,6 +28,21 @@ def test_the_command_of_a_page_is_one_that_the_program_takes(plugin):
     config = parse(flags).config
     assert (program, script) == ("python", "main.py")
     assert plugin.name in (config.run.model, config.run.dataset, config.run.backbone)
+
+
+NEED_VIT = [
+    plugin
+    for plugin in PLUGINS
+    if plugin.kind == "models"
+    and registry.plugin_class(registry.load("models", plugin.name), Method).needs_vit
+]
+
+
+@pytest.mark.parametrize("plugin", NEED_VIT, ids=lambda plugin: plugin.name)
+def test_the_command_of_a_method_of_transformers_builds_one(plugin):
+    _, _, *flags = shlex.split(docs_pages.example_command(plugin))
+    method = built(parse([*flags, "--device", "cpu"]).config)
+    assert method.net.depth == 6 and method.benchmark.name == "seq-digits"
 
 
 def test_a_page_has_what_the_sources_say():

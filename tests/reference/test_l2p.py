@@ -10,7 +10,7 @@ from engram.models.parts.prompted import INITS, by_vote, cosines
 from engram.utils.config.options import OptionError
 from engram.utils.errors import UserError
 from engram.utils.tracking.mlflow_tracker import run_tags
-from tests.conftest import small_batch, tiny_benchmark, tiny_method
+from tests.conftest import built, small_batch, tiny_benchmark, tiny_config, tiny_method
 from tests.contract.test_batch_independence import assert_independent
 from tests.contract.test_methods import train
 
@@ -148,6 +148,12 @@ def test_other_networks_and_too_many_prompts_are_refused():
         tiny_method("l2p", backbone="mlp", hidden_sizes=(4,))
     with pytest.raises(OptionError, match="--n_prompts 5: the pool has 4"):
         tiny_method("l2p", pool_size=4)
+
+
+def test_features_are_not_stored_for_it():
+    """Prompts change them in the encoder."""
+    with pytest.raises(UserError, match="--cache_features on: the method reaches into the encoder's passes"):
+        built(tiny_config("l2p", dataset="seq-digits", cache_features="on"))
 
 
 def test_the_control_without_prompts_trains_the_head_alone():
