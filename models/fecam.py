@@ -21,6 +21,8 @@ from engram.models.method import Setup
 from engram.models.parts.first_task import FirstTaskAdaptation, FirstTaskOptions
 from engram.utils.config.options import option
 
+BLOCKS = 8  # of a triangular matrix: 9/16 of the products of a square one
+
 
 @dataclass(frozen=True)
 class Options(FirstTaskOptions):
@@ -75,10 +77,18 @@ class FeCAM(FirstTaskAdaptation):
         return (shrunk * torch.outer(scale, scale)).fill_diagonal_(1)
 
     def scores(self, features: Tensor) -> Tensor:
-        """Minus the distance to each class."""
+        """Minus the distance to each class that has samples."""
         directions, means = F.normalize(self.transform(features)), F.normalize(self.sums)
-        distances = [
-            ((directions - mean) @ factor.T).square().sum(1)
-            for mean, factor in zip(means, self.factors, strict=True)
-        ]
-        return -torch.stack(distances, 1)
+        scores = self.zeros(len(features), len(means))
+        for label in torch.nonzero(self.counts)[:, 0].tolist():
+            scores[:, label] = -squared_length(directions - means[label], self.factors[label])
+        return scores
+
+
+def squared_length(rows: Tensor, factor: Tensor) -> Tensor:
+    """(N,) |F r|² of rows r (N, D) and a lower triangular F (D, D); of F's zeros most are left out."""
+    total, width = rows.new_zeros(len(rows)), -(-len(factor) // BLOCKS)
+    for start in range(0, len(factor), width):
+        end = start + width
+        total += (rows[:, :end] @ factor[start:end, :end].T).square().sum(1)
+    return total
