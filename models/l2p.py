@@ -62,6 +62,10 @@ class L2P(PromptedMethod):
         super().__init__(net, options, setup)
         self.net.prompts = Pool(options, self.net.width, setup.generator("prompts")).to(self.device)
 
+    def capture(self, n_steps: int) -> str:
+        """Say that nothing is compiled: compiled passes give the class token, and z(x) is made of others."""
+        return "--compile: l2p reads the outputs at its prompts; its network runs as it is"
+
     @property
     def pool(self) -> Pool:
         """The pool, a module of the network."""

@@ -21,7 +21,7 @@ FULL_BATCHES = {"n_tasks": 2, "batch_size": 5}
 OF_PERCEPTRONS = {"taskinput", "independent", "pnn"}  # which keep their passes in the head
 # Their inner training of many sizes is slow to trace here: gdumb and pbcs.
 # Those of a transformer call one of two passes, with prompts or with LoRA; each is traced for ten seconds.
-OF_TRANSFORMERS = ("l2p", "inflora")
+OF_TRANSFORMERS = ("dualprompt", "inflora")
 
 
 def is_compared(name: str) -> bool:

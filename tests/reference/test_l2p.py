@@ -150,6 +150,12 @@ def test_other_networks_and_too_many_prompts_are_refused():
         tiny_method("l2p", pool_size=4)
 
 
+def test_compile_says_that_it_changes_nothing():
+    method, _ = tiny_method("l2p", compile=True)
+    plain = method.net.features
+    assert method.capture(10**6).endswith("its network runs as it is") and method.net.features == plain
+
+
 def test_features_are_not_stored_for_it():
     """Prompts change them in the encoder."""
     with pytest.raises(UserError, match="--cache_features on: the method reaches into the encoder's passes"):
