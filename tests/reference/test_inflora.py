@@ -49,8 +49,8 @@ class DualGPM:
         if self.holds_used:
             self.basis = np.hstack((self.basis, U[:, :n]))
         else:
-            kept = self.basis.shape[1] - n
-            self.basis = np.linalg.svd(self.basis - U[:, :n] @ U[:, :n].T @ self.basis)[0][:, :kept]
+            n_left = self.basis.shape[1] - n
+            self.basis = np.linalg.svd(self.basis - U[:, :n] @ U[:, :n].T @ self.basis)[0][:, :n_left]
         if self.holds_used and self.basis.shape[1] > 8:
             self.basis = np.linalg.svd(self.basis)[0][:, self.basis.shape[1] :]
             self.holds_used = False
@@ -81,11 +81,11 @@ def test_the_moments_are_those_of_the_tokens():
     method, config = small_method("inflora")
     train(method, config, tasks=1)
     task, net = method.benchmark.tasks[1], method.net
-    found, z = method.input_moments(task), None
+    of_blocks = method.input_moments(task)
     assert not any(block.attn._forward_pre_hooks for block in net.blocks)
     with torch.no_grad():
         z = net.embedded(net.prepared(method.benchmark.augment.normalise(method.benchmark.train(task).x_raw)))
-        for block, X in zip(net.blocks, found, strict=True):
+        for block, X in zip(net.blocks, of_blocks, strict=True):
             tokens = block.norm1(z).flatten(0, 1).double().numpy()
             np.testing.assert_allclose(X.numpy(), sum(np.outer(x, x) for x in tokens), rtol=1e-4, atol=1e-4)
             z = block(z)
