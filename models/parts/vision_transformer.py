@@ -13,8 +13,13 @@ SMALL_VIT: dict[str, Any] = {
 
 
 def require_vit(net: Backbone, name: str) -> HookedViT:
-    """The network of the method called `name`, which must have hooks; `UserError` for any other."""
+    """The network of the method called `name`, which must have hooks; `UserError` for any other.
+
+    The method says itself what learns, so whatever --tune froze or attached is refused as well.
+    """
     if isinstance(net, HookedViT):
+        if not all(p.requires_grad for p in net.parameters()):
+            raise UserError(f"--model {name} chooses itself what learns: leave --tune out")
         return net
     raise UserError(
         f"--model {name} needs a vision transformer with a class token and hooks: --backbone "

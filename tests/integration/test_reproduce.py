@@ -22,7 +22,7 @@ STUDIES = {
     "mer_examples.sh 0": 63,
     "mnist.sh": 2 * 12,
     "pretrained.sh": 2 * (8 + 3 + 3),
-    "prompts.sh": 22,
+    "prompts.sh": 23,
     "rehearsal.sh": 2 * 3 * (4 + 3) + 2 * 2,
     "scenarios.sh all": 2 * 3 * 19,
     "scenarios.sh all tune": None,

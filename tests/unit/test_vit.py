@@ -267,3 +267,11 @@ def test_methods_that_need_a_transformer_say_so():
         UserError, match=r"--model l2p needs a vision transformer .* --backbone timm:vit_small"
     ):
         require_vit(network("mlp"), "l2p")
+
+
+@pytest.mark.parametrize("kind", ["head", "adapter", "lora"])
+def test_methods_that_choose_what_learns_refuse_tune(kind):
+    """They would freeze what was attached, and the line at the start would say that it learns."""
+    net = network("small_vit", shape=(1, 8, 8), tune=kind)
+    with pytest.raises(UserError, match="--model l2p chooses itself what learns: leave --tune out"):
+        require_vit(net, "l2p")
