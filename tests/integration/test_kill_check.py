@@ -28,7 +28,9 @@ def warm() -> None:
 
 @pytest.mark.parametrize("model", SAMPLE)
 def test_a_killed_run_comes_back_with_the_same_bits(model, tmp_path):
-    assert kill_check.check_method(model, list(RUN_POINTS), SEED, tmp_path, None) == [""] * len(RUN_POINTS)
+    takes_steps = kill_check.method_class(model).takes_steps
+    n_points = len(RUN_POINTS) - (not takes_steps)  # no step is a point then
+    assert kill_check.check_method(model, list(RUN_POINTS), SEED, tmp_path, None) == [""] * n_points
 
 
 def test_mlflow_has_the_whole_run_after_a_kill_in_any_of_its_calls(tmp_path):

@@ -184,7 +184,8 @@ def test_a_program_of_another_checkout_is_refused(tmp_path, monkeypatch, capsys)
     """An environment in which one clone is installed, and the programs of a second one."""
     started = sys.modules["__main__"]
     (tmp_path / "engram.py").touch()
-    monkeypatch.setattr(started, "__file__", str(tmp_path / "scripts" / "interop" / "import_mlruns.py"))
+    program = str(tmp_path / "scripts" / "interop" / "import_mlruns.py")
+    monkeypatch.setattr(started, "__file__", program, raising=False)  # a process of xdist has none
     assert import_mlruns.main([str(tmp_path)]) == 2
     assert f"is of the checkout {tmp_path}, and Python imports engram from {ROOT}" in capsys.readouterr().err
     for own in (ROOT / "scripts" / "sweep.py", tmp_path / "x" / "bin" / "engram", None):
