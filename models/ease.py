@@ -1,4 +1,4 @@
-"""EASE: each task has an adapter, so a subspace of features; prototypes of old classes are completed in it.
+"""EASE: each task has an adapter, so a subspace of features; old classes get prototypes there, too.
 
 Source: Zhou et al. 2024, "Expandable Subspace Ensemble for Pre-Trained Model-Based Class-Incremental
 Learning" (CVPR, arXiv 2403.12030) and the authors' code. Task t trains a fresh adapter set (s = 0.1, 64

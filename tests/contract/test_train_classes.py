@@ -116,8 +116,13 @@ def test_seen_leaves_the_outputs_of_unseen_classes_untouched_bit_for_bit(model):
         assert not torch.equal(new[:2], old[:2])
 
 
-def outputs(method) -> tuple[Tensor, Tensor]:
-    """(C, D) weights and (C,) biases of a linear head, or of one for each task side by side."""
+def outputs(method) -> tuple[Tensor, ...]:
+    """(C, D) weights and (C,) biases of a linear head, or of one for each task side by side.
+
+    Of a cosine head the (C, D) embeddings.
+    """
+    if hasattr(method.net.head, "embeddings"):
+        return (torch.cat(list(method.net.head.embeddings)),)
     layers = getattr(method.net.head, "heads", [method.net.head])
     return torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers])
 
