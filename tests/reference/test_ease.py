@@ -106,3 +106,10 @@ def test_evaluation_leaves_the_chosen_adapters():
 def test_tasks_of_unequal_size():
     method = learned(tasks=2, n_tasks=2, half_classes_in_first_task=True)
     assert method.prototypes.isfinite().all() and (method.prototypes[1].norm(dim=1) > 0).all()
+
+
+def test_each_task_has_an_adapter_of_the_wanted_size_in_every_block():
+    method, _ = small_method("ease", adapter_size=5)
+    members = [adapter for adapters in method.adapters for adapter in adapters.members]
+    assert len(members) == 3 * method.net.depth
+    assert all(adapter.down.weight.shape == (5, 16) for adapter in members)
