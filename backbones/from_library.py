@@ -1,6 +1,6 @@
 """Networks of timm and torchvision by name: `--backbone timm:NAME` or `--backbone torchvision:NAME`.
 
-The library builds the network without its classifier and reads its weights; `library_network.py` says what a
+The library builds the network without its classifier and reads its weights; `wrapped_network.py` says what a
 run needs besides. timm's plain vision transformers have hooks (`vit.py`) for prompts, adapters and LoRA.
 """
 
@@ -10,9 +10,9 @@ from types import ModuleType
 import torch
 
 from engram.backbones import timm_library, torchvision_library, tuning
-from engram.backbones.library_network import CHANNELS, LibraryNetwork
 from engram.backbones.pretrained_weights import SUFFIXES, Weights
 from engram.backbones.vit import HookedViT
+from engram.backbones.wrapped_network import CHANNELS, LibraryNetwork
 from engram.utils.config.options import OptionError, Pixels, option
 from engram.utils.errors import UserError
 

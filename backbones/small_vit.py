@@ -8,10 +8,10 @@ classes, then start from it with --loadcheck.
 from dataclasses import dataclass
 
 from engram.backbones import timm_library
-from engram.backbones.library_network import CHANNELS
 from engram.backbones.pretrained_weights import Built
 from engram.backbones.tuning import TuneOptions, tune_built
 from engram.backbones.vit import HookedViT
+from engram.backbones.wrapped_network import CHANNELS
 from engram.utils.config.options import option
 from engram.utils.errors import UserError
 

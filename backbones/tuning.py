@@ -10,8 +10,8 @@ import torch
 
 from engram.backbones import petl
 from engram.backbones.backbone import Backbone
-from engram.backbones.library_network import LibraryNetwork
 from engram.backbones.vit import HookedViT
+from engram.backbones.wrapped_network import LibraryNetwork
 from engram.utils import seeding
 from engram.utils.config.options import OptionSet, option
 from engram.utils.errors import UserError

@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engram.backbones.library_network import LibraryNetwork
 from engram.backbones.pretrained_weights import Built
+from engram.backbones.wrapped_network import LibraryNetwork
 from engram.utils import compat
 from engram.utils.precision import in_own_precision
 

@@ -34,8 +34,9 @@ CONTRACTS = {
         "training_samples", "unlabeled", "user_images",
     },
     "backbones": {
-        "backbone", "batch_norm", "compiled", "direct_layers", "from_library", "heads", "library_network",
-        "petl", "pretrained_weights", "row_parallel", "timm_library", "torchvision_library", "tuning", "vit",
+        "backbone", "batch_norm", "compiled", "direct_layers", "from_library", "heads", "petl",
+        "pretrained_weights", "row_parallel", "timm_library", "torchvision_library", "tuning", "vit",
+        "wrapped_network",
     },
 }  # fmt: skip
 LIBRARIES = ("timm", "torchvision")  # `--backbone timm:NAME`, see backbones/from_library.py
