@@ -8,6 +8,7 @@ import torch
 
 from engram import main as program
 from engram.datasets import benchmark as benchmarks
+from engram.models.sgd import SGD
 from engram.utils import checkpoint
 from engram.utils.config.cli import parse
 from engram.utils.config.options import OptionError
@@ -78,6 +79,20 @@ def test_some_samples_are_the_same_each_time_and_have_a_standard_error(whole, fo
     assert torch.equal(first, later) and first.bincount(minlength=T * PER_TASK).max() == 1
     other = draw_subset(tasks, tiny_config(eval_samples=10, seed=1), 2, T).positions
     assert not torch.equal(first, other)
+
+
+def test_the_untrained_network_is_measured_on_the_same_samples(folder, monkeypatch):
+    n_images, predict = [], SGD.predict
+    monkeypatch.setattr(SGD, "predict", lambda self, x, t: n_images.append(len(x)) or predict(self, x, t))
+    trainer = learned(folder, eval_samples=10)
+    assert sum(n_images) == T * 10 * T + T * PER_TASK, "b and all rows of R but the last are of ten each"
+    method, config = tiny_method("sgd", "domain-il", n_tasks=T, eval_samples=10)
+    test, b = method.benchmark.test(T), trainer.results.b
+    chosen = draw_subset(method.benchmark.tasks, config, 2, T).positions
+    with torch.no_grad():
+        logits = method.predict(method.benchmark.augment.normalise(test.x_raw[chosen]), test.task_id[chosen])
+    hits = (logits.argmax(1) == test.y[chosen]).view(T, 10)
+    np.testing.assert_array_equal(b, hits.double().mean(1))
 
 
 def test_the_accuracy_of_a_subset_is_counted_sample_by_sample():

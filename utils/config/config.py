@@ -106,8 +106,8 @@ class LogOptions(OptionSet):
     )  # fmt: skip
     eval_samples: int = option(
         0, "until the last task is learned evaluate each task on so many of its test samples, the same "
-        "each time; accuracies have a standard error, and their largest, of which forgetting is made, lies "
-        "a little too high; 0: all",
+        "each time, the untrained network too; accuracies have a standard error, and their largest, of "
+        "which forgetting is made, lies a little too high; 0: all",
         ge=0,
     )  # fmt: skip
     disable_log: bool = option(False, "no MLflow; results.json is written all the same")

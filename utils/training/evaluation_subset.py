@@ -27,14 +27,15 @@ def draw_subset(
     """What is evaluated of the first `n_tasks` tasks once `n_seen` are learned or begun; None is everything.
 
     `--eval_tasks` of the earlier tasks are drawn, anew for each task that is learned, beside that task, which
-    the diagonal of R needs, and the next one, which forward transfer needs. `--eval_samples` are drawn once
-    for each task, so that its accuracies at different times compare.
+    the diagonal of R needs, and the next one, which forward transfer needs; so before the first task
+    (`n_seen` 0) all are measured. `--eval_samples` are drawn once for each task, so that its accuracies at
+    different times compare.
     """
     options, seed = config.log, config.run.seed
-    if not options.samples_evaluation:
+    if not (options.eval_samples or (options.eval_tasks and n_seen)):
         return None
     chosen = set(range(n_tasks))
-    if options.eval_tasks:
+    if options.eval_tasks and n_seen:
         draws = seeding.generator(seed, "evaluated tasks", n_seen - 1)
         earlier = torch.randperm(n_seen - 1, generator=draws)[: options.eval_tasks]
         chosen &= {*earlier.tolist(), n_seen - 1, n_seen}

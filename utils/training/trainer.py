@@ -171,8 +171,7 @@ class Trainer(Generic[TaskT, BatchT]):
     def _finish(self, task: TaskT) -> None:
         """Evaluate the row of R, count the memory, save, report; stop where that is asked for."""
         self._evaluate_row(task)
-        counts = memory_counts(self.method, task.id)
-        if counts is not None:
+        if (counts := memory_counts(self.method, task.id)) is not None:
             self.results.memory.append(counts)
         self.position = Position(self.position.task + 1, 0, 0, self.position.total)
         self.save()
@@ -187,11 +186,12 @@ class Trainer(Generic[TaskT, BatchT]):
 
     def _measure_untrained(self) -> None:
         """b[j], before the first step of the run."""
-        log = self.config.log
+        log, tasks = self.config.log, self.benchmark.tasks
         if log.ignore_other_metrics or log.inference_only or self.position != Position():
             return
         with self.results.timed("eval"):
-            self.results.b[:] = accuracies(self.method, len(self.benchmark.tasks), n_seen=0)[:, 1].numpy()
+            subset = draw_subset(tasks, self.config, 0, len(tasks))
+            self.results.b[:] = accuracies(self.method, len(tasks), 0, subset)[:, 1].numpy()
 
     def _evaluate_row(self, task: TaskT) -> None:
         seen, tasks = task.id + 1, self.benchmark.tasks
