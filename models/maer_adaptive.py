@@ -1,4 +1,8 @@
-"""maer whose share of hard samples grows with the memory: easy samples first, then hard ones too.
+"""maer whose share of hard samples grows with the memory (experimental: `maer min` in small memories).
+
+Experimental: in the paper's main setting (CIFAR-100, 500 slots: 5 of each class's 500 samples) the rule
+takes round(5 · .5 · 5/500) = 0 hard samples, so it is `maer --buffer_policy min`; and in no table of
+RESULTS.md is it better than a balanced reservoir beyond chance (paired, p > .05).
 
 Source: new here, after the trend in Kozal et al. 2025 (arXiv 2505.17664, figure 5: CIFAR-100): the least
 memorized samples are best in small memories, a tenth of highly memorized ones gains at a fifth of the data,
@@ -11,10 +15,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from engram.backbones.backbone import Backbone
 from engram.models import maer
+from engram.models.method import Setup
 from engram.models.parts.memorization import ProxyOptions
 from engram.utils.buffers.selection import Policy
 from engram.utils.config.options import option
+
+NOTE = (
+    "maer_adaptive is experimental: of {slots} slots a class ({n:,} samples each) {hard} are for the most "
+    "memorized here; where it is 0, as with the paper's 500 slots on CIFAR-100, it is maer with policy min"
+)
 
 
 @dataclass(frozen=True)
@@ -31,6 +42,12 @@ class MAERAdaptive(maer.MAER):
 
     options: Options
 
+    def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
+        super().__init__(net, options, setup)
+        benchmark = setup.benchmark
+        slots, n = options.buffer_size // benchmark.n_classes, benchmark.n_train // benchmark.n_classes
+        benchmark.notes.append(NOTE.format(slots=slots, n=n, hard=self.n_hard(min(slots, n), n)))
+
     def policy(self) -> Policy:
         """Its own choice of both ends in place of `--buffer_policy`."""
         return self.choose
@@ -39,5 +56,9 @@ class MAERAdaptive(maer.MAER):
         """Of a class's ranking (n,), lowest memorization first, k samples from both ends."""
         n = len(ranking)
         k = min(k, n)
-        hard = round(self.options.hard_share * k * k / n) if n else 0
+        hard = self.n_hard(k, n)
         return torch.cat((ranking[: k - hard], ranking[n - hard :]))
+
+    def n_hard(self, k: int, n: int) -> int:
+        """How many of a class's k slots go to the most memorized of its n samples."""
+        return round(self.options.hard_share * k * k / n) if n else 0

@@ -57,10 +57,10 @@ def test_other_rehearsal_methods_hold_the_policys_choice(model, policy):
 
 
 def test_the_protected_methods_random_policy_draws_by_memorization_as_maers(tmp_path):
-    """All of a class's memorization on three of its samples, of which the last is too high, and no tail."""
+    """All of a class's memorization on four of its 15 samples: 13 may be drawn, so two of them; no tail."""
     memorization = np.zeros(90)
     source = synthetic_source().train_y.numpy()
-    chosen = {label: np.flatnonzero(source == label)[3:6].tolist() for label in range(6)}
+    chosen = {label: np.flatnonzero(source == label)[3:7].tolist() for label in range(6)}
     memorization[np.concatenate(list(chosen.values()))] = 0.5
     np.save(tmp_path / "scores.npy", memorization)
     flags = {"buffer_policy": "randomized", "memorization_scores": str(tmp_path / "scores.npy")}
@@ -182,8 +182,15 @@ def test_the_share_of_hard_samples_follows_the_memory(scores, size, hard):
     """hard_share 0.5: of k places for a class of 15 samples round(k · k / 30) are at the upper end."""
     method, config = tiny_method("maer_adaptive", buffer_size=size, memorization_scores=scores)
     kept = watched_choice(method)
+    assert sum("maer_adaptive is experimental" in note for note in method.benchmark.notes) == 1
     train(method, config, tasks=1)
     for label, order in by_class(kept).items():
         k = size // 2
         assert len(order) == 15 and hard == round(k * k / 30)
         assert held(method, label) == sorted(order[: k - hard] + order[15 - hard :])
+
+
+def test_in_the_papers_main_setting_the_adaptive_rule_takes_nothing_hard():
+    """CIFAR-100 with 500 slots: 5 of a class's 500 samples; it takes 23 for one that is hard."""
+    method, _ = tiny_method("maer_adaptive", buffer_size=4)
+    assert [method.n_hard(k, 500) for k in (5, 22, 23, 31, 500)] == [0, 0, 1, 1, 250]

@@ -64,6 +64,18 @@ def test_cautious_policies_skip_a_tenth_while_enough_are_left(k):
     assert found == sorted(set(found)) and len(found) == taken and set(found) <= set(range(max(27, taken)))
 
 
+@pytest.mark.parametrize("n", [11, 15, 19, 25, 39])
+def test_cautious_policies_cut_where_the_official_code_does(n):
+    """Numbers that are no multiple of ten: slices by int(.1 n) and int(.9 n), as written there."""
+    order = list(range(n))
+    found = {
+        p: pick(torch.arange(n), 4, p, torch.ones(n), generator()).tolist() for p in ("0.1min", "0.9max")
+    }
+    assert found == {"0.1min": order[int(0.1 * n) :][:4], "0.9max": order[: int(0.9 * n)][-4:]}
+    every = int(0.9 * n)
+    assert pick(torch.arange(n), every, "randomized", torch.ones(n), generator()).tolist() == order[:every]
+
+
 def test_what_takes_all_or_nothing_draws_nothing():
     for k in (0, 10, 11):
         source, fresh = generator(), generator()

@@ -15,9 +15,7 @@ from torch import Tensor
 from engram.utils.buffers.reservoir import distinct
 from engram.utils.transfer import send
 
-# Shares of the ranking that the cautious policies leave out at either end, and of the highest in a mix.
-SKIPPED = 0.1
-HIGH_SHARE = 0.1
+HIGH_SHARE = 0.1  # of the highest in a mix
 # a class's ranking (n,), k, weights of its samples (n,) → at most k of the ranking
 Policy = Callable[[Tensor, int, Tensor], Tensor]
 POLICIES = ("min", "max", "middle", "0.1min", "0.9max", "randomized", "high_min", "high_middle")
@@ -29,10 +27,10 @@ def pick(ranking: Tensor, k: int, policy: str, weights: Tensor, generator: torch
     """`k` entries of a ranking (n,), or all when it has no more.
 
     ranking: sample positions, lowest memorization first. min, max, middle: the first, last, central
-    k. 0.1min: the first k after the lowest tenth; 0.9max: the last k before the highest tenth.
-    randomized: without the highest tenth, drawn with probability proportional to `weights` (n,).
-    high_min, high_middle: a tenth of the k (rounded) from the end, the others as min or middle.
-    Source: Kozal et al. 2025 (arXiv 2505.17664), section 5.
+    k. 0.1min: the first k from ⌊n/10⌋ on; 0.9max: the last k of the first ⌊9n/10⌋. randomized: of these
+    ⌊9n/10⌋, drawn with probability ∝ `weights` (n,); the official code spares the others as probably
+    mislabelled. high_min, high_middle: a tenth of the k (rounded) from the end, the others as min or middle.
+    Source: Kozal et al. 2025 (arXiv 2505.17664), section 5, and its official code.
     """
     n = len(ranking)
     if k >= n or not k:
@@ -41,7 +39,7 @@ def pick(ranking: Tensor, k: int, policy: str, weights: Tensor, generator: torch
         high = round(HIGH_SHARE * k)
         others = pick(ranking[: n - high], k - high, policy.removeprefix("high_"), weights, generator)
         return torch.cat((others, ranking[n - high :]))
-    low, high = min(int(SKIPPED * n), n - k), max(n - int(SKIPPED * n), k)
+    low, high = min(n // 10, n - k), max(9 * n // 10, k)
     if policy == "randomized":
         shares = weights[:high].double().clamp_min(1e-12).cpu()
         drawn = torch.multinomial(shares, k, replacement=False, generator=generator)
