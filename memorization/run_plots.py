@@ -1,4 +1,4 @@
-"""Figures of finished runs: accuracy against buffer size, accuracy by memorization over tasks."""
+"""Figures of finished runs: accuracy by buffer size, differences to a balanced memory, forgetting."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -10,10 +10,14 @@ from numpy.typing import NDArray
 
 from engram.memorization.runs import finished_runs, setting_names
 from engram.utils.figure_files import canvas
-from engram.utils.metrics.statistics import standard_deviation
+from engram.utils.metrics.statistics import mean_std_ci, standard_deviation
 from engram.utils.runs.run_record import RunRecord
 
 COLOURS = {"test": "black", "high": "tab:red", "mid": "tab:orange", "low": "tab:blue"}
+BASELINE = "er balanced"  # the memory that others are compared with
+POLICY_COLOURS = {
+    "min": "tab:blue", "middle": "tab:green", "max": "tab:red", "randomized": "tab:orange", "er": "0.4",
+}  # fmt: skip
 MAX_PANELS = 6
 
 
@@ -27,6 +31,8 @@ def draw_all(folder: Path) -> dict[str, Figure]:
         sizes = {r.config["buffer_size"] for r in records if "buffer_size" in r.config}
         if len(sizes) > 1:
             drawn[f"buffer_size_{dataset}"] = buffer_size(records, dataset)
+            if compared := differences(records):
+                drawn[f"difference_{dataset}"] = difference_figure(compared, dataset)
         # a joint run has no age: its tasks are learned together
         if grouped := [r for r in records if r.groups and r.config["model"] != "joint"]:
             drawn[f"groups_{dataset}"] = groups(grouped, dataset)
@@ -59,6 +65,58 @@ def buffer_size(records: list[RunRecord], dataset: str) -> Figure:
     axes.set_title(f"{dataset}, {n_seeds} seeds (bars: standard deviation)", fontsize=11)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def differences(records: list[RunRecord]) -> dict[str, dict[int, list[float]]]:
+    """Setting → buffer size → class-IL accuracy minus the balanced memory's, in points, paired by seed.
+
+    A seed is paired where both runs had their classes in the same order.
+    """
+    table: dict[tuple[str, int], dict[tuple[int, ...], float]] = defaultdict(dict)
+    for record, setting in zip(records, setting_names([r.config for r in records]), strict=True):
+        stream = (record.seed, *(record.class_order or ()))
+        if size := record.config.get("buffer_size"):
+            table[setting, size][stream] = 100 * record.class_il.metric("average_accuracy")
+    compared: dict[str, dict[int, list[float]]] = defaultdict(dict)
+    for (setting, size), by_stream in sorted(table.items()):
+        baseline = table.get((BASELINE, size), {})
+        if shared := sorted(by_stream.keys() & baseline.keys()) if setting != BASELINE else []:
+            compared[setting][size] = [by_stream[stream] - baseline[stream] for stream in shared]
+    return dict(compared)
+
+
+def difference_figure(compared: dict[str, dict[int, list[float]]], dataset: str) -> Figure:
+    """Differences against buffer size with Student's 95 % intervals: a panel for each proxy."""
+    panels: dict[str, list[str]] = defaultdict(list)
+    for setting in compared:
+        words = setting.split()
+        panels[words[2] if len(words) > 2 else ""].append(setting)
+    shared = panels.pop("", []) if len(panels) > 1 else []  # settings without a proxy stand in every panel
+    all_sizes = sorted({size for by_size in compared.values() for size in by_size})
+    figure = canvas(4.6 * len(panels) + 0.6, 4.6)
+    row = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for axes, (proxy, settings) in zip(row, sorted(panels.items()), strict=True):
+        drawn = sorted([*settings, *shared])
+        for i, setting in enumerate(drawn):
+            sizes = sorted(compared[setting])
+            spreads = [mean_std_ci(compared[setting][size]) for size in sizes]
+            x = np.array([all_sizes.index(size) for size in sizes]) + 0.07 * (i - (len(drawn) - 1) / 2)
+            words = setting.split()
+            axes.errorbar(
+                x, [s.mean for s in spreads], np.nan_to_num([s.ci95 for s in spreads]), marker="o",
+                markersize=4, capsize=3, linewidth=1.3, linestyle="--" if words[0] == "maer_high" else "-",
+                color=POLICY_COLOURS.get(words[1 if len(words) > 1 else 0]), label=" ".join(words[:2]),
+            )  # fmt: skip
+        axes.axhline(0, color="black", linewidth=0.8)
+        axes.set_xticks(range(len(all_sizes)), [str(size) for size in all_sizes])
+        axes.set(xlabel="buffer size", title=f"chosen by {proxy}" if proxy else "")
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False, fontsize=9)
+    row[0].set_ylabel(f"class-IL accuracy minus {BASELINE} (points)")
+    n = {len(values) for by_size in compared.values() for values in by_size.values()}
+    pairs = str(n.pop()) if len(n) == 1 else f"{min(n)} to {max(n)}"
+    figure.suptitle(f"{dataset}: {pairs} pairs by seed (bars: 95 % intervals)", fontsize=11)
     return figure
 
 

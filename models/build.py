@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from engram.backbones import row_parallel
 from engram.backbones.backbone import build_network, load_weights
@@ -18,6 +19,7 @@ from engram.utils import checkpoint, distributed, precision, scores
 from engram.utils import device as devices
 from engram.utils.config import registry
 from engram.utils.config.config import Config
+from engram.utils.config.stream_options import UNSCORED
 from engram.utils.errors import UserError
 from engram.utils.runs import excluded_samples
 
@@ -63,8 +65,7 @@ def build_benchmark(config: Config, device: torch.device) -> Benchmark:
         benchmark: Benchmark = registry.load("datasets", config.run.dataset).build(config, device)
     benchmark.build_seconds = time.monotonic() - started
     if config.stream.exclude:
-        positions = excluded_samples.read(config.stream.exclude, benchmark.n_train, benchmark.order_hash)
-        training_samples.exclude(benchmark, positions)
+        training_samples.exclude(benchmark, excluded_positions(config, benchmark))
     if config.stream.label_perc < 1:
         training_samples.keep_labelled(benchmark, config.stream.label_perc)
     if config.stream.noise_rate:
@@ -77,12 +78,26 @@ def build_benchmark(config: Config, device: torch.device) -> Benchmark:
     return benchmark
 
 
+def excluded_positions(config: Config, benchmark: Benchmark) -> Tensor:
+    """(k,) positions in the training set that --exclude leaves out."""
+    path = str(config.stream.exclude)
+    given = given_scores(config, benchmark) if path == UNSCORED else None
+    if given is not None:
+        return given.isnan().nonzero().view(-1).cpu()
+    return excluded_samples.read(path, benchmark.n_train, benchmark.order_hash)
+
+
+def given_scores(config: Config, benchmark: Benchmark) -> Tensor | None:
+    """(n_train,) scores of --memorization_scores, NaN where the file has none; None without the flag."""
+    path, fraction = config.log.memorization_scores, config.log.memorization_fraction
+    if not path:
+        return None
+    return scores.read(path, benchmark.source_labels, fraction).to(benchmark.device)
+
+
 def build_setup(config: Config, benchmark: Benchmark, create_proxy: CreateProxy) -> Setup:
     """What the method may know: the stream, how it is trained, and what is known of memorization."""
-    path, n_train, given = config.log.memorization_scores, benchmark.n_train, None
-    if path:
-        labels, fraction = benchmark.source_labels, config.log.memorization_fraction
-        given = scores.read(path, labels, fraction).to(benchmark.device)
-    proxy = functools.partial(create_proxy, n_train=n_train, device=benchmark.device)
+    given = given_scores(config, benchmark)
+    proxy = functools.partial(create_proxy, n_train=benchmark.n_train, device=benchmark.device)
     arithmetic = precision.resolve(config.run.precision, benchmark.device)
     return Setup(benchmark, config.train, config.run.seed, given, proxy, arithmetic)

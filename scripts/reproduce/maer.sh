@@ -5,17 +5,24 @@
 #     scripts/reproduce/maer.sh digits [DATA_DIR]     175 runs of seconds
 #     scripts/reproduce/maer.sh mnist [DATA_DIR]      145 runs of seconds
 #     scripts/reproduce/maer.sh cifar10 [DATA_DIR]    110 runs of a small cnn, one epoch: 45 minutes of a core
+#     SCORES=FILE SHARE=0.1 scripts/reproduce/maer.sh cifar10-mlp [DATA_DIR]      the paper's 50 epochs, in seconds each
+#     SCORES=FILE SHARE=0.1 EPOCHS=8 scripts/reproduce/maer.sh cifar10-narrow [DATA_DIR]      a narrow ResNet-18
 #     python scripts/report.py memorization runs/maer/digits      paired differences, LaTeX
 #     python -m memorization.plots --runs runs/maer/digits --out_dir runs/maer/digits/figures
 #
-# SCORES=FILE (of memorization.eval_splits) also logs accuracy by memorization; SEEDS, SIZES, JOBS, OUTPUT_DIR,
-# DRY_RUN=1 to print.
+# The last two ask the paper's question, which samples a memory of each size should hold (claim.yaml): SCORES, which
+# they need, are a published vector or those of memorization.eval_splits; SHARE is the part of the training set that
+# the vector and the stream are made of (memorization.subsets draws it), and the sizes of the memory shrink with it.
+# EPOCHS, WIDTH (20/64 of the channels) and PRECISION (bf16) change the narrow network's cost.
+# SCORES=FILE also logs accuracy by memorization in the others; SEEDS, SIZES, JOBS, OUTPUT_DIR, DRY_RUN=1 to print.
 # Finished runs are skipped, so it can be started again after an interruption.
 source "$(dirname "$0")/common.sh"
 study=${1:?digits, mnist or cifar10}
 data=${2:-$HOME/.cache/engram}
 read -ra seeds <<<"${SEEDS:-0 1 2 3 4}"
 
+spec=scripts/reproduce/maer.yaml
+share=${SHARE:-1}
 case $study in
   digits)
     sizes=(20 50 100 200 500)
@@ -26,17 +33,33 @@ case $study in
   cifar10)
     sizes=(200 1000 5000)
     benchmark=(--dataset seq-cifar10 --backbone cnn --channels 16,32,64 --n_epochs 1 --lr 0.05 --lr_scheduler none) ;;
-  *) echo "unknown study $study: digits, mnist or cifar10" >&2; exit 2 ;;
+  cifar10-mlp)
+    benchmark=(--dataset seq-cifar10 --augment none --backbone mlp --n_epochs "${EPOCHS:-50}" --lr 0.05) ;;
+  cifar10-narrow)
+    benchmark=(--dataset seq-cifar10 --backbone resnet18 --width "${WIDTH:-0.3125}" --precision "${PRECISION:-bf16}"
+      --n_epochs "${EPOCHS:-50}") ;;
+  *) echo "unknown study $study: digits, mnist, cifar10, cifar10-mlp or cifar10-narrow" >&2; exit 2 ;;
 esac
+if [[ $study == cifar10-* ]]; then
+  : "${SCORES:?a file of scores that choose the samples: a published vector, or of memorization.eval_splits}"
+  spec=scripts/reproduce/claim.yaml
+  read -ra sizes <<<"$("$python" -c "print(*(round($share * size) for size in (200, 1000, 5000, 20000)))")"
+  epochs=${EPOCHS:-50} # the rate falls after 70 and 90 % of them, as the paper's does
+  benchmark+=(--lr_milestones "$((epochs * 7 / 10)),$((epochs * 9 / 10))")
+fi
 [ -n "${SIZES:-}" ] && read -ra sizes <<<"$SIZES"
 # given scores would choose in maer's place; its proxy is asked for by name
 [ -n "${SCORES:-}" ] && benchmark+=(--memorization_scores "$(realpath "$SCORES")")
+if [ "$share" != 1 ]; then
+  benchmark+=(--exclude unscored)
+  [[ ${SCORES:-} == *.npy ]] && benchmark+=(--memorization_fraction "$share")
+fi
 
 train() { # the grid, then -- and the flags of all its runs
   sweep "$@" "${benchmark[@]}" --data_dir "$data" --disable_log --ignore_other_metrics
 }
 
 common=(--output_dir "${OUTPUT_DIR:-runs/maer/$study}" --seed "${seeds[@]}")
-train scripts/reproduce/maer.yaml "${common[@]}" --buffer_size "${sizes[@]}" --
+train "$spec" "${common[@]}" --buffer_size "${sizes[@]}" --
 train "${common[@]}" -- --model joint
 exit $failed

@@ -16,6 +16,7 @@ FOLDER = ROOT / "scripts" / "reproduce"
 # Script and arguments → runs that it prints for the seeds 0 and 1, prompts.sh for 0.
 STUDIES = {
     "intervention.sh scores.npz": 2 * 3 * (1 + 3 * 2),
+    "maer.sh cifar10-narrow": 2 * (10 * 4 + 1),
     "maer.sh digits": 2 * (7 * 5 + 1),
     "mas_split_mnist.sh": 2 * 2,
     "mas_tinyimagenet.sh": 2,
@@ -31,6 +32,8 @@ STUDIES = {
 
 def dry_run(study: str, folder) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "DRY_RUN": "1", "SEEDS": "0 1", "OUTPUT_DIR": str(folder / "out")}
+    if study == "maer.sh cifar10-narrow":
+        environment |= {"SCORES": "scores.npy", "SHARE": "0.1", "EPOCHS": "8"}
     if study == "rehearsal.sh":  # one of its four benchmarks: every call of sweep.py takes seconds
         environment["ONLY"] = "mnist-360"
     if study == "prompts.sh":  # to read a command of a transformer takes a third of a second

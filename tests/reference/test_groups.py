@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.model_selection import train_test_split
 
 from engram.datasets import training_samples
 from engram.datasets.scenarios import split_classes
+from engram.models import build
 from engram.utils.runs import excluded_samples
 from engram.utils.runs.recorder import record_of
 from engram.utils.scores import order_hash
@@ -115,6 +117,17 @@ def test_task_il_looks_at_all_classes_of_a_large_first_task():
     logits = method.predict(method.setup.benchmark.augment.normalise(samples.x_raw), samples.task_id)
     expected = (logits[:, :3].argmax(1) == samples.y).double().mean()
     assert results.R["task_il"][-1, 0] == pytest.approx(float(expected))
+
+
+def test_unscored_leaves_out_what_the_vector_of_a_fraction_says_nothing_of(tmp_path):
+    """A third of the 90 samples has a score: scikit-learn's draw says which."""
+    np.save(tmp_path / "third.npy", SCORES[:30])
+    flags = {"memorization_scores": str(tmp_path / "third.npy"), "memorization_fraction": 1 / 3}
+    method, config = tiny_method("sgd", exclude="unscored", **flags)
+    labels = synthetic_source().train_y.numpy()
+    scored = train_test_split(np.arange(90), test_size=1 / 3, random_state=42, stratify=labels)[1]
+    left_out = build.excluded_positions(config, method.setup.benchmark)
+    assert left_out.tolist() == sorted(set(range(90)) - set(scored.tolist())) and len(left_out) == 60
 
 
 @pytest.mark.parametrize("model", ["er", "joint"])

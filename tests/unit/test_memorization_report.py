@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from engram.memorization import plots
+from engram.memorization import plots, run_plots
 from engram.scripts.analysis.pairing import compare
 from engram.scripts.analysis.paper_report import Cell
 from engram.scripts.analysis.papers.memorization import MemorizationReport
@@ -49,7 +49,10 @@ def test_differences_are_paired_by_seed(records, tmp_path):
     text = report(records).markdown()
     row = next(line for line in text.split("\n\n")[-1].splitlines() if line.startswith("| maer min"))
     p = stats.t.sf(np.sqrt(50), 4) * 2
-    assert row == "| maer min | " + " | ".join([f"+5.00 ± 1.58 (t 7.1, p {p:.3f})"] * 2) + " |"
+    # two tests: maer max differs in no seed and has no p
+    assert (
+        row == "| maer min | " + " | ".join([f"+5.00 ± 1.58 (t 7.1, p {p:.3f}, Holm {2 * p:.3f})"] * 2) + " |"
+    )
     assert "| maer min | 57.00 ± 3.16 | 57.00 ± 3.16 |" in text and "| joint | 80.00 ± 0.00 |" in text
     assert "learning_order" not in text, "the proxy is shared"
     assert "**seq-digits**: class-IL accuracy, 5 seeds\n\n| buffer size | 50 | 200 |" in text
@@ -59,6 +62,20 @@ def test_differences_are_paired_by_seed(records, tmp_path):
     assert rf"maer min & {best} & {best} \\" in lines
     assert r"joint & 80.00 $\pm$ 0.00 & 10.00 $\pm$ 0.00 & 80.00 $\pm$ 0.00 & 10.00 $\pm$ 0.00 \\" in lines
     assert r"\multicolumn{1}{c}{} & \multicolumn{2}{c}{50} & \multicolumn{2}{c}{200} \\" in lines
+
+
+def test_the_figure_of_differences_pairs_by_seed_and_shows_intervals(records):
+    """Gains of 3 to 7 %: Student's interval t(0.975, 4) · 1.58 / √5; a seed of other tasks is not paired."""
+    compared = run_plots.differences(records)
+    assert set(compared) == {"maer min", "maer max"}, "neither the baseline nor joint training"
+    assert compared["maer min"] == {50: pytest.approx([3, 4, 5, 6, 7]), 200: pytest.approx([3, 4, 5, 6, 7])}
+    axes = run_plots.difference_figure(compared, "seq-digits").axes[0]
+    (bars,) = [c for c in axes.containers if c.get_label() == "maer min"]
+    half = stats.t.ppf(0.975, 4) * np.std([3, 4, 5, 6, 7], ddof=1) / np.sqrt(5)
+    assert [s[:, 1].tolist() for s in bars[2][0].get_segments()] == [pytest.approx([5 - half, 5 + half])] * 2
+    orders = {True: [0, 2, 1, 3], False: [0, 1, 2, 3]}
+    ordered = [replace(r, class_order=orders[r.seed == 4 and r.model == "er"]) for r in records]
+    assert run_plots.differences(ordered)["maer min"][50] == pytest.approx([3, 4, 5, 6])
 
 
 def test_several_proxies_are_told_apart(records):
@@ -82,7 +99,7 @@ def test_runs_of_a_seed_that_had_other_tasks_are_not_paired(records):
     orders = {True: [0, 2, 1, 3], False: [0, 1, 2, 3]}
     ordered = [replace(r, class_order=orders[r.seed == 4 and r.model == "er"]) for r in records]
     text = report(ordered).markdown()
-    assert "| maer min | +4.50 ± 1.29 (t 7.0, p 0.006) |" in text
+    assert "| maer min | +4.50 ± 1.29 (t 7.0, p 0.006, Holm 0.012) |" in text
     assert text.endswith("\n\nSeeds left out where the two runs had different tasks: 4.")
 
 
@@ -99,6 +116,8 @@ def test_files_and_figures(records, tmp_path):
     assert r"\toprule" in (tmp_path / "memorization.tex").read_text()
     plots.run(["--runs", str(tmp_path / "runs"), "--out_dir", str(tmp_path / "figures"), "--figures", "png"])
     names = sorted(path.name for path in (tmp_path / "figures").iterdir())
-    assert names == ["buffer_size_seq-digits.png", "groups_seq-digits.png"]
+    assert names == [
+        "buffer_size_seq-digits.png", "difference_seq-digits.png", "groups_seq-digits.png",
+    ]  # fmt: skip
     with pytest.raises(ValueError, match="no finished run there"):
         plots.run(["--runs", str(tmp_path / "figures"), "--out_dir", str(tmp_path / "figures")])

@@ -4,6 +4,7 @@ import os
 from typing import TYPE_CHECKING
 
 from engram.utils.config.options import OptionError
+from engram.utils.config.stream_options import UNSCORED
 
 if TYPE_CHECKING:
     from engram.utils.config.config import Config
@@ -51,6 +52,8 @@ def _check_stream(config: "Config") -> None:
         raise OptionError(
             "--memorization_fraction needs the vector of that fraction: --memorization_scores FILE"
         )
+    if stream.exclude == UNSCORED and not log.memorization_scores:
+        raise OptionError("--exclude unscored needs the scores: --memorization_scores FILE")
     low_high = log.mem_thresholds
     if len(low_high) != 2 or low_high[0] >= low_high[1]:
         given = ",".join(map(str, low_high))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from engram.utils.config.options import OptionSet, option
 
+UNSCORED = "unscored"  # of --exclude
 MAX_SIDE = 4096  # of what --img_size makes: 48 MiB an image
 
 
@@ -27,8 +28,9 @@ class StreamOptions(OptionSet):
         False, "the first task has half of the classes, the others share the rest"
     )
     exclude: str | None = option(
-        None, "leave training samples out: .npy of positions or a mask, or memorization.intervention's file"
-    )
+        None, "leave training samples out: .npy of positions or a mask, memorization.intervention's file, or "
+        "unscored: those without a score in --memorization_scores",
+    )  # fmt: skip
     label_perc: float = option(
         1.0, "share of each class's training samples in a task that have a label, drawn by the seed; the "
         "others are left out", gt=0, le=1,

@@ -2,9 +2,9 @@
 
 `scripts/report.py memorization FOLDER` makes them, and writes memorization.tex and memorization.csv into the
 folder. Differences are paired by seed against the class-balanced reservoir (`er --memory balanced`), with
-their standard deviation, t statistic and two-sided p. From the paper's own runs, imported by
-scripts/interop/import_mlruns.py, come the tables that it printed, whose ± has ddof = 0; settings that it ran
-again under another name stand in a table of their own.
+their standard deviation, t statistic and two-sided p, also corrected over a benchmark's tests (Holm). From
+the paper's own runs, imported by scripts/interop/import_mlruns.py, come the tables that it printed, whose ±
+has ddof = 0; settings that it ran again under another name stand in a table of their own.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,6 +27,7 @@ from engram.scripts.analysis.table import (
     number_text,
 )
 from engram.utils import files
+from engram.utils.metrics.statistics import holm
 
 BASELINE = "er balanced"
 AS_PRINTED = "standard deviation over seeds as the paper prints it (ddof = 0; of differences ddof = 1)"
@@ -44,7 +45,7 @@ class MemorizationReport(PaperReport):
 
     def benchmark_tables(self, benchmark: str, cells: Cells) -> list[Table]:
         """Accuracy, forgetting and paired differences: one row for each method, one column for each size."""
-        comparisons = {cell: comparison for cell in _grid(cells) if (comparison := _compare(cells, cell))}
+        comparisons = _comparisons(cells)
         contents: dict[str, Callable[[Cell], str]] = {
             "class-IL accuracy": lambda cell: self._metric(cells, cell, "average_accuracy"),
             "FM (forgetting over tasks)": lambda cell: self._metric(cells, cell, "fm"),
@@ -169,12 +170,22 @@ def _compare(cells: Cells, cell: Cell) -> Comparison | None:
     return compare(setting, baseline, "class_il")
 
 
+def _comparisons(cells: Cells) -> dict[Cell, Comparison]:
+    """Each cell's comparison with the baseline, where there is one; p is corrected over all of them."""
+    made = {cell: comparison for cell in _grid(cells) if (comparison := _compare(cells, cell))}
+    corrected = holm([comparison.test.p for comparison in made.values()])
+    return {
+        cell: replace(comparison, corrected_p=p)
+        for (cell, comparison), p in zip(made.items(), corrected, strict=True)
+    }
+
+
 def _difference(comparison: Comparison | None) -> str:
-    """`+5.00 ± 1.58 (t 7.1, p 0.002)`; `–` without two seeds in common."""
+    """`+5.00 ± 1.58 (t 7.1, p 0.002, Holm 0.010)`; `–` without two seeds in common."""
     if comparison is None or comparison.test.n < 2:
         return MISSING
-    test = comparison.test
-    return f"{test.mean:+.2f} ± {test.std:.2f} (t {test.t:.1f}, p {test.p:.3f})"
+    test, corrected = comparison.test, comparison.corrected_p
+    return f"{test.mean:+.2f} ± {test.std:.2f} (t {test.t:.1f}, p {test.p:.3f}, Holm {corrected:.3f})"
 
 
 def _size_columns(cells: Cells, text: Callable[[Cell], str]) -> list[Column[str]]:
