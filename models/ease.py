@@ -22,9 +22,10 @@ from torch import Tensor, nn
 
 from engram.backbones.backbone import Backbone
 from engram.backbones.heads import CosineHead
-from engram.backbones.petl import OneOf, attach_adapter_sets, choose
+from engram.backbones.petl import attach_adapter_sets
 from engram.datasets.benchmark import Task
-from engram.models.method import Method, Setup
+from engram.models.method import Setup
+from engram.models.parts.task_adapters import AdapterPerTask
 from engram.models.parts.vision_transformer import SMALL_VIT, require_vit
 from engram.utils import seeding
 from engram.utils.config.options import OptionSet, option
@@ -38,14 +39,10 @@ class Options(OptionSet):
     ease_alpha: float = option(0.1, "α, the weight of the subspaces of other tasks", ge=0)
 
 
-class EASE(Method):
+class EASE(AdapterPerTask):
     """Subspaces of adapters and prototypes in all of them."""
 
     options: Options
-    scenarios = ("class-il",)
-    needs_boundaries = True
-    needs_vit = True
-    train_classes = "task"
     eager_step = ""
     off_switch = "it has adapters beside a frozen encoder and no trained classifier"
     quick_flags: ClassVar = {**SMALL_VIT, "adapter_size": 2}
@@ -61,31 +58,10 @@ class EASE(Method):
         shape = (len(tasks), self.benchmark.n_classes, vit.feature_dim)
         self.prototypes = torch.zeros(shape, device=self.device)  # p_{c,j} at [j, c]; 0: not yet known
 
-    @property
-    def adapters(self) -> list[OneOf]:
-        """The adapters of all tasks, by block."""
-        return [cast(OneOf, block.adapter) for block in self.net.blocks]
-
-    def enter(self, task: Task) -> None:
-        """The task's adapters learn, and the embeddings of its classes."""
-        super().enter(task)
-        choose(self.adapters, task.id)
-        for adapters in self.adapters:
-            adapters.learn(task.id)
-
     @torch.no_grad()
     def begin_task(self, task: Task) -> None:
         """The cosine head of a task starts with scale 1."""
         cast(nn.Parameter, self.net.head.scale).fill_(1.0)
-
-    def subspace(self, j: int, x: Tensor) -> Tensor:
-        """(N, C, H, W) → (N, D) f_j(x); the chosen adapters stay the current task's."""
-        chosen = self.adapters[0].chosen
-        choose(self.adapters, j)
-        try:
-            return self.net.features(x)
-        finally:
-            choose(self.adapters, chosen)
 
     def end_task(self, task: Task) -> None:
         """p_{c,j} of the new classes in every subspace, and of the old ones in the new subspaces."""

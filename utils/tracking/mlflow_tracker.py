@@ -34,7 +34,8 @@ Value = TypeVar("Value")
 METRICS_PER_BATCH, PARAMS_PER_BATCH = 1000, 100  # MLflow's limits
 ENDINGS = {"finished": "FINISHED", "failed": "FAILED"}  # anything else is KILLED
 TAG_FLAGS = (
-    "model", "dataset", "backbone", "seed", "device", "buffer_size", "buffer_policy", "batchwise_prompt"
+    "model", "dataset", "backbone", "seed", "device", "buffer_size", "buffer_policy", "batchwise_prompt",
+    "as_released",
 )  # fmt: skip
 
 
