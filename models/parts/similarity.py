@@ -24,9 +24,10 @@ class GradientSimilarity:
         self.net, self.logits, self.parameters = method.net, method.logits, method.trainable()
 
     def cosines(self, samples: Examples, others: Examples) -> Tensor:
-        """(n, m) cosine similarity of ∇θ CE of each of n samples with that of each of m others, in eval mode.
+        """(n + 1, m) cosine similarity of ∇θ CE of n samples with that of each of m others, in eval mode.
 
-        0 where a gradient is 0.
+        The last row belongs to the mean of the n gradients, which is that of the batch. 0 where a gradient
+        is 0.
         """
         layers = known_layers(self.net, self.parameters) or {}
         called = not isinstance(self.net.head, TaskHeads)  # these put their layers' weights together instead
@@ -45,14 +46,19 @@ class GradientSimilarity:
         def loss(values: dict[str, Tensor], x: Tensor, y: Tensor, task_id: Tensor) -> Tensor:
             return F.cross_entropy(functional_call(network, values, (x[None], task_id[None])), y[None])
 
-        def directions(chunk: tuple[Tensor, ...]) -> Tensor:
-            gradients = vmap(grad(loss), in_dims=(None, 0, 0, 0))(values, *chunk)
-            return F.normalize(torch.cat([gradients[name].flatten(1) for name in values], 1), dim=1)
+        def gradients(chunk: tuple[Tensor, ...]) -> Tensor:
+            of_name = vmap(grad(loss), in_dims=(None, 0, 0, 0))(values, *chunk)
+            return torch.cat([of_name[name].flatten(1) for name in values], 1)
 
         n_parameters = sum(p.numel() for p in self.parameters.values())
         size = max(1, CHUNK_FLOATS[samples.y.device.type] // n_parameters)
-        rows = [directions(chunk) for chunk in zip(*(f.split(size) for f in samples), strict=True)]
-        columns = (directions(chunk) for chunk in zip(*(f.split(size) for f in others), strict=True))
+        rows, total = [], torch.zeros(1, n_parameters, device=samples.y.device)
+        for chunk in zip(*(field.split(size) for field in samples), strict=True):
+            rows.append(gradients(chunk))
+            total = total + rows[-1].sum(0)
+        rows = [F.normalize(row, dim=1) for row in (*rows, total)]
+        columns = (gradients(chunk) for chunk in zip(*(f.split(size) for f in others), strict=True))
+        columns = (F.normalize(column, dim=1) for column in columns)
         return torch.cat([torch.cat([row @ column.T for row in rows]) for column in columns], 1)
 
     def cosines_linear(
@@ -61,7 +67,7 @@ class GradientSimilarity:
         """For fully connected networks, without making the gradients; None where layers see several tokens.
 
         A layer z = W a + b has the gradients δ aᵀ and δ, δ = ∂CE/∂z: the inner product of two samples' is
-        (δ · δ')(a · a' + 1), summed over layers.
+        (δ · δ')(a · a' + 1), summed over layers. Those among the n samples give the norm of their sum.
         """
         n = len(samples.y)
         x, y, task_id = (torch.cat(pair) for pair in zip(samples, others, strict=True))
@@ -77,9 +83,12 @@ class GradientSimilarity:
             return None
         deltas = torch.autograd.grad(loss, list(outputs.values()))
         inner, square = torch.zeros(n, len(y) - n, device=x.device), torch.zeros(len(y), device=x.device)
+        among = torch.zeros((), device=x.device)
         for name, delta in zip(outputs, deltas, strict=True):
             a, bias = inputs[name], layers[name].bias is not None
             inner += (delta[:n] @ delta[n:].T) * (a[:n] @ a[n:].T + bias)
+            among += ((delta[:n] @ delta[:n].T) * (a[:n] @ a[:n].T + bias)).sum()
             square += delta.square().sum(1) * (a.square().sum(1) + bias)
         norm = square.sqrt().clamp_min(1e-12)
-        return inner / norm[:n].view(-1, 1) / norm[n:]
+        norm_of_sum = among.clamp_min(0).sqrt().clamp_min(1e-12)
+        return torch.cat((inner / norm[:n].view(-1, 1), inner.sum(0, keepdim=True) / norm_of_sum)) / norm[n:]

@@ -1,11 +1,14 @@
 """A-GEM-R, MIR and GSS against naive transcriptions: lists, loops, the same draws."""
 
 import copy
+from collections import Counter
+from itertools import accumulate, chain
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from engram.models.parts.inference import evaluating
 from engram.models.parts.similarity import GradientSimilarity
 from engram.models.rehearsal import Examples
 from engram.utils.buffers.reservoir import distinct
@@ -95,48 +98,160 @@ def test_cosines_of_gradients_equal_one_backward_pass_per_sample(scenario):
         gradients.append(vector(torch.autograd.grad(loss, parameters, materialize_grads=True)))
     unit = F.normalize(torch.stack(gradients), dim=1)
     samples, others = Examples(x[:5], y[:5], task_id[:5]), Examples(x[5:], y[5:], task_id[5:])
-    found = GradientSimilarity(method).cosines(samples, others)
-    torch.testing.assert_close(found.double(), unit[:5] @ unit[5:].T, rtol=0, atol=1e-6)
+    cosines = GradientSimilarity(method).cosines(samples, others)[:5]
+    torch.testing.assert_close(cosines.double(), unit[:5] @ unit[5:].T, rtol=0, atol=1e-6)
 
 
 def naive_gradient(net, x, y) -> torch.Tensor:
-    return vector(torch.autograd.grad(F.cross_entropy(net(x[None]), y[None]), list(net.parameters())))
+    return vector(torch.autograd.grad(F.cross_entropy(net(x), y), list(net.parameters())))
 
 
+# What only the rule of the batch does to single samples and slots.
+OF_THE_BATCH = ("entered from 1 on", "refused below 1", "a slot taken twice")
+
+
+class NaiveGSS:
+    """The memory of GSS as a list of samples and one of their scores, sample by sample.
+
+    Written after the behaviour of the code that Buzzega et al. 2020 ran (rule "batch") and after Algorithm 2
+    of Aljundi et al. 2019 (rule "sample"). `gradient(samples)` is that of the mean loss of several samples.
+    """
+
+    def __init__(self, rule, size, n, gradient, source, draws):
+        self.rule, self.size, self.n, self.gradient = rule, size, n, gradient
+        self.source, self.draws = source, draws
+        self.samples, self.scores = [], []
+        self.events = Counter()
+
+    def offer(self, batch: list) -> None:
+        """The scores of all come first; then the samples enter free slots or compete, one after the other."""
+        own, whole = [0.1] * len(batch), 0.1
+        if self.samples:
+            rows = distinct(len(self.samples), min(self.n, len(self.samples)), self.source).tolist()
+            others = [self.gradient([self.samples[r]]) for r in rows]
+            own = [self.score(self.gradient([sample]), others) for sample in batch]
+            whole = self.score(self.gradient(batch), others)
+        n_free = min(self.size - len(self.samples), len(batch))
+        self.samples += batch[:n_free]
+        self.scores += [whole] * n_free if self.rule == "batch" else own[:n_free]
+        if n_free:
+            torch.rand(n_free, generator=self.source, dtype=torch.float64)  # the reservoir's, unused
+            self.events["filled and competed"] += n_free < len(batch)
+        if n_free < len(batch):
+            {"batch": self.compete, "sample": self.compete_apart}[self.rule](
+                batch[n_free:], own[n_free:], whole
+            )
+
+    @staticmethod
+    def score(gradient, others) -> float:
+        return max(0.0, 1 + max(F.cosine_similarity(gradient, g, dim=0).item() for g in others))
+
+    def compete(self, batch, own, whole) -> None:
+        """Slots drawn ∝ the scores as they are at that moment, by inverting their cumulative sum."""
+        chances, coins = torch.rand(2, len(batch), generator=self.draws, dtype=torch.float64).tolist()
+        taken = []
+        for sample, c, chance, coin in zip(batch, own, chances, coins, strict=True):
+            total = list(accumulate(self.scores))
+            slot = next(i for i, upto in enumerate(total) if chance * total[-1] < upto)
+            if whole < 1 and coin < self.scores[slot] / (self.scores[slot] + c):
+                self.samples[slot], self.scores[slot] = sample, c
+                taken.append(slot)
+                self.events["entered from 1 on"] += c >= 1
+            self.events["refused below 1"] += whole >= 1 and c < 1
+        self.events["a slot taken twice"] += len(taken) > len(set(taken))
+        self.events["entered"] += len(taken)
+
+    def compete_apart(self, batch, own, _) -> None:
+        """Slots by the exponential race that the draws define, all before the first replacement."""
+        u = torch.rand(self.size, generator=self.draws, dtype=torch.float64)
+        race = [u[i].log().item() / self.scores[i] for i in range(self.size)]
+        slots = sorted(range(self.size), key=lambda i: -race[i])[: len(batch)]
+        coins = torch.rand(len(batch), generator=self.draws).tolist()
+        for slot, coin, sample, c in zip(slots, coins, batch, own, strict=False):
+            if c < 1 and coin < self.scores[slot] / (self.scores[slot] + c):
+                self.samples[slot], self.scores[slot] = sample, c
+                self.events["entered"] += 1
+
+
+@pytest.mark.parametrize("rule", ["batch", "sample"])
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_gss_equals_a_naive_transcription(scenario):
-    """Scores from one backward pass per sample; places by the exponential race that the draws define."""
-    method, twin, steps = trained("gss", scenario, gss_minibatch_size=5, **FLAGS)
-    memory, source, n_replaced = [], twin.buffer.generator, 0
+def test_gss_equals_a_naive_transcription(scenario, rule):
+    """Gradients from one backward pass per sample and per batch; two steps on every batch."""
+    flags = FLAGS | {"gss_minibatch_size": 5, "gss_rule": rule, "batch_num": 2}
+    method, twin, steps = trained("gss", scenario, **flags)
+
+    def gradient(samples):
+        return naive_gradient(twin.net, *columns(samples))
+
+    memory = NaiveGSS(rule, SIZE, 5, gradient, twin.buffer.generator, twin.draws)
     for _, batch in steps:
         offered = list(zip(batch.x, batch.y, strict=True))
-        drawn = [memory[r] for r in distinct(len(memory), min(K, len(memory)), source)] if memory else []
-        x, y = columns([*offered, *(s[:2] for s in drawn)])
-        descend(list(twin.net.parameters()), F.cross_entropy(twin.net(x), y), LR)
-        if memory:
-            rows = distinct(len(memory), min(5, len(memory)), source).tolist()
-            others = [naive_gradient(twin.net, *memory[r][:2]) for r in rows]
-            scores = [
-                1 + max(F.cosine_similarity(naive_gradient(twin.net, *s), g, dim=0).item() for g in others)
-                for s in offered
-            ]
-        else:
-            scores = [0.1] * len(offered)
-        free = SIZE - len(memory)
-        memory += [(*s, c) for s, c in zip(offered[:free], scores, strict=False)]
-        if free > 0:
-            torch.rand(len(offered[:free]), generator=source, dtype=torch.float64)  # the reservoir's, unused
-        rest = list(zip(offered[max(free, 0) :], scores[max(free, 0) :], strict=True))
-        if rest:
-            u = torch.rand(SIZE, generator=twin.draws, dtype=torch.float64)
-            race = [u[i].log().item() / memory[i][2] for i in range(SIZE)]
-            slots = sorted(range(SIZE), key=lambda i: -race[i])[: len(rest)]
-            coins = torch.rand(len(rest), generator=twin.draws).tolist()
-            for slot, coin, (sample, c) in zip(slots, coins, rest, strict=True):
-                if c < 1 and coin < memory[slot][2] / (memory[slot][2] + c):
-                    memory[slot] = (*sample, c)
-                    n_replaced += 1
-    assert n_replaced > 3
+        for _ in range(2):
+            held = memory.samples
+            rows = distinct(len(held), min(K, len(held)), twin.buffer.generator) if held else []
+            x, y = columns([*offered, *(held[r] for r in rows)])
+            descend(list(twin.net.parameters()), F.cross_entropy(twin.net(x), y), LR)
+        memory.offer(offered)
+    assert memory.events["entered"] > 3
     assert_equal_networks(method.net, twin.net)
-    expected = torch.tensor([s[2] for s in memory])
-    torch.testing.assert_close(method.buffer.stored()["score"], expected, rtol=1e-4, atol=1e-5)
+    stored, expected = method.buffer.stored(), torch.tensor(memory.scores)
+    torch.testing.assert_close(stored["score"], expected, rtol=1e-4, atol=1e-5)
+    assert stored["y"].tolist() == [y.item() for _, y in memory.samples]
+
+
+@pytest.mark.parametrize("rule", ["batch", "sample"])
+def test_gss_fills_the_slots_that_the_rule_says(monkeypatch, rule):
+    """A fixed stream with planted gradients: after every batch each slot holds the same sample and score."""
+    size, n = 7, 2
+    flags = {"buffer_size": size, "gss_minibatch_size": n, "batch_size": 5, "gss_rule": rule}
+    method, _ = tiny_method("gss", **flags)
+    twin, _ = tiny_method("gss", **flags)
+    benchmark = method.benchmark
+    samples = [benchmark.train(task) for task in benchmark.tasks]
+    x_raw, index = (torch.cat([getattr(s, name) for s in samples]) for name in ("x_raw", "index"))
+    images = benchmark.augment.normalise(x_raw).flatten(1)
+    source = torch.Generator().manual_seed(9)
+    planted = torch.randn(int(index.max()) + 1, 3, generator=source, dtype=torch.float64)
+
+    def directions(samples):
+        return planted[index[torch.cdist(samples.x.flatten(1), images).argmin(1)]]
+
+    def cosines(_, samples, others):
+        g = directions(samples)
+        g = torch.cat((g, g.mean(0, keepdim=True)))
+        return F.normalize(g, dim=1) @ F.normalize(directions(others), dim=1).T
+
+    monkeypatch.setattr(GradientSimilarity, "cosines", cosines)
+    memory = NaiveGSS(rule, size, n, lambda rows: planted[rows].mean(0), twin.buffer.generator, twin.draws)
+    for batch in chain.from_iterable(benchmark.batches(task, 0, 5) for task in benchmark.tasks):
+        method.select(batch)
+        memory.offer(batch.index.tolist())
+        stored = method.buffer.stored()
+        assert stored["index"].tolist() == memory.samples
+        torch.testing.assert_close(stored["score"], torch.tensor(memory.scores), rtol=0, atol=1e-5)
+        rows = torch.searchsorted(index.sort().values, stored["index"])
+        assert torch.equal(stored["x"], x_raw[index.argsort()[rows]])
+    method.epoch = 1
+    method.select(batch)
+    assert method.buffer.stored()["index"].tolist() == memory.samples, "a sample is offered once"
+    happened = {event for event, count in memory.events.items() if count}
+    assert happened == {"entered", "filled and competed", *(OF_THE_BATCH if rule == "batch" else ())}
+
+
+@pytest.mark.parametrize("backbone", ["mlp", "cnn"])
+def test_the_batch_is_judged_by_the_mean_of_its_gradients(backbone):
+    """Both ways, with and without the gradients themselves, against one backward pass of the batch."""
+    method, config = tiny_method("gss", backbone=backbone, buffer_size=SIZE)
+    train(method, config, tasks=1)
+    benchmark = method.setup.benchmark
+    samples = benchmark.train(benchmark.tasks[0])
+    x, y, task_id = (field[:9] for field in (samples.x_raw, samples.y, samples.task_id))
+    x = benchmark.augment.normalise(x)
+    batch, others = Examples(x[:5], y[:5], task_id[:5]), Examples(x[5:], y[5:], task_id[5:])
+    with evaluating(method.net):
+        whole = naive_gradient(method.net, x[:5], y[:5])
+        singles = [naive_gradient(method.net, x[i : i + 1], y[i : i + 1]) for i in range(5, 9)]
+    expected = torch.stack([F.cosine_similarity(whole, g, dim=0) for g in singles])
+    torch.testing.assert_close(
+        GradientSimilarity(method).cosines(batch, others)[-1], expected, rtol=0, atol=1e-4
+    )

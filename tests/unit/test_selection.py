@@ -263,36 +263,60 @@ def test_random_is_uniform_and_distinct():
     assert sorted(selection.random(torch.zeros(3), 9, source).tolist()) == [0, 1, 2]
 
 
-def test_gss_gives_up_slots_as_algorithm_2_does():
+gss_rules = {
+    "sample": selection.gss_by_sample,
+    "batch": lambda held, offered, source: selection.gss_by_batch(held, offered, torch.tensor(0.9), source),
+}
+
+
+@pytest.mark.parametrize("rule", gss_rules)
+def test_gss_gives_up_slots_as_algorithm_2_does(rule):
     """One sample of score .5 offered to slots of scores .2, .6, 1.2: P(i replaced) = C_i/ΣC · C_i/(C_i + c).
 
     Chi-square over the three slots and "none"; false alarm 1e-4.
     """
     held, offered, source = torch.tensor([0.2, 0.6, 1.2]), torch.tensor([0.5]), generator(8)
     counts = np.zeros(4)
-    for _ in range(8000):
-        slots, replace = selection.gss_greedy(held, offered, source)
-        counts[slots.item() if replace.item() else 3] += 1
+    for _ in range(3000):
+        slots, holder = gss_rules[rule](held, offered, source)
+        counts[slots.item() if holder.item() == 0 else 3] += 1
     chances = np.array([c / 2.0 * c / (c + 0.5) for c in (0.2, 0.6, 1.2)])
-    assert stats.chisquare(counts, 8000 * np.array([*chances, 1 - chances.sum()])).pvalue > 1e-4
+    assert stats.chisquare(counts, 3000 * np.array([*chances, 1 - chances.sum()])).pvalue > 1e-4
 
 
 def test_gss_draws_at_most_as_many_slots_as_the_memory_has():
-    slots, replace = selection.gss_greedy(torch.rand(3) + 0.5, torch.zeros(5), generator(9))
-    assert sorted(slots.tolist()) == [0, 1, 2] and replace.tolist() == [True] * 3
-    assert not selection.gss_greedy(torch.zeros(3), torch.zeros(2), generator(9))[1].any()
+    slots, holder = selection.gss_by_sample(torch.rand(3) + 0.5, torch.zeros(5), generator(9))
+    assert sorted(slots.tolist()) == [0, 1, 2] and holder.tolist() == [0, 1, 2]
+    assert selection.gss_by_sample(torch.zeros(3), torch.zeros(2), generator(9))[1].tolist() == [-1, -1]
 
 
 def test_gss_refuses_samples_that_point_as_the_memory_does():
-    slots, replace = selection.gss_greedy(torch.rand(6), torch.tensor([1.0, 1.7, 0.0, 0.0]), generator())
-    assert replace[:2].tolist() == [False, False] and replace[2:].tolist() == [True, True]
+    slots, holder = selection.gss_by_sample(torch.rand(6), torch.tensor([1.0, 1.7, 0.0, 0.0]), generator())
+    assert holder.tolist() == [-1, -1, 2, 3]
     assert len(slots.unique()) == 4
+
+
+def test_gss_lets_all_of_a_batch_compete_or_none():
+    """By the batch's score alone: 1 is not below 1, and samples of score 0 win for certain, of 2 at times."""
+    held, offered = torch.full((50,), 0.5), torch.tensor([0.0, 2.0] * 10)
+    holder = selection.gss_by_batch(held, offered, torch.tensor(1.0), generator(3))[1]
+    assert holder.tolist() == [-1] * 20
+    holder = selection.gss_by_batch(held, offered, torch.tensor(0.99), generator(3))[1]
+    assert (holder[::2] >= 0).all() and 0 < (holder[1::2] >= 0).sum() < 10
+    assert held.tolist() == [0.5] * 50, "the caller's scores stay as they are"
+
+
+def test_gss_draws_of_one_slot_name_its_last_holder():
+    """All slots but one have score 0; a sample of score 0 that takes it leaves nothing to be drawn."""
+    held = torch.tensor([0.0, 1.0, 0.0])
+    slots, holder = selection.gss_by_batch(held, torch.tensor([3.0] * 40), torch.tensor(0.5), generator(5))
+    assert slots.tolist() == [1] * 40 and len(holder.unique()) == 1 and holder[0] > 0
 
 
 @pytest.mark.parametrize("seed", range(10))
 def test_gss_draws_uniformly_among_slots_of_score_zero(seed):
     """All chances are equal then, and the slots with the largest random keys are drawn."""
-    slots, _ = selection.gss_greedy(torch.zeros(6), torch.zeros(2), generator(seed))
+    slots, _ = selection.gss_by_sample(torch.zeros(6), torch.zeros(2), generator(seed))
     keys = torch.rand(6, generator=generator(seed), dtype=torch.float64)
     assert slots.tolist() == keys.argsort(descending=True)[:2].tolist()
 
@@ -302,11 +326,11 @@ def test_gss_keeps_a_slot_when_the_coin_equals_the_chance():
     source = generator()
     torch.rand(1, generator=source, dtype=torch.float64)  # the key of the slot
     coin = torch.rand(1, generator=source)
-    assert selection.gss_greedy(coin, 1 - coin, generator())[1].tolist() == [False]
-    assert selection.gss_greedy(coin + 1e-3, 1 - coin, generator())[1].tolist() == [True]
+    assert selection.gss_by_sample(coin, 1 - coin, generator())[1].tolist() == [-1]
+    assert selection.gss_by_sample(coin + 1e-3, 1 - coin, generator())[1].tolist() == [0]
 
 
 def test_gss_keeps_slots_whose_score_is_rounded_below_zero():
     """A cosine of -1 may come out as -1.0000001 in float32."""
     rounded = torch.full((20,), -1e-7)
-    assert not selection.gss_greedy(rounded, rounded, generator())[1].any()
+    assert (selection.gss_by_sample(rounded, rounded, generator())[1] < 0).all()

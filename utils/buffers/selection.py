@@ -1,7 +1,7 @@
 """Selection: which samples deserve a slot of the memory, as pure functions on tensors.
 
 By score or ranking (`pick`, `class_balanced`), by features (`herding`, `k_center`, `mean_of_features`,
-`grasp`), by prediction (`entropy`), by gradient (`gss_greedy`), by loss (`loss_aware`).
+`grasp`), by prediction (`entropy`), by gradient (`gss_by_batch`), by loss (`loss_aware`).
 Functions that choose return positions (k,) on the device of their input; what is random is drawn on the
 host from the generator given.
 """
@@ -195,14 +195,14 @@ def class_counts(y: Tensor, n_classes: int) -> Tensor:
 # --- by gradient --------------------------------------------------------------------------------
 
 
-def gss_greedy(held: Tensor, offered: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """(b,) slots drawn for b offered samples with their scores, and whether each is to replace its slot.
+def gss_by_sample(held: Tensor, offered: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """(k,) slots drawn for the first k = min(b, M) of b offered samples, and the row of each new holder.
 
     A score c is 1 + the largest cosine similarity of the sample's gradient with those of some samples in
     the memory. A sample with c < 1, which points away from them, is a candidate; its slot i is drawn with
-    probability ∝ C_i (`held`, (M,)) and given up with probability C_i / (C_i + c). Source: Aljundi et al.
-    2019, "Gradient based sample selection for online continual learning" (arXiv 1903.08671), Algorithm 2;
-    as in the official code the slots of a batch are drawn together, without replacement (so at most M
+    probability ∝ C_i (`held`, (M,)) and given up with probability C_i / (C_i + c); row −1 where it is not.
+    Source: Aljundi et al. 2019, "Gradient based sample selection for online continual learning" (arXiv
+    1903.08671), Algorithm 2; the slots of a batch are drawn together, without replacement (so at most M
     samples of a batch can enter).
     """
     b = min(len(offered), len(held))
@@ -211,7 +211,38 @@ def gss_greedy(held: Tensor, offered: Tensor, generator: torch.Generator) -> tup
     slots = (keys.log() / held.double().clamp_min(1e-12)).topk(b).indices
     coins = send(torch.rand(b, generator=generator), held.device)
     old, new = held[slots], offered[:b]
-    return slots, (new < 1) & (coins < old / (old + new).clamp_min(1e-12))
+    wins = (new < 1) & (coins < old / (old + new).clamp_min(1e-12))
+    return slots, torch.where(wins, torch.arange(b, device=held.device), -1)
+
+
+def gss_by_batch(
+    held: Tensor, offered: Tensor, batch_score: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """(b,) slots drawn for b offered samples, and the row of the new holder of each; −1 for the old one.
+
+    held: (M,) scores C of the memory, offered: (b,) scores c of the samples, batch_score: () that of the
+    gradient of the whole batch. If it is below 1, every sample competes, one after the other: its slot i is
+    drawn with probability ∝ C_i and given up with probability C_i / (C_i + c), and C_i becomes c. A slot
+    may be drawn and given up again; all its draws then name the row that holds it in the end. Source: the
+    code with which Buzzega et al. 2020 (DER, arXiv 2004.07211) ran GSS, mammoth's `utils/gss_buffer.py`.
+    """
+    held = held.double().clamp_min(1e-12)
+    offered, allowed = offered.double().clamp_min(1e-12), batch_score < 1
+    chances, coins = send(torch.rand(2, len(offered), generator=generator, dtype=torch.float64), held.device)
+    holder = torch.full((len(held),), -1, device=held.device)
+    rows = torch.arange(len(offered), device=held.device)
+    slots = []
+    # A loop, since every draw depends on the replacements before it; nothing in it reads the device.
+    for chance, coin, score, row in zip(*(t.split(1) for t in (chances, coins, offered, rows)), strict=True):
+        total = held.cumsum(0)
+        slot = torch.searchsorted(total, chance * total[-1], right=True).clamp_max(len(held) - 1)
+        old = held[slot]
+        wins = allowed & (coin < old / (old + score))
+        held[slot] = torch.where(wins, score, old)
+        holder[slot] = torch.where(wins, row, holder[slot])
+        slots.append(slot)
+    drawn = torch.cat(slots)
+    return drawn, holder[drawn]
 
 
 def _cat(chosen: list[Tensor], like: Tensor) -> Tensor:
