@@ -10,10 +10,10 @@ from types import ModuleType
 import torch
 
 from engram.backbones import timm_library, torchvision_library, tuning
-from engram.backbones.pretrained_weights import SUFFIXES, Weights
+from engram.backbones.pretrained_weights import Weights
 from engram.backbones.vit import HookedViT
 from engram.backbones.wrapped_network import CHANNELS, LibraryNetwork
-from engram.utils.config.options import OptionError, Pixels, option
+from engram.utils.config.options import Pixels, option
 from engram.utils.errors import UserError
 
 LIBRARIES = {"timm": timm_library, "torchvision": torchvision_library}
@@ -36,15 +36,7 @@ class Options(tuning.TuneOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        file = Weights.given(self.pretrained).file
-        if file and file.is_dir():
-            raise OptionError(
-                f"--pretrained {self.pretrained}: is a folder; expected a file of weights in it"
-            )
-        if file and not file.is_file():
-            raise OptionError(f"--pretrained {self.pretrained}: there is no such file")
-        if file and file.suffix not in SUFFIXES:
-            raise OptionError(f"--pretrained {self.pretrained}: expected {', '.join(SUFFIXES)}")
+        Weights.given(self.pretrained).refuse_missing()
 
     def pixels(self, backbone: str) -> Pixels | None:
         """Mean and deviation of the pixels that the weights were trained on, None for random weights."""

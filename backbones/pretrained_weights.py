@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engram.utils.config.options import OptionError
 from engram.utils.errors import UserError
 
 SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".npz")
@@ -29,6 +30,16 @@ class Weights(NamedTuple):
         if text and (text.endswith(SUFFIXES) or "/" in text):
             return cls(file=Path(text).expanduser())
         return cls(name=text)
+
+    def refuse_missing(self) -> None:
+        """Raise `OptionError` where --pretrained names a file that is absent or of no kind that is read."""
+        file = self.file
+        if file and file.is_dir():
+            raise OptionError(f"--pretrained {file}: is a folder; expected a file of weights in it")
+        if file and not file.is_file():
+            raise OptionError(f"--pretrained {file}: there is no such file")
+        if file and file.suffix not in SUFFIXES:
+            raise OptionError(f"--pretrained {file}: expected {', '.join(SUFFIXES)}")
 
     @property
     def are_random(self) -> bool:

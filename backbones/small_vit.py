@@ -1,14 +1,15 @@
-"""Vision transformer for small images, of any depth and width, with random weights (needs timm).
+"""Vision transformer for small images, of any depth and width, with random weights or a run's (needs timm).
 
 Source: Dosovitskiy et al. 2021 (arXiv 2010.11929), built by timm; patches of 4 pixels make 64 of a 32x32
 image. It has the hooks of timm's pre-trained ones (`vit.py`) for prompts, adapters and LoRA: train it on some
-classes, then start from it with --loadcheck.
+classes, then give --pretrained what --savecheck wrote (the encoder without its head; --loadcheck takes both).
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from engram.backbones import timm_library
-from engram.backbones.pretrained_weights import Built
+from engram.backbones.pretrained_weights import Built, Weights, load_into, read_file
 from engram.backbones.tuning import TuneOptions, tune_built
 from engram.backbones.vit import HookedViT
 from engram.backbones.wrapped_network import CHANNELS
@@ -24,6 +25,14 @@ class Options(TuneOptions):
     embed_dim: int = option(192, "width of a token", ge=1, le=65536)
     depth: int = option(6, "number of blocks", ge=1, le=1000)
     num_heads: int = option(3, "heads of each block's attention; they share the width", ge=1)
+    pretrained: str | None = option(
+        None, "file of weights of such a network, as --savecheck writes them; its head is left out"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pretrained:
+            Weights(file=Path(self.pretrained).expanduser()).refuse_missing()
 
 
 def build(options: Options, input_shape: tuple[int, ...], name: str) -> HookedViT:
@@ -38,6 +47,9 @@ def build(options: Options, input_shape: tuple[int, ...], name: str) -> HookedVi
         depth=options.depth,
         num_heads=options.num_heads,
     )
+    if options.pretrained:
+        file = Path(options.pretrained).expanduser()
+        load_into(body, read_file(file), file)
     net = HookedViT(Built(body, options.embed_dim, 0), is_grey=n_channels == 1)
     net.notes = tuple(tune_built(net, options))
     return net

@@ -101,7 +101,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, SweepSpec]:
         [word for name in flags if name in own_names for word in (f"--{name}", *flags[name])]
     )
     study = read_spec(Path(file)) if file else SweepSpec()
-    fixed = {name: _one(name, values) for name, values in grouped(fixed_words).items()}
+    fixed = {name: one_value(name, values) for name, values in grouped(fixed_words).items()}
     grid = {name: values or ["1"] for name, values in flags.items() if name not in own_names}
     name = options.name or study.name
     given = study.fixed | fixed
@@ -113,7 +113,8 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, SweepSpec]:
     return options, SweepSpec(name, named | settled, grid_of_file | grid, runs)
 
 
-def _one(name: str, values: list[str]) -> Any:
+def one_value(name: str, values: list[str]) -> Any:
+    """The value of a flag that has one; a flag without a value is switched on."""
     if len(values) > 1:
         raise UserError(
             f"--{name} {' '.join(values)}: one value is expected after --; a grid stands before it"

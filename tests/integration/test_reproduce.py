@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 pytestmark = pytest.mark.slow
 
 FOLDER = ROOT / "scripts" / "reproduce"
-# Script and arguments → runs that it prints for the seeds 0 and 1, prompts.sh for 0.
+# Script and arguments → runs that it prints for the seeds 0 and 1, prompts.sh for 0 (_small: the encoder's).
 STUDIES = {
     "intervention.sh scores.npz": 2 * 3 * (1 + 3 * 2),
     "maer.sh cifar10-narrow": 2 * (10 * 4 + 1),
@@ -23,7 +23,8 @@ STUDIES = {
     "mer_examples.sh 0": 63,
     "mnist.sh": 2 * 12,
     "pretrained.sh": 2 * (8 + 3 + 3),
-    "prompts.sh": 23,
+    "prompts.sh": 39,
+    "prompts_small.sh": 1,
     "rehearsal.sh": 2 * 3 * (4 + 3) + 2 * 2,
     "scenarios.sh all": 2 * 3 * 19,
     "scenarios.sh all tune": None,

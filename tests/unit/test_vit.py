@@ -275,3 +275,18 @@ def test_methods_that_choose_what_learns_refuse_tune(kind):
     net = network("small_vit", shape=(1, 8, 8), tune=kind)
     with pytest.raises(UserError, match="--model l2p chooses itself what learns: leave --tune out"):
         require_vit(net, "l2p")
+
+
+def test_a_small_transformer_starts_from_the_encoder_of_a_run(tmp_path):
+    """The head of the file, of another number of classes, is left out; another network is refused."""
+    sizes = {"patch_size": 2, "embed_dim": 16, "depth": 2, "num_heads": 2}
+    trained, file = network("small_vit", shape=(1, 8, 8), seed=1, **sizes), tmp_path / "last.pt"
+    weights = {f"body.{name}": value for name, value in trained.body.state_dict().items()}
+    torch.save({**weights, "head.weight": torch.zeros(3, 16), "head.bias": torch.zeros(3)}, file)
+    net = network("small_vit", shape=(1, 8, 8), pretrained=str(file), **sizes)
+    x = images(2, 8)[:, :1]
+    assert torch.equal(net.eval().features(x), trained.eval().features(x))
+    with pytest.raises(UserError, match="the weights of another network"):
+        network("small_vit", shape=(1, 8, 8), pretrained=str(file), **sizes | {"depth": 3})
+    with pytest.raises(UserError, match="there is no such file"):
+        network("small_vit", shape=(1, 8, 8), pretrained=str(tmp_path / "none.pt"), **sizes)

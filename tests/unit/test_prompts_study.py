@@ -1,0 +1,60 @@
+"""The study of prompts beside their controls: whose rate a row has, and which rate is the best."""
+
+import pytest
+
+from engram.scripts.studies import prompts
+from engram.utils.errors import UserError
+
+HEAD = {"model": "sgd", "train_classes": "task", "tune": "head"}
+
+
+def test_rows_are_those_of_the_script_without_their_papers_optimizers():
+    listed = prompts.rows()
+    assert HEAD in listed and len(listed) == len(prompts.read_spec(prompts.ROWS).runs)
+    assert not any(set(row) & set(prompts.OPTIMIZER) for row in listed)
+    assert len({prompts.text(row) for row in listed}) == len(listed)
+    assert [row["model"] for row in prompts.rows("^(l2p|ncm)$")] == ["l2p", "ncm"]
+    with pytest.raises(UserError, match=r"--only nothing: no row of prompts\.yaml matches"):
+        prompts.rows("nothing")
+
+
+def test_a_row_is_tuned_itself_or_has_the_rate_of_a_listed_one():
+    listed = prompts.rows()
+    assert prompts.tuned_row(HEAD) == HEAD
+    assert prompts.tuned_row({"model": "ncm"}) is prompts.tuned_row({"model": "ranpac"}) is None
+    assert prompts.tuned_row({"model": "slca", "ca_epochs": 0}) == {"model": "slca"}
+    er = prompts.tuned_row({"model": "er", "tune": "adapter"})
+    assert er == {"model": "sgd", "train_classes": "all", "tune": "adapter"}
+    assert all(tuned in listed for row in listed if (tuned := prompts.tuned_row(row)))
+
+
+def test_the_best_rate_is_that_of_the_highest_accuracy_and_the_smaller_of_equals(monkeypatch):
+    measured = {0.001: 0.3, 0.01: 0.5, 0.1: 0.5, 1.0: None}
+    monkeypatch.setattr(prompts, "accuracy", lambda row, fixed, index: measured[row["lr"]])
+    assert prompts.best_rate(HEAD, [1.0, 0.1, 0.01, 0.001], {}, None) == 0.01
+    with pytest.raises(UserError, match="sgd train_classes=task tune=head: no run of --rates finished"):
+        prompts.best_rate(HEAD, [1.0], {}, None)
+
+
+def test_every_row_gets_as_many_tries_and_then_each_seed_with_its_rate(monkeypatch, tmp_path):
+    calls = []
+    monkeypatch.setattr(
+        prompts, "run_all", lambda name, runs, fixed, folder, jobs: calls.append((name, runs, fixed))
+    )
+    best = {"l2p": 0.03, "sgd train_classes=all": 0.002}
+    monkeypatch.setattr(prompts, "best_rate", lambda row, rates, fixed, index: best[prompts.text(row)])
+    argv = [str(tmp_path / "out"), "--only", "^(l2p|er|ncm)$", "--rates", "0.002,0.03", "--seeds", "4,5"]
+    assert prompts.main([*argv, "--", "--dataset", "seq-digits"]) == 0
+    (_, tries, held_out), *seeds = calls
+    fine_tuning = {"model": "sgd", "train_classes": "all"}
+    assert tries == [{**row, "lr": lr} for row in ({"model": "l2p"}, fine_tuning) for lr in (0.002, 0.03)]
+    assert (held_out["validation"], held_out["seed"], held_out["optimizer"]) == (20.0, 100, "adam")
+    assert [(runs[0]["seed"], {r["model"]: r["lr"] for r in runs}) for _, runs, _ in seeds] == [
+        (seed, {"l2p": 0.03, "er": 0.002, "ncm": 0.002}) for seed in (4, 5)
+    ]
+    assert all(fixed["dataset"] == "seq-digits" and "validation" not in fixed for _, _, fixed in seeds)
+
+
+def test_the_seed_of_the_tries_is_refused(tmp_path, capsys):
+    assert prompts.main([str(tmp_path), "--seeds", "0,100"]) == 2
+    assert "--seeds: 100 is the seed that rates are chosen with" in capsys.readouterr().err
