@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import engram
-from engram.memorization.settings import DATASETS, OPERATIONAL, DataOptions, StudyConfig
+from engram.memorization.settings import DATASETS, OLDER, OPERATIONAL, DataOptions, StudyConfig
 from engram.utils import files
 from engram.utils.config import option_names, registry
 from engram.utils.config.flags import (
@@ -64,7 +64,7 @@ def _parse(program: str, text: str, sets: Sets, argv: list[str]) -> dict[str, An
     file = own_names(file, fields_of(sets))
     given = file | chosen
     saved = saved_settings(given["weights_dir"]) if "weights_dir" in given and not wants_help else {}
-    saved = own_names(saved, fields_of(sets))
+    saved = OLDER | own_names(saved, fields_of(sets)) if saved else {}
     given = saved | given
     dataset = given.get("dataset", DataOptions.dataset)
     defaults = dict(DATASETS.get(dataset, {}))

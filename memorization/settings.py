@@ -22,6 +22,8 @@ DATASETS: dict[str, dict[str, Any]] = {
     "tinyimagenet": IMAGES, "imagefolder": IMAGES, "arrays": GREY,
 }  # fmt: skip
 MAX_NETWORKS = 100_000  # of a study
+# Flags that the settings of older studies do not name, and what these were made with.
+OLDER: dict[str, Any] = {"augment": None}
 # When the learning rate is multiplied by 0.1, in parts of the training.
 MILESTONES = (0.7, 0.9)
 
@@ -37,6 +39,10 @@ class DataOptions(OptionSet):
         None, "only the classes a to b−1, given as a,b; the network has b outputs"
     )
     dataset_size: float = option(1.0, "share of the training set used (stratified, drawn once)", gt=0, le=1)
+    augment: str | None = option(
+        None, "of training images: none, by which small networks fit their examples (default: as main.py, "
+        "crops and mirror images of colour images)", choices=("none",),
+    )  # fmt: skip
     data_dir: str = option("~/.cache/engram", "where data sets lie or are downloaded to")
     image_dir: str | None = option(
         None, "imagefolder: as --image_dir of seq-imagefolder, a folder or a CSV file (default: --data_dir)"

@@ -95,6 +95,8 @@ def load(options: DataOptions, device: torch.device, pixels: Pixels | None = Non
     if parent_process() is None:  # the processes that it starts read the same
         for note in source.notes:
             say_once(f"data:    {note}")
+    if options.augment == "none":
+        augment = replace(augment, crop_padding=0, flip=False)
     if pixels:
         augment = replace(augment, mean=pixels[0], std=pixels[1])
     labels = source.train_y.numpy()

@@ -15,6 +15,7 @@ from engram.memorization import cli, study_data
 from engram.memorization.figures import draw_galleries
 from engram.memorization.settings import DATASETS, DataOptions, StudyConfig, scaled
 from engram.memorization.subsets import fraction, in_class_range
+from engram.memorization.train_splits import SplitsConfig
 from engram.memorization.training import build_network
 from engram.utils.config import registry
 from engram.utils.config.config import resolve
@@ -124,6 +125,21 @@ def test_augmentations_are_those_of_the_benchmarks(name, monkeypatch):
     benchmark = registry.load("datasets", study_data.BENCHMARKS.get(name, f"seq-{name}"))
     assert found.augment == getattr(benchmark, "AUGMENT", Augment())
     assert found.augments == (name in ("cifar10", "cifar100", "tinyimagenet"))
+    plain = study_data.load(DataOptions(dataset=name, augment="none"), CPU)
+    assert not plain.augments and (plain.augment.mean, plain.augment.std) == (
+        found.augment.mean,
+        found.augment.std,
+    )
+
+
+def test_a_study_from_before_the_flag_was_made_with_its_default(tmp_path):
+    (tmp_path / "settings.json").write_text('{"dataset": "digits", "stack": 2}')
+    flags = ["--weights_dir", str(tmp_path)]
+    assert cli.parse("train_splits", "", SplitsConfig, flags).data.augment is None
+    with pytest.raises(
+        OptionError, match="--augment none: the networks in --weights_dir were trained with No"
+    ):
+        cli.parse("train_splits", "", SplitsConfig, [*flags, "--augment", "none"])
 
 
 @pytest.mark.parametrize("pretrained", [False, True])
