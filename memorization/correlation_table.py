@@ -92,10 +92,13 @@ def compare(content: Arrays, path: str, n_bootstrap: int, rng: np.random.Generat
     table = []
     for name, vector in vectors(other, path).items():
         a, b = content["scores"][rows], vector[other_rows]
+        measured = ~(np.isnan(a) | np.isnan(b))
+        a, b = a[measured], b[measured]
+        require_common(len(a), path)
         results = correlations(a, b, n_bootstrap, rng)
-        per_class = by_class(a, b, labels).values() if labels is not None else ()
+        per_class = by_class(a, b, labels[measured]).values() if labels is not None else ()
         cost = 1000 * float(costs.get(name, math.nan))
-        table.append(Row(name, len(rows), results, [v for v in per_class if not math.isnan(v)], cost))
+        table.append(Row(name, len(a), results, [v for v in per_class if not math.isnan(v)], cost))
     return table
 
 
@@ -107,11 +110,14 @@ def common_rows(content: Arrays, other: Arrays, path: str) -> tuple[NDArray[np.i
     n_all = max(len(content["scores"]), max(len(v) for v in vectors(other, path).values()))
     index, other_index = (c.get("index", np.arange(n_all)) for c in (content, other))
     common, rows, other_rows = np.intersect1d(index, other_index, return_indices=True)
-    if len(common) < MIN_COMMON:
-        raise UserError(
-            f"--against {path}: {len(common)} examples in common; both files must cover the same data"
-        )
+    require_common(len(common), path)
     return rows, other_rows
+
+
+def require_common(n: int, path: str) -> None:
+    """Raise `UserError` where too few examples have a number in both files."""
+    if n < MIN_COMMON:
+        raise UserError(f"--against {path}: {n} examples in common; both files must cover the same data")
 
 
 def markdown(rows: list[Row]) -> str:

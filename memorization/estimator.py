@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import stdtrit
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.number]
@@ -24,14 +25,26 @@ class Estimate(NamedTuple):
     """A difference of two means for each example, and what it was made from; every field has its shape.
 
     stderr: of `scores`, from the spread over networks; NaN with fewer than two networks on a side.
+    freedom: its degrees of freedom, after Welch and Satterthwaite; NaN where no network differs.
     """
 
     scores: Floats
     stderr: Floats
+    freedom: Floats
     mean_in: Floats
     mean_out: Floats
     n_in: Counts
     n_out: Counts
+
+    @property
+    def ci95(self) -> Floats:
+        """Half the width of a 95 % confidence interval of `scores`: Student's, since networks are few."""
+        quantile = stdtrit(self.freedom, 0.975)
+        return np.where(self.stderr > 0, quantile * self.stderr, self.stderr)
+
+    def measured(self) -> "Estimate":
+        """The same with NaN as score where fewer than two networks on a side leave its error unknown."""
+        return self._replace(scores=np.where(np.isnan(self.stderr), np.nan, self.scores))
 
 
 class Side(NamedTuple):
@@ -89,10 +102,13 @@ def _moments(total: Floats, squares: Floats, n: Counts) -> Side:
 
 
 def _difference(inside: Side, outside: Side, centre: Floats) -> Estimate:
-    stderr = np.sqrt(inside.variance + outside.variance)
+    variance = inside.variance + outside.variance
+    with np.errstate(divide="ignore", invalid="ignore"):
+        freedom = variance**2 / sum(side.variance**2 / (side.n - 1) for side in (inside, outside))
     return Estimate(
-        inside.mean - outside.mean, stderr, inside.mean + centre, outside.mean + centre, inside.n, outside.n
-    )
+        inside.mean - outside.mean, np.sqrt(variance), freedom, inside.mean + centre, outside.mean + centre,
+        inside.n, outside.n,
+    )  # fmt: skip
 
 
 def split_half_reliability(
@@ -104,7 +120,8 @@ def split_half_reliability(
     The networks are halved at random, each half gives its own scores, and the halves' `correlation`
     r (a function of two vectors) is brought to full length by Spearman and Brown's 2r / (1 + r); the
     mean over `n_splits` halvings. No proxy, however good, can be expected to correlate with the
-    estimated scores by more than the square root of it.
+    estimated scores by more than the square root of it. NaN where the halves have fewer than three
+    examples in common.
     """
     values, member = np.asarray(values), np.asarray(member, dtype=bool)
     reliabilities = []
@@ -113,6 +130,8 @@ def split_half_reliability(
         halves = np.array_split(order[: len(order) // 2 * 2], 2)
         a, b = (memorization(values[half], member[half]).scores for half in halves)
         defined = np.isfinite(a) & np.isfinite(b)
+        if defined.sum() < 3:
+            return float("nan")
         r = correlation(a[defined], b[defined])
         reliabilities.append(2 * r / (1 + r))
     return float(np.mean(reliabilities))

@@ -3,9 +3,10 @@
     python -m memorization.eval_splits --weights_dir runs/mem/mnist --out_filename runs/mem/mnist.npz
 
 The file holds, for each example, `scores` (mean softmax probability of the label with minus without the
-example in the training set), `stderr`, the same for right or wrong predictions (`scores_01`, `stderr_01`),
-`mean_in`, `mean_out`, `n_in`, `n_out`, `index` (position in the training set), and `labels`. Clean images,
-evaluation mode. The flags of train_splits are read from the folder.
+example in the training set), `stderr`, `ci95` (half the width of Student's 95 % interval), the same for right
+or wrong predictions (`scores_01`, `stderr_01`), `mean_in`, `mean_out`, `n_in`, `n_out`, `index` (position in
+the training set), `labels` and the split-half `reliability`. A score is NaN where fewer than two networks had
+the example or had it not. Clean images, evaluation mode. The flags of train_splits are read from the folder.
 """
 
 import sys

@@ -19,7 +19,8 @@ N_PAIRS = 12
 def extremes(data: StudyData, content: Arrays, n_networks: int | None = None) -> Figure:
     """A row for each class (the first ten): least memorized on the left, most memorized on the right.
 
-    content: `scores` (n,) of the data's examples and, where the file has them, standard errors `stderr`.
+    content: `scores` (n,) of the data's examples, of which those without a number are not shown, and, where
+    the file has them, standard errors `stderr`.
     """
     scores, errors = content["scores"], content.get("stderr")
     labels, images = data.labels.cpu().numpy(), data.images.cpu().numpy()
@@ -28,7 +29,7 @@ def extremes(data: StudyData, content: Arrays, n_networks: int | None = None) ->
     widths = [1.0] * N_EXTREMES + [0.35] + [1.0] * N_EXTREMES
     panels = figure.subplots(len(classes), len(widths), squeeze=False, width_ratios=widths)
     for row, label in zip(panels, classes, strict=True):
-        members = np.flatnonzero(labels == label)
+        members = np.flatnonzero((labels == label) & np.isfinite(scores))
         order = members[np.argsort(scores[members], kind="stable")]
         k = min(N_EXTREMES, len(order))
         for axes in row:
@@ -59,13 +60,14 @@ def noise_note(
     The share of noise is the mean squared standard error over the variance of the scores: 1 − their
     reliability. It is above 1 only by chance, where the scores differ by nothing but noise.
     """
+    scores = scores[np.isfinite(scores)]
     if errors is None:
         return "The file holds no standard errors: how noisy these scores are is not known."
-    share = min(1.0, float((errors**2).mean() / scores.var())) if scores.var() else 1.0
+    share = min(1.0, float(np.nanmean(errors**2) / scores.var())) if scores.var() else 1.0
     networks = f" from {n_networks} networks" if n_networks else ""
     return (
         f"score ± standard error{networks}; median error of all {len(scores):,} examples "
-        f"{np.median(errors):.3f}; {100 * share:.0f} % of the variance of the scores is noise.\n"
+        f"{np.nanmedian(errors):.3f}; {100 * share:.0f} % of the variance of the scores is noise.\n"
         "The ends are chosen by the same scores: the more noise, the more extreme they look than they are."
     )
 

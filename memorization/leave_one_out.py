@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engram.memorization import study_data, training, worker_pool
+from engram.memorization.estimator import memorization
 from engram.memorization.outputs import outputs
 from engram.memorization.store import NetworkStore
 from engram.memorization.study_data import StudyData
@@ -122,14 +123,18 @@ def write(plan: LeaveOneOutPlan, data: StudyData, n_examples: int, settings: dic
         outside = np.stack([np.asarray(r[name].double()) for r in left_out]).reshape(n_examples, -1).T
         if name == "loss":
             inside, outside = np.exp(-inside), np.exp(-outside)
-        variance = inside.var(0, ddof=1) / len(inside) + outside.var(0, ddof=1) / len(outside)
+        member = np.repeat([[True], [False]], (len(inside), len(outside)), axis=0)
+        estimate = memorization(np.concatenate((inside, outside)), np.tile(member, n_examples))
         arrays |= {
-            f"scores{suffix}": inside.mean(0) - outside.mean(0), f"stderr{suffix}": np.sqrt(variance),
-            f"mean_in{suffix}": inside.mean(0), f"mean_out{suffix}": outside.mean(0),
+            f"scores{suffix}": estimate.scores, f"stderr{suffix}": estimate.stderr,
+            f"mean_in{suffix}": estimate.mean_in, f"mean_out{suffix}": estimate.mean_out,
         }  # fmt: skip
+        if name == "loss":
+            arrays["ci95"] = estimate.ci95
     identity = data.identity() | {"index": data.index[rows], "labels": data.labels.cpu().numpy()[rows]}
     path = scores.write(whole.out_filename, settings, **identity, **arrays)
     print(
         f"{n_examples} examples left out: mean memorization {arrays['scores'].mean():.4f}, "
-        f"mean standard error {arrays['stderr'].mean():.4f}\nscores: {path}"
+        f"mean standard error {arrays['stderr'].mean():.4f}, 95 % interval ± {arrays['ci95'].mean():.4f}\n"
+        f"scores: {path}"
     )

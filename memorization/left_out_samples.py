@@ -35,17 +35,23 @@ def write_choices(options: InterventionOptions) -> None:
 def choices(
     content: dict[str, NDArray[Any]], percent: float, n_random: int, seed: int
 ) -> dict[str, NDArray[np.int64]]:
-    """Name → rows of the score file: the top percentage, and random rows with as many of every class."""
+    """Name → rows of the score file: the top percentage, and random rows with as many of every class.
+
+    Samples that were not measured (NaN) are not among the candidates.
+    """
     values, labels = content["scores"], content["labels"]
-    n = round(len(values) * percent / 100)
+    measured = np.isfinite(values)
+    n = round(int(measured.sum()) * percent / 100)
     if not n:
-        raise UserError(f"--top {percent}: is less than one of {len(values)} samples")
-    top = np.sort(np.argsort(-values, kind="stable")[:n])
+        raise UserError(f"--top {percent}: is less than one of {measured.sum()} samples")
+    top = np.sort(np.argsort(-values, kind="stable")[:n])  # NaN comes last
     rows = {f"top_{percent:g}": top}
     counts = dict(zip(*np.unique(labels[top], return_counts=True), strict=True))
     for i in range(n_random):
         rng = np.random.default_rng([seed, i])
-        drawn = [rng.choice(np.flatnonzero(labels == c), k, replace=False) for c, k in counts.items()]
+        drawn = [
+            rng.choice(np.flatnonzero((labels == c) & measured), k, replace=False) for c, k in counts.items()
+        ]
         rows[f"random_{percent:g}_{i}"] = np.sort(np.concatenate(drawn))
     return rows
 

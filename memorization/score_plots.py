@@ -19,10 +19,11 @@ NICE = np.array([1, 2, 5]) * 10.0 ** np.arange(-4, 1)[:, None]  # tick marks
 
 
 def histogram(files: dict[str, NDArray[np.float64]]) -> Figure:
-    """Shares of examples by score, a line for each file, its mean and share above .25 in the legend."""
+    """Shares of measured examples by score, a line a file, its mean and share above .25 in the legend."""
     figure = canvas(8.0, 4.6)
     axes = figure.add_subplot()
-    for i, (name, scores) in enumerate(files.items()):
+    for i, (name, values) in enumerate(files.items()):
+        scores = values[np.isfinite(values)]
         share, _ = np.histogram(np.clip(scores, BINS[0], BINS[-1]), BINS)
         label = f"{name}: mean {scores.mean():.3f}, {100 * (scores > 0.25).mean():.1f} % above .25"
         percent = 100 * share / len(scores)
@@ -116,6 +117,8 @@ def draw_all(contents: dict[str, Arrays], proxies: Arrays | None) -> dict[str, F
     if proxies:
         index = main.get("index", np.arange(len(main["scores"])))
         _, rows, proxy_rows = np.intersect1d(index, proxies["index"], return_indices=True)
+        measured = np.isfinite(main["scores"][rows])
+        rows, proxy_rows = rows[measured], proxy_rows[measured]
         named = zip(map(str, proxies["names"]), proxies["proxies"], strict=True)
         drawn["proxies"] = scatter(main["scores"][rows], {name: values[proxy_rows] for name, values in named})
     return drawn

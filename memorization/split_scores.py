@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram.memorization import study_data, subsets, training
-from engram.memorization.estimator import influence, memorization
+from engram.memorization.agreement import MEASURES
+from engram.memorization.estimator import influence, memorization, split_half_reliability
 from engram.memorization.eval_splits import EvalConfig
 from engram.memorization.outputs import outputs
 from engram.memorization.stacked_networks import stack_networks
@@ -17,6 +18,8 @@ from engram.memorization.worker_pool import NetworkProgress
 from engram.utils import device, scores
 from engram.utils.errors import UserError
 
+FITTED = 0.95  # accuracy on their own examples from which on networks count as having memorized them
+RELIABLE = 0.7  # split-half reliability below which a warning says so
 PAIRS_AT_ONCE = 2_000_000  # influences held in memory at a time, for each of a few arrays
 Arrays = dict[str, NDArray[Any]]
 
@@ -64,14 +67,20 @@ def estimates(
     labels, wanted = data.labels.cpu().numpy(), config.evaluation
     member = subsets.memberships(labels, max(repeats) + 1, config.splits.subset_ratio)[repeats]
     loss, correct, test_loss = evaluate(config, data, store, repeats, stack_size)
-    soft, hard = memorization(np.exp(-loss.astype(np.float64)), member), memorization(correct, member)
+    probability = np.exp(-loss.astype(np.float64))
+    soft, hard = (memorization(values, member).measured() for values in (probability, correct))
+    if np.isnan(soft.scores).all():
+        raise UserError(
+            f"no example was in two subsets and in two not, of {len(repeats)}; train more networks"
+        )
     arrays: Arrays = {
-        "scores": soft.scores, "stderr": soft.stderr, "mean_in": soft.mean_in, "mean_out": soft.mean_out,
+        "scores": soft.scores, "stderr": soft.stderr, "ci95": soft.ci95,
+        "mean_in": soft.mean_in, "mean_out": soft.mean_out,
         "scores_01": hard.scores, "stderr_01": hard.stderr, "accuracy_in": hard.mean_in,
         "accuracy_out": hard.mean_out, "n_in": soft.n_in, "n_out": soft.n_out, "repeats": np.array(repeats),
     }  # fmt: skip
-    if n_unknown := int((~np.isfinite(soft.stderr)).sum()):
-        raise UserError(f"{n_unknown} examples were in (nearly) all subsets or in none; train more networks")
+    pearson = MEASURES["pearson"]
+    arrays["reliability"] = split_half_reliability(probability, member, pearson, np.random.default_rng(0))
     if wanted.store_probs:
         arrays |= {"loss": loss, "correct": correct, "member": member}
     if test_loss is not None:
@@ -108,7 +117,7 @@ def strongest_influences(values: NDArray[np.float64], member: NDArray[np.bool_],
     k = min(k, member.shape[1])
     pieces = []
     for columns in np.array_split(values, 1 + values.shape[1] * member.shape[1] // PAIRS_AT_ONCE, axis=1):
-        estimate = influence(columns, member)
+        estimate = influence(columns, member).measured()
         best = np.argsort(-estimate.scores, axis=0, kind="stable")[:k]
         picked = [np.take_along_axis(field, best, axis=0).T for field in (estimate.scores, estimate.stderr)]
         pieces.append((*picked, best.T))
@@ -117,11 +126,38 @@ def strongest_influences(values: NDArray[np.float64], member: NDArray[np.bool_],
 
 
 def summary(arrays: Arrays, n_networks: int) -> str:
-    """Accuracy with and without an example, mean score, shares above three thresholds, mean error."""
-    values = arrays["scores"]
+    """What the scores say on the whole, how reliable they are, and warnings where they say little."""
+    values = arrays["scores"][np.isfinite(arrays["scores"])]
     shares = ", ".join(f"{100 * (values > t).mean():.1f} % > {t}" for t in (0.1, 0.25, 0.5))
-    return (
-        f"{len(values)} examples, {n_networks} networks: accuracy with {arrays['accuracy_in'].mean():.4f}, "
-        f"without {arrays['accuracy_out'].mean():.4f}\n"
-        f"memorization: mean {values.mean():.4f}, {shares}; mean standard error {arrays['stderr'].mean():.4f}"
-    )
+    accuracy_in, accuracy_out = (np.nanmean(arrays[f"accuracy_{side}"]) for side in ("in", "out"))
+    lines = [
+        f"{len(arrays['scores'])} examples, {n_networks} networks: accuracy with {accuracy_in:.4f}, "
+        f"without {accuracy_out:.4f}",
+        f"memorization: mean {values.mean():.4f}, {shares}; mean standard error "
+        f"{np.nanmean(arrays['stderr']):.4f}, mean 95 % interval ± {np.nanmean(arrays['ci95']):.4f}",
+        f"split-half reliability {arrays['reliability']:.3f}: by which two such studies would correlate",
+    ]
+    if n_unmeasured := len(arrays["scores"]) - len(values):
+        lines.append(f"{n_unmeasured} examples were in (nearly) all subsets or in none: NaN, not measured")
+    return "\n".join([*lines, *warnings(accuracy_in, float(arrays["reliability"]), n_networks)])
+
+
+def warnings(accuracy_in: float, reliability: float, n_networks: int) -> list[str]:
+    """Lines that say what to change where networks do not fit their examples or the scores are noise."""
+    lines = []
+    if accuracy_in < FITTED:
+        lines.append(
+            f"WARNING: the networks predict only {100 * accuracy_in:.0f} % of their own training examples: "
+            "they memorize little, and the scores say little. Train longer (--n_epochs), wider "
+            "(--model_width), or without crops and mirror images (--augment none)"
+        )
+    if reliability < RELIABLE:
+        more = "networks that fit their examples"
+        if reliability > 0:  # Spearman and Brown's formula, solved for the length
+            wanted = n_networks * RELIABLE * (1 - reliability) / (reliability * (1 - RELIABLE))
+            more = f"{more}, or about {int(np.ceil(wanted)):,} of these (--n_repeats)"
+        lines.append(
+            f"WARNING: {100 * (1 - max(reliability, 0)):.0f} % of the variance of the scores is noise; for a "
+            f"reliability of {RELIABLE}: {more}"
+        )
+    return lines

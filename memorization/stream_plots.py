@@ -35,6 +35,7 @@ def by_task(axes: Axes, scores: NDArray[np.float64], task: NDArray[np.int64]) ->
     n_tasks = len(scores)
     for s in range(n_tasks):
         values = scores[s:, task == s]
+        values = values[:, np.isfinite(values[0])]
         error = standard_deviation(values, axis=1) / np.sqrt(values.shape[1])
         times = range(s, n_tasks)
         axes.errorbar(times, values.mean(1), error, marker="o", markersize=4, capsize=2, label=f"task {s}")
@@ -77,6 +78,7 @@ def by_group(
         first = scores_when_learned(values, member, task, forming)
         low, high = thresholds
         group = np.where(first > high, 0, np.where(first > low, 1, 2))
+        group[np.isnan(first)] = -1  # this half of the networks has not measured it
         for t in range(n_tasks):
             met = task <= t
             estimate = memorization(values[t][np.ix_(measuring, met)], member[np.ix_(measuring, met)])

@@ -101,8 +101,8 @@ def write(config: StreamConfig, store: NetworkStore, settings: dict[str, Any]) -
     examples = np.arange(len(data))
     arrays["scores"] = arrays["in_stream"][task, examples]
     arrays["stderr"] = arrays["in_stream_stderr"][task, examples]
-    if not np.isfinite(arrays["stderr"]).all():
-        raise UserError("some examples were in (nearly) all subsets or in none; let more networks follow")
+    if np.isnan(arrays["scores"]).all():
+        raise UserError("no example was in two subsets and in two not; let more networks follow")
     if config.stream.store_probs:
         arrays |= {"loss_over_time": outputs["loss"], "member": member}
     path = scores.write(config.stream.out_filename, settings, task=task, **arrays, **data.identity())
@@ -135,7 +135,7 @@ def scores_over_time(outputs: Arrays, member: NDArray[np.bool_]) -> Arrays:
     }
     arrays: Arrays = {}
     for prefix, values in views.items():
-        estimates = [memorization(after_task, member) for after_task in values]
+        estimates = [memorization(after_task, member).measured() for after_task in values]
         arrays |= {
             f"{prefix}in_stream": np.stack([e.scores for e in estimates]),
             f"{prefix}in_stream_stderr": np.stack([e.stderr for e in estimates]),

@@ -4,8 +4,8 @@ A file is a plain .npy vector with a number for every training sample, or a .npz
 (n,), and as written here also `stderr` (n,), `index` (n,) positions in the training set that were
 measured, `n_train`, `dataset`, `order_hash`, `settings` (JSON) and whatever else the program that wrote it
 stores. Never pickled. The bytes of a .npz are compared with their checksums; a .npy has none, so that damage
-is noticed only where a number leaves its range. A score is a difference of two probabilities: a finite
-number in [-1, 1].
+is noticed only where a number leaves its range. A score is a difference of two probabilities: a number in
+[-1, 1], or NaN where it was not measured (the sample was in all networks' training sets, or in none).
 
 A vector of a data fraction, as the memorization paper publishes them, has a number for every sample that
 scikit-learn's `train_test_split(test_size=fraction, random_state=42, stratify=labels)` draws, in that order.
@@ -80,13 +80,16 @@ def load(path: str | Path, *needed: str) -> dict[str, NDArray[Any]]:
 
 
 def _refuse_wrong_values(path: str | Path, scores: NDArray[Any]) -> None:
-    wanted = "memorization scores are finite numbers in [-1, 1], with decimals"
+    wanted = "memorization scores are numbers in [-1, 1], with decimals, NaN where not measured"
     if not np.issubdtype(scores.dtype, np.floating):
         what = f"of type {scores.dtype}"
-    elif n_wrong := int((~np.isfinite(scores)).sum()):
-        what = f"not finite in {n_wrong:,} of {scores.size:,} places"
+    elif scores.size and np.isnan(scores).all():
+        what = "all NaN"
+    elif n_wrong := int(np.isinf(scores).sum()):
+        what = f"infinite in {n_wrong:,} of {scores.size:,} places"
     elif n_wrong := int((np.abs(scores) > 1 + ROUNDING).sum()):
-        what = f"between {scores.min():.4g} and {scores.max():.4g}, {n_wrong:,} of {scores.size:,} outside"
+        low, high = np.nanmin(scores), np.nanmax(scores)
+        what = f"between {low:.4g} and {high:.4g}, {n_wrong:,} of {scores.size:,} outside"
     else:
         return
     raise UserError(f"{path}: the values are {what}; {wanted}: give a file of those, not of labels or ranks")

@@ -9,8 +9,11 @@ import torch
 
 from engram.memorization import (
     cli,
+    correlate,
+    eval_splits,
     figures,
     galleries,
+    intervention,
     leave_one_out,
     plots,
     proxy_scores,
@@ -183,3 +186,40 @@ def test_figures_of_scores_and_proxies(tmp_path):
         plots.run(["--scores", str(tmp_path / "other.npz"), "--out_dir", str(out)])
     with pytest.raises(ValueError, match="nothing to draw"):
         plots.run(["--out_dir", str(out)])
+
+
+def test_examples_that_were_in_all_subsets_or_none_have_no_score(tmp_path, capsys):
+    """Four networks: such examples are many. They are NaN, counted, and no reader of the file minds them."""
+    folder, out = ["--weights_dir", str(tmp_path / "w")], str(tmp_path / "s.npz")
+    train_splits.run([*folder, *TINY, "--n_epochs", "1", "--n_repeats", "4", "--stack", "4"])
+    eval_splits.run([*folder, "--out_filename", out, "--store_probs", "--influence", "2"])
+    content = scores.load(out, "scores")
+    known = (content["n_in"] == 2) & (content["n_out"] == 2)
+    assert 10 < known.sum() < len(known) - 10
+    for name in ("scores", "stderr", "ci95", "scores_01"):
+        assert np.isfinite(content[name]).tolist() == known.tolist(), name
+    text = capsys.readouterr().out
+    assert f"{(~known).sum()} examples were in (nearly) all subsets or in none: NaN, not measured" in text
+    assert f"mean {content['scores'][known].mean():.4f}" in text and "nan" not in text
+    assert "WARNING: the networks predict only" in text and "split-half reliability" in text
+    source = study_data.load(cli.parse("test", "", StudyConfig, TINY).data, torch.device("cpu"))
+    measured = {int(i) for i in content["index"][known]}
+    labels = torch.zeros(int(content["n_train"]), dtype=torch.long)
+    labels[torch.from_numpy(source.index)] = source.labels
+    content.pop("order_hash")
+    np.savez(tmp_path / "bare.npz", **{name: content[name] for name in ("scores", "index")})
+    whole = scores.read(str(tmp_path / "bare.npz"), labels)
+    assert set(torch.nonzero(whole.isfinite()).view(-1).tolist()) == measured
+    correlate.run(["--scores", out, "--against", out, "--n_bootstrap", "0"])
+    assert (
+        f"| s | 1.000 | 1.000 | 1.000 | 1.000 (1.000 to 1.000) | – | {known.sum()} |"
+        in capsys.readouterr().out
+    )
+    intervention.run(["--scores", out, "--top", "50", "--n_random", "1", "--out_dir", str(tmp_path / "x")])
+    for name in ("top_50", "random_50_0"):
+        assert set(np.load(tmp_path / f"x/{name}.npz")["exclude"].tolist()) <= measured
+    shown = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(galleries, "show", lambda axes, image, title: shown.append(title))
+        plots.run(["--scores", out, "--out_dir", str(tmp_path / "figures"), "--figures", "png"])
+    assert len(shown) > 20 and not any("nan" in title for title in shown)

@@ -98,9 +98,39 @@ def test_the_standard_error_is_the_spread_of_re_estimates(learner):
     varying = scores.std(0) > 1e-9
     ratio = (errors[:, varying] ** 2).mean(0) / scores[:, varying].var(0, ddof=1)
     assert 0.75 < ratio.min() and ratio.max() < 1.25
-    covered = (np.abs(scores - truth) < 1.96 * errors)[:, varying]
+    half_width = np.array([study.ci95 for study in studies])
+    covered = (np.abs(scores - truth) < half_width)[:, varying]
     if learner == "ridge":  # 0/1 values with few successes have no normal intervals
         assert 0.90 < covered.mean() < 0.98
+
+
+@pytest.mark.parametrize(("n_in", "n_out"), [(4, 4), (2, 6), (3, 2), (20, 20)])
+def test_intervals_of_few_networks_cover_95_percent(n_in, n_out):
+    """20,000 examples with normal outputs, whose deviation is 1 with and 2 without the example.
+
+    Welch's approximation is known to cover .95 within .01 with four networks a side and more (Student's t of
+    normal quantiles instead covers .88), and at least .94 with fewer; a share of 20,000 has a standard
+    error of .0016, four and a half of which are allowed on top: false alarm < 1e-4.
+    """
+    rng = np.random.default_rng(6)
+    values = np.concatenate((rng.normal(0.5, 1, (n_in, 20_000)), rng.normal(0, 2, (n_out, 20_000))))
+    member = np.repeat([True, False], (n_in, n_out))[:, None] + np.zeros((1, 20_000), bool)
+    found = memorization(values, member)
+    covered = (np.abs(found.scores - 0.5) < found.ci95).mean()
+    assert 0.94 - 0.007 < covered < (0.96 if min(n_in, n_out) > 3 else 0.98) + 0.007
+    if n_in == 4:
+        assert (np.abs(found.scores - 0.5) < 1.96 * found.stderr).mean() < 0.90
+
+
+def test_intervals_by_hand():
+    """Scipy's Welch test; and no width where no network differs from another."""
+    values = np.array([[0.1, 1.0], [0.5, 1.0], [0.2, 1.0], [0.9, 0.0], [0.3, 0.0]])
+    found = memorization(values, np.repeat([[True], [False]], (3, 2), axis=0) + np.zeros((1, 2), bool))
+    expected = stats.ttest_ind(values[:3, 0], values[3:, 0], equal_var=False)
+    assert found.freedom[0] == pytest.approx(expected.df)
+    interval = expected.confidence_interval(0.95)
+    assert found.ci95[0] == pytest.approx((interval.high - interval.low) / 2)
+    assert found.ci95[1] == 0 and found.stderr[1] == 0
 
 
 def test_standard_errors_shrink_with_the_root_of_the_number_of_networks():
@@ -117,6 +147,8 @@ def test_without_enough_networks_there_is_no_number():
     found = memorization([[0.5, 0.2], [0.7, 0.4], [0.1, 0.9]], [[1, 1], [1, 0], [1, 0]])
     assert np.isnan(found.scores[0]) and found.n_out[0] == 0
     assert found.scores[1] == pytest.approx(0.2 - 0.65) and np.isnan(found.stderr[1])
+    assert np.isnan(found.measured().scores).all() and np.isnan(found.ci95).all()
+    assert np.isnan(split_half_reliability(np.ones((3, 4)), np.eye(3, 4), lambda a, b: 1.0, RNG))
     with pytest.raises(ValueError, match="one shape"):
         memorization(np.zeros((2, 3)), np.zeros((2, 4)))
 

@@ -36,8 +36,10 @@ def with_numpy(write, *args, **kwargs):
         (lambda path: path.write_bytes(b"not numpy"), r"cannot be read \(numpy does not know this format\)"),
         (with_numpy(np.save, np.array([{}], dtype=object), allow_pickle=True), r"\(numpy does not know this"),
         (with_numpy(np.save, np.zeros(5)), r"has shape \(5,\).*needs \(4,\)"),
-        (with_numpy(np.save, np.array([0, np.nan, 0, 0])), r"not finite in 1 of 4 places; .* in \[-1, 1\]"),
-        (with_numpy(np.save, np.array([0, -np.inf, 0, 0])), "not finite in 1 of 4"),
+        (with_numpy(np.save, np.array([0, np.inf, 0, 0])), r"infinite in 1 of 4 places; .* in \[-1, 1\]"),
+        (with_numpy(np.save, np.array([np.nan, -np.inf, 0, 0])), "infinite in 1 of 4"),
+        (with_numpy(np.save, np.full(4, np.nan)), "the values are all NaN; memorization scores are numbers"),
+        (with_numpy(np.save, np.array([np.nan, -1.01, 1.5, 0])), "between -1.01 and 1.5, 2 of 4 outside"),
         (
             with_numpy(np.save, np.array([0.5, -1.01, 1.5, 0])),
             "between -1.01 and 1.5, 2 of 4 outside; memoriz",
@@ -94,6 +96,13 @@ def test_rounding_does_not_count(tmp_path):
     np.save(tmp_path / "b.npy", np.array([1, -1, 0.5, 0], dtype=np.float16))
     for name in ("a.npy", "b.npy"):
         assert len(read(str(tmp_path / name), LABELS)) == 4
+
+
+def test_nan_means_not_measured(tmp_path):
+    np.save(tmp_path / "a.npy", np.array([np.nan, 0.5, 0, np.nan]))
+    np.savez(tmp_path / "b.npz", scores=np.array([np.nan, 0.5]), index=np.array([2, 0]))
+    for name, expected in {"a.npy": [np.nan, 0.5, 0, np.nan], "b.npz": [0.5, *[np.nan] * 3]}.items():
+        np.testing.assert_equal(read(str(tmp_path / name), LABELS).numpy(), np.array(expected))
 
 
 def test_every_reader_refuses_what_cannot_be_scores(tmp_path):
