@@ -204,6 +204,8 @@ def test_presets_are_valid_and_say_where_they_come_from():
                 own = {"buffer_size": size} if isinstance(size, int) else {}
                 flags = {k: v for k, v in flags.items() if k != "source"}
                 resolve([("preset", {"model": path.stem, "dataset": dataset, **own, **flags})])
+                defaults = settings.benchmark_defaults(dataset).keys()  # another method's, where with decay
+                assert "optim_wd" in flags or "optim_wd" not in defaults, f"{path.name} {dataset} {size}"
 
 
 def test_a_preset_is_found_by_its_name():
