@@ -5,7 +5,8 @@ Source: Benjamin, Rolnick & Kording 2019, "Measuring and Regularizing Networks i
 replayed samples of ‖softmax f(x') − p‖₂. When a task ends, the memory is shared equally by the tasks so
 far: older ones keep a random part, the new one adds random samples with p, the softmax of the network's
 outputs for the un-augmented image in eval mode. Images are stored raw.
-Differs from mammoth: one step on the weighted sum (there two steps, and α is not used); p is of the image
+α is 1 here, since that is what its results were made with: mammoth takes an --alpha, never uses it, and
+makes a second step on the distance alone. Differs from mammoth: one step on the sum; p is of the image
 itself, not of a random view in train mode; slots that do not divide equally are used too.
 """
 
@@ -30,7 +31,7 @@ EPS = 1e-12
 class Options(ReplayOptions):
     """These are the flags of FDR."""
 
-    alpha: float = option(0.3, "weight α of the distance to the stored predictions", ge=0)
+    alpha: float = option(1.0, "weight α of the distance to the stored predictions", ge=0)
 
 
 class FDR(RehearsalMethod):

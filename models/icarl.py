@@ -6,10 +6,12 @@ Source: Rebuffi et al. 2017, "iCaRL: Incremental Classifier and Representation L
 and the sigmoid outputs of the network before the task for old ones. Exemplars are chosen by herding on
 L2-normalised features, the same number of every class, K in total; a sample goes to the class with the
 nearest mean of exemplars, means L2-normalised too. Stored: uint8 images.
-Differs from the paper: the loss is a mean over samples and a sum over classes (the authors' code: a mean
-over both, hence its rate of 2.0); herding does not normalise partial means again; means are those of
-un-augmented images (that code adds mirror images); evaluated inside a task, the means of its classes are
-those of its data. With --buffer_size 0 it is the paper's LwF.MC, which predicts by the outputs.
+`--icarl_loss mean` is the loss of the authors' code and of mammoth: a mean over all C classes, those to come
+included, with target 0. Its steps are C times smaller at the same rate, hence their rates of 2.0 and 0.3.
+Differs from the paper: the loss is a mean over samples, not a sum; herding does not normalise partial means
+again; means are those of un-augmented images (the authors' code adds mirror images); evaluated inside a
+task, the means of its classes are those of its data. With --buffer_size 0 it is the paper's LwF.MC, which
+predicts by the outputs.
 """
 
 from dataclasses import dataclass
@@ -23,11 +25,16 @@ from engram.datasets.benchmark import Batch, Task
 from engram.models.method import Setup
 from engram.models.parts.exemplars import ExemplarMethod, ExemplarOptions, nearest_mean
 from engram.models.parts.teacher import frozen_copy
+from engram.utils.config.options import option
 
 
 @dataclass(frozen=True)
 class Options(ExemplarOptions):
     """These are the flags of iCaRL."""
+
+    icarl_loss: str = option(
+        "sum", "over the classes seen (the paper), or mean over all (its code)", choices=("sum", "mean")
+    )
 
 
 class ICaRL(ExemplarMethod):
@@ -51,12 +58,15 @@ class ICaRL(ExemplarMethod):
         """Σ_c BCE(g_c(x), target_c): the label for new classes, the old network's output for old ones."""
         samples = self.union(batch)
         n_old, n_seen = self.buffer.n_groups[self.task.id : self.task.id + 2]
-        logits = self.net(samples.x, samples.task_id)[:, :n_seen]
-        targets = F.one_hot(samples.y, n_seen).to(logits.dtype)
+        logits = self.net(samples.x, samples.task_id)
+        if self.options.icarl_loss == "sum":
+            logits = logits[:, :n_seen]
+        targets = F.one_hot(samples.y, logits.shape[1]).to(logits.dtype)
         if n_old:
             with torch.no_grad():
                 targets[:, :n_old] = self.teacher(samples.x, samples.task_id)[:, :n_old].sigmoid()
-        return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(1).mean()
+        losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+        return losses.sum(1).mean() if self.options.icarl_loss == "sum" else losses.mean()
 
     def after_step(self, batch: Batch) -> None:
         """The features have moved, and the means with them."""

@@ -181,9 +181,13 @@ def method_means(method) -> torch.Tensor:
     return method.stored_means()
 
 
-def test_loss_equals_the_papers_sum():
-    """Old classes: distilled targets, for every sample; the task's own: labels; classes to come: nothing."""
-    method, config = tiny_method("icarl", buffer_size=6, minibatch_size=3)
+@pytest.mark.parametrize(("form", "n_classes", "n_terms"), [("sum", 4, 7), ("mean", 6, 7 * 6)])
+def test_loss_equals_the_papers_sum_and_its_codes_mean(form, n_classes, n_terms):
+    """Old classes: distilled targets, for every sample; the task's own: labels.
+
+    Classes to come: nothing in the sum over four classes, target 0 in the mean over all six.
+    """
+    method, config = tiny_method("icarl", buffer_size=6, minibatch_size=3, icarl_loss=form)
     train(method, config, tasks=1)
     steps(method, config)
     batch = next(method.setup.benchmark.batches(method.task, 0, 4))
@@ -196,10 +200,10 @@ def test_loss_equals_the_papers_sum():
     for x, y in zip(samples.x, samples.y.tolist(), strict=True):
         g = [1 / (1 + math.exp(-z)) for z in method.net(x[None])[0].tolist()]
         q = [1 / (1 + math.exp(-z)) for z in method.teacher(x[None])[0].tolist()]
-        for c in range(4):
+        for c in range(n_classes):
             target = q[c] if c < 2 else float(y == c)
             total -= target * math.log(g[c]) + (1 - target) * math.log(1 - g[c])
-    assert loss.item() == pytest.approx(total / 7, rel=1e-5)
+    assert loss.item() == pytest.approx(total / n_terms, rel=1e-5)
     assert any(not torch.equal(a, b) for a, b in zip(
         method.net.parameters(), method.teacher.parameters(), strict=True
     )), "the teacher stays as the last task left it"  # fmt: skip
