@@ -9,6 +9,7 @@ nearly right; they are never updated.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +24,10 @@ MOMENTUM = 0.9
 
 
 class ClassGaussians(nn.Module):
-    """Mean and covariance of each class's features, as buffers: (C,) counts, (C, D) means, (C, D, D) factors.
+    """Mean and covariance of each class's features, as buffers: (C,) counts, (C, D) means, (K, D, D) factors.
 
-    A factor is the lower triangular L of Σ + εI = L Lᵀ. ε: `ridge`.
+    A factor is the lower triangular L of Σ + εI = L Lᵀ. ε: `ridge`. K grows with the classes: it is one more
+    than the largest label described, since 200 factors of 768 features take 450 MiB.
     """
 
     counts: Tensor
@@ -37,7 +39,7 @@ class ClassGaussians(nn.Module):
         self.ridge = ridge
         self.register_buffer("counts", torch.zeros(n_classes, dtype=torch.long))
         self.register_buffer("means", torch.zeros(n_classes, width))
-        self.register_buffer("factors", torch.zeros(n_classes, width, width))
+        self.register_buffer("factors", torch.zeros(0, width, width))
 
     def fit(self, features: Tensor, y: Tensor) -> None:
         """Describe the classes that occur among features (N, D) with labels (N,); sums are in float64.
@@ -45,7 +47,10 @@ class ClassGaussians(nn.Module):
         A class of one sample has the covariance εI.
         """
         identity = torch.eye(features.shape[1], dtype=torch.float64, device=features.device)
-        for label in y.unique().tolist():
+        labels = y.unique().tolist()
+        new = self.factors.new_zeros(max(0, max(labels) + 1 - len(self.factors)), *self.factors.shape[1:])
+        self.factors = torch.cat([self.factors, new])
+        for label in labels:
             rows = features[y == label].double()
             deviations = rows - rows.mean(0)
             covariance = deviations.T @ deviations / max(len(rows) - 1, 1)
@@ -62,6 +67,12 @@ class ClassGaussians(nn.Module):
         noise = torch.randn(len(described), n, means.shape[1], generator=draws, device=means.device)
         samples = means[described].unsqueeze(1) + noise @ self.factors[described].mT
         return samples.flatten(0, 1), described.repeat_interleave(n)
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *others: Any) -> None:
+        """Make room for as many factors as were saved; then PyTorch copies them."""
+        saved = state.get(f"{prefix}factors", self.factors)
+        self.factors = torch.empty_like(saved, device=self.factors.device)
+        super()._load_from_state_dict(state, prefix, *others)
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,18 @@ def test_draws_have_the_scaled_mean_and_the_covariance():
         torch.testing.assert_close(drawn.T.cov(), of_class.T.cov() + 0.01 * torch.eye(3), rtol=0.1, atol=0.1)
 
 
+def test_factors_grow_with_the_classes_and_are_resumed():
+    """Three and two classes of six; a state from before they grew has room for all."""
+    gaussians = begun(2, **UNEVEN)[0].gaussians
+    assert len(gaussians.factors) == 5
+    padded = torch.cat([gaussians.factors, torch.zeros(1, *gaussians.factors.shape[1:])])
+    for factors in (gaussians.factors, padded):
+        resumed = ClassGaussians(6, gaussians.means.shape[1])
+        resumed.load_state_dict(gaussians.state_dict() | {"factors": factors})
+        drawn, again = (g.sample(3, torch.Generator().manual_seed(1)) for g in (gaussians, resumed))
+        assert all(map(torch.equal, drawn, again))
+
+
 def test_a_class_of_one_sample_is_drawn_around_it():
     gaussians = ClassGaussians(1, 3, ridge=1e-4)
     gaussians.fit(torch.ones(1, 3), torch.tensor([0]))
