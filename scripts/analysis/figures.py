@@ -186,6 +186,21 @@ def retained_accuracy(panels: Mapping[str, Mapping[str, Setting]]) -> Figure:
     return figure
 
 
+@rc_context(PRINT)
+def points(lines: Mapping[str, tuple[str, NDArray[np.float64]]]) -> Figure:
+    """Mean of the differences in points, with its 95 % interval, of each line: its colour's name, (n,)."""
+    figure = _figure(0.5 + 0.15 * len(lines))
+    axes, colours = figure.add_subplot(), list(dict.fromkeys(name for name, _ in lines.values()))
+    for i, (name, values) in enumerate(lines.values()):
+        spread, colour = mean_std_ci(values), f"C{colours.index(name) % N_COLOURS}"
+        axes.errorbar(spread.mean, i, xerr=np.nan_to_num(spread.ci95), fmt="o", color=colour, capsize=2)
+    axes.set_yticks(range(len(lines)), list(lines))
+    axes.set(ylim=(len(lines) - 0.4, -0.6), xlabel="points of class-IL accuracy, 95 % interval over seeds")
+    axes.axvline(0, color="0.6", linewidth=0.8, zorder=0)
+    axes.grid(axis="x", alpha=0.3)
+    return figure
+
+
 def _buffer_families(settings: list[Setting]) -> dict[str, list[Setting]]:
     """Settings that differ in the buffer size alone, by their label without it, smallest size first."""
     families = defaultdict(list)

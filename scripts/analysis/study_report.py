@@ -8,6 +8,7 @@ from pathlib import Path
 
 from engram.scripts.analysis import study_tables
 from engram.scripts.analysis.paper_report import PaperReport
+from engram.scripts.analysis.papers.audit import AuditReport
 from engram.scripts.analysis.papers.memorization import MemorizationReport
 from engram.scripts.analysis.papers.mer import MerReport
 from engram.scripts.analysis.papers.pretrained import PretrainedReport
@@ -23,7 +24,14 @@ from engram.utils.sweeps.sweep_spec import read_spec
 
 PAPERS: dict[str, type[PaperReport]] = {
     report.name: report
-    for report in (MerReport, ScenariosReport, RehearsalReport, PretrainedReport, MemorizationReport)
+    for report in (
+        MerReport,
+        ScenariosReport,
+        RehearsalReport,
+        PretrainedReport,
+        AuditReport,
+        MemorizationReport,
+    )
 }
 
 

@@ -13,8 +13,10 @@ from tests.conftest import ROOT
 pytestmark = pytest.mark.slow
 
 FOLDER = ROOT / "scripts" / "reproduce"
-# Script and arguments → runs that it prints for the seeds 0 and 1, prompts.sh for 0 (_small: the encoder's).
+# Script and arguments → runs that it prints for the seeds 0 and 1, audit.sh and prompts.sh for 0 (_small: the
+# encoder's).
 STUDIES = {
+    "audit.sh": 16,
     "intervention.sh scores.npz": 2 * 3 * (1 + 3 * 2),
     "maer.sh cifar10-narrow": 2 * (10 * 4 + 1),
     "maer.sh digits": 2 * (7 * 5 + 1),
@@ -37,7 +39,7 @@ def dry_run(study: str, folder) -> subprocess.CompletedProcess[str]:
         environment |= {"SCORES": "scores.npy", "SHARE": "0.1", "EPOCHS": "8"}
     if study == "rehearsal.sh":  # one of its four benchmarks: every call of sweep.py takes seconds
         environment["ONLY"] = "mnist-360"
-    if study == "prompts.sh":  # to read a command of a transformer takes a third of a second
+    if study in ("audit.sh", "prompts.sh"):  # to read a command of a transformer takes a third of a second
         environment["SEEDS"] = "0"
     command = [str(FOLDER / study.split()[0]), *study.split()[1:]]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
