@@ -42,6 +42,14 @@ class LeaveOneOutPlan:
         numbers += [range(i, min(i + self.stack, n_networks)) for i in range(n_whole, n_networks, self.stack)]
         return {job: list(members) for job, members in enumerate(numbers)}
 
+    def n_examples(self, n: int) -> int:
+        """How many examples of `n` are left out in turn."""
+        return min(self.config.whole.n_examples or n, n)
+
+    def missing(self, numbers: list[int]) -> list[int]:
+        """Those of these networks that have no result yet."""
+        return [number for number in numbers if not self.result(number).exists()]
+
     def result(self, number: int) -> Path:
         """The file of a network's outputs."""
         whole = self.config.whole
@@ -51,15 +59,16 @@ class LeaveOneOutPlan:
     def prepare(self, device: torch.device) -> JobFunction:
         """Load the examples once for all jobs of a process."""
         data = study_data.load(self.config.data, device, self.config.pixels)
-        return functools.partial(self.run_job, data, self.jobs(len(data)))
+        return functools.partial(self.run_job, data, self.jobs(self.n_examples(len(data))))
 
     def run_job(self, data: StudyData, jobs: dict[int, list[int]], job: int, report: Report) -> None:
-        """Train a job's networks and write their outputs: on all examples, or on the one left out."""
-        numbers, path = jobs[job], NetworkStore(self.config.whole.weights_dir).checkpoint(job)
+        """Train a job's missing networks and write their outputs: on all examples, or on the one left out."""
+        missing, path = self.missing(jobs[job]), NetworkStore(self.config.whole.weights_dir).checkpoint(job)
+        numbers = training.networks_to_train(missing, path)
         left_out = self.left_out(numbers, len(data))
         learner = training.CohortTraining(self.config, data, numbers, remaining(left_out, numbers, len(data)))
         training.train_to_end(
-            learner, path, self.config.machine.checkpoint_every, lambda share: report(share * len(numbers))
+            learner, path, self.config.machine.checkpoint_every, lambda share: report(share * len(missing))
         )
         loss, correct = outputs(learner.stack, data.images, data.labels, data.augment)
         if left_out:
@@ -93,18 +102,17 @@ def train_and_write(config: WholeConfig) -> None:
     """Train the networks that are missing, then estimate the scores and write them."""
     whole, store = config.whole, NetworkStore(config.whole.weights_dir)
     data = study_data.load(config.data, device.choose(config.machine.device), config.pixels)
-    n_examples = min(whole.n_examples or len(data), len(data))
     workers = worker_pool.worker_devices(config.machine, config.network.backbone)
     settings = store.settings()
     if not settings:
-        at_most = max(1, n_examples * whole.n_repeats // len(workers))
+        at_most = max(1, min(whole.n_examples or len(data), len(data)) * whole.n_repeats // len(workers))
         stack = training.stack_size(config, data, len(data), at_most)
         settings = store.claim(config, "n_examples", "out_filename", stack=stack)
     plan = LeaveOneOutPlan(config, settings["stack"])
-    jobs = plan.jobs(n_examples)
-    open_jobs = [job for job, numbers in jobs.items() if not all(plan.result(i).exists() for i in numbers)]
-    total = whole.n_whole + n_examples * whole.n_repeats
-    n_missing = sum(len(jobs[job]) for job in open_jobs)
+    n_examples = plan.n_examples(len(data))
+    missing = {job: plan.missing(numbers) for job, numbers in plan.jobs(n_examples).items()}
+    open_jobs = [job for job, numbers in missing.items() if numbers]
+    total, n_missing = whole.n_whole + n_examples * whole.n_repeats, sum(map(len, missing.values()))
     progress = NetworkProgress("train_whole", total, total - n_missing)
     worker_pool.run_jobs(plan, open_jobs, workers, progress)
     torch.set_num_threads(1)

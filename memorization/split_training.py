@@ -29,14 +29,11 @@ class SplitsPlan:
         return functools.partial(self.run_job, data)
 
     def run_job(self, data: StudyData, job: int, report: Report) -> None:
-        """Train a job's networks and store those that are missing.
-
-        A job of which some networks are stored is trained whole again, so that the same networks are
-        trained as one and rounding is the same.
-        """
-        splits, repeats = self.config.splits, self.repeats(job)
+        """Train and store those of a job's networks that are missing."""
+        splits = self.config.splits
         store = NetworkStore(splits.weights_dir)
-        missing = [repeat for repeat in repeats if not store.path(repeat).exists()]
+        missing = [repeat for repeat in self.repeats(job) if not store.path(repeat).exists()]
+        repeats = training.networks_to_train(missing, store.checkpoint(job))
         labels = data.labels.cpu().numpy()
         halves = [torch.from_numpy(subsets.half(labels, r, splits.subset_ratio)) for r in repeats]
         learner = training.CohortTraining(self.config, data, repeats, torch.stack(halves))

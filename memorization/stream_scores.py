@@ -38,14 +38,16 @@ class StreamPlan:
         return functools.partial(self.run_job, data)
 
     def run_job(self, data: StudyData, job: int, report: Report) -> None:
-        """Let a job's networks follow the stream and write what each gives after each task."""
-        repeats = worker_pool.job_members(job, self.stack, self.config.stream.n_repeats)
+        """Let a job's missing networks follow the stream and write what each gives after each task."""
+        members = worker_pool.job_members(job, self.stack, self.config.stream.n_repeats)
         store, classes = NetworkStore(self.config.stream.weights_dir), task_classes(self.config, data)
+        missing = [repeat for repeat in members if not store.result(RESULTS, repeat).exists()]
+        repeats = training.networks_to_train(missing, store.checkpoint(job))
         rows = task_halves(self.config, data, repeats, classes)
         learner = StreamTraining(self.config, data, repeats, rows, classes)
         training.train_to_end(
             learner, store.checkpoint(job), self.config.machine.checkpoint_every,
-            lambda share: report(share * len(repeats)),
+            lambda share: report(share * len(missing)),
         )  # fmt: skip
         for k, repeat in enumerate(repeats):
             outputs = {name: values[:, k].clone() for name, values in learner.outputs.items()}

@@ -138,7 +138,8 @@ def train_to_end(
     """Run the epochs that are left, from and to the checkpoint at `path`.
 
     minutes: of training between two checkpoints. report: is called with each share of the whole training
-    that is done, 1 in all. A checkpoint of other repeats is ignored.
+    that is done, 1 in all. A checkpoint of other repeats is ignored. Several networks are left in a
+    checkpoint at the end, too: their results are several files, between which a kill may come.
     """
     if path.exists():
         saved = checkpoint.read(path)
@@ -151,9 +152,23 @@ def train_to_end(
     while not training.finished:
         training.run_epoch()
         report(1 / training.n_epochs)
-        if time.monotonic() - saved_at >= 60 * minutes:
+        last = training.finished and len(training.repeats) > 1
+        if last or time.monotonic() - saved_at >= 60 * minutes:
             checkpoint.write(training.state_dict(), path)
             saved_at = time.monotonic()
+
+
+def networks_to_train(missing: list[int], path: Path) -> list[int]:
+    """The networks that a job trains as one: those `missing`, or those of its checkpoint if it has them all.
+
+    Rounding depends on which networks are trained as one, so a job that was interrupted while it wrote its
+    results goes on with the networks that it had.
+    """
+    if path.exists():
+        repeats: list[int] = checkpoint.read(path).get("repeats", [])
+        if set(missing) <= set(repeats):
+            return repeats
+    return missing
 
 
 def refuse_last_batch_of_one(config: StudyConfig, data: StudyData, counts: list[int]) -> None:

@@ -28,7 +28,7 @@ from engram.memorization.outputs import outputs
 from engram.memorization.proxies import NAMES
 from engram.memorization.settings import StudyConfig
 from engram.memorization.train_proxies import ProxiesConfig
-from engram.utils import scores
+from engram.utils import checkpoint, scores
 
 pytestmark = pytest.mark.slow
 
@@ -36,14 +36,29 @@ TINY = ["--dataset_size", "0.05", "--hidden_sizes", "8", "--n_epochs", "3", "--u
 PNG = b"\x89PNG"
 
 
-def test_leave_one_out_by_its_definition(tmp_path):
+@pytest.fixture
+def trained(monkeypatch):
+    """The numbers of all networks whose training begins."""
+    numbers, real = [], training.CohortTraining
+
+    def noted(config, data, repeats, rows):
+        numbers.extend(repeats)
+        return real(config, data, repeats, rows)
+
+    monkeypatch.setattr(training, "CohortTraining", noted)
+    return numbers
+
+
+def test_leave_one_out_by_its_definition(tmp_path, trained):
     """An example's score is what networks trained on everything and on all but it say, trained here anew."""
     out = tmp_path / "loo.npz"
     flags = ["--weights_dir", str(tmp_path / "w"), "--out_filename", str(out), "--stack", "4", *TINY]
     train_whole.run([*flags, "--n_examples", "3", "--n_repeats", "2", "--n_whole", "2"])
     first = scores.load(out)
+    assert trained == [*range(8)], "those that were asked for and no more, though jobs are of four"
     train_whole.run([*flags, "--n_examples", "5", "--n_repeats", "2", "--n_whole", "2"])
     found = scores.load(out)
+    assert trained == [*range(12)], "none is trained again when the study grows"
     assert found["index"][:3].tolist() == first["index"].tolist()
     assert found["scores"][:3].tolist() == first["scores"].tolist()
     options = cli.parse("test", "", StudyConfig, TINY)
@@ -70,6 +85,38 @@ def test_leave_one_out_by_its_definition(tmp_path):
         assert found["scores"][position] == pytest.approx(inside.mean() - outside.mean(), abs=1e-4)
         error = np.sqrt(inside.var(ddof=1) / 2 + outside.var(ddof=1) / 2)
         assert found["stderr"][position] == pytest.approx(error, abs=1e-4)
+
+
+@pytest.mark.parametrize("program", ["train_whole", "train_splits"])
+def test_stopped_between_two_results_a_job_goes_on_with_the_same_networks(program, tmp_path):
+    """Which networks are trained as one decides how they are rounded, so every bit must be the same."""
+    flags = [*TINY, "--stack", "4", "--n_epochs", "2"]
+    if program == "train_splits":
+        run, flags = train_splits.run, [*flags, "--n_repeats", "4"]
+    else:
+        run = train_whole.run
+        flags += ["--n_whole", "2", "--n_examples", "2", "--n_repeats", "2"]
+        flags += ["--out_filename", str(tmp_path / "scores.npz")]
+    run([*flags, "--weights_dir", str(tmp_path / "whole")])
+    write, written = checkpoint.write, []
+
+    def write_until_killed(content, path):
+        if path.parent.name in ("networks", "left_out"):
+            written.append(path)
+            if len(written) == 2:
+                raise KeyboardInterrupt
+        write(content, path)
+
+    folder = tmp_path / "stopped"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "write", write_until_killed)
+        with pytest.raises(KeyboardInterrupt):
+            run([*flags, "--weights_dir", str(folder)])
+    run([*flags, "--weights_dir", str(folder)])
+    paths = sorted(path.relative_to(folder) for path in folder.rglob("*.pt"))
+    assert len(paths) == (4 if program == "train_splits" else 6), "results alone; the checkpoint is gone"
+    for path in paths:
+        assert (folder / path).read_bytes() == (tmp_path / "whole" / path).read_bytes(), path
 
 
 def test_every_proxy_is_written_with_its_cost(tmp_path, capsys):
