@@ -32,7 +32,7 @@ if [ -n "${ENCODER:-}" ]; then
   study --arrays "$out/cifar10.npz" --backbone timm:vit_small_patch14_dinov2 --pretrained "$ENCODER" --input_size 56 \
     --n_epochs 2 --precision bf16
 else
-  rates=0.0005,0.002,0.008,0.03
+  rates=0.001,0.005,0.025
   encoder=$out/encoder
   sample half mnist fmnist --classes 0,1,2,3,4 --train 3400
   sample other_half mnist fmnist --classes 5,6,7,8,9

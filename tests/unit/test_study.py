@@ -263,3 +263,4 @@ def test_what_is_imported_ahead():
         preload(points)
     )
     assert "mlflow.tracking" not in preload([{"model": "er", "disable_log": "1"}])
+    assert preload([{"backbone": "timm:vit_tiny_patch16_224"}, {"backbone": "mlp"}]).count("timm") == 1

@@ -27,6 +27,8 @@ PRELOAD = (
     *(f"engram.utils.{m}" for m in ("training.trainer", "runs.recorder", "runs.figures")),
 )
 PRELOAD_LOGGING = ("mlflow.tracking", "mlflow.store.db.utils", "mlflow.store.tracking.sqlalchemy_store")
+# Packages that build a network, by the name of --backbone or what stands before its colon; seconds to import.
+LIBRARIES = {"timm": "timm", "small_vit": "timm", "torchvision": "torchvision"}
 LAST_LINES = 6  # of a failed run's output
 MAX_REASON = 120  # characters of an error in the line of a failed run
 
@@ -170,7 +172,8 @@ def preload(points: list[dict[str, Any]]) -> list[str]:
         for name in {str(point[flag]) for point in points if point.get(flag)}:
             path = registry.names(kind).get(registry.canonical(kind, name))
             modules += [f"engram.{kind}.{path.stem}"] if path else []
-    return modules
+    networks = {str(point.get("backbone")).partition(":")[0] for point in points}
+    return modules + [LIBRARIES[name] for name in sorted(networks & LIBRARIES.keys())]
 
 
 def ending(run: PlannedRun, job_exit: JobExit, path: Path) -> str:
