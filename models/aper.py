@@ -21,7 +21,7 @@ from engram.backbones.backbone import Backbone
 from engram.models.method import Setup
 from engram.models.ncm import NCM
 from engram.models.parts.first_task import FirstTaskAdaptation, FirstTaskOptions
-from engram.models.parts.teacher import frozen_copy
+from engram.models.parts.teacher import frozen_copy, share_frozen
 from engram.utils import precision
 from engram.utils.config.options import option
 
@@ -48,6 +48,7 @@ class APER(FirstTaskAdaptation, NCM):
     def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
         pretrained = frozen_copy(net)  # f, before anything is attached
         super().__init__(net, options, setup)
+        share_frozen(net, pretrained)
         self.pretrained = pretrained
         precision.use(setup.precision, pretrained)
 

@@ -18,6 +18,14 @@ def frozen_copy(net: nn.Module) -> nn.Module:
     return copy.deepcopy(net).eval().requires_grad_(False)
 
 
+def share_frozen(net: nn.Module, copied: nn.Module) -> None:
+    """Let a copy use the parameters that rest in `net` themselves: memory and checkpoints hold them once."""
+    of_copy = dict(copied.named_parameters())
+    for name, parameter in net.named_parameters():
+        if name in of_copy and not parameter.requires_grad:
+            of_copy[name].data = parameter.data
+
+
 class Teacher:
     """A copy of a network in eval mode that never learns."""
 

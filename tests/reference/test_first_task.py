@@ -1,5 +1,6 @@
 """APER and RanPAC's first phase: adapt to the first task, freeze, and go on from the features by hand."""
 
+import io
 import json
 
 import pytest
@@ -55,6 +56,28 @@ def test_aper_is_the_nearest_mean_of_both_features():
     expected = torch.stack([torch.stack([F.cosine_similarity(a, w, dim=0) for w in means]) for a in z])
     torch.testing.assert_close(got, expected.float())
     assert not torch.equal(z[:, : z.shape[1] // 2], z[:, z.shape[1] // 2 :])
+
+
+def n_bytes(content):
+    torch.save(content, file := io.BytesIO())
+    return len(file.getvalue())
+
+
+@pytest.mark.parametrize("kind", ["adapter", "full"])
+def test_a_checkpoint_of_aper_holds_frozen_weights_once(kind):
+    """Adapters leave the encoder as it was; where all of it learns, a second one is kept."""
+    method, config = adapting("aper", kind)
+    before = {name: p.clone() for name, p in method.pretrained.state_dict().items()}
+    train(method, config, tasks=1)
+    assert_same(method.pretrained.state_dict(), before)
+    state = method.state_dict()
+    more = n_bytes(state) - n_bytes(state | {"pretrained": {}})
+    shared = sum(p.nbytes for name, p in before.items() if not name.startswith("head."))
+    assert (more < shared) == (kind == "adapter")
+    resumed, _ = adapting("aper", kind, seed=1)
+    resumed.load_state_dict(state)
+    assert_same(resumed.pretrained.state_dict(), before)
+    assert_same(weights(resumed), weights(method))
 
 
 def both(method, before):
