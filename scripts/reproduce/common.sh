@@ -1,9 +1,10 @@
 # What the studies of this folder share; each of them sources it and then stands in the project's folder.
 #
-# DRY_RUN=1 prints the commands and trains nothing. JOBS is the number of runs at a time (default: 2).
+# DRY_RUN=1 prints the commands and trains nothing. JOBS is the number of runs at a time (default: 2), PYTHON the
+# interpreter (default: that of .venv, where there is one).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-python=$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)
+python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)}
 jobs=${JOBS:-2}
 dry=${DRY_RUN:-}
 

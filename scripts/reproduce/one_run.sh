@@ -2,7 +2,7 @@
 # One run of a sweep: one_run.sh LOG_DIR "FLAGS". Prints where its results lie, or that it failed
 # and where its output is; a failure does not stop the sweep.
 cd "$(dirname "$0")/../.."
-python=$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)
+python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)}
 log=$(mktemp "$1/log.XXXXXX")
 # shellcheck disable=SC2086  # the flags are words
 if $python main.py $2 >"$log" 2>&1; then

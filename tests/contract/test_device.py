@@ -62,7 +62,8 @@ def test_a_step_does_not_wait(model, scenario, gpu):
 @pytest.mark.parametrize("model", ["er", "ewc", "maer", "gem"])
 def test_nor_does_one_of_a_convolutional_network(model, gpu):
     """There crops, batch norm and per-sample gradients take part."""
-    method, config = small_method(model, device="cuda", backbone="resnet18", n_tasks=2, batch_size=9)
+    flags = {"backbone": "resnet18", "width": 0.125, "n_tasks": 2, "batch_size": 9}
+    method, config = small_method(model, device="cuda", **flags)
     for task in method.benchmark.tasks[:1]:
         learn(method, config, task)
         method.end_task(task)

@@ -98,6 +98,8 @@ def test_what_is_carried_over_goes_on_as_in_one_optimizer(kind):
 def test_a_run_does_not_import_the_compiler(tmp_path):
     code = (
         "import sys, main\n"
+        "from engram.utils.runs import figures\n"  # which matplotlib alone draws, in a second a run
+        "figures.write_all = lambda record, folder: []\n"
         "flags = ['--dataset', 'seq-digits', '--disable_log', '--debug_mode']\n"
         f"flags += ['--output_dir', {str(tmp_path)!r}]\n"
         "for model in ('er', 'hal', 'gdumb', 'ebll'):\n"  # the last three build optimizers of their own
