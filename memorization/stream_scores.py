@@ -106,7 +106,9 @@ def write(config: StreamConfig, store: NetworkStore, settings: dict[str, Any]) -
     if np.isnan(arrays["scores"]).all():
         raise UserError("no example was in two subsets and in two not; let more networks follow")
     if config.stream.store_probs:
-        arrays |= {"loss_over_time": outputs["loss"], "member": member}
+        arrays |= {
+            "loss_over_time": outputs["loss"], "task_loss_over_time": outputs["task_loss"], "member": member,
+        }  # fmt: skip
     path = scores.write(config.stream.out_filename, settings, task=task, **arrays, **data.identity())
     print(summary(arrays, task))
     print(f"scores: {path}")

@@ -31,7 +31,9 @@ class StreamOptions(OptionSet):
     permute_classes: bool = option(False, "class order permuted by --seed, as main.py does")
     buffer_size: int = option(0, "examples of its own past that a network replays from; 0: no replay", ge=0)
     minibatch_size: int = option(0, "examples replayed per step; 0 takes --batch_size", ge=0)
-    store_probs: bool = option(False, "also keep every network's loss (T, R, n) and membership (R, n)")
+    store_probs: bool = option(
+        False, "also keep every network's loss (T, R, n), in both views, and membership (R, n)"
+    )
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from engram.datasets import sources
 from engram.datasets.rotation import turned
 from engram.scripts.analysis.table import mean_std
 from engram.scripts.interop import adapt_importance
-from engram.scripts.studies.program import run_study, study_parser
+from engram.scripts.studies.program import add_seeds, run_study, seeds_of, study_parser
 from engram.scripts.trained_run import TrainedRun, open_trained_run
 from engram.utils import checkpoint
 from engram.utils.door import guarded
@@ -138,7 +138,7 @@ def study(args: argparse.Namespace) -> str:
     """Run what is missing; returns the table."""
     by_seed = {}
     images, y = turned_digits(args.data_dir, args.angle)
-    for seed in map(int, args.seeds.split(",")):
+    for seed in seeds_of(args):
         folder = args.output_dir / f"angle{args.angle:g}-seed{seed}"
         if not (folder / "found.json").exists():
             shutil.rmtree(folder, ignore_errors=True)
@@ -153,6 +153,7 @@ def study(args: argparse.Namespace) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Run the study; returns the exit code."""
     parser = study_parser(__doc__, "runs/mas-adaptation")
+    add_seeds(parser)
     parser.add_argument("--angle", type=float, default=45.0, help="of the images in use, in degrees")
     args = parser.parse_args(argv)
     if not math.isfinite(args.angle):

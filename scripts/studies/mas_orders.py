@@ -21,7 +21,7 @@ from scipy import stats
 
 from engram.scripts import sweep
 from engram.scripts.analysis.table import mean_std
-from engram.scripts.studies.program import run_study, study_parser
+from engram.scripts.studies.program import add_seeds, run_study, seeds_of, study_parser
 from engram.utils.door import guarded
 from engram.utils.errors import UserError
 from engram.utils.metrics.statistics import standard_deviation
@@ -96,7 +96,7 @@ def interval(accuracies: dict[bool, np.ndarray]) -> tuple[float, float]:
 
 def study(args: argparse.Namespace) -> str:
     """Run what is missing; returns the table."""
-    seeds, fixed = args.seeds.split(","), ["--data_dir", args.data_dir]
+    seeds, fixed = list(map(str, seeds_of(args))), ["--data_dir", args.data_dir]
     accuracies, strengths = {}, {}
     for consistent, title in TITLES.items():
         strengths[consistent] = strength(args.output_dir, consistent, fixed, args.jobs)
@@ -117,6 +117,7 @@ def study(args: argparse.Namespace) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Run the study; returns the exit code."""
     parser = study_parser(__doc__, "runs/mas-orders")
+    add_seeds(parser)
     parser.add_argument("--jobs", default="2", help="runs at a time (default: 2)")
     return run_study(study, "mas orders", parser.parse_args(argv))
 

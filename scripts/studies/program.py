@@ -11,13 +11,24 @@ from engram.utils.errors import UserError
 
 
 def study_parser(doc: str, output_dir: str) -> argparse.ArgumentParser:
-    """Build a parser with the flags that all studies on MNIST have; `doc` is the study's docstring."""
+    """Build a parser with the flags that all studies have; `doc` is the study's docstring."""
     parser = CheckedParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_dir", default="~/.cache/engram", help="where MNIST lies or is downloaded to")
-    parser.add_argument("--seeds", default="0,1,2,3,4", help="separated by commas")
+    parser.add_argument("--data_dir", default="~/.cache/engram", help="where data lies or is downloaded to")
     parser.add_argument("--output_dir", type=Path, default=Path(output_dir), help=f"(default: {output_dir})")
     parser.add_argument("--update", type=Path, metavar="FILE", help="file whose marked part is replaced")
     return parser
+
+
+def add_seeds(parser: argparse.ArgumentParser) -> None:
+    """Give a study that is repeated the flag --seeds."""
+    parser.add_argument("--seeds", default="0,1,2,3,4", help="separated by commas")
+
+
+def seeds_of(args: argparse.Namespace) -> list[int]:
+    """The seeds of --seeds, a flag that `add_seeds` has given the parser."""
+    if not all(seed.isdecimal() for seed in args.seeds.split(",")):
+        raise UserError(f"--seeds {args.seeds}: expected whole numbers separated by commas, e.g. 0,1,2")
+    return [int(seed) for seed in args.seeds.split(",")]
 
 
 def run_study(study: Callable[[argparse.Namespace], str], marker: str, args: argparse.Namespace) -> int:
@@ -25,8 +36,6 @@ def run_study(study: Callable[[argparse.Namespace], str], marker: str, args: arg
 
     Returns the exit code: 2 after an error of the user.
     """
-    if not all(seed.isdecimal() for seed in args.seeds.split(",")):
-        raise UserError(f"--seeds {args.seeds}: expected whole numbers separated by commas, e.g. 0,1,2")
     check_update(args.update, marker)
     check_folder(args.output_dir, "--output_dir")
     text = study(args)

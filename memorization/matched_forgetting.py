@@ -1,0 +1,200 @@
+"""Matched forgetting: do networks forget what they memorized faster than what they know just as well?
+
+Examples that networks memorized in the stream (their label's probability fell when they were left out) are
+paired with examples of the same class that networks know as well right after the task, but did not memorize.
+Both are then followed over the later tasks, in networks that saw them.
+
+One half of the networks forms the pairs and the other measures them, both ways round: what is chosen for an
+extreme value by the networks that measure it falls back by selection alone. So the probabilities right
+after the task are measured again, and their difference is reported beside that of the forgetting.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+
+from engram.memorization.estimator import memorization
+
+Floats = NDArray[np.float64]
+Rows = NDArray[np.int64]
+OUT_OF_REACH = 1e6  # cost of a pair that the caliper forbids; a sum of allowed ones stays far below
+
+
+@dataclass(frozen=True)
+class Matching:
+    """When examples count as memorized, how alike a pair must be, and the resamplings of an interval."""
+
+    low: float = 0.1
+    high: float = 0.25
+    caliper: float = 0.02
+    n_bootstrap: int = 500
+
+
+class StreamOutputs(NamedTuple):
+    """What R networks gave for n examples after each of T tasks."""
+
+    probabilities: Floats  # (T, R, n) of the label
+    member: NDArray[np.bool_]  # (R, n) whether the network saw the example
+    task: Rows  # (n,)
+    labels: Rows  # (n,)
+
+
+class Difference(NamedTuple):
+    """Memorized minus not memorized, in points, and the ends of its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class AgeResult:
+    """Pairs followed for `age` tasks: what they lost, and how alike they were right after their task."""
+
+    age: int
+    n_pairs: int
+    initial: Difference
+    forgetting: Difference
+    forgetting_memorized: float  # in points
+    forgetting_others: float
+
+
+class Pairs(NamedTuple):
+    """Rows of memorized examples and of their partners, (k,) each, formed by networks that do not measure."""
+
+    memorized: Rows
+    others: Rows
+    measuring: NDArray[np.int64]  # the networks that measure them
+
+
+def matched_forgetting(
+    outputs: StreamOutputs, matching: Matching, rng: np.random.Generator
+) -> list[AgeResult]:
+    """A result for every number of tasks since an example's own, over the pairs that lived so long.
+
+    Raises `ValueError` where no memorized example finds a partner.
+    """
+    half = np.arange(len(outputs.member)) % 2 == 0
+    groups = [form_pairs(outputs, half, matching), form_pairs(outputs, ~half, matching)]
+    if not sum(len(group.memorized) for group in groups):
+        raise ValueError(
+            f"no example above {matching.high} has a partner up to {matching.low} in its class whose "
+            f"probability is within {matching.caliper}"
+        )
+    results = [measure(outputs, groups, age, matching, rng) for age in range(1, len(outputs.probabilities))]
+    return [result for result in results if result is not None]
+
+
+def form_pairs(outputs: StreamOutputs, forming: NDArray[np.bool_], matching: Matching) -> Pairs:
+    """Memorized examples with distinct partners of their class, the total distance as small as can be."""
+    memorized, others = [], []
+    for s in range(len(outputs.probabilities) - 1):  # those of the last task are forgotten by nothing
+        for label in np.unique(outputs.labels[outputs.task == s]):
+            rows = np.flatnonzero((outputs.task == s) & (outputs.labels == label))
+            cells = np.ix_(forming, rows)
+            estimate = memorization(outputs.probabilities[s][cells], outputs.member[cells])
+            high = np.flatnonzero(estimate.scores > matching.high)
+            low = np.flatnonzero(estimate.scores <= matching.low)
+            a, b = closest(estimate.mean_in[high], estimate.mean_in[low], matching.caliper)
+            memorized.append(rows[high[a]])
+            others.append(rows[low[b]])
+    return Pairs(np.concatenate(memorized), np.concatenate(others), np.flatnonzero(~forming))
+
+
+def closest(a: Floats, b: Floats, caliper: float) -> tuple[Rows, Rows]:
+    """Positions in a (k,) and b (m,) of pairs that differ by at most the caliper, each used once.
+
+    As many pairs as possible, and of those choices the one of the smallest total distance.
+    """
+    distance = np.abs(a[:, None] - b[None])
+    cost = np.where(distance <= caliper, distance, OUT_OF_REACH)
+    rows, columns = linear_sum_assignment(cost)
+    allowed = distance[rows, columns] <= caliper
+    return rows[allowed], columns[allowed]
+
+
+def measure(
+    outputs: StreamOutputs, groups: list[Pairs], age: int, matching: Matching, rng: np.random.Generator
+) -> AgeResult | None:
+    """Differences over the pairs that are `age` tasks old at some time; None without any.
+
+    The interval resamples networks and pairs at once, so that it holds for other networks and other examples.
+    """
+    n_tasks = len(outputs.probabilities)
+    groups = [_that_reach(group, outputs.task, n_tasks - 1 - age) for group in groups]
+    groups = [group for group in groups if len(group.memorized)]
+    if not groups:
+        return None
+    values = [_PairValues.of(outputs, group, age) for group in groups]
+    point = _pooled([v.means(np.ones(v.n_networks), np.ones(v.n_pairs)) for v in values])
+    resampled = np.array([
+        _pooled([v.means(_resample(v.n_networks, rng), _resample(v.n_pairs, rng)) for v in values])
+        for _ in range(matching.n_bootstrap)
+    ])  # fmt: skip
+    initial, lost_memorized, lost_others = point
+    return AgeResult(
+        age, sum(v.n_pairs for v in values), _difference(initial, resampled[:, 0]),
+        _difference(lost_memorized - lost_others, resampled[:, 1] - resampled[:, 2]),
+        100 * lost_memorized, 100 * lost_others,
+    )  # fmt: skip
+
+
+class _PairValues(NamedTuple):
+    """Probabilities of pairs right after their task and `age` tasks later; the networks that saw each."""
+
+    before: Floats  # (2, M, k): memorized or not, measuring network, pair
+    after: Floats
+    seen: Floats  # 1 where the network saw the example, else 0
+
+    @classmethod
+    def of(cls, outputs: StreamOutputs, pairs: Pairs, age: int) -> "_PairValues":
+        rows = np.stack([pairs.memorized, pairs.others])  # (2, k)
+        networks, task = pairs.measuring[None, :, None], outputs.task[rows][:, None, :]
+        return cls(
+            outputs.probabilities[task, networks, rows[:, None]],
+            outputs.probabilities[task + age, networks, rows[:, None]],
+            outputs.member[networks, rows[:, None]].astype(np.float64),
+        )
+
+    @property
+    def n_networks(self) -> int:
+        return self.before.shape[1]
+
+    @property
+    def n_pairs(self) -> int:
+        return self.before.shape[2]
+
+    def means(self, of_networks: Floats, of_pairs: Floats) -> tuple[float, Floats]:
+        """Weighted sums over pairs: (total weight, (3,) initial difference, what either side lost)."""
+        weights = self.seen * of_networks[None, :, None]
+        total = weights.sum(1)
+        with np.errstate(invalid="ignore"):
+            before = (weights * self.before).sum(1) / total
+            lost = before - (weights * self.after).sum(1) / total
+        sums = np.stack([before[0] - before[1], lost[0], lost[1]])
+        defined = (total > 0).all(0)  # some measuring network saw both of the pair
+        of_pairs = of_pairs * defined
+        return float(of_pairs.sum()), (np.where(defined, sums, 0) * of_pairs).sum(1)
+
+
+def _that_reach(pairs: Pairs, task: Rows, last: int) -> Pairs:
+    reaching = task[pairs.memorized] <= last
+    return Pairs(pairs.memorized[reaching], pairs.others[reaching], pairs.measuring)
+
+
+def _pooled(groups: list[tuple[float, Floats]]) -> Floats:
+    weight = sum(group[0] for group in groups)
+    return np.asarray(sum(group[1] for group in groups) / weight)
+
+
+def _resample(n: int, rng: np.random.Generator) -> Floats:
+    """How often each of n is drawn when n are drawn with replacement."""
+    return np.bincount(rng.integers(n, size=n), minlength=n).astype(np.float64)
+
+
+def _difference(value: float, resampled: Floats) -> Difference:
+    low, high = np.quantile(resampled, (0.025, 0.975)) if len(resampled) else (np.nan, np.nan)
+    return Difference(100 * float(value), 100 * float(low), 100 * float(high))
