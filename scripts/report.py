@@ -9,6 +9,7 @@
     python scripts/report.py scenarios runs/scenarios         van de Ven & Tolias's three scenarios
     python scripts/report.py rehearsal runs/rehearsal         rehearsal methods, with time and memory
     python scripts/report.py pretrained runs/pretrained       methods on a frozen encoder's features
+    python scripts/report.py prompts runs/prompts-small       prompts, adapters, LoRA beside their controls
     python scripts/report.py audit runs/audit                 practices of published code, in points; a figure
     python scripts/report.py memorization runs/maer           the memorization paper's; LaTeX and CSV too
 

@@ -12,6 +12,7 @@ from engram.scripts.analysis.papers.audit import AuditReport
 from engram.scripts.analysis.papers.memorization import MemorizationReport
 from engram.scripts.analysis.papers.mer import MerReport
 from engram.scripts.analysis.papers.pretrained import PretrainedReport
+from engram.scripts.analysis.papers.prompts import PromptsReport
 from engram.scripts.analysis.papers.rehearsal import RehearsalReport
 from engram.scripts.analysis.papers.scenarios import ScenariosReport
 from engram.scripts.analysis.run_set import RunSet, collect
@@ -29,6 +30,7 @@ PAPERS: dict[str, type[PaperReport]] = {
         ScenariosReport,
         RehearsalReport,
         PretrainedReport,
+        PromptsReport,
         AuditReport,
         MemorizationReport,
     )

@@ -25,13 +25,17 @@ class Spread:
 
 @dataclass(frozen=True)
 class Paired:
-    """Differences a − b of n pairs: mean, standard deviation, Student's t (n − 1 degrees) and two-sided p."""
+    """Differences a − b of n pairs: mean, standard deviation, Student's t (n − 1 degrees) and two-sided p.
+
+    ci95: the half-width of the mean's 95 % confidence interval, as in `Spread`.
+    """
 
     n: int
     mean: float
     std: float
     t: float
     p: float
+    ci95: float
 
 
 def standard_deviation(values: ArrayLike, axis: int = 0) -> NDArray[np.float64]:
@@ -64,15 +68,15 @@ def paired(a: ArrayLike, b: ArrayLike) -> Paired:
     spread = mean_std_ci(difference)
     n, mean, std = spread.n, spread.mean, spread.std
     if n < 2:
-        return Paired(n, mean, std, math.nan, math.nan)
+        return Paired(n, mean, std, math.nan, math.nan, math.nan)
     # the differences of numbers near 1 carry rounding of this size, which is no spread
     if std < 1e-12:
         t = math.copysign(math.inf, mean) if abs(mean) > 1e-12 else math.nan
-        return Paired(n, mean, 0.0, t, 0.0 if math.isinf(t) else math.nan)
+        return Paired(n, mean, 0.0, t, 0.0 if math.isinf(t) else math.nan, 0.0)
     from scipy.special import stdtr  # as in `mean_std_ci`
 
     t = mean / (std / math.sqrt(n))
-    return Paired(n, mean, std, t, float(2 * stdtr(n - 1, -abs(t))))
+    return Paired(n, mean, std, t, float(2 * stdtr(n - 1, -abs(t))), spread.ci95)
 
 
 def holm(p_values: list[float]) -> list[float]:
