@@ -2,8 +2,13 @@
 
     python -m memorization.correlate --scores runs/mem/mnist.npz --against runs/mem/proxies.npz
 
+    python -m memorization.correlate --scores cifar10_01.npy --against cifar10_10.npy --dataset cifar10 \
+        --dataset_size 0.1
+
 Pearson's, Spearman's and Kendall's correlations with 95 % bootstrap intervals, over all examples that both
-files have, and Spearman's inside each class. Where the score file keeps per-network outputs (eval_splits
+files have, and Spearman's inside each class. A bare vector (.npy) names no positions: it is of the whole data
+set, or of the part that --class_range and --dataset_size draw as train_splits does and the memorization paper
+did; whichever of these has its length. Where the score file keeps per-network outputs (eval_splits
 --store_probs), also the noise ceiling: what two independent estimates of the scores correlate by, and its
 square root, more than which no proxy can be expected to reach.
 """
@@ -13,8 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engram.memorization import cli
+from engram.memorization.settings import DATASETS
 from engram.utils.config.options import SEEDS, OptionSet, option
 from engram.utils.destinations import check_file
+
+OWN = ("imagefolder", "arrays")  # of a user, which take more flags; a score file of theirs names these
 
 
 @dataclass(frozen=True)
@@ -23,6 +31,13 @@ class CorrelateOptions(OptionSet):
 
     scores: str = option("", "score file, .npz or .npy (required)")
     against: tuple[str, ...] = option((), "files of scores or of proxies, A.npz,B.npz,... (required)")
+    dataset: str = option(
+        "", "data set of bare vectors (default: the one that another file names)",
+        choices=("", *(name for name in DATASETS if name not in OWN)), aliases=("dataset_name",),
+    )  # fmt: skip
+    dataset_size: tuple[float, ...] = option((), "shares of it that bare vectors are of, 0.1,0.3", gt=0, le=1)
+    class_range: str | None = option(None, "classes a to b−1 that bare vectors are of, given as a,b")
+    data_dir: str = option("~/.cache/engram", "where data sets lie, for the labels behind bare vectors")
     out_filename: str | None = option(None, "also write the table as .csv")
     n_bootstrap: int = option(
         500, "resamplings of the examples behind each interval; 0: none", ge=0, le=1_000_000

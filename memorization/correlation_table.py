@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram.memorization.agreement import MEASURES, Correlation, by_class, correlations
+from engram.memorization.bare_vectors import PositionFinder, names_its_data
 from engram.memorization.correlate import CorrelateOptions
 from engram.memorization.estimator import split_half_reliability
 from engram.utils import scores
@@ -65,8 +66,12 @@ def _cell(correlation: Correlation) -> str:
 def write(options: CorrelateOptions) -> None:
     """Print the table, best correlation first, and the noise ceiling; write the .csv if asked."""
     rng = np.random.default_rng(options.seed)
-    content = scores.load(options.scores, "scores")
-    rows = [row for path in options.against for row in compare(content, path, options.n_bootstrap, rng)]
+    content, rows = scores.load(options.scores, "scores"), []
+    for path in options.against:
+        other = scores.load(path)
+        named = next((c for c in (content, other) if names_its_data(c)), None)
+        finder = PositionFinder(options, named)
+        rows += compare(content, other, path, finder, rng)
     rows.sort(key=lambda row: -abs(row.correlations["spearman"].value))
     print(markdown(rows))
     print(noise_ceiling(content, rng))
@@ -83,11 +88,14 @@ def vectors(content: Arrays, path: str) -> Arrays:
     return {Path(path).stem: content["scores"]}
 
 
-def compare(content: Arrays, path: str, n_bootstrap: int, rng: np.random.Generator) -> list[Row]:
+def compare(
+    content: Arrays, other: Arrays, path: str, finder: PositionFinder, rng: np.random.Generator
+) -> list[Row]:
     """A row for each vector in the file at `path`, on the examples that both files have."""
-    other = scores.load(path)
-    rows, other_rows = common_rows(content, other, path)
+    common, rows, other_rows = common_examples(content, other, path, finder)
     labels = content["labels"][rows] if "labels" in content else None
+    if labels is None and finder.read_labels is not None:
+        labels = finder.read_labels[common]
     costs = dict(zip(map(str, other.get("names", ())), other.get("cost", ()), strict=True))
     table = []
     for name, vector in vectors(other, path).items():
@@ -95,23 +103,31 @@ def compare(content: Arrays, path: str, n_bootstrap: int, rng: np.random.Generat
         measured = ~(np.isnan(a) | np.isnan(b))
         a, b = a[measured], b[measured]
         require_common(len(a), path)
-        results = correlations(a, b, n_bootstrap, rng)
+        results = correlations(a, b, finder.options.n_bootstrap, rng)
         per_class = by_class(a, b, labels[measured]).values() if labels is not None else ()
         cost = 1000 * float(costs.get(name, math.nan))
         table.append(Row(name, len(a), results, [v for v in per_class if not math.isnan(v)], cost))
     return table
 
 
-def common_rows(content: Arrays, other: Arrays, path: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The rows of both files that belong to the same examples; `UserError` where there are too few."""
+def common_examples(
+    content: Arrays, other: Arrays, path: str, finder: PositionFinder
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Positions of the examples of both files, and their rows in each; `UserError` where they are too few."""
     hashes = [str(c["order_hash"]) for c in (content, other) if "order_hash" in c]
     if len(set(hashes)) > 1:
         raise UserError(f"--against {path}: belongs to another data set or sample order")
-    n_all = max(len(content["scores"]), max(len(v) for v in vectors(other, path).values()))
-    index, other_index = (c.get("index", np.arange(n_all)) for c in (content, other))
+    n, n_other = len(content["scores"]), max(len(v) for v in vectors(other, path).values())
+    if n != n_other and finder.labels_are_unknown(content, other):
+        raise UserError(
+            f"--against {path}: {n_other:,} scores beside {n:,}, and no file says of which examples: give "
+            "--dataset NAME, with --dataset_size or --class_range for a part of it"
+        )
+    index = finder.positions(content, n, f"--scores {finder.options.scores}")
+    other_index = finder.positions(other, n_other, f"--against {path}")
     common, rows, other_rows = np.intersect1d(index, other_index, return_indices=True)
     require_common(len(common), path)
-    return rows, other_rows
+    return common, rows, other_rows
 
 
 def require_common(n: int, path: str) -> None:

@@ -1,6 +1,5 @@
 """Which figures are drawn from which files: the work of plots."""
 
-import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -12,9 +11,7 @@ from numpy.typing import NDArray
 
 from engram.memorization import galleries, run_plots, score_plots, stream_plots, study_data
 from engram.memorization.plots import PlotOptions
-from engram.memorization.settings import DataOptions
 from engram.utils import scores
-from engram.utils.config.flags import own_names
 from engram.utils.errors import UserError
 from engram.utils.figure_files import save_all
 
@@ -41,16 +38,14 @@ def draw_galleries(content: dict[str, NDArray[Any]], data_dir: str) -> dict[str,
     if "settings" not in content:
         print("no galleries: a bare vector does not say which images it is about", file=sys.stderr)
         return {}
-    fields = {field.name: field for field in dataclasses.fields(DataOptions)}
-    settings = own_names(json.loads(str(content["settings"])), fields) | {"data_dir": data_dir}
-    options = DataOptions(**{name: value for name, value in settings.items() if name in fields})
-    examples = study_data.load(options, torch.device("cpu"))
+    settings = str(content["settings"])
+    examples = study_data.load(study_data.options_of(settings, data_dir), torch.device("cpu"))
     if examples.order_hash != str(content["order_hash"]):
         raise UserError("--scores: the images found are not those that were scored (another sample order)")
     if examples.images.dtype != torch.uint8:
         print("no galleries: vectors and standardised numbers are no pictures", file=sys.stderr)
         return {}
-    shown, n_networks = examples.at(content["index"]), settings.get("n_networks")
+    shown, n_networks = examples.at(content["index"]), json.loads(settings).get("n_networks")
     drawn = {"gallery": galleries.extremes(shown, content, n_networks)}
     if "influence" in content:
         drawn["pairs"] = galleries.pairs(examples, content)

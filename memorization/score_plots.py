@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from engram.memorization.estimator import memorization
+from engram.utils.errors import UserError
 from engram.utils.figure_files import canvas
 
 Arrays = dict[str, NDArray[Any]]
@@ -115,7 +116,13 @@ def draw_all(contents: dict[str, Arrays], proxies: Arrays | None) -> dict[str, F
     if {"loss", "member"} <= main.keys() and len(main["loss"]) >= 16:
         drawn["standard_errors"] = standard_errors(errors_by_size(main["loss"], main["member"]))
     if proxies:
-        index = main.get("index", np.arange(len(main["scores"])))
+        n = len(main["scores"])
+        if "index" not in main and n != int(proxies.get("n_train", n)):
+            raise UserError(
+                f"--proxies: {n:,} scores without positions beside proxies of {int(proxies['n_train']):,} "
+                "examples: give a .npz, or compare them by memorization.correlate --dataset_size"
+            )
+        index = main.get("index", np.arange(n))
         _, rows, proxy_rows = np.intersect1d(index, proxies["index"], return_indices=True)
         measured = np.isfinite(main["scores"][rows])
         rows, proxy_rows = rows[measured], proxy_rows[measured]

@@ -57,7 +57,7 @@ class StreamPlan:
 
 def task_classes(config: StreamConfig, data: StudyData) -> TaskClasses:
     """The classes of each task, by their original labels."""
-    first, last = subsets.parse_range(config.data.class_range, len(data.class_names))
+    first, last = scores.parse_range(config.data.class_range, len(data.class_names))
     stream, n = config.stream, last - first
     order = first + scenarios.class_order(n, config.recipe.seed, stream.permute_classes)
     return [tuple(int(order[c]) for c in task) for task in scenarios.split_classes(n, stream.n_tasks)]

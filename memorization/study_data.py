@@ -1,5 +1,7 @@
 """Study data: the examples whose memorization is measured, and the test set, on the device."""
 
+import dataclasses
+import json
 from dataclasses import dataclass, replace
 from multiprocessing import parent_process
 from pathlib import Path
@@ -15,8 +17,9 @@ from engram.memorization import subsets
 from engram.memorization.settings import DataOptions
 from engram.utils import seeding
 from engram.utils.config import registry
+from engram.utils.config.flags import own_names
 from engram.utils.config.options import Pixels
-from engram.utils.scores import order_hash
+from engram.utils.scores import in_class_range, order_hash, parse_range
 from engram.utils.terminal import say_once
 
 BENCHMARKS = {"tinyimagenet": "seq-tinyimg"}  # the benchmark that defines the augmentation; else seq-NAME
@@ -100,10 +103,9 @@ def load(options: DataOptions, device: torch.device, pixels: Pixels | None = Non
     if pixels:
         augment = replace(augment, mean=pixels[0], std=pixels[1])
     labels = source.train_y.numpy()
-    first, last = subsets.parse_range(options.class_range, len(source.classes))
-    index = subsets.in_class_range(labels, first, last)
-    index = index[subsets.fraction(labels[index], options.dataset_size)]
-    test_rows = torch.from_numpy(subsets.in_class_range(source.test_y.numpy(), first, last))
+    first, last = parse_range(options.class_range, len(source.classes))
+    index = subsets.part(labels, (first, last), options.dataset_size)
+    test_rows = torch.from_numpy(in_class_range(source.test_y.numpy(), first, last))
     rows = torch.from_numpy(index)
     return StudyData(
         name=options.dataset,
@@ -118,6 +120,19 @@ def load(options: DataOptions, device: torch.device, pixels: Pixels | None = Non
         n_source=len(labels),
         order_hash=order_hash(source.train_y),
     )
+
+
+def labels(options: DataOptions) -> np.ndarray:
+    """(N,) labels of the whole training set, in order."""
+    found: np.ndarray = _source(options)[0].train_y.numpy()
+    return found
+
+
+def options_of(settings: str, data_dir: str) -> DataOptions:
+    """The data set that the settings (JSON) of a score file name."""
+    fields = {field.name: field for field in dataclasses.fields(DataOptions)}
+    values = own_names(json.loads(settings), fields) | {"data_dir": data_dir}
+    return DataOptions(**{name: value for name, value in values.items() if name in fields})
 
 
 def _source(options: DataOptions) -> tuple[sources.Source, Augment]:

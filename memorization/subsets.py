@@ -10,34 +10,14 @@ from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 
 from engram.utils.errors import UserError
-from engram.utils.scores import drawn_fraction
+from engram.utils.scores import drawn_part
 
 Positions = NDArray[np.int64]
 
 
-def parse_range(text: str | None, n_classes: int) -> tuple[int, int]:
-    """`a,b` as (a, b), 0 <= a < b <= n_classes; all classes for None."""
-    if text is None:
-        return 0, n_classes
-    try:
-        first, last = (int(number) for number in text.split(","))
-    except ValueError:
-        raise UserError(f"--class_range {text}: expected two whole numbers, e.g. 0,10") from None
-    if not 0 <= first < last <= n_classes:
-        raise UserError(
-            f"--class_range {text}: must satisfy 0 <= a < b <= {n_classes}, the classes there are"
-        )
-    return first, last
-
-
-def in_class_range(labels: NDArray[np.int64], first: int, last: int) -> Positions:
-    """Positions of the labels in [first, last), ascending."""
-    return np.flatnonzero((labels >= first) & (labels < last))
-
-
-def fraction(labels: NDArray[np.int64], share: float) -> Positions:
-    """Positions of a stratified `share` of the examples, in the drawn (shuffled) order; all for 1."""
-    return drawn_fraction(labels, share, f"--dataset_size {share}")
+def part(labels: NDArray[np.int64], classes: tuple[int, int], share: float) -> Positions:
+    """Positions of a stratified `share` of the examples of a range of classes, in the drawn order."""
+    return drawn_part(labels, classes, share, f"--dataset_size {share}")
 
 
 def half(labels: NDArray[np.int64], repeat: int, ratio: float = 0.5) -> Positions:

@@ -92,7 +92,8 @@ def given_scores(config: Config, benchmark: Benchmark) -> Tensor | None:
     path, fraction = config.log.memorization_scores, config.log.memorization_fraction
     if not path:
         return None
-    return scores.read(path, benchmark.source_labels, fraction).to(benchmark.device)
+    labels, classes = benchmark.source_labels, config.log.memorization_classes
+    return scores.read(path, labels, fraction, classes).to(benchmark.device)
 
 
 def build_setup(config: Config, benchmark: Benchmark, create_proxy: CreateProxy) -> Setup:

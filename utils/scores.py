@@ -7,8 +7,9 @@ stores. Never pickled. The bytes of a .npz are compared with their checksums; a 
 is noticed only where a number leaves its range. A score is a difference of two probabilities: a number in
 [-1, 1], or NaN where it was not measured (the sample was in all networks' training sets, or in none).
 
-A vector of a data fraction, as the memorization paper publishes them, has a number for every sample that
-scikit-learn's `train_test_split(test_size=fraction, random_state=42, stratify=labels)` draws, in that order.
+A vector of a range of classes, as the memorization paper publishes them, has a number for every sample of
+these classes, in order; one of a data fraction for every sample of them that scikit-learn's
+`train_test_split(test_size=fraction, random_state=42, stratify=labels)` draws, in that order.
 """
 
 import hashlib
@@ -95,11 +96,11 @@ def _refuse_wrong_values(path: str | Path, scores: NDArray[Any]) -> None:
     raise UserError(f"{path}: the values are {what}; {wanted}: give a file of those, not of labels or ranks")
 
 
-def read(path: str, labels: Tensor, fraction: float = 1.0) -> Tensor:
+def read(path: str, labels: Tensor, fraction: float = 1.0, classes: str | None = None) -> Tensor:
     """(N,) float64 scores of a training set with the original `labels` (N,), NaN where none was measured.
 
-    fraction: share of the training set that a bare vector is about. Refused: a vector of another length, and
-    a file made from another data set or sample order.
+    classes: `a,b`, the classes a to b−1 that a bare vector is about; fraction: share of their samples.
+    Refused: a vector of another length, and a file made from another data set or sample order.
     """
     flag = f"--memorization_scores {path}"
     try:
@@ -111,11 +112,14 @@ def read(path: str, labels: Tensor, fraction: float = 1.0) -> Tensor:
         raise UserError(f"{flag}: the scores belong to another data set or sample order")
     positions = content.get("index")
     if positions is None:
-        positions = drawn_fraction(labels.cpu().numpy(), fraction, f"--memorization_fraction {fraction:g}")
+        of_class = labels.cpu().numpy()
+        bounds = parse_range(classes, int(of_class.max()) + 1, "--memorization_classes")
+        positions = drawn_part(of_class, bounds, fraction, f"--memorization_fraction {fraction:g}")
         if scores.shape != positions.shape:
             raise UserError(f"{flag}: {_wrong_length(scores, positions, n_train)}")
-    elif fraction != 1:
-        raise UserError(f"{flag}: names its samples itself ('index'); leave --memorization_fraction out")
+    elif fraction != 1 or classes is not None:
+        given = "--memorization_fraction" if fraction != 1 else "--memorization_classes"
+        raise UserError(f"{flag}: names its samples itself ('index'); leave {given} out")
     if scores.shape != positions.shape or positions.ndim != 1 or not _within(positions, n_train):
         raise UserError(f"{flag}: its 'index' {positions.shape} does not fit {n_train} training samples")
     whole = torch.full((n_train,), torch.nan, dtype=torch.float64)
@@ -126,11 +130,38 @@ def read(path: str, labels: Tensor, fraction: float = 1.0) -> Tensor:
 def _wrong_length(scores: NDArray[Any], positions: NDArray[Any], n_train: int) -> str:
     text = f"has shape {scores.shape}, the training set needs ({n_train},)"
     if len(positions) < n_train:
-        text = f"has shape {scores.shape}, the fraction of {n_train} training samples needs {positions.shape}"
+        text = f"has shape {scores.shape}, that part of {n_train} training samples needs {positions.shape}"
     text += ": the scores belong to another data set or a part of it"
     if scores.ndim == 1 and 0 < len(scores) < n_train:
         text += f", whose share is named by --memorization_fraction (here {len(scores) / n_train:.6g})"
+        text += " and whose classes by --memorization_classes a,b"
     return text
+
+
+def parse_range(text: str | None, n_classes: int, flag: str = "--class_range") -> tuple[int, int]:
+    """`a,b` as (a, b), 0 <= a < b <= n_classes; all classes for None. flag: by which it was given."""
+    if text is None:
+        return 0, n_classes
+    try:
+        first, last = (int(number) for number in text.split(","))
+    except ValueError:
+        raise UserError(f"{flag} {text}: expected two whole numbers, e.g. 0,10") from None
+    if not 0 <= first < last <= n_classes:
+        raise UserError(f"{flag} {text}: must satisfy 0 <= a < b <= {n_classes}, the classes there are")
+    return first, last
+
+
+def in_class_range(labels: NDArray[np.int64], first: int, last: int) -> NDArray[np.int64]:
+    """Positions of the labels in [first, last), ascending."""
+    return np.flatnonzero((labels >= first) & (labels < last))
+
+
+def drawn_part(
+    labels: NDArray[np.int64], classes: tuple[int, int], fraction: float, flag: str
+) -> NDArray[np.int64]:
+    """Positions of a share of the samples of a range of classes, as the paper's code draws it."""
+    positions = in_class_range(labels, *classes)
+    return positions[drawn_fraction(labels[positions], fraction, flag)]
 
 
 def drawn_fraction(labels: NDArray[np.int64], fraction: float, flag: str) -> NDArray[np.int64]:

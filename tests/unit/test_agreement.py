@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 
-from engram.memorization import correlate, intervention
+from engram.datasets import sources
+from engram.memorization import correlate, intervention, subsets
 from engram.memorization.agreement import by_class, correlations, varies
 from engram.utils import scores
+from engram.utils.errors import UserError
 from engram.utils.runs.run_record import RunRecord, ViewResult
 
 
@@ -77,6 +80,44 @@ def test_files_of_other_data_are_not_compared(files):
             correlate.run(["--scores", str(folder / "s.npz"), "--against", str(folder / name)])
     with pytest.raises(ValueError, match="--against is missing"):
         correlate.run(["--scores", str(folder / "s.npz")])
+
+
+@pytest.mark.parametrize(
+    ("flags", "classes", "share"),
+    [(["--dataset_size", "0.3,0.1"], (0, 10), 0.1), (["--class_range", "2,5"], (2, 5), 1.0),
+     (["--class_range", "2,5", "--dataset_size", "0.3"], (2, 5), 0.3)],
+)  # fmt: skip
+def test_bare_vectors_of_a_part_belong_to_examples_that_were_drawn(flags, classes, share, tmp_path, capsys):
+    """A vector of a part beside the whole one that it was taken from: equal numbers at the same examples."""
+    labels = sources.digits().train_y.numpy()
+    rng = np.random.default_rng(0)
+    whole, drawn = rng.uniform(0, 1, len(labels)), subsets.part(labels, classes, share)
+    np.save(tmp_path / "whole.npy", whole)
+    np.save(tmp_path / "part.npy", whole[drawn])
+    settings = {"dataset": "digits", "class_range": "0,3"}  # of its own examples, not of a bare vector's
+    rows = rng.permutation(len(labels))[:1000]
+    identity = {
+        "index": rows,
+        "n_train": len(labels),
+        "order_hash": scores.order_hash(torch.from_numpy(labels)),
+    }
+    scores.write(tmp_path / "own.npz", settings, scores=whole[rows], labels=labels[rows], **identity)
+    named = ["--dataset", "digits"]
+    for more, one, other, n in (
+        (named, "part.npy", "whole.npy", len(drawn)), (named, "whole.npy", "part.npy", len(drawn)),
+        ([], "own.npz", "part.npy", np.isin(drawn, rows).sum()), ([], "own.npz", "whole.npy", 1000),
+    ):  # fmt: skip
+        files = ["--scores", str(tmp_path / one), "--against", str(tmp_path / other), "--n_bootstrap", "0"]
+        correlate.run([*files, *more, *flags])
+        assert f"| 1.000 | 1.000 | 1.000 | 1.000 (1.000 to 1.000) | – | {n} |" in capsys.readouterr().out
+    files = ["--scores", str(tmp_path / "part.npy"), "--against", str(tmp_path / "whole.npy")]
+    for more, message in (
+        (flags, "no file says of which examples: give --dataset NAME"),
+        (named, r"part.npy: \d+ scores without positions, of a data set of 1,437 .* --dataset_size SHARE or"),
+        ([*named, "--dataset_size", "0.2"], "--dataset_size and --class_range name parts of 288, 1,437"),
+    ):
+        with pytest.raises(UserError, match=message):
+            correlate.run([*files, *more])
 
 
 def test_what_an_intervention_leaves_out(files):

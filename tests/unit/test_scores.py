@@ -126,11 +126,31 @@ def test_a_vector_of_a_fraction_belongs_to_the_samples_that_were_drawn(tmp_path)
     assert whole.isnan().sum() == 203 - len(drawn) == 182
 
 
+@pytest.mark.parametrize("fraction", [1.0, 0.4])
+def test_a_vector_of_a_range_of_classes_belongs_to_their_samples(tmp_path, fraction):
+    """Classes 1 to 3 of five, in order, and then a fraction of these."""
+    positions = np.flatnonzero((MANY >= 1) & (MANY < 4))
+    if fraction < 1:
+        kept = train_test_split(
+            positions, test_size=fraction, random_state=42, stratify=MANY.numpy()[positions]
+        )
+        positions = kept[1]
+    values = np.linspace(-1, 1, len(positions))
+    np.save(tmp_path / "a.npy", values)
+    whole = read(str(tmp_path / "a.npy"), MANY, fraction, "1,4")
+    assert whole[positions].tolist() == values.tolist() and int(whole.isfinite().sum()) == len(values)
+    with pytest.raises(ValueError, match="--memorization_classes 1,6: must satisfy 0 <= a < b <= 5"):
+        read(str(tmp_path / "a.npy"), MANY, fraction, "1,6")
+    np.savez(tmp_path / "b.npz", scores=values, index=positions)
+    with pytest.raises(ValueError, match=r"leave --memorization_.* out"):
+        read(str(tmp_path / "b.npz"), MANY, fraction, "1,4")
+
+
 @pytest.mark.parametrize(
     ("arrays", "fraction", "message"),
     [
-        ({"scores": np.zeros(20)}, 0.1, r"shape \(20,\), the fraction of 203 training samples needs \(21,\)"),
-        ({"scores": np.zeros(203)}, 0.1, r"shape \(203,\), the fraction of 203 training samples needs"),
+        ({"scores": np.zeros(20)}, 0.1, r"shape \(20,\), that part of 203 training samples needs \(21,\)"),
+        ({"scores": np.zeros(203)}, 0.1, r"shape \(203,\), that part of 203 training samples needs"),
         ({"scores": np.zeros(21), "index": np.arange(21)}, 0.1, "leave --memorization_fraction out"),
         ({"scores": np.zeros(1)}, 0.001, "--memorization_fraction 0.001: 203 examples cannot be split so"),
     ],
@@ -152,5 +172,16 @@ def test_the_flag_of_a_fraction(tmp_path):
     assert found[drawn].tolist() == np.linspace(0, 1, 36).tolist() and int(found.isnan().sum()) == 54
     train(method, config)
     assert set(method.buffer.stored()["index"].tolist()) <= set(drawn.tolist())
-    with pytest.raises(ValueError, match="--memorization_fraction needs the vector"):
-        tiny_config("maer", memorization_fraction=0.4)
+    for flag, value in {"memorization_fraction": 0.4, "memorization_classes": "0,2"}.items():
+        with pytest.raises(ValueError, match=f"--{flag} needs the vector"):
+            tiny_config("maer", **{flag: value})
+
+
+def test_the_flag_of_a_range_of_classes(tmp_path):
+    """Original classes, though the stream's are permuted."""
+    labels = synthetic_source().train_y
+    positions = torch.nonzero((labels >= 2) & (labels < 4)).view(-1)
+    np.save(tmp_path / "a.npy", np.linspace(0, 1, len(positions)))
+    flags = {"memorization_scores": str(tmp_path / "a.npy"), "memorization_classes": "2,4"}
+    method, _ = tiny_method("er", permute_classes=True, seed=3, buffer_size=12, **flags)
+    assert torch.nonzero(method.setup.scores.isfinite()).view(-1).tolist() == positions.tolist()

@@ -14,14 +14,13 @@ from engram.datasets.augment import Augment
 from engram.memorization import cli, study_data
 from engram.memorization.figures import draw_galleries
 from engram.memorization.settings import DATASETS, DataOptions, StudyConfig, scaled
-from engram.memorization.subsets import fraction, in_class_range
 from engram.memorization.train_splits import SplitsConfig
 from engram.memorization.training import build_network
 from engram.utils.config import registry
 from engram.utils.config.config import resolve
 from engram.utils.config.options import OptionError
 from engram.utils.errors import UserError
-from engram.utils.scores import order_hash
+from engram.utils.scores import drawn_fraction, in_class_range, order_hash
 from engram.utils.terminal import say_once
 
 CPU = torch.device("cpu")
@@ -32,7 +31,7 @@ def test_a_part_of_the_digits_keeps_positions_and_labels():
     found = study_data.load(DataOptions(class_range="2,7", dataset_size=0.3), CPU)
     labels = source.train_y.numpy()
     expected = in_class_range(labels, 2, 7)
-    expected = expected[fraction(labels[expected], 0.3)]
+    expected = expected[drawn_fraction(labels[expected], 0.3, "")]
     assert found.index.tolist() == expected.tolist() and len(found) == len(expected)
     assert torch.equal(found.images, source.train_x[torch.from_numpy(found.index)])
     assert set(found.labels.tolist()) == {2, 3, 4, 5, 6} == set(found.test_labels.tolist())

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from sklearn.model_selection import train_test_split
 
-from engram.memorization.subsets import fraction, half, in_class_range, memberships, parse_range
+from engram.memorization.subsets import half, memberships, part
+from engram.utils.scores import in_class_range, parse_range
 
 LABELS = np.random.default_rng(0).integers(0, 5, 203)
 
@@ -17,9 +18,9 @@ def test_the_papers_order_of_choices():
     labels = labels[selected]
     train, _ = train_test_split(np.arange(len(labels)), test_size=0.5, random_state=7, stratify=labels)
     ours = in_class_range(LABELS, 1, 4)
-    drawn = fraction(LABELS[ours], 0.3)
-    assert ours[drawn].tolist() == kept[selected].tolist()
-    assert half(LABELS[ours[drawn]], 7).tolist() == train.tolist()
+    drawn = part(LABELS, (1, 4), 0.3)
+    assert ours.tolist() == kept.tolist() and drawn.tolist() == kept[selected].tolist()
+    assert half(LABELS[drawn], 7).tolist() == train.tolist()
 
 
 @pytest.mark.parametrize("ratio", [0.3, 0.5, 0.7])
@@ -34,7 +35,7 @@ def test_every_subset_has_one_size_and_the_classes_in_proportion(ratio):
 
 
 def test_the_whole_set_keeps_its_order():
-    assert fraction(LABELS, 1).tolist() == list(range(203))
+    assert part(LABELS, (0, 5), 1).tolist() == list(range(203))
 
 
 def test_what_cannot_be_drawn_is_said():

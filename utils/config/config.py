@@ -137,6 +137,10 @@ class LogOptions(OptionSet):
         "other samples then have no score",
         gt=0, le=1,
     )  # fmt: skip
+    memorization_classes: str | None = option(
+        None,
+        "classes a to b−1 that bare scores are of, given as a,b; the fraction is drawn of these",
+    )
     mem_thresholds: tuple[float, ...] = option(
         (0.1, 0.25), "low memorization is up to the first, high is above the second", ge=-1, le=1
     )

@@ -52,6 +52,8 @@ def _check_stream(config: "Config") -> None:
         raise OptionError(
             "--memorization_fraction needs the vector of that fraction: --memorization_scores FILE"
         )
+    if log.memorization_classes and not log.memorization_scores:
+        raise OptionError("--memorization_classes needs the vector of these: --memorization_scores FILE")
     if stream.exclude == UNSCORED and not log.memorization_scores:
         raise OptionError("--exclude unscored needs the scores: --memorization_scores FILE")
     low_high = log.mem_thresholds
