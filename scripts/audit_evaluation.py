@@ -25,12 +25,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engram.backbones.vit import Prompts
 from engram.models.dualprompt import DualPrompt
 from engram.models.l2p import L2P
 from engram.models.parts.inference import evaluating
 from engram.models.parts.prompted import by_vote, cosines
 from engram.scripts.analysis.papers.audit import AUDIT_NAME, RESHAPED
-from engram.scripts.studies.dualprompt_reshaped import logits_reshaped
+from engram.scripts.studies.dualprompt_reshaped import reshaped
 from engram.scripts.trained_run import open_trained_run
 from engram.utils import files, seeding
 from engram.utils.config.flags import CheckedParser
@@ -42,6 +43,7 @@ from engram.utils.runs.run_record import FILE_NAME, RunRecord, read_all
 from engram.utils.training.evaluation import masked_argmax
 
 METHODS = ("l2p", "dualprompt", RESHAPED)
+PASS = 64  # images of small test batches that share a pass of the network
 ORDERS = ("by class", "by task", "shuffled")
 
 
@@ -107,14 +109,17 @@ class TestSet:
         return DualPrompt.logits_with(method, x, choices[:, 0], task_id)
 
     def reshaped(self, batches: Sequence[Tensor]) -> Tensor:
-        """(N, C) logits when the prompts of each batch are mixed up by the reshape."""
+        """(N, C) logits when the reshape mixes up each batch; small ones share a pass."""
         logits, method = torch.empty(len(self.choices), self.method.benchmark.n_classes), self.method
         assert isinstance(method, DualPrompt)
+        n_together = max(1, PASS // len(batches[0]))
         with evaluating(method.net):
-            for batch in batches:
-                x = method.benchmark.augment.normalise(self.samples.x_raw[batch])
-                of_batch = self.choices[batch, 0], self.samples.task_id[batch]
-                logits[batch] = logits_reshaped(method, x, *of_batch)
+            for start in range(0, len(batches), n_together):
+                together = batches[start : start + n_together]
+                rows = torch.cat(together)
+                prompts = joined([reshaped(method.prompts, self.choices[batch, 0]) for batch in together])
+                x = method.benchmark.augment.normalise(self.samples.x_raw[rows])
+                logits[rows] = method.net.head(method.net.features(x, prompts), self.samples.task_id[rows])
         return logits
 
     def accuracies(self, logits: Tensor) -> dict[str, float]:
@@ -128,7 +133,10 @@ class TestSet:
 
 @torch.no_grad()
 def evaluations(method: L2P | DualPrompt, reshapes: bool, sizes: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """One record for each way of evaluating the method; reshapes: it was trained with the reshape."""
+    """One record for each way of evaluating the method; reshapes: it was trained with the reshape.
+
+    In a batch of one nothing is voted on or mixed up; only what was trained with the reshape is asked that.
+    """
     test = TestSet(method)
     yield {"practice": "none", **test.accuracies(test.logits(test.choices))}
     _, y, task_id, _ = test.samples
@@ -137,10 +145,22 @@ def evaluations(method: L2P | DualPrompt, reshapes: bool, sizes: Sequence[int]) 
             draws = seeding.generator(method.setup.seed, "audit")
             batches = in_batches(order, y, task_id, size, draws)
             way = {"order": order, "batch_size": size}
-            if not reshapes:
+            if not reshapes and size > 1:
                 yield {"practice": "vote", **way, **test.accuracies(test.logits(test.voted(batches)))}
-            if isinstance(method, DualPrompt) and order != "by task":
+            if isinstance(method, DualPrompt) and order != "by task" and (reshapes or size > 1):
                 yield {"practice": "reshape", **way, **test.accuracies(test.reshaped(batches))}
+
+
+def joined(of_batches: Sequence[Prompts]) -> Prompts:
+    """The prefixes of several batches one after the other, for one pass."""
+    layers = of_batches[0].prefixes
+    return Prompts(prefixes={
+        layer: (
+            torch.cat([prompts.prefixes[layer][0] for prompts in of_batches]),
+            torch.cat([prompts.prefixes[layer][1] for prompts in of_batches]),
+        )
+        for layer in layers
+    })  # fmt: skip
 
 
 def is_audited(record: RunRecord) -> bool:

@@ -23,12 +23,9 @@ def reshaped(prompts: DualPrompts, choices: Tensor) -> Prompts:
     return Prompts(prefixes={**right, **dict(zip(prompts.e_layers, mixed, strict=True))})
 
 
-def logits_reshaped(method: DualPrompt, x: Tensor, choices: Tensor, task_id: Tensor) -> Tensor:
-    """(N, C) logits of a batch with the prompts that the reshape gives its images."""
-    return method.net.head(method.net.features(x, reshaped(method.prompts, choices)), task_id)
-
-
 class DualPromptReshaped(DualPrompt):
     """Trained and evaluated with the reshape."""
 
-    logits_with = logits_reshaped
+    def logits_with(self, x: Tensor, choices: Tensor, task_id: Tensor) -> Tensor:
+        """(N, C) logits of a batch with the prompts that the reshape gives its images."""
+        return self.net.head(self.net.features(x, reshaped(self.prompts, choices)), task_id)

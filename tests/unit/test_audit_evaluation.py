@@ -10,7 +10,7 @@ import torch
 from engram import main as program
 from engram.scripts import audit_evaluation, report
 from engram.scripts.audit_evaluation import ORDERS, TestSet, evaluations, in_batches
-from engram.scripts.studies.dualprompt_reshaped import reshaped
+from engram.scripts.studies.dualprompt_reshaped import DualPromptReshaped, reshaped
 from tests.conftest import ROOT, tiny_method
 from tests.contract.test_methods import train
 from tests.reference.test_dualprompt import learned
@@ -87,19 +87,35 @@ def test_the_reshape_gives_keys_of_two_images_then_values_of_two(dualprompt):
     assert torch.equal(mixed[shared][0], prompts(torch.tensor(choices)).prefixes[shared][0])
 
 
+def test_batches_that_share_a_pass_are_mixed_up_each_on_its_own(dualprompt, monkeypatch):
+    test = TestSet(dualprompt)
+    x, task_id = dualprompt.benchmark.augment.normalise(test.samples.x_raw), test.samples.task_id
+    batches = in_batches("shuffled", test.samples.y, task_id, 4, torch.Generator().manual_seed(0))
+    monkeypatch.setattr(audit_evaluation, "PASS", 12)
+    logits = test.reshaped(batches)
+    for batch in batches:
+        expected = DualPromptReshaped.logits_with(
+            dualprompt, x[batch], test.choices[batch, 0], task_id[batch]
+        )
+        torch.testing.assert_close(logits[batch], expected, rtol=1e-4, atol=1e-5)
+
+
 def test_evaluations_of_one_network_in_every_way(dualprompt):
     rows = list(evaluations(dualprompt, False, [1, 4]))
     ways = [(row["practice"], row.get("order"), row.get("batch_size")) for row in rows]
-    assert len(set(ways)) == len(ways) == 1 + 3 * 2 + 2 * 2
+    assert len(set(ways)) == len(ways) == 1 + 3 + 2
     none = rows[0]["class_il"]
     y, task_id = (dualprompt.benchmark.test(3)[i] for i in (1, 2))
     predicted = TestSet(dualprompt).logits(TestSet(dualprompt).choices).argmax(1)
     expected = np.mean([(predicted == y)[task_id == task].double().mean().item() for task in range(3)])
     assert none == pytest.approx(expected)
-    assert all(row["class_il"] == none for row in rows if row.get("batch_size") == 1)
     assert any(row["task_il"] != rows[0]["task_il"] for row in rows)
     assert json.loads(json.dumps(rows)) == rows
-    assert {row["practice"] for row in evaluations(dualprompt, True, [4])} == {"none", "reshape"}
+    rows = list(evaluations(dualprompt, True, [1, 4]))
+    assert [(row["practice"], row.get("batch_size")) for row in rows] == [
+        ("none", None), ("reshape", 1), ("reshape", 4), ("reshape", 1), ("reshape", 4)
+    ]  # fmt: skip
+    assert all(row["task_il"] == rows[0]["task_il"] for row in rows if row.get("batch_size") == 1)
 
 
 @pytest.mark.slow
