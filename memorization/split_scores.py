@@ -134,7 +134,7 @@ def summary(arrays: Arrays, n_networks: int) -> str:
         f"{len(arrays['scores'])} examples, {n_networks} networks: accuracy with {accuracy_in:.4f}, "
         f"without {accuracy_out:.4f}",
         f"memorization: mean {values.mean():.4f}, {shares}; mean standard error "
-        f"{np.nanmean(arrays['stderr']):.4f}, mean 95 % interval ± {np.nanmean(arrays['ci95']):.4f}",
+        f"{np.nanmean(arrays['stderr']):.4f}, median 95 % interval ± {np.nanmedian(arrays['ci95']):.4f}",
         f"split-half reliability {arrays['reliability']:.3f}: by which two such studies would correlate",
     ]
     if n_unmeasured := len(arrays["scores"]) - len(values):

@@ -1,6 +1,6 @@
 """Figures of in-stream memorization: how the memorization of a task's examples decays."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,18 +15,34 @@ GROUPS = {"high (above .25)": "tab:red", "mid (.1 to .25)": "tab:orange", "low (
 Arrays = dict[str, NDArray[Any]]
 
 
+class View(NamedTuple):
+    """Among which classes probabilities are taken, and the arrays of a file that hold them."""
+
+    title: str
+    prefix: str
+    losses: str
+
+
+VIEWS = (View("class-IL", "", "loss_over_time"), View("task-IL", "task_il_", "task_loss_over_time"))
+
+
 def decay(content: Arrays) -> Figure:
-    """Left: mean memorization of each task over time; right: by age and how memorized examples were."""
-    figure = canvas(13.6, 4.6)
-    left, right = figure.subplots(1, 2)
-    by_task(left, content["in_stream"], content["task"])
-    if {"loss_over_time", "member"} <= content.keys():
-        by_memorization(right, content)
-    else:
-        right.set_visible(False)
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-        axes.axhline(0, color="0.5", linewidth=0.8)
+    """A row for each view; left: mean memorization of each task over time, right: by age and memorization.
+
+    Files of before hold the losses of the class-IL view alone, for the right panel.
+    """
+    views = [view for view in VIEWS if f"{view.prefix}in_stream" in content]
+    figure = canvas(13.6, 4.6 * len(views))
+    for view, (left, right) in zip(views, figure.subplots(len(views), 2, squeeze=False), strict=True):
+        by_task(left, content[f"{view.prefix}in_stream"], content["task"])
+        left.set_title(f"{view.title}: {left.get_title()}")
+        if {view.losses, "member"} <= content.keys():
+            by_memorization(right, content, view)
+        else:
+            right.set_visible(False)
+        for axes in (left, right):
+            axes.grid(alpha=0.3)
+            axes.axhline(0, color="0.5", linewidth=0.8)
     return figure
 
 
@@ -45,9 +61,9 @@ def by_task(axes: Axes, scores: NDArray[np.float64], task: NDArray[np.int64]) ->
     axes.legend(frameon=False, fontsize=9)
 
 
-def by_memorization(axes: Axes, content: Arrays) -> None:
+def by_memorization(axes: Axes, content: Arrays, view: View) -> None:
     """Lines for examples that were memorized much, somewhat and little when they were learned."""
-    curves = by_group(content["loss_over_time"], content["member"], content["task"])
+    curves = by_group(content[view.losses], content["member"], content["task"])
     for colour, name, (scores, seen, left_out) in zip(GROUPS.values(), GROUPS, curves, strict=True):
         axes.plot(scores, color=colour, marker="o", markersize=4, label=name)
         axes.plot(seen, color=colour, marker="s", markersize=3, linestyle="--", linewidth=1)
@@ -57,7 +73,7 @@ def by_memorization(axes: Axes, content: Arrays) -> None:
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=9)
     axes.set(
         xlabel="tasks since learned", ylabel="memorization (solid), probability",
-        title="by memorization when learned",
+        title=f"{view.title}: by memorization when learned",
     )  # fmt: skip
     axes.set_xticks(range(len(content["in_stream"])))
 

@@ -21,6 +21,8 @@ from engram.utils import checkpoint, scores
 from engram.utils.errors import UserError
 
 RESULTS = "stream"  # the folder of what each network gives, below --weights_dir
+VIEWS = {"": "class-IL (among the classes met so far)", "task_il_": "task-IL (among those of the own task)"}
+FLOOR = 0.01  # a probability below which no memorization can show
 OUTPUTS = ("loss", "task_loss", "correct")  # what a network gives for each example after each task
 Arrays = dict[str, NDArray[Any]]
 
@@ -150,9 +152,26 @@ def scores_over_time(outputs: Arrays, member: NDArray[np.bool_]) -> Arrays:
 
 
 def summary(arrays: Arrays, task: NDArray[np.int64]) -> str:
-    """Mean memorization of each task's examples after it and after each later task, in %."""
-    lines = ["mean memorization in %, row: task just learned, column: task of the examples"]
-    for t, values in enumerate(arrays["in_stream"]):
-        means = [f"{100 * values[task == s].mean():7.1f}" for s in range(t + 1)]
-        lines.append(f"{t:>4}" + "".join(means))
-    return "\n".join(lines)
+    """Mean memorization of each task's examples after it and after each later task, in both views, in %."""
+    lines = []
+    for prefix, view in VIEWS.items():
+        lines.append(f"mean memorization in %, {view}; row: task just learned, column: task of the examples")
+        for t, values in enumerate(arrays[f"{prefix}in_stream"]):
+            means = [f"{100 * np.nanmean(values[task == s]):7.1f}" for s in range(t + 1)]
+            lines.append(f"{t:>4}" + "".join(means))
+    return "\n".join([*lines, *floor_warning(arrays["mean_in"][-1], task)])
+
+
+def floor_warning(mean_in: NDArray[np.float64], task: NDArray[np.int64]) -> list[str]:
+    """A line where the class-IL scores of earlier tasks cannot but be 0 at the end of the stream.
+
+    mean_in: (n,) class-IL probability of each label then, by networks that saw the example.
+    """
+    earlier = mean_in[task < task.max()]
+    if not len(earlier) or np.nanmean(earlier) >= FLOOR:
+        return []
+    return [
+        "WARNING: at the end networks give the labels of earlier tasks, among all classes, a probability "
+        f"of {np.nanmean(earlier):.1e}, whether they saw an example or not: class-IL memorization is at its "
+        "floor of 0, which says nothing of what is kept. Read the task-IL view, or give --buffer_size"
+    ]

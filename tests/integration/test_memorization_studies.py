@@ -17,6 +17,7 @@ from engram.memorization import (
     leave_one_out,
     plots,
     proxy_scores,
+    stream_plots,
     study_data,
     train_proxies,
     train_splits,
@@ -163,9 +164,17 @@ def test_a_stream_with_replay_and_its_figure(tmp_path, capsys):
     assert found["in_stream"].shape == (3, n) and found["loss_over_time"].shape == (3, 24, n)
     for t in range(3):
         assert np.isnan(found["in_stream"][t]).tolist() == (found["task"] > t).tolist()
+    assert found["task_loss_over_time"].shape == (3, 24, n)
+    text = capsys.readouterr().out
+    for view in ("in_stream", "task_il_in_stream"):
+        last = [f"{100 * np.nanmean(found[view][2, found['task'] == s]):7.1f}" for s in range(3)]
+        assert f"\n   2{''.join(last)}\n" in text, view
+    assert "WARNING" not in text
     own = found["in_stream"][found["task"], np.arange(n)]
     assert found["scores"].tolist() == own.tolist() and np.isfinite(own).all()
-    capsys.readouterr()
+    drawn = stream_plots.decay(scores.load(out))
+    titles = [axes.get_title().partition(":")[0] for axes in drawn.axes if axes.get_visible()]
+    assert titles == ["class-IL", "class-IL", "task-IL", "task-IL"]
     plots.run(["--stream", str(out), "--out_dir", str(tmp_path / "figures"), "--figures", "pdf,png"])
     assert (tmp_path / "figures/decay.png").read_bytes()[:4] == PNG
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {"decay.pdf", "decay.png"}

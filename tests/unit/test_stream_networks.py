@@ -169,6 +169,20 @@ def test_scores_over_time_are_the_estimator_at_each_time():
     assert found["task_il_in_stream"].shape == (3, 4)
 
 
+def test_a_floor_is_said():
+    """Two tasks of two examples: at the end those of the first are given to the second's classes."""
+    task, scores = np.array([0, 0, 1, 1]), np.array([[0.4, 0.2, np.nan, np.nan], [0.0, 0.0, 0.3, 0.1]])
+    arrays = {"in_stream": scores, "task_il_in_stream": scores + 0.1}
+    for lowest, n_warnings in ((1e-6, 1), (0.2, 0)):
+        mean_in = np.array([[0.9, 0.8, np.nan, np.nan], [lowest, lowest, 0.9, 0.9]])
+        text = stream_scores.summary(arrays | {"mean_in": mean_in}, task)
+        assert text.count("WARNING: at the end networks give the labels of earlier tasks") == n_warnings
+        assert text.splitlines()[1:3] == ["   0   30.0", "   1    0.0   20.0"]
+        assert text.splitlines()[4:6] == ["   0   40.0", "   1   10.0   30.0"]
+    one = stream_scores.floor_warning(np.array([0.0, 0.0]), np.array([0, 0]))
+    assert one == [], "a single task has no earlier ones"
+
+
 def test_an_interrupted_stream_goes_on_from_its_checkpoint(tmp_path):
     """As its job does it: stopped after two epochs, then called again with the same file."""
     settings, data = options("--n_epochs", "2", "--buffer_size", "5"), tiny_data()
