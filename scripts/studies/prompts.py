@@ -10,8 +10,8 @@ mechanism alone. First every row that trains is run with each rate of --rates on
 training data held out, with a seed and an order of classes of its own; the best class-IL accuracy chooses the
 rate, the smaller one among equals. Then every row is run with its rate and each of the seeds, measured on
 test data. So all rows have as many tries. These share the rate of another: methods of importance,
-distillation and replay that of fine-tuning over all classes, `slca` and `mos` without
-a mechanism that of the whole method.
+distillation and replay that of fine-tuning over all classes, `slca` and `mos` without a mechanism that of
+the whole method.
 Runs lie in FOLDER/tuning and FOLDER/runs; finished ones are not repeated.
 """
 
@@ -36,6 +36,7 @@ from engram.utils.sweeps.sweep_spec import SweepSpec, read_spec
 ROWS = Path(__file__).parent.parent / "reproduce" / "prompts.yaml"
 OPTIMIZER = ("optimizer", "lr", "optim_mom", "optim_wd", "lr_scheduler")  # of the papers
 SHARING = ("ewc", "mas", "lwf", "er", "derpp", "maer")  # they have the rate of fine-tuning over all classes
+SMALL = {"ranpac": {"rp_size": 1000}}  # random projections; its 10,000 are for a hundred times the images
 TUNING_SEED = 100
 
 Row = dict[str, Any]  # flags
@@ -43,7 +44,10 @@ Row = dict[str, Any]  # flags
 
 def rows(only: str = ".") -> list[Row]:
     """The flags of each row but for those of the optimizer; `only`: a regular expression found in them."""
-    listed = [{k: v for k, v in row.items() if k not in OPTIMIZER} for row in read_spec(ROWS).runs]
+    listed = [
+        {k: v for k, v in row.items() if k not in OPTIMIZER} | SMALL.get(row["model"], {})
+        for row in read_spec(ROWS).runs
+    ]
     chosen = [row for row in listed if re.search(only, text(row))]
     if not chosen:
         raise UserError(f"--only {only}: no row of {ROWS.name} matches")
@@ -65,11 +69,13 @@ def tuned_row(row: Row) -> Row | None:
 
 
 def run_all(name: str, runs: list[Row], fixed: Row, folder: Path, jobs: str) -> None:
-    """Run what is not finished of these flags; the study's file stays beside its runs."""
+    """Run what is not finished of these flags; the study's file is kept. Ends where it is stopped."""
     spec = SweepSpec(name, fixed, {}, tuple(runs))
     file = folder / f"{name}.yaml"
     files.write_text(yaml.safe_dump(spec.document(), sort_keys=False), file)
-    sweep.main([str(file), "--output_dir", str(folder / name), "--jobs", jobs])
+    code = sweep.main([str(file), "--output_dir", str(folder / name), "--jobs", jobs])
+    if code > 128:  # a signal; a run that failed is no reason to stop
+        sys.exit(code)
 
 
 def accuracy(row: Row, fixed: Row, index: RunIndex) -> float | None:

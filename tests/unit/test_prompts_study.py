@@ -12,6 +12,7 @@ def test_rows_are_those_of_the_script_without_their_papers_optimizers():
     listed = prompts.rows()
     assert HEAD in listed and len(listed) == len(prompts.read_spec(prompts.ROWS).runs)
     assert not any(set(row) & set(prompts.OPTIMIZER) for row in listed)
+    assert {"model": "ranpac", "rp_size": 1000} in listed  # ten thousand take minutes and a gigabyte
     assert len({prompts.text(row) for row in listed}) == len(listed)
     assert [row["model"] for row in prompts.rows("^(l2p|ncm)$")] == ["l2p", "ncm"]
     with pytest.raises(UserError, match=r"--only nothing: no row of prompts\.yaml matches"):
@@ -58,3 +59,13 @@ def test_every_row_gets_as_many_tries_and_then_each_seed_with_its_rate(monkeypat
 def test_the_seed_of_the_tries_is_refused(tmp_path, capsys):
     assert prompts.main([str(tmp_path), "--seeds", "0,100"]) == 2
     assert "--seeds: 100 is the seed that rates are chosen with" in capsys.readouterr().err
+
+
+def test_a_sweep_that_was_stopped_ends_the_study(monkeypatch, tmp_path):
+    """Else its rates would be chosen among the runs that were finished by chance."""
+    monkeypatch.setattr(prompts.sweep, "main", lambda argv: 130)
+    with pytest.raises(SystemExit, match="130"):
+        prompts.run_all("tuning", [HEAD], {"dataset": "seq-digits"}, tmp_path, "1")
+    monkeypatch.setattr(prompts.sweep, "main", lambda argv: 1)
+    prompts.run_all("tuning", [HEAD], {"dataset": "seq-digits"}, tmp_path, "1")
+    assert prompts.read_spec(tmp_path / "tuning.yaml").runs == (HEAD,)
