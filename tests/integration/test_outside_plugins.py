@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,8 @@ from engram import main as main_program
 from engram.utils.config import cli, outside, registry
 from engram.utils.errors import UserError
 from engram.utils.runs.run_record import RunRecord
+from engram.utils.sweeps.run_index import path_of_new_run
+from engram.utils.sweeps.sweep_spec import SweepSpec
 from tests.conftest import ROOT
 
 QUICK = ["--n_epochs=1", "--disable_log"]
@@ -265,3 +268,10 @@ def test_labels_are_fit_for_folders(recorded, shown):
 def test_a_program_names_a_file_too(files):
     result = engram.train(model="my_method.py", factor=0.5, n_epochs=1, disable_log=True)
     assert result.record.title == "my_method on seq-digits, seed 0"
+
+
+def test_a_sweep_puts_runs_of_a_file_where_main_does(files):
+    """A file's absolute path below the output folder would be the path itself."""
+    fixed = {"model": str(files / "my_method.py"), "dataset": str(files / "my_data.py"), "output_dir": "out"}
+    (run,) = SweepSpec(fixed=fixed).resolved()
+    assert path_of_new_run(run) == Path("out") / "my_data" / "my_method" / run.key

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from engram.utils.config.config import OPERATIONAL, Config, resolve
+from engram.utils.config.outside import label
 from engram.utils.config.run_key import NAMES, run_key
 from engram.utils.errors import UserError
 from engram.utils.runs.run_dir import RunDir
@@ -77,7 +78,7 @@ def path_of_new_run(run: PlannedRun) -> Path:
     """The folder of a run that a sweep starts: the same however often it is started."""
     options = run.config.run
     assert options.model is not None, "a resolved configuration names its method"
-    return Path(options.output_dir).expanduser() / options.dataset / options.model / run.key
+    return Path(options.output_dir).expanduser() / label(options.dataset) / label(options.model) / run.key
 
 
 def _distance(flags: dict[str, Any], other: dict[str, Any]) -> int:
