@@ -1,5 +1,6 @@
 """--compile: every method learns what it learns without, says what was done, and never fails for it."""
 
+import os
 import shutil
 
 import numpy as np
@@ -21,13 +22,16 @@ FULL_BATCHES = {"n_tasks": 2, "batch_size": 5}
 OF_PERCEPTRONS = {"taskinput", "independent", "pnn"}  # which keep their passes in the head
 # Their inner training of many sizes is slow to trace here: gdumb and pbcs.
 # Those of a transformer call one of two passes, with prompts or with LoRA; each is traced for ten seconds.
+# COMPILE_ALL=1 adds the others, but for l2p, which says that its network runs as it is.
 OF_TRANSFORMERS = ("dualprompt", "inflora")
+ALL = bool(os.environ.get("COMPILE_ALL"))
 
 
 def is_compared(name: str) -> bool:
     """Not those that take no step: nothing is compiled for them."""
     method = registry.plugin_class(registry.load("models", name), Method)
-    return method.takes_steps and (not method.needs_vit or name in OF_TRANSFORMERS)
+    of_transformers = name in OF_TRANSFORMERS or (ALL and name != "l2p")
+    return method.takes_steps and (of_transformers or not method.needs_vit)
 
 
 METHODS = [n for n in methods_with_code() if n not in OF_PERCEPTRONS | {"gdumb", "pbcs"} and is_compared(n)]
