@@ -31,6 +31,7 @@ from engram.scripts.bench.data import data_path
 from engram.scripts.bench.evaluation import evaluation
 from engram.scripts.bench.methods import METHODS, methods_mlp, methods_resnet, scaling
 from engram.scripts.bench.precision import precisions
+from engram.scripts.bench.prompts import prompts, table
 from engram.scripts.bench.seeds import seeds
 from engram.scripts.bench.startup import overhead, startup
 from engram.scripts.bench.steps import AGAINST, Settings, steps
@@ -56,6 +57,7 @@ PARTS = {
     "evaluation": "images/s of an evaluation against the network alone",
     "precision": "bf16 against fp32: training and evaluation, threads",
     "seeds": "several seeds against one",
+    "prompts": "passes, time and memory of prompts, adapters, LoRA: a table of its own",
     "steps": "any method's step: time, split, memory, share of peak",
 }
 
@@ -66,6 +68,8 @@ def figures(name: str, args: argparse.Namespace) -> list[Figure]:
         return seeds(args.device, args.data_dir)
     if name == "evaluation":
         return evaluation(args.device)
+    if name == "prompts":
+        return prompts(args.device)
     if name == "precision":
         return precisions(args.device)
     if name == "steps":
@@ -148,14 +152,25 @@ def main(argv: list[str] | None = None) -> None:
     if args.plot:
         plot(measured, system, args.plot)
     if args.update:
-        lines = [figure.text for figures_of_part in measured.values() for figure in figures_of_part]
-        text = "\n".join([system, *lines])
-        update(args.update, "bench", f"```text\n{text}\n```")
+        for marker, text in marked(system, measured).items():
+            update(args.update, marker, text)
+
+
+def marked(system: str, measured: dict[str, list[Figure]]) -> dict[str, str]:
+    """What --update writes: name of the markers → text between them; `prompts` has a table of its own."""
+    lines = [figure.text for name, figures in measured.items() if name != "prompts" for figure in figures]
+    texts = {"bench": "\n".join(["```text", system, *lines, "```"])} if lines else {}
+    if "prompts" in measured:
+        texts["bench prompts"] = table(measured["prompts"], system).markdown()
+    return texts
 
 
 def check_destinations(args: argparse.Namespace) -> None:
     """Refuse what cannot be written before hours are spent on measuring."""
-    check_update(args.update, "bench")
+    parts = set(args.parts or PARTS)
+    for marker, wanted in (("bench", parts - {"prompts"}), ("bench prompts", parts & {"prompts"})):
+        if wanted:
+            check_update(args.update, marker)
     if args.json:
         check_file(args.json, "--json", (".json",), lambda file: "figures" in json.loads(file.read_text()))
     if args.plot:

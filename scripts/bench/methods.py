@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from engram.backbones.backbone import Backbone, build_network
 from engram.backbones.mlp import MLP
 from engram.datasets.augment import Augment
+from engram.datasets.benchmark import Task
 from engram.datasets.streams import class_incremental
 from engram.memorization import proxies
 from engram.models.build import build_setup
@@ -82,12 +83,17 @@ class Stream:
         self.trainer = Trainer(config, method, folder=None, quiet=True)
         self.trainer.progress = Progress(1, 0, quiet=True)
         for self.task in benchmark.tasks[: task + 1]:
-            self.trainer._begin(self.task)
-            for batch in islice(benchmark.batches(self.task, 0, self.size), 3):
-                method.observe(batch)
+            self.begin(self.task)
             if self.task.id < task:
                 method.end_task(self.task)
         self.n_steps = benchmark.n_steps(self.task, self.size)
+
+    def begin(self, task: Task, n_steps: int = 3) -> None:
+        """Begin a task and take some of its steps."""
+        self.task = task
+        self.trainer._begin(task)
+        for batch in islice(self.benchmark.batches(task, 0, self.size), n_steps):
+            self.trainer.method.observe(batch)
 
     def epoch(self) -> float:
         """Seconds of one epoch of the trainer."""

@@ -34,6 +34,7 @@ from engram.datasets.benchmark import Batch, Benchmark
 from engram.datasets.images import Put
 from engram.datasets.sources import Source
 from engram.datasets.streams import class_incremental
+from engram.scripts.bench.timing import process_bytes
 from engram.utils.config.config import resolve
 from engram.utils.config.flags import COUNT, CheckedParser, check_bounds
 from engram.utils.destinations import check_folder
@@ -86,14 +87,6 @@ def forget(folder: Path) -> None:
         os.close(file)
 
 
-def anonymous_memory() -> int:
-    """Read the bytes of RssAnon that this process takes now."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("RssAnon:"):
-            return 1024 * int(line.split()[1])
-    raise SystemExit("scripts/bench/shards.py needs Linux's /proc")
-
-
 class Pass:
     """Seconds and RssAnon of each step along a stream; every `EVERY` steps one from memory beside it."""
 
@@ -101,7 +94,7 @@ class Pass:
         self.steps: list[tuple[int, float, float]] = []  # RssAnon, seconds from disk, from memory
         beside = (b for epoch in count() for b in held.batches(held.tasks[0], epoch, batch_size))
         last = seconds_to_next(beside)[0]
-        self.before = anonymous_memory()
+        self.before = process_bytes("RssAnon")
         for task in benchmark.tasks:
             batches = benchmark.batches(task, epoch, batch_size)
             for _ in range(benchmark.n_steps(task, batch_size)):
@@ -110,7 +103,7 @@ class Pass:
                     raise SystemExit(f"step {len(self.steps)}: other images than were asked for")
                 if len(self.steps) % EVERY == 0:
                     last = seconds_to_next(beside)[0]
-                self.steps.append((anonymous_memory(), spent, last))
+                self.steps.append((process_bytes("RssAnon"), spent, last))
 
     def report(self, name: str, n_bytes: int) -> str:
         """Figures of a pass over `n_bytes` of images."""

@@ -45,6 +45,24 @@ def wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def process_bytes(name: str) -> int:
+    """Bytes of this process's memory, as Linux counts them: RssAnon, RssFile, VmHWM (the peak), ..."""
+    status = Path("/proc/self/status")
+    lines = status.read_text(encoding="ascii").splitlines() if status.exists() else []
+    for line in lines:
+        if line.startswith(f"{name}:"):
+            return 1024 * int(line.split()[1])
+    raise SystemExit(f"{name}: memory is measured by Linux's /proc, which is not here")
+
+
+def reset_peak(device: torch.device) -> None:
+    """Forget the peak of the memory so far: the device's, on a CPU the process's (VmHWM)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # proc_pid_clear_refs(5)
+
+
 class Names(tuple[str, ...]):
     """The names that a command line may list, also none: Python 3.11 looks the empty list up among them."""
 

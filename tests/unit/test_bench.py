@@ -11,10 +11,10 @@ import torch
 
 from engram.backbones import compiled
 from engram.models.sgd import SGD
-from engram.scripts.bench import __main__, data, methods, precision, seeds, shards, startup, steps
+from engram.scripts.bench import __main__, data, methods, precision, prompts, seeds, shards, startup, steps
 from engram.scripts.bench.methods import METHODS, Stream, against, bare_epoch
 from engram.scripts.bench.steps import Settings, Stopwatch
-from engram.scripts.bench.timing import Figure, random_source
+from engram.scripts.bench.timing import Figure, process_bytes, random_source
 from engram.utils import compat
 from engram.utils.config.config import resolve
 from tests.waiting import TickingClock
@@ -157,6 +157,56 @@ def test_the_lines_are_put_between_the_markers_of_a_file(tmp_path, monkeypatch, 
     page.write_text("no markers\n")
     assert __main__.main(["data", "--update", str(page)]) == 2
     assert "page.md: has no markers '<!-- table bench -->'" in capsys.readouterr().err
+
+
+TINY_VIT = {"backbone": "small_vit", "embed_dim": 12, "depth": 5, "num_heads": 2, "batch_size": 4}
+
+
+@pytest.mark.parametrize(
+    ("name", "passes"),  # of a step, between two tasks for each training image, of an evaluation
+    [
+        ("sgd, head alone", (1, 0, 1)), ("l2p", (2, 0, 2)), ("ncm", (None, 1, 1)), ("slca", (1, 1, 1)),
+        ("ease", (1, 5, 5)), ("aper, adapters", (1, 2, 2)), ("ranpac, adapters", (1, 1, 1)),
+    ],
+)  # fmt: skip
+def test_passes_through_an_encoder_are_counted(name, passes, monkeypatch):
+    monkeypatch.setattr(prompts, "alternate", lambda ours, theirs, rounds: (0.0, 0.0, 1.5))
+    size = prompts.Size(TINY_VIT, side=8, n_steps=2, n_test=20, rounds=1)
+    figure = prompts.figure(name, "fp32", prompts.measure(prompts.cases()[name], size, "cpu", "fp32"))
+    keys = ("step_passes", "between_passes", "evaluation_passes")
+    assert tuple(figure.numbers.get(key) for key in keys) == passes
+    assert figure.numbers["first_task"] == (name in ("aper, adapters", "ranpac, adapters"))
+    assert figure.numbers["evaluation_ratio"] == 1.5 and ("no steps" in figure.text) == (name == "ncm")
+
+
+def test_every_method_that_needs_a_transformer_is_among_the_cases():
+    assert {"l2p", "dualprompt", "coda_prompt", "ease", "inflora", "sd_lora"} <= prompts.cases().keys()
+
+
+def test_the_peak_is_that_of_the_work_alone():
+    torch.zeros(50_000_000).fill_(1)  # 200 MB, given back
+    prompts.reset_peak(CPU)
+    before = process_bytes("VmHWM")
+    torch.zeros(25_000_000).fill_(1)
+    assert 80e6 < process_bytes("VmHWM") - before < 150e6
+
+
+def test_costs_have_a_table_of_their_own(tmp_path, monkeypatch):
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- table bench prompts -->\nold\n<!-- end bench prompts -->\nb\n")
+    none = math.nan
+    costs = [prompts.Costs(none, 1, 1, none, 1.04, 30, False), prompts.Costs(2, 0, 2, 3.25, 2.01, 80, False)]
+    figures = [
+        prompts.figure(n, k, c) for n, c in zip(("ncm", "l2p"), costs, strict=True) for k in ("fp32", "bf16")
+    ]
+    monkeypatch.setattr(__main__, "figures", lambda name, args: figures)
+    monkeypatch.setattr(__main__, "machine", lambda device: "a machine")
+    __main__.main(["prompts", "--update", str(page)])
+    lines = page.read_text().splitlines()
+    assert "| ncm | – | 1 | 1 | – / – | 1.04 / 1.04 | 30 / 30 |" in lines
+    assert "| l2p | 2 | 0 | 2 | 3.25 / 3.25 | 2.01 / 2.01 | 80 / 80 |" in lines
+    assert lines[-2].endswith("a machine") or lines[-3].endswith("a machine")
+    assert __main__.main(["data", "--update", str(page)]) == 2, "no markers for the lines"
 
 
 def test_a_gpu_has_its_own_defaults():
