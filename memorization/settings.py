@@ -94,7 +94,8 @@ class MachineOptions(OptionSet):
         choices=("auto", "fp32", "tf32", "bf16"),
     )  # fmt: skip
     num_threads: int = option(
-        0, "CPU threads of each process; 0: 1 for a fully connected net alone, otherwise the cores, shared",
+        0, "CPU threads of each process; 0: 1 for a fully connected net alone, otherwise the cores, shared, "
+        "but no more than OMP_NUM_THREADS",
         ge=0, le=1024,
     )  # fmt: skip
     use_multiprocessing: bool | None = option(

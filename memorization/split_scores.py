@@ -38,7 +38,7 @@ def write(config: EvalConfig) -> None:
     settings = store.settings()
     repeats = repeats_to_evaluate(store, config.splits.n_repeats)
     chosen_device = device.choose(config.machine.device)
-    device.set_threads(0, config.network.backbone)
+    device.set_threads(config.machine.num_threads, config.network.backbone)
     data = study_data.load(config.data, chosen_device, config.pixels)
     arrays = estimates(config, data, store, repeats, settings["stack"])
     settings |= {"n_networks": len(repeats)}

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from engram.memorization.settings import MachineOptions
 from engram.utils import device as devices
 from engram.utils.errors import UserError
+from engram.utils.processes import threads_at_most
 from engram.utils.sweeps import process_pool
 from engram.utils.sweeps.job_pool import Job
 from engram.utils.sweeps.process_pool import ProcessPool
@@ -55,9 +56,10 @@ def worker_devices(machine: MachineOptions, backbone: str) -> list[WorkerDevice]
         names = ["cpu"] * n_cores
     wanted = len(names) > 1 if machine.use_multiprocessing is None else machine.use_multiprocessing
     if not wanted:
-        return [WorkerDevice(str(first), machine.num_threads or (1 if backbone == "mlp" else n_cores))]
+        n_threads = machine.num_threads or (1 if backbone == "mlp" else threads_at_most())
+        return [WorkerDevice(str(first), n_threads)]
     n = machine.num_workers or len(names)
-    n_threads = machine.num_threads or max(1, n_cores // n)
+    n_threads = machine.num_threads or max(1, min(n_cores // n, threads_at_most()))
     return [WorkerDevice(names[i % len(names)], n_threads) for i in range(n)]
 
 

@@ -33,6 +33,7 @@ from engram.utils.credentials import redact
 from engram.utils.destinations import check_folder
 from engram.utils.door import guarded
 from engram.utils.errors import UserError
+from engram.utils.processes import threads_at_most
 from engram.utils.sweeps import process_pool, slurm_pool
 from engram.utils.sweeps.job_pool import JobPool
 from engram.utils.sweeps.run_index import RunIndex
@@ -246,7 +247,9 @@ def job_pool(options: argparse.Namespace, sweep: Sweep) -> tuple[JobPool, int]:
         given = slurm_pool.parse_options(options.slurm)
         return slurm_pool.SlurmPool(folder, given, n_threads, options.jobs), n_threads
     slots = process_pool.default_slots(options.jobs, options.runs_per_gpu)
-    n_threads = options.cpus_per_run or max(1, len(os.sched_getaffinity(0)) // len(slots))
+    n_threads = options.cpus_per_run or max(
+        1, min(len(os.sched_getaffinity(0)) // len(slots), threads_at_most())
+    )
     return process_pool.ProcessPool(slots), n_threads
 
 

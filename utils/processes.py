@@ -1,4 +1,4 @@
-"""What the environment of a process that we start needs."""
+"""What the environment of a process that we start needs, and how many threads one takes."""
 
 import os
 import signal
@@ -40,6 +40,13 @@ def child_process_environment() -> Iterator[None]:
             del os.environ["PYTHONPATH"]
         else:
             os.environ["PYTHONPATH"] = before
+
+
+def threads_at_most() -> int:
+    """How many threads a process takes that is not told: the cores it may use, or OMP_NUM_THREADS if less."""
+    n_cores = len(os.sched_getaffinity(0))
+    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return min(n_cores, int(given)) if given.isdecimal() and int(given) else n_cores
 
 
 def shorten_socket_paths() -> None:

@@ -244,6 +244,14 @@ def test_figures_of_scores_and_proxies(tmp_path):
         plots.run(["--out_dir", str(out)])
 
 
+def test_an_evaluation_takes_the_threads_that_it_is_given(tmp_path, monkeypatch):
+    folder, asked = ["--weights_dir", str(tmp_path / "w")], []
+    train_splits.run([*folder, *TINY, "--n_epochs", "1", "--n_repeats", "4", "--stack", "4"])
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    eval_splits.run([*folder, "--out_filename", str(tmp_path / "s.npz"), "--num_threads", "3"])
+    assert asked[0] == 3
+
+
 def test_examples_that_were_in_all_subsets_or_none_have_no_score(tmp_path, capsys):
     """Four networks: such examples are many. They are NaN, counted, and no reader of the file minds them."""
     folder, out = ["--weights_dir", str(tmp_path / "w")], str(tmp_path / "s.npz")

@@ -27,6 +27,7 @@ def test_networks_are_cut_into_jobs():
 
 def test_as_many_workers_as_asked_for_share_the_cores(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     cpu = MachineOptions(device="cpu", use_multiprocessing=True, num_workers=3)
     assert worker_devices(cpu, "cnn") == [WorkerDevice("cpu", 2)] * 3
     alone = MachineOptions(device="cpu", use_multiprocessing=False)
@@ -36,6 +37,20 @@ def test_as_many_workers_as_asked_for_share_the_cores(monkeypatch):
     for flags in ({"use_multiprocessing": False}, {"use_multiprocessing": True, "num_workers": 3}):
         asked = worker_devices(MachineOptions(device="cpu", num_threads=5, **flags), "cnn")
         assert {worker.n_threads for worker in asked} == {5}
+
+
+@pytest.mark.parametrize(
+    ("given", "alone", "each"),
+    [("3", 3, 2), ("1", 1, 1), ("64", 8, 2), ("6,2", 6, 2), ("0", 8, 2), ("x", 8, 2)],
+)
+def test_the_environment_may_ask_for_fewer_threads(given, alone, each, monkeypatch):
+    """OMP_NUM_THREADS is a bound of what a process takes, not of what --num_threads asks for."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.setenv("OMP_NUM_THREADS", given)
+    one, three = ({"use_multiprocessing": False}, {"use_multiprocessing": True, "num_workers": 3})
+    for flags, expected in ((one, alone), (three, each), ({**one, "num_threads": 7}, 7)):
+        workers = worker_devices(MachineOptions(device="cpu", **flags), "cnn")
+        assert {worker.n_threads for worker in workers} == {expected}
 
 
 @pytest.mark.parametrize("workers", [TWO[:1], TWO], ids=["here", "two processes"])

@@ -35,7 +35,10 @@ class RunOptions(OptionSet):
         False, "on a GPU: a CUDA graph of each training step, or of the network's passes in long runs"
     )
     num_threads: int = option(
-        0, "CPU threads; 0 takes 1 for a fully connected net, all cores otherwise", ge=0, le=1024
+        0,
+        "CPU threads; 0: 1 for a fully connected net, otherwise all cores or OMP_NUM_THREADS",
+        ge=0,
+        le=1024,
     )
     data_dir: str = option("~/.cache/engram", "where data sets lie or are downloaded to")
     images: str = option(
