@@ -21,7 +21,7 @@ from torch import Tensor
 
 from engram.datasets import sources
 from engram.datasets.sources import Source
-from engram.utils.config.flags import CheckedParser
+from engram.utils.config.flags import COUNT, CheckedParser, check_bounds
 from engram.utils.destinations import check_file
 from engram.utils.door import guarded
 from engram.utils.errors import UserError
@@ -69,6 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--classes", default="0,1,2,3,4,5,6,7,8,9", help="labels (the first ten)")
     parser.add_argument("--data_dir", default="~/.cache/engram", help="where the data sets lie")
     args = parser.parse_args(argv)
+    check_bounds(args, train=COUNT, test=COUNT)
     check_file(args.file, "file", (".npz",))
     if not re.fullmatch(r"\d+(,\d+)*", args.classes):
         raise UserError(f"--classes {args.classes}: expected labels separated by commas, e.g. 0,1,2")

@@ -38,6 +38,8 @@ def run_study(study: Callable[[argparse.Namespace], str], marker: str, args: arg
     """
     check_update(args.update, marker)
     check_folder(args.output_dir, "--output_dir")
+    if "seeds" in args:
+        seeds_of(args)  # refuses here, not after data was read
     text = study(args)
     print(text)
     if args.update:

@@ -32,6 +32,8 @@ from engram.memorization.matched_forgetting import (
 from engram.scripts.analysis.table import Column, make_table
 from engram.scripts.studies.program import run_study, study_parser
 from engram.utils import scores
+from engram.utils.config.flags import COUNT, check_bounds
+from engram.utils.config.options import MAX_COUNT
 from engram.utils.door import guarded
 from engram.utils.errors import UserError
 from engram.utils.figure_files import canvas, save_all
@@ -163,8 +165,7 @@ def main(argv: list[str] | None = None) -> int:
     args.datasets = args.datasets.split(",")
     if unknown := set(args.datasets) - set(FLAGS):
         raise UserError(f"--datasets {','.join(sorted(unknown))}: expected some of {', '.join(FLAGS)}")
-    if args.n_networks < 16 or args.buffer_size < 1:
-        raise UserError("--n_networks must be at least 16 and --buffer_size at least 1")
+    check_bounds(args, n_networks=(16, MAX_COUNT), buffer_size=COUNT)
     return run_study(study, "stream forgetting", args)
 
 

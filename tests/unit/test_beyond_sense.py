@@ -75,16 +75,19 @@ COUNTS = {
     "scripts/dev/check_store.py": ["writers", "rounds"],
     "scripts/dev/fuzz.py": ["trials"],
     "scripts/dev/mutation_check.py": ["jobs"],
+    "scripts/interop/sample_arrays.py": ["train", "test"],
+    "scripts/studies/stream_forgetting.py": ["n_networks", "buffer_size"],
     "scripts/sweep.py": ["jobs", "runs_per_gpu", "seeds_together", "cpus_per_run"],
     "scripts/tune.py": ["tries"],
 }
+NEEDED = {"scripts/interop/sample_arrays.py": ["few.npz", "fmnist"]}  # what a program does not run without
 MAY_BE_ZERO = {"seed", "first_tasks", "retries"}
 
 
 @pytest.mark.parametrize(("path", "flag"), [(path, flag) for path, flags in COUNTS.items() for flag in flags])
 def test_a_program_refuses_to_do_nothing(path, flag, capsys):
     program = importlib.import_module("engram." + path.removesuffix(".py").replace("/", "."))
-    assert program.main([f"--{flag}=0"]) == 2
+    assert program.main([*NEEDED.get(path, []), f"--{flag}=0"]) == 2
     assert f"error: --{flag} 0: must be >= 1" in capsys.readouterr().err
 
 
