@@ -66,12 +66,16 @@ def test_a_method_without_its_control_has_no_difference_and_one_seed_no_interval
     assert [row[:3] for row in differences] == [["l2p", "sgd task head", "+10.00"]]
 
 
+def test_a_table_without_a_row_is_left_out():
+    assert len(tables(run("joint", 0.9))) == 1
+
+
 def test_rates_that_were_tried_are_a_table_of_their_own_with_the_chosen_one_marked():
     tried = [
         run("l2p", accuracy, 100, lr=lr, evaluated_on="validation")
         for lr, accuracy in ((0.001, 0.2), (0.01, 0.3), (0.1, 0.3))
     ]
-    measured, _, rates = tables(run("l2p", 0.5), run("ncm", 0.4), *tried)
+    measured, rates = tables(run("l2p", 0.5), run("ncm", 0.4), *tried)
     assert rates == [["l2p", "20.00", "30.00 *", "30.00"]]
     assert {row[0]: row[5] for row in measured} == {"l2p": "0.01", "ncm": "–"}
 

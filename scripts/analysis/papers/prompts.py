@@ -63,10 +63,13 @@ class PromptsReport(PaperReport):
         for name in sorted({cell.scenario for cell in cells}):
             rows = {cell.method: setting for cell, setting in cells.items() if cell.scenario == name}
             title = f"**{benchmark}** on {name}"
-            tables += [accuracy_table(rows, title), difference_table(rows, title)]
             tuned = [s for s in self.tuning if (s.first.dataset, encoder(s.first)) == (benchmark, name)]
-            tables += [rate_table(tuned, title)] if tuned else []
-        return tables
+            tables += [
+                accuracy_table(rows, title),
+                difference_table(rows, title),
+                rate_table(tuned, title),
+            ]
+        return [table for table in tables if table.rows]
 
 
 def encoder(run: StoredRecord) -> str:
