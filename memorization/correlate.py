@@ -31,9 +31,9 @@ class CorrelateOptions(OptionSet):
 
     scores: str = option("", "score file, .npz or .npy (required)")
     against: tuple[str, ...] = option((), "files of scores or of proxies, A.npz,B.npz,... (required)")
-    dataset: str = option(
-        "", "data set of bare vectors (default: the one that another file names)",
-        choices=("", *(name for name in DATASETS if name not in OWN)), aliases=("dataset_name",),
+    dataset: str | None = option(
+        None, "data set of bare vectors (default: the one that another file names)",
+        choices=tuple(name for name in DATASETS if name not in OWN), aliases=("dataset_name",),
     )  # fmt: skip
     dataset_size: tuple[float, ...] = option((), "shares of it that bare vectors are of, 0.1,0.3", gt=0, le=1)
     class_range: str | None = option(None, "classes a to b−1 that bare vectors are of, given as a,b")
