@@ -151,7 +151,11 @@ def warnings(accuracy_in: float, reliability: float, n_networks: int) -> list[st
             "they memorize little, and the scores say little. Train longer (--n_epochs), wider "
             "(--model_width), or without crops and mirror images (--augment none)"
         )
-    if reliability < RELIABLE:
+    if np.isnan(reliability):
+        lines.append(
+            f"WARNING: {n_networks} networks are too few to tell the scores from noise (--n_repeats)"
+        )
+    elif reliability < RELIABLE:
         more = "networks that fit their examples"
         if reliability > 0:  # Spearman and Brown's formula, solved for the length
             wanted = n_networks * RELIABLE * (1 - reliability) / (reliability * (1 - RELIABLE))

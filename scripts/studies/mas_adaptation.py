@@ -136,9 +136,9 @@ def table(by_seed: dict[int, dict]) -> str:
 
 def study(args: argparse.Namespace) -> str:
     """Run what is missing; returns the table."""
-    by_seed = {}
+    by_seed, seeds = {}, seeds_of(args)
     images, y = turned_digits(args.data_dir, args.angle)
-    for seed in seeds_of(args):
+    for seed in seeds:
         folder = args.output_dir / f"angle{args.angle:g}-seed{seed}"
         if not (folder / "found.json").exists():
             shutil.rmtree(folder, ignore_errors=True)

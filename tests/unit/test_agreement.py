@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from engram.datasets import sources
-from engram.memorization import correlate, intervention, subsets
+from engram.memorization import correlate, intervention, split_scores, subsets
 from engram.memorization.agreement import by_class, correlations, varies
 from engram.utils import scores
 from engram.utils.errors import UserError
@@ -30,6 +30,22 @@ def test_bootstrap_intervals_are_those_of_theory():
     value, low, high = correlations(a, b, 400, rng)["pearson"]
     expected = np.tanh(np.arctanh(value) + np.array([-1.96, 1.96]) / np.sqrt(397))
     assert [low, high] == pytest.approx(expected.tolist(), abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "reliability", "said"),
+    [(0.48, 0.07, ["only 48 % of their own", "93 % of the variance", "about 682 of these"]),
+     (0.95, 0.7, []), (0.99, 0.69, ["31 % of the variance"]), (0.949, 0.9, ["--augment none"]),
+     (0.99, -0.1, ["100 % of the variance", "reliability of 0.7: networks that fit their examples"]),
+     (0.99, float("nan"), ["4 networks are too few"])],
+)  # fmt: skip
+def test_scores_that_say_little_are_called_so(accuracy, reliability, said):
+    """Spearman and Brown: 22 networks of r = .07 have k r / (1 + (k − 1) r) when they are k times as many."""
+    n = 4 if np.isnan(reliability) else 22
+    text = "\n".join(split_scores.warnings(accuracy, reliability, n))
+    assert all(part in text for part in said) and bool(text) == bool(said)
+    assert text.count("WARNING") == (2 if accuracy == 0.48 else len(text) > 0)
+    assert (k := 682 / 22) * 0.07 / (1 + (k - 1) * 0.07) == pytest.approx(0.7)
 
 
 def test_classes_apart():
