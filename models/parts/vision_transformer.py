@@ -23,6 +23,6 @@ def require_vit(net: Backbone, name: str) -> HookedViT:
         return net
     raise UserError(
         f"--model {name} needs a vision transformer with a class token and hooks: --backbone "
-        "timm:vit_small_patch16_224 --pretrained default or another plain one of timm; or small_vit, which "
-        "takes small images and has random weights"
+        "timm:vit_small_patch16_224 --pretrained default or another plain one of timm; or small_vit for "
+        "small images, which has random weights unless --pretrained names those of a run"
     )

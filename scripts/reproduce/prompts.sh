@@ -6,9 +6,10 @@
 #     scripts/reproduce/prompts.sh [DATA_DIR]      CIFAR-100, ViT-B/16 of ImageNet-21k (timm downloads 350 MB); a GPU
 #     DATASET=seq-cifar10 BACKBONE=timm:vit_small_patch14_dinov2 PRETRAINED=vits14.safetensors \
 #       EXTRA="--input_size 112 --n_epochs 2" scripts/reproduce/prompts.sh
-#     DATASET=seq-cifar10 BACKBONE=small_vit EXTRA="--loadcheck ENCODER.pt" scripts/reproduce/prompts.sh
+#     DATASET=seq-cifar10 BACKBONE=small_vit PRETRAINED=ENCODER.pt scripts/reproduce/prompts.sh
 # Environment, beside these: SEEDS, JOBS, OUTPUT_DIR, EXTRA (more flags for every run), DRY_RUN=1 to print the runs.
-#     python scripts/report.py runs/prompts
+#     python scripts/report.py prompts runs/prompts
+# On a CPU: prompts_small.sh.
 source "$(dirname "$0")/common.sh"
 data=${1:-$HOME/.cache/engram}
 read -ra seeds <<<"${SEEDS:-0 1 2}"

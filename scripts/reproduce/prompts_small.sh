@@ -14,13 +14,14 @@ data=${1:-$HOME/.cache/engram}
 out=${OUTPUT_DIR:-runs/prompts-small}
 sizes=(--backbone small_vit --embed_dim 64 --depth 6 --num_heads 4 --patch_size 7)
 common=(--disable_log --num_threads 1)
+seeds=${SEEDS:-0,1,2}
 
 sample() { # name of the file, then flags
   [ -f "$out/$1.npz" ] || execute "$python" scripts/interop/sample_arrays.py "$out/$1.npz" "${@:2}" --data_dir "$data"
 }
 
 study() { # flags of every run
-  execute "$python" scripts/studies/prompts.py "$out" --seeds "${SEEDS:-0,1,2}" --rates "${RATES:-$rates}" \
+  execute "$python" scripts/studies/prompts.py "$out" --seeds "${seeds// /,}" --rates "${RATES:-$rates}" \
     --only "${ONLY:-.}" --jobs "$jobs" -- --dataset seq-arrays --n_tasks 5 --batch_size 20 --augment none \
     "${common[@]}" "$@"
 }
@@ -43,4 +44,8 @@ else
   fi
   [ -n "$dry" ] || cp "$encoder"/*/*/*/weights/last.pt "$out/encoder.pt"
   study --arrays "$out/other_half.npz" "${sizes[@]}" --pretrained "$out/encoder.pt" --n_epochs 3
+  # What the encoder has learned: the same methods on random weights.
+  sweep --model ncm slda --seed ${seeds//,/ } --output_dir "$out/random" -- --dataset seq-arrays --n_tasks 5 \
+    --arrays "$out/other_half.npz" "${sizes[@]}" --permute_classes --ignore_other_metrics "${common[@]}"
 fi
+exit "$failed"

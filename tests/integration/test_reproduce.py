@@ -28,7 +28,7 @@ STUDIES = {
     "mnist.sh": 2 * 12,
     "pretrained.sh": 2 * (8 + 3 + 3),
     "prompts.sh": 39,
-    "prompts_small.sh": 1,
+    "prompts_small.sh": 1 + 2 * 2,
     "rehearsal.sh": 2 * 3 * (4 + 3) + 2 * 2,
     "scenarios.sh all": 2 * 3 * 19,
     "scenarios.sh all tune": None,

@@ -13,6 +13,7 @@ HEAD = {"train_classes": "task", "tune": "head"}
 
 def run(model: str, accuracy: float, seed: int = 0, task_il: float = 0.9, **parts) -> StoredRecord:
     flags = {"model": model, "dataset": "seq-arrays", "seed": seed, "backbone": "small_vit", "lr": 0.01}
+    flags["pretrained"] = "encoder.pt"
     measured = {key: parts.pop(key) for key in ("evaluated_on",) if key in parts}
     return stored_record(
         {**flags, "arrays": "half.npz", **parts}, class_il=view([[accuracy, None], [accuracy, accuracy]]),
@@ -64,6 +65,14 @@ def test_differences_to_controls_are_paired_with_an_interval_and_corrected():
 def test_a_method_without_its_control_has_no_difference_and_one_seed_no_interval():
     _, differences = tables(run("l2p", 0.5), run("sgd", 0.4, **HEAD), run("ease", 0.6))
     assert [row[:3] for row in differences] == [["l2p", "sgd task head", "+10.00"]]
+
+
+def test_random_weights_are_another_encoder():
+    report = PromptsReport(run_set(run("ncm", 0.9), run("ncm", 0.4, pretrained=None)))
+    titles = [table.title for table in report.tables()]
+    assert titles == [
+        "**seq-arrays** on small_vit, half", "**seq-arrays** on small_vit, random weights, half"
+    ]  # fmt: skip
 
 
 def test_a_table_without_a_row_is_left_out():

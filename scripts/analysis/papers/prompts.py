@@ -73,9 +73,14 @@ class PromptsReport(PaperReport):
 
 
 def encoder(run: StoredRecord) -> str:
-    """The encoder and, where there are any, the user's arrays."""
+    """The encoder, whether its weights are random, and the user's arrays where there are any."""
     arrays = run.config.get("arrays")
-    return f"{run.config.get('backbone')}" + (f", {Path(str(arrays)).stem}" if arrays else "")
+    words = [
+        str(run.config.get("backbone")),
+        "" if run.config.get("pretrained") or run.config.get("loadcheck") else "random weights",
+        Path(str(arrays)).stem if arrays else "",
+    ]
+    return ", ".join(word for word in words if word)
 
 
 def row_name(run: StoredRecord) -> str:
