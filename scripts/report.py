@@ -12,13 +12,15 @@
     python scripts/report.py prompts runs/prompts-small       prompts, adapters, LoRA beside their controls
     python scripts/report.py audit runs/audit                 practices of published code, in points; a figure
     python scripts/report.py memorization runs/maer           the memorization paper's; LaTeX and CSV too
+    python scripts/report.py --check RESULTS.md               tables that a later change moved
 
 Settings are found from the configurations: runs that differ in nothing but the seed; a paper's tables refuse
 others in one cell. Each scenario of a data set is a benchmark of its own. Standard deviations are over seeds,
 ddof = 1; settings are compared seed by seed, on the same tasks. In LaTeX and on the page the best number of a
 column is bold: high accuracies and transfers, low forgetting; methods that see all data do not compete.
 --metrics chooses the columns, --figures the formats. The markers are `<!-- table NAME -->` and
-`<!-- end NAME -->`, NAME being the first folder's name.
+`<!-- end NAME -->`, NAME being the first folder's name. Runs that are older than a change that moved their
+numbers (scripts/analysis/number_moves.yaml) are named, and --update refuses them.
 """
 
 import sys

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from engram.scripts.analysis import study_tables
+from engram.scripts.analysis import number_moves, study_tables
 from engram.scripts.analysis.paper_report import PaperReport
 from engram.scripts.analysis.papers.audit import AuditReport
 from engram.scripts.analysis.papers.memorization import MemorizationReport
@@ -112,10 +112,16 @@ def build_parser(text: str) -> argparse.ArgumentParser:
     parser = CheckedParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "folders",
-        nargs="+",
+        nargs="*",
         help="folders that hold run folders, or a study.yaml; first the name of a paper's tables",
     )
     parser.add_argument("--update", type=Path, metavar="FILE", help="file whose marked part is replaced")
+    parser.add_argument(
+        "--check",
+        type=Path,
+        metavar="FILE",
+        help="say which tables of the file are older than a change that moved their numbers",
+    )
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="where the files go (default: report/ in the first folder)"
     )
@@ -142,7 +148,9 @@ def build_parser(text: str) -> argparse.ArgumentParser:
 def run(argv: list[str], text: str) -> int:
     """Do what the command line says; returns the exit code. text: of the help."""
     args = build_parser(text).parse_args(argv)
-    paper = PAPERS.get(args.folders[0])
+    if args.check:
+        return check_page(args.check)
+    paper = PAPERS.get(args.folders[0]) if args.folders else None
     folders = [run_folder(folder) for folder in args.folders[paper is not None :]]
     if not folders:
         raise UserError("no folder given")
@@ -152,6 +160,8 @@ def run(argv: list[str], text: str) -> int:
     if args.out:
         check_folder(args.out, "--out")
     run_set = collect(folders)
+    for line in number_moves.check_runs(run_set.runs, folders[0].name, args.update):
+        print(line, file=sys.stderr)
     text = (
         paper_tables(paper(run_set), folders[0], args.figures) if paper else markdown(run_set, args.metrics)
     )
@@ -163,6 +173,27 @@ def run(argv: list[str], text: str) -> int:
     if not paper:
         write(run_set, f"Study {folders[0].name}", args.out or folders[0] / "report", args)
     return 0
+
+
+def check_page(path: Path) -> int:
+    """Print which tables of a page are older than a change that moved their numbers; returns the exit code.
+
+    It is 1 where number_moves.yaml does not say of such a table why it stands, or says so of another one.
+    """
+    try:
+        page = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"--check {path}: cannot be read: {error}") from None
+    titles = {title: name for paper in PAPERS.values() for name, title in paper.benchmarks.items()}
+    older = number_moves.table_ages(page, titles)
+    outdated = number_moves.outdated(older, page)
+    for line in [*(age.text() for age in older), *outdated]:
+        print(line)
+    if unknown := number_moves.without_commits(page):
+        print(f"no commit that this repository knows: {', '.join(unknown)}")
+    unlisted = [age for age in older if not age.listed]
+    print(f"{len({age.table for age in older})} tables have older rows; {len(unlisted)} reasons are missing")
+    return 1 if unlisted or outdated else 0
 
 
 def paper_tables(report: PaperReport, folder: Path, formats: Sequence[str]) -> str:
