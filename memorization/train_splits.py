@@ -1,12 +1,17 @@
 """Train R networks, each on its own random half of the training set; the raw material of the scores.
 
     python -m memorization.train_splits --dataset mnist --dataset_size 0.1 --weights_dir runs/mem/mnist
+    python -m memorization.train_splits --dataset cifar10 --dataset_size 0.1 --augment none --backbone mlp \
+        --batch_size 64 --lr 0.02 --n_epochs 40 --n_repeats 24 --weights_dir runs/mem/cifar10
     python -m memorization.train_splits --dataset imagefolder --image_dir my.csv --weights_dir runs/mem/own
     python -m memorization.train_splits --dataset arrays --arrays my_features.npz --weights_dir runs/mem/own
 
 Source: Feldman & Zhang 2020 (arXiv 2008.03703), section 2; Kozal et al. 2025 (arXiv 2505.17664),
 section 3: the subset of repeat r is scikit-learn's stratified split with random_state r. Interrupted at
-any moment, the same command goes on; `--n_repeats` may be raised later.
+any moment, the same command goes on; `--n_repeats` may be raised later. Networks that do not fit their half
+measure nothing, as small ones under random crops: eval_splits checks it. The second command is the cheapest
+found for CIFAR-10 that passes: 102 CPU seconds, accuracy with .981 and without .366, split-half reliability
+.87, Spearman with the published 0.1 vector .36 [.34, .39].
 """
 
 import sys
