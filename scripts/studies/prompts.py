@@ -36,8 +36,9 @@ from engram.utils.sweeps.sweep_spec import SweepSpec, read_spec
 ROWS = Path(__file__).parent.parent / "reproduce" / "prompts.yaml"
 OPTIMIZER = ("optimizer", "lr", "optim_mom", "optim_wd", "lr_scheduler")  # of the papers
 SHARING = ("ewc", "mas", "lwf", "er", "derpp", "maer")  # they have the rate of fine-tuning over all classes
-# Sizes for few images and narrow networks: ranpac's projections (10,000), coda_prompt's components (100).
-SMALL = {"ranpac": {"rp_size": 1000}, "coda_prompt": {"coda_components": 20}}
+# Sizes for few images and narrow networks: projections of ranpac (10,000; as many as images is where least
+# squares without a ridge is worst), components of coda_prompt (100).
+SMALL = {"ranpac": {"rp_size": 2000}, "coda_prompt": {"coda_components": 20}}
 TUNING_SEED = 100
 
 Row = dict[str, Any]  # flags

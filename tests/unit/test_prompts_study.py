@@ -12,7 +12,7 @@ def test_rows_are_those_of_the_script_without_their_papers_optimizers():
     listed = prompts.rows()
     assert HEAD in listed and len(listed) == len(prompts.read_spec(prompts.ROWS).runs)
     assert not any(set(row) & set(prompts.OPTIMIZER) for row in listed)
-    assert {"model": "ranpac", "rp_size": 1000} in listed  # ten thousand take minutes and a gigabyte
+    assert {"model": "ranpac", "rp_size": 2000} in listed  # ten thousand take minutes and a gigabyte
     assert len({prompts.text(row) for row in listed}) == len(listed)
     assert [row["model"] for row in prompts.rows("^(l2p|ncm)$")] == ["l2p", "ncm"]
     with pytest.raises(UserError, match=r"--only nothing: no row of prompts\.yaml matches"):
