@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -51,11 +52,12 @@ def test_differences_are_paired_by_seed(records, tmp_path):
     p = stats.t.sf(np.sqrt(50), 4) * 2
     # two tests: maer max differs in no seed and has no p
     assert (
-        row == "| maer min | " + " | ".join([f"+5.00 ± 1.58 (t 7.1, p {p:.3f}, Holm {2 * p:.3f})"] * 2) + " |"
+        row
+        == "| maer min | " + " | ".join([f"+5.00 ± 1.58 (t 7.1, p {p:.3f}, Holm {2 * p:.3f})"] * 2) + " | 5 |"
     )
-    assert "| maer min | 57.00 ± 3.16 | 57.00 ± 3.16 |" in text and "| joint | 80.00 ± 0.00 |" in text
+    assert "| maer min | 57.00 ± 3.16 | 57.00 ± 3.16 | 5 |" in text and "| joint | 80.00 ± 0.00 |" in text
     assert "learning_order" not in text, "the proxy is shared"
-    assert "**seq-digits**: class-IL accuracy, 5 seeds\n\n| buffer size | 50 | 200 |" in text
+    assert "**seq-digits**: class-IL accuracy\n\n| buffer size | 50 | 200 | seeds |" in text
     report(records).write_files(tmp_path)
     lines = (tmp_path / "memorization.tex").read_text().splitlines()
     best = r"\textbf{57.00} $\pm$ 3.16 & \textbf{10.00} $\pm$ 0.00"
@@ -91,6 +93,18 @@ def test_missing_seeds_are_not_paired(records):
     assert test.mean == pytest.approx(5) and test.std == pytest.approx(np.sqrt(2)) and test.n == 2
     without = report([r for r in records if r.model != "er"]).markdown()
     assert "(t " not in without, "no baseline, no differences"
+
+
+def test_every_number_has_its_seeds(records):
+    fewer = [r for r in records if not (r.model == "er" and r.buffer_size == 200 and r.seed < 2)]
+    accuracy, fm, differences = report(fewer).markdown().split("\n\n**")
+    for text in (accuracy, fm):
+        assert re.search(r"\| er balanced \|.*\| 5 / 3 \|\n", text) and re.search(
+            r"\| maer min \|.*\| 5 \|\n", text
+        )
+    assert re.search(r"\| maer min \|.*\| 5 / 3 \|", differences)
+    alone = report([r for r in records if (r.buffer_size, r.model) != (200, "maer")]).markdown()
+    assert "| maer min | 57.00 ± 3.16 | – | 5 |" in alone, "a size that was not run has no seeds"
 
 
 def test_runs_of_a_seed_that_had_other_tasks_are_not_paired(records):

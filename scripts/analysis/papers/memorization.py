@@ -9,7 +9,7 @@ has ddof = 0; settings that it ran again under another name stand in a table of 
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from engram.memorization.runs import setting_name
@@ -46,17 +46,20 @@ class MemorizationReport(PaperReport):
     def benchmark_tables(self, benchmark: str, cells: Cells) -> list[Table]:
         """Accuracy, forgetting and paired differences: one row for each method, one column for each size."""
         comparisons = _comparisons(cells)
-        contents: dict[str, Callable[[Cell], str]] = {
-            "class-IL accuracy": lambda cell: self._metric(cells, cell, "average_accuracy"),
-            "FM (forgetting over tasks)": lambda cell: self._metric(cells, cell, "fm"),
-            f"accuracy minus {BASELINE}, paired by seed": lambda cell: _difference(comparisons.get(cell)),
+
+        n_runs = partial(_n_runs, cells)
+        contents: dict[str, tuple[Callable[[Cell], str], Callable[[Cell], int]]] = {
+            "class-IL accuracy": (lambda cell: self._metric(cells, cell, "average_accuracy"), n_runs),
+            "FM (forgetting over tasks)": (lambda cell: self._metric(cells, cell, "fm"), n_runs),
+            f"accuracy minus {BASELINE}, paired by seed": (
+                lambda cell: _difference(comparisons.get(cell)),
+                lambda cell: _n_pairs(comparisons.get(cell)),
+            ),
         }
-        n_seeds = len({seed for setting in cells.values() for seed in setting.seeds})
         tables = []
-        for title, text in contents.items():
-            table = make_table(
-                _methods(cells), _size_columns(cells, text), f"**{benchmark}**: {title}, {n_seeds} seeds"
-            )
+        for title, (text, count) in contents.items():
+            columns = [*_size_columns(cells, text), _seeds_column(cells, count)]
+            table = make_table(_methods(cells), columns, f"**{benchmark}**: {title}")
             rows = [row for row in table.rows if set(row[1:]) != {MISSING}]
             tables.append(replace(table, rows=rows))
         tables[-1] = replace(tables[-1], note=unpaired_note(comparisons.values()))
@@ -180,12 +183,34 @@ def _comparisons(cells: Cells) -> dict[Cell, Comparison]:
     }
 
 
+def _n_runs(cells: Cells, cell: Cell) -> int:
+    setting = _setting(cells, cell)
+    return len(setting.runs) if setting else 0
+
+
+def _n_pairs(comparison: Comparison | None) -> int:
+    """How many pairs of runs a difference is the mean of; 0 where it is not shown."""
+    return 0 if comparison is None or comparison.test.n < 2 else comparison.test.n
+
+
 def _difference(comparison: Comparison | None) -> str:
     """`+5.00 ± 1.58 (t 7.1, p 0.002, Holm 0.010)`; `–` without two seeds in common."""
-    if comparison is None or comparison.test.n < 2:
+    if comparison is None or not _n_pairs(comparison):
         return MISSING
     test, corrected = comparison.test, comparison.corrected_p
     return f"{test.mean:+.2f} ± {test.std:.2f} (t {test.t:.1f}, p {test.p:.3f}, Holm {corrected:.3f})"
+
+
+def _seeds_column(cells: Cells, count: Callable[[Cell], int]) -> Column[str]:
+    """How many seeds stand behind each number of a row: `5`, or `5 / 4 / –` where the columns differ."""
+
+    def text(method: str) -> str:
+        counts = [count(Cell(method, size)) for size in _sizes(cells)]
+        if len(shown := {n for n in counts if n}) <= 1:
+            return str(shown.pop()) if shown else MISSING
+        return " / ".join(str(n or MISSING) for n in counts)
+
+    return Column[str]("seeds", text)
 
 
 def _size_columns(cells: Cells, text: Callable[[Cell], str]) -> list[Column[str]]:
