@@ -4,10 +4,12 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from engram.scripts.analysis.run_set import commits
 from engram.scripts.analysis.table import check_update, update
 from engram.utils.config.flags import CheckedParser
 from engram.utils.destinations import check_folder
 from engram.utils.errors import UserError
+from engram.utils.runs.run_record import FILE_NAME, read_all
 
 
 def study_parser(doc: str, output_dir: str) -> argparse.ArgumentParser:
@@ -34,14 +36,22 @@ def seeds_of(args: argparse.Namespace) -> list[int]:
 def run_study(study: Callable[[argparse.Namespace], str], marker: str, args: argparse.Namespace) -> int:
     """Run a study that returns its table; print it, and put it between the markers of --update's file.
 
+    Below the table stand the devices and the commits of the runs in --output_dir, if it holds any.
     Returns the exit code: 2 after an error of the user.
     """
     check_update(args.update, marker)
     check_folder(args.output_dir, "--output_dir")
     if "seeds" in args:
         seeds_of(args)  # refuses here, not after data was read
-    text = study(args)
+    text = study(args) + _provenance(args.output_dir)
     print(text)
     if args.update:
         update(args.update, marker, text)
     return 0
+
+
+def _provenance(folder: Path) -> str:
+    """The paragraph that says where the runs below the folder ran and what made them; empty without runs."""
+    runs = [run for _, run in read_all(sorted(folder.rglob(FILE_NAME)))]
+    devices = ", ".join(sorted({run.device or "unknown" for run in runs}))
+    return f"\n\ndevices: {devices}; commits: {commits(runs)}." if runs else ""

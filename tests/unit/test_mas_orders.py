@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from engram.scripts.studies import mas_orders
+from engram.scripts.studies import mas_orders, program
+from tests.unit.stored_records import stored_record
 
 
 def accuracies(spread: float, seed: int, n_seeds: int = 40) -> np.ndarray:
@@ -32,3 +33,21 @@ def test_no_difference_is_inside_the_interval():
 def test_one_seed_has_no_interval():
     found = {way: accuracies(0.02, 5, n_seeds=1) for way in (False, True)}
     assert "95 %" not in mas_orders.table(found, {False: "1", True: "1"})
+
+
+def test_a_study_names_the_commits_of_its_runs(tmp_path, capsys):
+    page, folder = tmp_path / "RESULTS.md", tmp_path / "runs"
+    page.write_text("<!-- table mas orders -->\n<!-- end mas orders -->\n")
+    arguments = ["--output_dir", str(folder), "--update", str(page)]
+    args = program.study_parser("", "runs").parse_args(arguments)
+    assert program.run_study(lambda args: "| a |", "mas orders", args) == 0
+    assert page.read_text() == "<!-- table mas orders -->\n| a |\n<!-- end mas orders -->\n", (
+        "no runs, no note"
+    )
+    for seed, commit in enumerate(("b" * 40, "a" * 40)):
+        (folder / "angle20" / str(seed)).mkdir(parents=True)
+        run = stored_record({"model": "mas", "dataset": "seq-mnist", "seed": seed}, git_commit=commit)
+        run.write(folder / "angle20" / str(seed) / "results.json")
+    assert program.run_study(lambda args: "| a |", "mas orders", args) == 0
+    note = f"devices: cpu; commits: {'a' * 10}, {'b' * 10}."
+    assert page.read_text() == f"<!-- table mas orders -->\n| a |\n\n{note}\n<!-- end mas orders -->\n"
