@@ -69,10 +69,10 @@ class PositionFinder:
             raise UserError(f"{about}: say of which by --dataset_size SHARE or --class_range a,b")
         classes, lengths = parse_range(options.class_range, int(labels.max()) + 1), []
         for share in (*options.dataset_size, 1.0):
-            part = subsets.part(labels, classes, share)
-            if len(part) == n:
-                return part
-            lengths.append(f"{len(part):,}")
+            positions = subsets.part(labels, classes, share)
+            if len(positions) == n:
+                return positions
+            lengths.append(f"{len(positions):,}")
         raise UserError(f"{about}: --dataset_size and --class_range name parts of {', '.join(lengths)}")
 
 

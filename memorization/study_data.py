@@ -124,8 +124,8 @@ def load(options: DataOptions, device: torch.device, pixels: Pixels | None = Non
 
 def labels(options: DataOptions) -> np.ndarray:
     """(N,) labels of the whole training set, in order."""
-    found: np.ndarray = _source(options)[0].train_y.numpy()
-    return found
+    train_labels: np.ndarray = _source(options)[0].train_y.numpy()
+    return train_labels
 
 
 def options_of(settings: str, data_dir: str) -> DataOptions:
