@@ -9,9 +9,8 @@ one optimizer, Adam unless the flags behind -- say otherwise, so that a method a
 mechanism alone. First every row that trains is run with each rate of --rates on --validation % of the
 training data held out, with a seed and an order of classes of its own; the best class-IL accuracy chooses the
 rate, the smaller one among equals. Then every row is run with its rate and each of the seeds, measured on
-test data. So all rows have as many tries. These share the rate of another: methods of importance,
-distillation and replay that of fine-tuning over all classes, `slca` and `mos` without a mechanism that of
-the whole method.
+test data. So all rows have as many tries; `slca` and `mos` without a mechanism have the rate of the whole
+method.
 Runs lie in FOLDER/tuning and FOLDER/runs; finished ones are not repeated.
 """
 
@@ -35,7 +34,6 @@ from engram.utils.sweeps.sweep_spec import SweepSpec, read_spec
 
 ROWS = Path(__file__).parent.parent / "reproduce" / "prompts.yaml"
 OPTIMIZER = ("optimizer", "lr", "optim_mom", "optim_wd", "lr_scheduler")  # of the papers
-SHARING = ("ewc", "mas", "lwf", "er", "derpp", "maer")  # they have the rate of fine-tuning over all classes
 # Sizes for few images and narrow networks: projections of ranpac (10,000; as many as images is where least
 # squares without a ridge is worst), components of coda_prompt (100).
 SMALL = {"ranpac": {"rp_size": 2000}, "coda_prompt": {"coda_components": 20}}
@@ -65,8 +63,6 @@ def tuned_row(row: Row) -> Row | None:
     """The row whose rate a row takes: itself mostly; None for a row that trains nothing."""
     if row["model"] in ("ncm", "slda") or (row["model"] == "ranpac" and "first_task" not in row):
         return None
-    if row["model"] in SHARING:
-        return {"model": "sgd", "train_classes": "all"} | {k: v for k, v in row.items() if k == "tune"}
     return {k: v for k, v in row.items() if k not in ("ca_epochs", "merge_momentum")}
 
 

@@ -19,13 +19,11 @@ def test_rows_are_those_of_the_script_without_their_papers_optimizers():
         prompts.rows("nothing")
 
 
-def test_a_row_is_tuned_itself_or_has_the_rate_of_a_listed_one():
+def test_a_row_is_tuned_itself_or_has_the_rate_of_the_whole_method():
     listed = prompts.rows()
     assert prompts.tuned_row(HEAD) == HEAD
     assert prompts.tuned_row({"model": "ncm"}) is prompts.tuned_row({"model": "ranpac"}) is None
     assert prompts.tuned_row({"model": "slca", "ca_epochs": 0}) == {"model": "slca"}
-    er = prompts.tuned_row({"model": "er", "tune": "adapter"})
-    assert er == {"model": "sgd", "train_classes": "all", "tune": "adapter"}
     assert all(tuned in listed for row in listed if (tuned := prompts.tuned_row(row)))
 
 
@@ -43,12 +41,12 @@ def test_every_row_gets_as_many_tries_and_then_each_seed_with_its_rate(monkeypat
     monkeypatch.setattr(
         prompts, "run_all", lambda name, runs, fixed, folder, jobs: calls.append((name, runs, fixed))
     )
-    best = {"l2p": 0.03, "sgd train_classes=all": 0.002, "sd_lora": None}  # None: all its runs diverged
+    best = {"l2p": 0.03, "slca": 0.002, "sd_lora": None}  # None: all its runs diverged
     monkeypatch.setattr(prompts, "best_rate", lambda row, rates, fixed, index: best[prompts.text(row)])
     argv = [
         str(tmp_path / "out"),
         "--only",
-        "^(l2p|er|ncm|sd_lora)$",
+        "^(l2p|ncm|sd_lora|slca ca_epochs=0)$",
         "--rates",
         "0.002,0.03",
         "--seeds",
@@ -56,12 +54,11 @@ def test_every_row_gets_as_many_tries_and_then_each_seed_with_its_rate(monkeypat
     ]
     assert prompts.main([*argv, "--", "--dataset", "seq-digits"]) == 0
     (_, tries, held_out), *seeds = calls
-    fine_tuning = {"model": "sgd", "train_classes": "all"}
-    tuned = ({"model": "l2p"}, {"model": "sd_lora"}, fine_tuning)
+    tuned = ({"model": "l2p"}, {"model": "sd_lora"}, {"model": "slca"})
     assert tries == [{**row, "lr": lr} for row in tuned for lr in (0.002, 0.03)]
     assert (held_out["validation"], held_out["seed"], held_out["optimizer"]) == (20.0, 100, "adam")
     assert [(runs[0]["seed"], {r["model"]: r["lr"] for r in runs}) for _, runs, _ in seeds] == [
-        (seed, {"l2p": 0.03, "er": 0.002, "ncm": 0.002}) for seed in (4, 5)
+        (seed, {"l2p": 0.03, "slca": 0.002, "ncm": 0.002}) for seed in (4, 5)
     ]
     assert all(fixed["dataset"] == "seq-digits" and "validation" not in fixed for _, _, fixed in seeds)
 
