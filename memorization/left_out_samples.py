@@ -16,7 +16,7 @@ from engram.utils.runs.run_record import RunRecord
 
 HEADS = (
     "setting", "% left out", "all samples", "random left out", "most memorized left out",
-    "random − memorized", "t",
+    "random − memorized", "t", "seeds",
 )  # fmt: skip
 Accuracies = dict[int, list[float]]  # seed → accuracies in %
 
@@ -57,7 +57,10 @@ def choices(
 
 
 def comparison(folder: str) -> str:
-    """A Markdown row for each setting and percentage: everything, top and random left out, the difference."""
+    """A Markdown row for each setting and percentage: everything, top and random left out, the difference.
+
+    The seeds are those of all columns, or `5 / 3`: of runs with all samples, and with both choices left out.
+    """
     lines = ["| " + " | ".join(HEADS) + " |", "| --- " * len(HEADS) + "|"]
     for setting, by_choice in accuracies(finished_runs(Path(folder).expanduser(), "--results")).items():
         everything = [np.mean(values) for values in by_choice["all", ""].values()]
@@ -68,7 +71,8 @@ def comparison(folder: str) -> str:
             difference = np.array(random_means) - np.array(top_means)
             cells = [mean_std(v) for v in (everything, random_means, top_means, difference)]
             t = f"{paired(random_means, top_means).t:.1f}"
-            lines.append("| " + " | ".join([setting, percent, *cells, t]) + " |")
+            n_seeds = " / ".join(dict.fromkeys([str(len(everything)), str(len(seeds))]))
+            lines.append("| " + " | ".join([setting, percent, *cells, t, n_seeds]) + " |")
     return "\n".join([*lines, "", "Class-IL accuracy in %, mean ± standard deviation over seeds (ddof = 1)."])
 
 

@@ -225,7 +225,9 @@ def outdated(table_ages: Iterable[TableAge], page: str) -> list[str]:
         f"{table}: listed as older than {move.title}, which it is not; remove that from {FILE.name}"
         for move in read_moves()
         for table in move.stale
-        if (table, move.commit, move.models) not in older and f"<!-- table {table} -->" in page
+        if (table, move.commit, move.models) not in older
+        and f"<!-- table {table} -->" in page
+        and ancestors(move.commit) is not None
     ]
 
 
@@ -233,6 +235,11 @@ def without_commits(page: str) -> list[str]:
     """The tables that name no commit that this repository knows, so that nobody can tell their age."""
     blocks = re.findall(r"<!-- table (.+?) -->\n(.*?)<!-- end \1 -->", page, re.DOTALL)
     return [name for name, body in blocks if all(ancestors(commit) is None for commit in commits_of(body))]
+
+
+def unknown_changes() -> list[str]:
+    """The commits of changes that this repository does not know: it is a shallow clone, or none at all."""
+    return list(dict.fromkeys(move.commit for move in read_moves() if ancestors(move.commit) is None))
 
 
 def commits_of(body: str) -> list[str]:

@@ -191,6 +191,8 @@ def check_page(path: Path) -> int:
         print(line)
     if unknown := number_moves.without_commits(page):
         print(f"no commit that this repository knows: {', '.join(unknown)}")
+    if changes := number_moves.unknown_changes():
+        print(f"not compared, since this repository does not know the commit: {', '.join(changes)}")
     unlisted = [age for age in older if not age.listed]
     print(f"{len({age.table for age in older})} tables have older rows; {len(unlisted)} reasons are missing")
     return 1 if unlisted or outdated else 0
