@@ -125,32 +125,32 @@ class NaiveGSS:
 
     def offer(self, batch: list) -> None:
         """The scores of all come first; then the samples enter free slots or compete, one after the other."""
-        own, whole = [0.1] * len(batch), 0.1
+        single, whole = [0.1] * len(batch), 0.1
         if self.samples:
             rows = distinct(len(self.samples), min(self.n, len(self.samples)), self.source).tolist()
             others = [self.gradient([self.samples[r]]) for r in rows]
-            own = [self.score(self.gradient([sample]), others) for sample in batch]
+            single = [self.score(self.gradient([sample]), others) for sample in batch]
             whole = self.score(self.gradient(batch), others)
         n_free = min(self.size - len(self.samples), len(batch))
         self.samples += batch[:n_free]
-        self.scores += [whole] * n_free if self.rule == "batch" else own[:n_free]
+        self.scores += [whole] * n_free if self.rule == "batch" else single[:n_free]
         if n_free:
             torch.rand(n_free, generator=self.source, dtype=torch.float64)  # the reservoir's, unused
             self.events["filled and competed"] += n_free < len(batch)
         if n_free < len(batch):
             {"batch": self.compete, "sample": self.compete_apart}[self.rule](
-                batch[n_free:], own[n_free:], whole
+                batch[n_free:], single[n_free:], whole
             )
 
     @staticmethod
     def score(gradient, others) -> float:
         return max(0.0, 1 + max(F.cosine_similarity(gradient, g, dim=0).item() for g in others))
 
-    def compete(self, batch, own, whole) -> None:
+    def compete(self, batch, single, whole) -> None:
         """Slots drawn ∝ the scores as they are at that moment, by inverting their cumulative sum."""
         chances, coins = torch.rand(2, len(batch), generator=self.draws, dtype=torch.float64).tolist()
         taken = []
-        for sample, c, chance, coin in zip(batch, own, chances, coins, strict=True):
+        for sample, c, chance, coin in zip(batch, single, chances, coins, strict=True):
             total = list(accumulate(self.scores))
             slot = next(i for i, upto in enumerate(total) if chance * total[-1] < upto)
             if whole < 1 and coin < self.scores[slot] / (self.scores[slot] + c):
@@ -161,13 +161,13 @@ class NaiveGSS:
         self.events["a slot taken twice"] += len(taken) > len(set(taken))
         self.events["entered"] += len(taken)
 
-    def compete_apart(self, batch, own, _) -> None:
+    def compete_apart(self, batch, single, _) -> None:
         """Slots by the exponential race that the draws define, all before the first replacement."""
         u = torch.rand(self.size, generator=self.draws, dtype=torch.float64)
         race = [u[i].log().item() / self.scores[i] for i in range(self.size)]
         slots = sorted(range(self.size), key=lambda i: -race[i])[: len(batch)]
         coins = torch.rand(len(batch), generator=self.draws).tolist()
-        for slot, coin, sample, c in zip(slots, coins, batch, own, strict=False):
+        for slot, coin, sample, c in zip(slots, coins, batch, single, strict=False):
             if c < 1 and coin < self.scores[slot] / (self.scores[slot] + c):
                 self.samples[slot], self.scores[slot] = sample, c
                 self.events["entered"] += 1
