@@ -108,7 +108,14 @@ def test_a_stored_plugin_name_that_is_none_is_refused_by_name(flag, stored):
             ["--model", "er", "--bufer_size", "5"],
             r"unknown argument --bufer_size; did you mean --buffer_size",
         ),
-        (["--model", "sgd", "--buffer_size", "5"], r"unknown argument --buffer_size"),
+        (
+            ["--model", "sgd", "--buffer_size", "5"],
+            r"unknown argument --buffer_size; it is a flag of the methods agem, .* and \d+ others \(see",
+        ),
+        (
+            ["--model", "sgd", "--tune", "lora"],
+            r"unknown argument --tune; it is a flag of the backbones small_vit, timm:NAME, .*NAME \(see",
+        ),
         (["--dataset", "seq-digits"], r"--model is missing; choose one of acil, agem, "),
         (["--model", "er", "--lr", "-1"], r"--lr -1.0: must be > 0"),
         (["--model", "er", "--lr", "nan"], r"--lr nan: must be a finite number"),

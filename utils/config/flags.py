@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from engram.utils import yaml_files
-from engram.utils.config import mammoth
+from engram.utils.config import mammoth, option_names
 from engram.utils.config.options import MAX_COUNT, OptionError, OptionSet, check_text, convert, value_type
 from engram.utils.config.registry import suggest
 from engram.utils.terminal import say_once
@@ -90,7 +90,9 @@ class Parser(CheckedParser):
         return super().parse_known_args(joined_values(words, self.many), namespace)
 
     def read(self, argv: list[str], other_flags: Iterable[str] = ()) -> dict[str, Any]:
-        """The value of each flag as argparse gives it; an unknown flag is refused with near matches.
+        """The value of each flag as argparse gives it.
+
+        An unknown flag is refused with the plugins that have it, or with near matches.
 
         A flag of mammoth that asks for what holds anyway is left out with a note.
 
@@ -100,7 +102,8 @@ class Parser(CheckedParser):
         if unknown := without_accepted(unknown):
             flag = unknown[0].split("=")[0]
             mammoths_answer = mammoth.answer(flag, value_of(unknown))
-            hint = suggest(flag, [*self.flags, *other_flags])
+            of_others = option_names.owners(flag.removeprefix("--"))
+            hint = of_others or suggest(flag, [*self.flags, *other_flags])
             raise OptionError(mammoths_answer or f"unknown argument {flag}{hint} (see --help)")
         return vars(given)
 

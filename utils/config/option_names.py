@@ -8,6 +8,8 @@ from pathlib import Path
 from engram.utils.config import registry
 from engram.utils.config.registry import ROOT
 
+N_NAMED = 4  # plugins that an error names
+
 
 def of_plugin(kind: str, name: str) -> frozenset[str]:
     """Names of the fields of the plugin's `Options`, its base classes' among them; empty without any.
@@ -19,6 +21,19 @@ def of_plugin(kind: str, name: str) -> frozenset[str]:
         return _fields(registry.names(kind)[name], "Options")
     options = getattr(registry.load(kind, name), "Options", None)
     return frozenset(field.name for field in dataclasses.fields(options)) if options else frozenset()
+
+
+def owners(flag: str) -> str:
+    """`; it is a flag of the methods er, gss and 30 others`, or "" if no plugin has the flag."""
+    phrases = []
+    for kind, word in registry.WORDS.items():
+        names = [name for name in registry.names(kind) if flag in of_plugin(kind, name)]
+        if kind == "backbones" and flag in _fields(ROOT / kind / "from_library.py", "Options"):
+            names += [f"{library}:NAME" for library in registry.LIBRARIES]
+        if names:
+            more = f" and {len(names) - N_NAMED} others" if len(names) > N_NAMED else ""
+            phrases.append(f"the {word}s {', '.join(names[:N_NAMED])}{more}")
+    return f"; it is a flag of {' and of '.join(phrases)}" if phrases else ""
 
 
 @cache
