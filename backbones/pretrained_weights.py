@@ -74,7 +74,7 @@ def read_file(file: Path) -> dict[str, Tensor]:
             f"--pretrained {file}: needs the package safetensors: pip install safetensors"
         ) from None
     except Exception as error:  # each library has its own for damaged files
-        reason = " ".join(str(error).split())[:90]
+        reason = " ".join(str(error).split())[:90] if file.stat().st_size else "the file is empty"
         raise UserError(f"--pretrained {file}: cannot be read as weights ({reason})") from None
     for wrapper in WRAPPERS:
         if isinstance(saved, dict) and isinstance(saved.get(wrapper), dict):

@@ -201,7 +201,12 @@ def strengths(text: str) -> dict[str, float]:
 
 def numbers(kind: type) -> Callable[[str], tuple]:
     """A type for argparse: the function that makes (1, 2) of `1,2`."""
-    return lambda text: tuple(kind(item) for item in text.split(","))
+
+    def read(text: str) -> tuple:
+        return tuple(kind(item) for item in text.split(","))
+
+    read.__name__ = f"{kind.__name__},..."  # argparse names it in its message of a wrong value
+    return read
 
 
 def parser() -> argparse.ArgumentParser:

@@ -17,12 +17,14 @@ Runs lie in FOLDER/tuning and FOLDER/runs; finished ones are not repeated.
 import argparse
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from engram.scripts import sweep
+from engram.scripts.tune import numbers
 from engram.utils import files
 from engram.utils.config.flags import CheckedParser
 from engram.utils.destinations import check_folder
@@ -48,7 +50,10 @@ def rows(only: str = ".") -> list[Row]:
         {k: v for k, v in row.items() if k not in OPTIMIZER} | SMALL.get(row["model"], {})
         for row in read_spec(ROWS).runs
     ]
-    chosen = [row for row in listed if re.search(only, text(row))]
+    try:
+        chosen = [row for row in listed if re.search(only, text(row))]
+    except re.error as error:
+        raise UserError(f"--only {only}: no regular expression ({error})") from None
     if not chosen:
         raise UserError(f"--only {only}: no row of {ROWS.name} matches")
     return chosen
@@ -85,7 +90,7 @@ def accuracy(row: Row, fixed: Row, index: RunIndex) -> float | None:
     return RunRecord.read(stored.run_dir.path).class_il.metric("average_accuracy")
 
 
-def best_rate(row: Row, rates: list[float], fixed: Row, index: RunIndex) -> float | None:
+def best_rate(row: Row, rates: Sequence[float], fixed: Row, index: RunIndex) -> float | None:
     """The rate of the highest accuracy on held-out data, the smallest of several; None: no run finished."""
     tried = {rate: accuracy({**row, "lr": rate}, fixed, index) for rate in sorted(rates)}
     finished = {rate: value for rate, value in tried.items() if value is not None}
@@ -116,13 +121,9 @@ def study(args: argparse.Namespace, fixed: Row) -> None:
 def parser() -> argparse.ArgumentParser:
     """The parser of the flags that the runs do not have."""
     made = CheckedParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-
-    def numbers(kind: type) -> Any:
-        return lambda words: [kind(word) for word in words.split(",")]
-
     made.add_argument("folder", type=Path, help="where tuning/ and runs/ are made")
-    made.add_argument("--rates", type=numbers(float), default=[0.0005, 0.002, 0.008, 0.03], help="tried")
-    made.add_argument("--seeds", type=numbers(int), default=[0, 1, 2], help="separated by commas")
+    made.add_argument("--rates", type=numbers(float), default=(0.0005, 0.002, 0.008, 0.03), help="tried")
+    made.add_argument("--seeds", type=numbers(int), default=(0, 1, 2), help="separated by commas")
     made.add_argument("--validation", type=float, default=20.0, help="%% held out to choose a rate (20)")
     made.add_argument("--only", default=".", help="regular expression; rows without a match are left out")
     made.add_argument("--jobs", default="2", help="runs at a time (default: 2)")
@@ -135,6 +136,8 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     end = argv.index("--") if "--" in argv else len(argv)
     args = parser().parse_args(argv[:end])
+    if not 0 < args.validation < 100:  # without it the rates would be chosen on test data
+        raise UserError(f"--validation {args.validation:g}: expected a share in %, above 0 and below 100")
     if TUNING_SEED in args.seeds:
         raise UserError(f"--seeds: {TUNING_SEED} is the seed that rates are chosen with")
     check_folder(args.folder, "folder")

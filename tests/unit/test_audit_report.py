@@ -6,6 +6,7 @@ import pytest
 
 from engram.scripts.analysis.papers.audit import AuditReport
 from engram.scripts.analysis.run_set import StoredRecord
+from engram.utils.errors import UserError
 from tests.unit.stored_records import run_set, stored_record
 from tests.unit.test_rehearsal_report import rows
 
@@ -56,9 +57,10 @@ def test_runs_that_differ_in_one_practice_alone_are_paired_by_seed():
     ]
 
 
-def test_runs_that_differ_in_another_flag_too_are_no_pair():
+def test_runs_that_differ_in_another_flag_too_are_no_pair_and_a_table_without_rows_is_refused():
     records = [run("l2p", 0, 0.3, train_classes="all"), run("l2p", 0, 0.4, train_classes="task", lr=0.1)]
-    assert table(*records) == []
+    with pytest.raises(UserError, match="no two settings differ in one practice alone"):
+        table(*records)
 
 
 def test_evaluations_of_one_network_and_of_one_trained_with_the_reshape(tmp_path):

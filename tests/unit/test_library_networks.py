@@ -169,6 +169,13 @@ def test_files_that_are_no_weights(content, suffix, tmp_path):
         read_file(file)
 
 
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_an_empty_file_is_called_so(suffix, tmp_path):
+    (tmp_path / f"w{suffix}").touch()
+    with pytest.raises(UserError, match=r"cannot be read as weights \(the file is empty\)"):
+        read_file(tmp_path / f"w{suffix}")
+
+
 def test_weights_of_another_network(tmp_path):
     file = tmp_path / "w.pth"
     torch.save(network("torchvision:resnet18").body.state_dict(), file)

@@ -95,3 +95,9 @@ def test_every_control_is_the_name_of_a_row_of_the_study():
     names = {prompts.row_name(run(row.pop("model"), 0.5, **row)) for row in study_rows()}
     assert {name for controls in prompts.CONTROLS.values() for name in controls} <= names
     assert set(prompts.CONTROLS) <= names
+
+
+def test_a_method_without_a_run_of_any_control_is_named(capsys):
+    assert len(tables(run("l2p", 0.5), run("ease", 0.6), run("ncm", 0.4))) == 2
+    said = capsys.readouterr().err
+    assert "l2p has none of its controls: sgd task head" in said and "ease" not in said

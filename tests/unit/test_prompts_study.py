@@ -63,9 +63,24 @@ def test_every_row_gets_as_many_tries_and_then_each_seed_with_its_rate(monkeypat
     assert all(fixed["dataset"] == "seq-digits" and "validation" not in fixed for _, _, fixed in seeds)
 
 
-def test_the_seed_of_the_tries_is_refused(tmp_path, capsys):
-    assert prompts.main([str(tmp_path), "--seeds", "0,100"]) == 2
-    assert "--seeds: 100 is the seed that rates are chosen with" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--seeds", "0,100"], "--seeds: 100 is the seed that rates are chosen with"),
+        (["--validation", "0"], "--validation 0: expected a share in %, above 0 and below 100"),
+        (["--validation", "nan"], "--validation nan: expected a share"),
+        (["--only", "(", "--", "--dataset", "seq-digits"], "error: --only (: no regular expression"),
+    ],
+)
+def test_what_would_choose_rates_on_test_data_or_says_nothing_is_refused(argv, said, tmp_path, capsys):
+    assert prompts.main([str(tmp_path / "out"), *argv]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_wrong_number_in_a_list_is_told_with_its_kind(capsys):
+    with pytest.raises(SystemExit):
+        prompts.parser().parse_args(["out", "--seeds", "0,a"])
+    assert "argument --seeds: invalid int,... value: '0,a'" in capsys.readouterr().err
 
 
 def test_a_sweep_that_was_stopped_ends_the_study(monkeypatch, tmp_path):

@@ -22,6 +22,7 @@ from engram.scripts.analysis.run_set import Setting, StoredRecord
 from engram.scripts.analysis.study_tables import stem
 from engram.scripts.analysis.table import MISSING, Column, Table, make_table, mean_std
 from engram.utils.destinations import FIGURE_FORMATS
+from engram.utils.errors import UserError
 from engram.utils.metrics.statistics import mean_std_ci
 
 AUDIT_NAME = "audit.json"
@@ -76,6 +77,8 @@ class AuditReport(PaperReport):
             Column[Effect]("points in task-IL", lambda e: _signed((e.with_it - e.without)[:, 1])),
             Column[Effect]("seeds", lambda e: str(len(e.points))),
         ]
+        if not self.effects[benchmark]:
+            return []
         first = next(iter(cells.values())).first.config
         title = f"**{benchmark}** on {first.get('backbone')}: class-IL accuracy, paired by seed"
         return [make_table(self.effects[benchmark], columns, title, n_text=3)]
@@ -83,10 +86,16 @@ class AuditReport(PaperReport):
     @cached_property
     def effects(self) -> dict[str, list[Effect]]:
         """Benchmark → what its runs say of each practice."""
-        return {
+        effects = {
             benchmark: [*_of_evaluation(list(cells.values())), *_of_runs(list(cells.values()))]
             for benchmark, cells in self.cells.items()
         }
+        if not any(effects.values()):
+            raise UserError(
+                f"no two settings differ in one practice alone ({', '.join(PRACTICES)}), and no run has an "
+                f"{AUDIT_NAME}: see scripts/reproduce/audit.sh and scripts/audit_evaluation.py"
+            )
+        return effects
 
     def write_files(self, folder: Path, formats: Sequence[str] = FIGURE_FORMATS) -> None:
         """The table as LaTeX, and a figure of each benchmark."""

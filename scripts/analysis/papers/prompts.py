@@ -6,6 +6,7 @@ chosen, have a table of their own.
 """
 
 import math
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -133,6 +134,9 @@ def difference_table(rows: dict[str, Setting], title: str) -> Table:
         for control in controls
         if method in rows and control in rows
     ]
+    for method in sorted(rows.keys() & CONTROLS.keys() - {method for method, _ in pairs}):
+        missing = ", ".join(CONTROLS[method])
+        print(f"{title}: {method} has none of its controls: {missing}", file=sys.stderr)
     tests = {
         view: corrected([compare(rows[method], rows[control], view) for method, control in pairs])
         for view in VIEWS
