@@ -15,7 +15,7 @@ from engram.utils.errors import UserError
 SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".npz")
 WRAPPERS = ("state_dict", "model", "network", "net")  # under which files hold the weights
 
-OURS = ("body.", "head.")  # how names begin in files of --savecheck
+OURS = ("body.", "head.", "prompts.")  # how names begin in files of --savecheck, those of l2p too
 
 
 class Weights(NamedTuple):

@@ -282,7 +282,7 @@ def test_a_small_transformer_starts_from_the_encoder_of_a_run(tmp_path):
     sizes = {"patch_size": 2, "embed_dim": 16, "depth": 2, "num_heads": 2}
     trained, file = network("small_vit", shape=(1, 8, 8), seed=1, **sizes), tmp_path / "last.pt"
     weights = {f"body.{name}": value for name, value in trained.body.state_dict().items()}
-    torch.save({**weights, "head.weight": torch.zeros(3, 16), "head.bias": torch.zeros(3)}, file)
+    torch.save({**weights, "head.weight": torch.zeros(3, 16), "prompts.keys": torch.zeros(3)}, file)
     net = network("small_vit", shape=(1, 8, 8), pretrained=str(file), **sizes)
     x = images(2, 8)[:, :1]
     assert torch.equal(net.eval().features(x), trained.eval().features(x))
