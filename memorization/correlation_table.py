@@ -133,7 +133,10 @@ def common_examples(
 def require_common(n: int, path: str) -> None:
     """Raise `UserError` where too few examples have a number in both files."""
     if n < MIN_COMMON:
-        raise UserError(f"--against {path}: {n} examples in common; both files must cover the same data")
+        raise UserError(
+            f"--against {path}: {n} examples in common, {MIN_COMMON} are needed; both files must cover "
+            "the same data (train_whole measures --n_examples)"
+        )
 
 
 def markdown(rows: list[Row]) -> str:
