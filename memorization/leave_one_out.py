@@ -115,6 +115,8 @@ def train_and_write(config: WholeConfig) -> None:
     total, n_missing = whole.n_whole + n_examples * whole.n_repeats, sum(map(len, missing.values()))
     progress = NetworkProgress("train_whole", total, total - n_missing)
     worker_pool.run_jobs(plan, open_jobs, workers, progress)
+    jobs = plan.jobs(len(data))
+    store.discard_checkpoints(lambda job: job in jobs and not plan.missing(jobs[job]))
     torch.set_num_threads(1)
     write(plan, data, n_examples, {**settings, "n_whole": whole.n_whole})
 

@@ -60,4 +60,7 @@ def train_missing(config: SplitsConfig) -> None:
     missing = store.missing(n)
     progress = NetworkProgress("train_splits", n, n - len(missing))
     worker_pool.run_jobs(plan, worker_pool.jobs_of(missing, plan.stack), workers, progress)
+    store.discard_checkpoints(
+        lambda job: all(store.path(r).exists() for r in worker_pool.whole_job(job, plan.stack))
+    )
     print(f"networks: {n} in {store.folder} ({plan.stack} trained as one); next: memorization.eval_splits")

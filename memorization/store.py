@@ -6,6 +6,7 @@ checkpoints/0003.pt     the networks that job 3 is training
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,12 @@ class NetworkStore:
     def checkpoint(self, job: int) -> Path:
         """The path at which a job saves the networks that it is training."""
         return self.result("checkpoints", job)
+
+    def discard_checkpoints(self, is_finished: Callable[[int], bool]) -> None:
+        """Remove the checkpoints of jobs whose results are all there: a kill just before that leaves one."""
+        for path in self.checkpoint(0).parent.glob("*.pt"):
+            if is_finished(int(path.stem)):
+                path.unlink()
 
     def missing(self, n: int) -> list[int]:
         """Those of the first `n` repeats that have no network yet."""

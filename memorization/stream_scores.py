@@ -86,6 +86,9 @@ def train_and_write(config: StreamConfig) -> None:
         read_outputs(store.result(RESULTS, repeat), repeat)
     progress = NetworkProgress("train_stream", n, n - len(missing))
     worker_pool.run_jobs(plan, worker_pool.jobs_of(missing, plan.stack), workers, progress)
+    store.discard_checkpoints(
+        lambda job: all(store.result(RESULTS, r).exists() for r in worker_pool.whole_job(job, plan.stack))
+    )
     write(config, store, {**settings, "n_networks": n})
 
 

@@ -68,6 +68,11 @@ def job_members(job: int, size: int, n: int) -> list[int]:
     return list(range(job * size, min((job + 1) * size, n)))
 
 
+def whole_job(job: int, size: int) -> range:
+    """The items of a job of `size` neighbours, however many items there are now."""
+    return range(job * size, (job + 1) * size)
+
+
 def jobs_of(items: Iterable[int], size: int) -> list[int]:
     """The jobs of `size` neighbours that any of the items belongs to, ascending."""
     return sorted({item // size for item in items})

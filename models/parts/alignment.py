@@ -71,7 +71,7 @@ class ClassGaussians(nn.Module):
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *others: Any) -> None:
         """Make room for as many factors as were saved; then PyTorch copies them."""
         saved = state.get(f"{prefix}factors", self.factors)
-        self.factors = torch.empty_like(saved, device=self.factors.device)
+        self.factors = self.factors.new_empty(saved.shape)
         super()._load_from_state_dict(state, prefix, *others)
 
 

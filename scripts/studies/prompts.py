@@ -1,7 +1,7 @@
 """Do prompts, adapters, LoRA and alignment each beat their own control, at rates chosen alike?
 
     python scripts/studies/prompts.py runs/prompts-small [--seeds 0,1,2] [--rates 0.001,0.01] [--jobs 2]
-    python scripts/studies/prompts.py runs/prompts-small -- --dataset seq-mnist --backbone small_vit ...
+    python scripts/studies/prompts.py runs/prompts-small -- FLAGS OF MAIN.PY FOR EVERY RUN
     python scripts/report.py prompts runs/prompts-small
 
 The rows are those of scripts/reproduce/prompts.yaml without their papers' optimizers and rates: here all have

@@ -76,6 +76,11 @@ def test_killed_at_any_moment_the_scores_are_the_same_bit_for_bit(tmp_path):
     for name in ("loss", "scores", "stderr", "scores_01", "member"):
         assert np.array_equal(whole[name], killed[name]), name
     assert not list((folder / "checkpoints").glob("*.pt"))
+    left = [NetworkStore(str(folder)).checkpoint(job) for job in (1, 4)]  # 24 networks are jobs 0 to 3
+    for path in left:
+        path.write_bytes(b"a kill came before this was removed")
+    train_splits.run(["--weights_dir", str(folder), *SMALL, "--use_multiprocessing", "0"])
+    assert [path.exists() for path in left] == [False, True], "job 4 may go on when --n_repeats is raised"
 
 
 def test_a_study_grows_and_is_not_mixed(tmp_path, capsys):
