@@ -115,8 +115,8 @@ def difference_figure(compared: dict[str, dict[int, list[float]]], dataset: str)
         axes.legend(frameon=False, fontsize=9)
     row[0].set_ylabel(f"class-IL accuracy minus {BASELINE} (points)")
     n = {len(values) for by_size in compared.values() for values in by_size.values()}
-    pairs = str(n.pop()) if len(n) == 1 else f"{min(n)} to {max(n)}"
-    figure.suptitle(f"{dataset}: {pairs} pairs by seed (bars: 95 % intervals)", fontsize=11)
+    pairs = str(min(n)) if len(n) == 1 else f"{min(n)} to {max(n)}"
+    figure.suptitle(f"{dataset}, pairs by seed: {pairs} (bars: 95 % intervals)", fontsize=11)
     return figure
 
 
