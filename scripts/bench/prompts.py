@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from engram.backbones import timm_library
 from engram.backbones.backbone import build_network
+from engram.backbones.timm_library import library as load_timm
 from engram.datasets.benchmark import Benchmark
 from engram.models.method import Method
 from engram.scripts.analysis.table import MISSING, Table
@@ -220,7 +220,7 @@ def apart(case: Case, size: Size, device_name: str, kind: str) -> Costs:
 def prompts(device_name: str) -> list[Figure]:
     """Measure every case in both precisions; a figure for each."""
     size = ON_GPU if device_name.startswith("cuda") else ON_CPU
-    timm_library.library()  # imported here once, not in every fork, whose memory is measured
+    load_timm()  # once, before the forks whose memory is measured
     return [
         figure(name, kind, apart(case, size, device_name, kind))
         for name, case in cases().items()
