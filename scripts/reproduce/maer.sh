@@ -13,7 +13,8 @@
 # The last two ask the paper's question, which samples a memory of each size should hold (claim.yaml): SCORES, which
 # they need, are a published vector or those of memorization.eval_splits; SHARE is the part of the training set that
 # the vector and the stream are made of (memorization.subsets draws it), and the sizes of the memory shrink with it.
-# EPOCHS, WIDTH (20/64 of the channels) and PRECISION (bf16) change the narrow network's cost.
+# EPOCHS, WIDTH (20/64 of the channels) and PRECISION (bf16) change the narrow network's cost; ARMS=given leaves out what
+# does not depend on SCORES but for the balanced reservoir (claim_given.yaml): for a second file of scores.
 # SCORES=FILE also logs accuracy by memorization in the others; SEEDS, SIZES, JOBS, OUTPUT_DIR, DRY_RUN=1 to print.
 # Finished runs are skipped, so it can be started again after an interruption.
 source "$(dirname "$0")/common.sh"
@@ -45,7 +46,8 @@ if [[ $study == cifar10-* ]]; then
   [[ -n $dry || -f $SCORES ]] || { echo "SCORES=$SCORES: there is no such file" >&2; exit 2; }
   [[ $share =~ ^(1|0?\.[0-9]+)$ ]] || { echo "SHARE=$share: expected a number up to 1, e.g. 0.1" >&2; exit 2; }
   [[ ${EPOCHS:-50} =~ ^([2-9]|[1-9][0-9]+)$ ]] || { echo "EPOCHS=$EPOCHS: expected 2 or more" >&2; exit 2; }
-  spec=scripts/reproduce/claim.yaml
+  spec=scripts/reproduce/claim${ARMS:+_$ARMS}.yaml
+  [ -f "$spec" ] || { echo "ARMS=$ARMS: given, or unset for all of claim.yaml" >&2; exit 2; }
   read -ra sizes <<<"$("$python" -c "print(*(round($share * size) for size in (200, 1000, 5000, 20000)))")"
   epochs=${EPOCHS:-50} # the rate falls after 70 and 90 % of them, as the paper's does
   benchmark+=(--lr_milestones "$((epochs * 7 / 10)),$((epochs * 9 / 10))")

@@ -20,6 +20,7 @@ FOLDER = ROOT / "scripts" / "reproduce"
 STUDIES = {
     "audit.sh": 16,
     "intervention.sh scores.npz": 2 * 3 * (1 + 3 * 2),
+    "maer.sh cifar10-mlp": 2 * (3 * 4 + 1),
     "maer.sh cifar10-narrow": 2 * (10 * 4 + 1),
     "maer.sh digits": 2 * (7 * 5 + 1),
     "mas_split_mnist.sh": 2 * 2,
@@ -46,6 +47,8 @@ def dry_run(study: str, folder) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "DRY_RUN": "1", "SEEDS": "0 1", "OUTPUT_DIR": str(folder / "out")}
     if study == "maer.sh cifar10-narrow":
         environment |= {"SCORES": "scores.npy", "SHARE": "0.1", "EPOCHS": "8"}
+    if study == "maer.sh cifar10-mlp":
+        environment |= {"SCORES": "scores.npy", "SHARE": "0.1", "ARMS": "given"}
     if study == "rehearsal.sh":  # one of its four benchmarks
         environment["ONLY"] = "mnist-360"
     if study in ("audit.sh", AS_USED):  # to read a command of a transformer takes a third of a second
