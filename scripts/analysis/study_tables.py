@@ -217,7 +217,10 @@ def provenance(runs: list[StoredRecord], deviation: str = STANDARD_DEVIATION) ->
     devices = ", ".join(sorted({run.device or "unknown" for run in runs}))
     versions = ", ".join(sorted({run.versions.get("torch") or "unknown" for run in runs}))
     precisions = ", ".join(sorted({run.used_precision or "unknown" for run in runs}))
-    made = f"devices: {devices}; precision: {precisions}; torch: {versions}; commits: {commits(runs)}"
+    hours = sum(run.seconds.total or 0 for run in runs) / 3600
+    shown = f"{hours:.1f}" if hours >= 1 else f"{hours:.2g}"
+    cost = f"runs: {len(runs)}, {shown} hours together"
+    made = f"devices: {devices}; precision: {precisions}; torch: {versions}; {cost}; commits: {commits(runs)}"
     return f"In %, mean ± {deviation}. {made}."
 
 
