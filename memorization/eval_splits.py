@@ -13,9 +13,9 @@ import sys
 from dataclasses import dataclass
 
 from engram.memorization import cli
-from engram.memorization.settings import StudyConfig
+from engram.memorization.settings import MAX_NETWORKS, MIN_NETWORKS, StudyConfig
 from engram.memorization.train_splits import SplitOptions
-from engram.utils.config.options import OptionSet, option
+from engram.utils.config.options import OptionError, OptionSet, option
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,18 @@ class EvalOptions(OptionSet):
 class TrainedOptions(SplitOptions):
     """Which of the trained networks are evaluated, and where they are stored."""
 
-    n_repeats: int = option(0, "use the first networks only, this many; 0: all there are", ge=0)
+    n_repeats: int = option(
+        0, f"use the first networks only, this many, at least {MIN_NETWORKS}; 0: all there are",
+        ge=0, le=MAX_NETWORKS,
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if 0 < self.n_repeats < MIN_NETWORKS:
+            raise OptionError(
+                f"--n_repeats {self.n_repeats}: scores need at least {MIN_NETWORKS} networks, better 100 "
+                "(0: all there are)"
+            )
 
 
 @dataclass(frozen=True)

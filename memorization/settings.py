@@ -22,6 +22,7 @@ DATASETS: dict[str, dict[str, Any]] = {
     "tinyimagenet": IMAGES, "imagefolder": IMAGES, "arrays": GREY,
 }  # fmt: skip
 MAX_NETWORKS = 100_000  # of a study
+MIN_NETWORKS = 4  # on random subsets: of fewer, no example has two that had it and two that had not
 # Flags that the settings of older studies do not name, and what these were made with.
 OLDER: dict[str, Any] = {"augment": None}
 # When the learning rate is multiplied by 0.1, in parts of the training.

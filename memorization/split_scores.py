@@ -11,6 +11,7 @@ from engram.memorization.agreement import MEASURES
 from engram.memorization.estimator import influence, memorization, split_half_reliability
 from engram.memorization.eval_splits import EvalConfig
 from engram.memorization.outputs import outputs
+from engram.memorization.settings import MIN_NETWORKS
 from engram.memorization.stacked_networks import stack_networks
 from engram.memorization.store import NetworkStore
 from engram.memorization.study_data import StudyData
@@ -50,10 +51,11 @@ def write(config: EvalConfig) -> None:
 def repeats_to_evaluate(store: NetworkStore, n_repeats: int) -> list[int]:
     """Those of the first `n_repeats` networks that have been trained, of all for 0."""
     repeats = [repeat for repeat in store.present() if not n_repeats or repeat < n_repeats]
-    if len(repeats) < 4:
+    if len(repeats) < MIN_NETWORKS:
         raise UserError(
-            f"--weights_dir {store.folder}: {len(repeats)} trained networks there; run "
-            "python -m memorization.train_splits first (scores need at least 4, better 100)"
+            f"--weights_dir {store.folder}: {len(repeats)} trained networks there"
+            f"{f' among the first {n_repeats}' if n_repeats else ''}, scores need at least {MIN_NETWORKS}, "
+            "better 100; train them by python -m memorization.train_splits --n_repeats 100"
         )
     if len(repeats) < n_repeats:
         print(f"of {n_repeats} networks {len(repeats)} have been trained; using those", file=sys.stderr)

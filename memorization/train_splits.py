@@ -18,7 +18,7 @@ import sys
 from dataclasses import dataclass
 
 from engram.memorization import cli
-from engram.memorization.settings import MAX_NETWORKS, StudyConfig
+from engram.memorization.settings import MAX_NETWORKS, MIN_NETWORKS, StudyConfig
 from engram.utils.config.options import OptionSet, option
 
 
@@ -27,7 +27,9 @@ class SplitOptions(OptionSet):
     """How many networks are trained on random halves, and where they are stored."""
 
     weights_dir: str = option("", "folder of the trained networks (required)")
-    n_repeats: int = option(250, "networks to train", ge=2, le=MAX_NETWORKS)
+    n_repeats: int = option(
+        250, f"networks to train, at least {MIN_NETWORKS}", ge=MIN_NETWORKS, le=MAX_NETWORKS
+    )
     subset_ratio: float = option(0.5, "share of the examples that a network is trained on", gt=0, lt=1)
 
 

@@ -15,7 +15,7 @@ import sys
 from dataclasses import dataclass
 
 from engram.memorization import cli
-from engram.memorization.settings import MAX_NETWORKS, StudyConfig
+from engram.memorization.settings import MAX_NETWORKS, MIN_NETWORKS, StudyConfig
 from engram.utils.config.options import OptionSet, option
 
 
@@ -25,7 +25,9 @@ class StreamOptions(OptionSet):
 
     weights_dir: str = option("", "folder of the outputs of each network (required)")
     out_filename: str = option("", "file to write, .npz (required)")
-    n_repeats: int = option(64, "networks that follow the stream", ge=4, le=MAX_NETWORKS)
+    n_repeats: int = option(
+        64, f"networks that follow the stream, at least {MIN_NETWORKS}", ge=MIN_NETWORKS, le=MAX_NETWORKS
+    )
     subset_ratio: float = option(0.5, "share of every task that a network sees", gt=0, lt=1)
     n_tasks: int = option(5, "tasks, consecutive classes", ge=1)
     permute_classes: bool = option(False, "class order permuted by --seed, as main.py does")

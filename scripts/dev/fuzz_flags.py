@@ -70,7 +70,7 @@ COST_TIME = {
 TINY = ["--dataset", "seq-digits", "--n_iters", "2", "--disable_log", "1", "--device", "cpu"]
 STUDY = ["--n_epochs", "1", "--dataset_size", "0.1", "--hidden_sizes", "4", "--use_multiprocessing", "0"]
 OUTPUTS = {
-    "train_splits": ["--weights_dir", "w", "--n_repeats", "2", "--stack", "1", *STUDY],
+    "train_splits": ["--weights_dir", "w", "--n_repeats", "4", "--stack", "4", *STUDY],
     "eval_splits": ["--weights_dir", "w", "--out_filename", "o.npz"],
     "train_whole": [
         "--weights_dir", "w", "--out_filename", "o.npz", "--n_examples", "1", "--n_repeats", "2",

@@ -214,7 +214,7 @@ def make_world(folder: Path) -> Path:
         "fixed: {model: er, output_dir: runs}\ngrid: {seed: [0, 1], lr: [0.1, 0.2]}\n"
     )
     made(study("train_splits", "--weights_dir", "networks", *SPLITS, "--n_repeats", "24", "--stack", "12"))
-    made(study("train_splits", "--weights_dir", "begun", *SPLITS, "--n_repeats", "2"))
+    made(study("train_splits", "--weights_dir", "begun", *SPLITS, "--n_repeats", "4"))
     begun = study("train_splits", "--weights_dir", "begun", *SPLITS)
     made(lambda: _interrupted(CohortTraining, begun), 130)
     made(lambda: _interrupted(StreamTraining, study("train_stream", "--weights_dir", "stream", *STREAM)), 130)

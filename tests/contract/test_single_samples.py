@@ -97,7 +97,7 @@ def test_a_replayed_batch_of_one_is_a_line(tmp_path, capsys):
 def test_memorization_refuses_it(program_name, tmp_path, monkeypatch, capsys):
     sizes = {"train_splits": 717, "train_stream": 143, "train_proxies": 1436}
     places = {
-        "train_splits": ["--weights_dir", str(tmp_path / "w"), "--n_repeats=2"],
+        "train_splits": ["--weights_dir", str(tmp_path / "w"), "--n_repeats=4"],
         "train_stream": [
             "--n_repeats=4",
             "--out_filename",

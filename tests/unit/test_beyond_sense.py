@@ -117,6 +117,20 @@ def test_a_long_program_refuses_a_value_before_its_work(name, flag, value, capsy
     assert os.listdir() == []
 
 
+@pytest.mark.parametrize("name", ["train_splits", "eval_splits", "train_stream"])
+def test_programs_of_random_subsets_need_the_same_number_of_networks(name, tmp_path, capsys):
+    program = importlib.import_module(f"engram.memorization.{name}")
+    with pytest.raises(SystemExit):
+        program.run(["--help"])
+    assert "at least 4" in capsys.readouterr().out
+    flags = ["--weights_dir", str(tmp_path / "networks"), "--n_repeats", "3"]
+    if name != "train_splits":
+        flags += ["--out_filename", str(tmp_path / "scores.npz")]
+    with pytest.raises(UserError, match=r"--n_repeats 3: (must be >= 4|scores need at least 4)"):
+        program.run(flags)
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_home_that_is_not_there(monkeypatch):
     def no_home(self):
         raise RuntimeError("Could not determine home directory.")
