@@ -1,6 +1,7 @@
 """Configuration: types, bounds, precedence, suggestions; every message says what to do."""
 
 import dataclasses
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -63,9 +64,28 @@ def test_precedence(tmp_path, monkeypatch):
     assert config.train.optim_mom == 0.5  # command line over file
 
 
-def test_missing_preset_lists_what_there_is():
-    with pytest.raises(OptionError, match=r"no preset for sgd on seq-digits with buffer_size any"):
-        config_of("--model", "sgd", "--load_best_args")
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("hal --load_best_args", "hal has no presets; leave it out, or tune"),
+        ("er --load_best_args", "no preset for --dataset seq-digits; it has some for seq-mnist (buffer_size"),
+        (
+            "bic --dataset seq-cifar100 --load_best_args",
+            "the presets of bic on seq-cifar100 are for buffer_size 500, 2000; give one of them, such as "
+            "--buffer_size 500",
+        ),
+        (
+            "bic --dataset seq-cifar100 --load_best_args --buffer_size 300",
+            "bic has no preset for buffer_size 300 on seq-cifar100; it has buffer_size 500, 2000",
+        ),
+        ("l2p --dataset seq-cifar100-224 --load_best_args", "such as --load_best_args l2p_jax"),
+        ("aper --load_best_args", "it has some for seq-cifar100; seq-cifar100-224; "),
+        ("aper --dataset seq-cifar100 --load_best_args x", "no preset for x on seq-cifar100; it has one"),
+    ],
+)  # fmt: skip
+def test_without_a_preset_the_message_says_what_there_is_and_what_to_give(flags, message):
+    with pytest.raises(OptionError, match=re.escape(message)):
+        config_of("--model", *flags.split())
 
 
 def test_saved_configuration_starts_the_same_run(tmp_path):
@@ -241,7 +261,7 @@ def test_a_preset_is_found_by_its_name():
     assert (options.prompt_length, options.n_prompts, options.pull_lambda) == (5, 5, 0.1)
     assert config_of(*flags, "l2p_jax").method.prompt_length == 10
     assert config_of(*flags, "0").method.pull_lambda == 0.5
-    with pytest.raises(OptionError, match=r"with l2p_j; there is: seq-cifar100-224 \(l2p_jax, l2p_pytorch\)"):
+    with pytest.raises(OptionError, match=r"for l2p_j on seq-cifar100-224; it has l2p_jax, l2p_pytorch"):
         config_of(*flags, "l2p_j")
 
 

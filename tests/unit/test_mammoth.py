@@ -242,8 +242,10 @@ def test_a_preset_file_of_mammoth_is_read(tmp_path):
     values = [small[k] for k in ("model", "lr", "n_epochs", "minibatch_size", "buffer_size")]
     assert values == ["er", 0.1, 2, 7, 200]
     assert flags("--buffer_size=500", "--model", "er", "--n_epochs", "3")["lr"] == 0.2
-    with pytest.raises(OptionError, match="needs --buffer_size 200 or 500, not None"):
+    with pytest.raises(OptionError, match=r"needs --buffer_size 200 or 500$"):
         flags()
+    with pytest.raises(OptionError, match=r"needs --buffer_size 200 or 500, not 9$"):
+        flags("--buffer_size", "9")
     with pytest.raises(OptionError, match="nothing for seq-fmnist; it has seq-mnist"):
         parse(["--model", "er", "--dataset", "seq-fmnist", "--config", str(file)])
     file.write_text("seq-mnist:\n  dataset_config: xder\n  500: {lr: 0.3}\n")

@@ -198,20 +198,31 @@ def best_args(
     wanted = str(given.get("buffer_size", "any")) if name == "any" else name
     by_name = {str(key): flags for key, flags in presets.get(dataset, {}).items()}
     if wanted not in by_name:
-        have = [f"{d} ({called(presets[d])})" for d in presets]
-        raise OptionError(
-            f"--load_best_args: no preset for {model} on {dataset} with {called([wanted])}; "
-            f"there is: {'; '.join(have) or 'none for this method'}"
-        )
+        raise OptionError(f"--load_best_args: {_without_preset(model, dataset, wanted, presets)}")
     flags = {key: value for key, value in by_name[wanted].items() if key != "source"}
     return f"preset {path.name}", flags
 
 
+def _without_preset(model: str, dataset: str, wanted: str, presets: dict[str, dict[Any, Any]]) -> str:
+    """Why a method has no preset called `wanted` on a benchmark, which it has, and what to give."""
+    if not presets:
+        return f"{model} has no presets; leave it out, or tune the method's flags (scripts/tune.py)"
+    if dataset not in presets:
+        have = [f"{name} ({called(presets[name])})".removesuffix(" ()") for name in presets]
+        return f"{model} has no preset for --dataset {dataset}; it has some for {'; '.join(have)}"
+    have, first = called(presets[dataset]), next(iter(presets[dataset]))
+    if wanted != "any":
+        one = have or "one that needs neither name nor size: give --load_best_args alone"
+        return f"{model} has no preset for {called([wanted])} on {dataset}; it has {one}"
+    flag = "--buffer_size" if isinstance(first, int) else "--load_best_args"
+    return f"the presets of {model} on {dataset} are for {have}; give one of them, such as {flag} {first}"
+
+
 def called(presets: Iterable[Any]) -> str:
-    """`buffer_size 200, 500` or `l2p_jax`: how presets of one benchmark are told apart."""
-    names = list(map(str, presets))
-    sizes = all(name.isdigit() or name == "any" for name in names)
-    return ("buffer_size " if sizes else "") + ", ".join(names)
+    """How presets of a benchmark are told apart: `buffer_size 200, 500` or `l2p_jax`; not at all for one."""
+    names = [str(name) for name in presets if name != "any"]
+    sizes = all(map(str.isdigit, names))
+    return ("buffer_size " if names and sizes else "") + ", ".join(names)
 
 
 def general_help(chooser: Parser) -> str:

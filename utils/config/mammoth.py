@@ -211,5 +211,6 @@ def preset(content: Mapping[str, Any], dataset: str, buffer_size: str | None) ->
     if buffer_size is None and len(sizes) == 1:
         buffer_size = next(iter(sizes))
     if buffer_size not in sizes:
-        raise LookupError(f"for {dataset} it needs --buffer_size {' or '.join(sizes)}, not {buffer_size}")
+        given = "" if buffer_size is None else f", not {buffer_size}"
+        raise LookupError(f"for {dataset} it needs --buffer_size {' or '.join(sizes)}{given}")
     return default | common | {"buffer_size": buffer_size} | dict(sizes[buffer_size])
