@@ -103,6 +103,13 @@ def scenario_of(config: Config, default: str) -> str:
     return config.stream.scenario or ("task-il" if config.stream.multi_head else default)
 
 
+def scenario_flag(config: Config) -> str:
+    """The flag that asks for the scenario, as it was given; empty where the benchmark's own is in force."""
+    if config.stream.multi_head:
+        return "--multi_head"
+    return f"--scenario {config.stream.scenario}" if config.stream.scenario else ""
+
+
 def train_classes_of(config: Config, scenario: str) -> str:
     """What --train_classes says; it is refused outside class-IL, where a task's classes are all there are.
 

@@ -11,6 +11,7 @@ from engram.backbones import row_parallel
 from engram.backbones.backbone import build_network, load_weights
 from engram.datasets import training_samples
 from engram.datasets.benchmark import Benchmark
+from engram.datasets.streams import scenario_flag
 from engram.models.method import Method, Setup, check_parallel, check_scenario
 from engram.models.parts import learned
 from engram.models.parts.single_samples import refuse_last_batch_of_one
@@ -34,7 +35,7 @@ def build_method(config: Config, device: torch.device, create_proxy: CreateProxy
     method_class = registry.plugin_class(registry.load("models", config.run.model), Method)
     check_parallel(method_class, config.run.model)
     benchmark = build_benchmark(config, device)
-    check_scenario(method_class, config.run.model, benchmark)
+    check_scenario(method_class, config.run.model, benchmark, scenario_flag(config))
     _refuse_buffer_beyond_memory(config, benchmark)
     side, architecture = config.stream.img_size, config.architecture
     architecture = architecture.for_side(side) if side else architecture

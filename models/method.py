@@ -274,8 +274,11 @@ def check_parallel(method: type[Method], name: str) -> None:
     )
 
 
-def check_scenario(method: type[Method], name: str, benchmark: Benchmark) -> None:
-    """Refuse a benchmark that the method is not defined for, before anything is trained."""
+def check_scenario(method: type[Method], name: str, benchmark: Benchmark, flag: str = "") -> None:
+    """Refuse a benchmark that the method is not defined for, before anything is trained.
+
+    flag: the one that chose the scenario, as the user gave it; empty where the benchmark's own is in force.
+    """
     if method.needs_boundaries and benchmark.task_free:
         raise UserError(
             f"--model {name} needs to know where tasks end; {benchmark.name} is a stream without tasks. "
@@ -287,8 +290,8 @@ def check_scenario(method: type[Method], name: str, benchmark: Benchmark) -> Non
             f"{benchmark.train_classes} out"
         )
     if benchmark.scenario not in method.scenarios:
+        advice = f"give --scenario {' or '.join(method.scenarios)}{' instead' if flag else ''}"
         raise UserError(
-            f"--model {name} is defined for {', '.join(method.scenarios)}; {benchmark.name} is "
-            f"{benchmark.scenario}. Choose another benchmark"
-            + (", or add --multi_head for task-il" if "task-il" in method.scenarios else "")
+            f"{flag or f'--dataset {benchmark.name}'}: {name} is defined for {', '.join(method.scenarios)}, "
+            f"not for {benchmark.scenario}; {'choose another benchmark' if benchmark.task_free else advice}"
         )

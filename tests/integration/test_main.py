@@ -258,12 +258,26 @@ def test_weights_of_another_network_are_refused(run, folder):
     assert code == 2 and "belong to another network" in err
 
 
-def test_a_method_refuses_a_scenario_before_training(run, monkeypatch):
-    from engram.models.er import ER
-
-    monkeypatch.setattr(ER, "scenarios", ("domain-il",))
-    code, _out, err, _ = run("--model", "er")
-    assert code == 2 and "is defined for domain-il; seq-digits is class-il" in err
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            "icarl --multi_head",
+            "--multi_head: icarl is defined for class-il, not for task-il; give --scenario class-il instead",
+        ),
+        (
+            "scr --scenario task-il",
+            "--scenario task-il: scr is defined for class-il, domain-il, not for task-il",
+        ),
+        (
+            "pnn",
+            "--dataset seq-digits: pnn is defined for task-il, not for class-il; give --scenario task-il",
+        ),
+    ],
+)
+def test_a_scenario_that_a_method_is_not_defined_for_names_the_flag_to_change(run, flags, message):
+    code, _out, err, _ = run("--model", *flags.split())
+    assert code == 2 and message in err
 
 
 def test_nan_loss_stops_with_the_place_and_keeps_finished_tasks(run, folder):
