@@ -147,6 +147,11 @@ def layout(network: nn.Module) -> torch.memory_format:
     return torch.channels_last if convolutions and sound else torch.contiguous_format
 
 
+def _shape(tensors: dict[str, Tensor], name: str) -> str:
+    """`10x8`, or `none` for a tensor that is not there."""
+    return "x".join(map(str, tensors[name].shape)) if name in tensors else "none"
+
+
 def load_weights(
     network: Backbone, state: dict[str, torch.Tensor], attached: dict[str, torch.Tensor] | None = None
 ) -> None:
@@ -158,6 +163,12 @@ def load_weights(
     wrong = [k for k in current.keys() | state.keys() if k not in current or k not in state]
     wrong += [k for k in current.keys() & state.keys() if current[k].shape != state[k].shape]
     if wrong:
-        listed = ", ".join(sorted(map(str, wrong))[:4])
-        raise UserError(f"the weights belong to another network; {len(wrong)} tensors differ: {listed}")
+        listed = ", ".join(
+            f"{name} ({_shape(current, name)} here, {_shape(state, name)} there)"
+            for name in sorted(wrong, key=str)[:3]
+        )
+        raise UserError(
+            f"the weights belong to another network; {len(wrong)} tensors differ: {listed}; give the "
+            "flags of network and method that they were made with"
+        )
     network.load_state_dict(state)

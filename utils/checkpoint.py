@@ -4,7 +4,7 @@ import io
 import logging
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -129,16 +129,20 @@ def reading_parts(path: Path) -> Iterator[None]:
         ) from error
 
 
+def differences(settings: dict[str, Any], config: Config, names: Collection[str]) -> list[str]:
+    """`--lr is 0.1, there 0.3` for each of the named flags that differs from the stored configuration's."""
+    flags, stored = config.flat(), up_to_date(settings)
+    differing = [k for k in flags if k in names and flags[k] != stored.get(k)]
+    return [f"--{k} is {flags[k]}, there {stored.get(k)}" for k in differing]
+
+
 def check_same_run(saved: dict[str, Any], config: Config, classes: list[str], path: Path) -> None:
     """Refuse a checkpoint of another configuration, or of other classes or another order of them."""
-    flags, settings = config.flat(), saved.get("config")
+    settings = saved.get("config")
     if not isinstance(settings, dict):
         raise CheckpointError(f"{path}: not a checkpoint of a run: it holds no configuration")
-    stored = up_to_date(settings)
-    names = [k for k in flags if k not in OPERATIONAL and flags[k] != stored.get(k)]
-    if names:
-        differ = ", ".join(f"--{k} is {flags[k]}, there {stored.get(k)}" for k in names[:3])
-        raise CheckpointError(f"{path} belongs to another run: {differ}")
+    if differ := differences(settings, config, config.flat().keys() - OPERATIONAL):
+        raise CheckpointError(f"{path} belongs to another run: {', '.join(differ[:3])}")
     if saved.get("classes") != classes:
         raise CheckpointError(
             f"{path}: the classes of the data, or their order, were others when it was written (images "

@@ -7,6 +7,7 @@ from engram.backbones.backbone import load_weights
 from engram.models.method import Method
 from engram.utils import checkpoint
 from engram.utils.config.config import Config
+from engram.utils.config.flags import flatten
 from engram.utils.errors import UserError
 
 # What a method has besides the network that is no memory of earlier tasks.
@@ -30,9 +31,18 @@ def restore(method: Method, config: Config) -> None:
         _refuse_weights_alone(method, config)
         load_weights(method.net, checkpoint.read_weights(str(path)))
         return
-    with checkpoint.reading_parts(path):
-        _check_origin(saved, method, config)
-        method.load_state_dict(saved["method"])
+    try:
+        with checkpoint.reading_parts(path):
+            _check_origin(saved, method, config)
+            method.load_state_dict(saved["method"])
+    except checkpoint.CheckpointError as error:
+        names = {"backbone", *flatten((config.stream, config.method, config.architecture))}
+        settings = saved.get("config")  # a damaged file has anything there
+        if isinstance(settings, dict) and (differ := checkpoint.differences(settings, config, names)):
+            raise UserError(
+                f"--loadcheck {path}: does not fit, {', '.join(differ)}; give the flags as its run had them"
+            ) from error
+        raise
 
 
 def _check_origin(saved: dict[str, Any], method: Method, config: Config) -> None:
@@ -61,9 +71,9 @@ def _refuse_weights_alone(method: Method, config: Config) -> None:
     if config.log.start_from >= n_tasks:
         raise UserError(f"--start_from {config.log.start_from}: the stream has {n_tasks} tasks")
     memory = sorted(method.state_dict().keys() - NO_MEMORY)
-    needs_more = type(method).predict is not Method.predict if config.log.inference_only else bool(memory)
-    if needs_more:
+    predicts_by_network = config.log.inference_only and type(method).predict is Method.predict
+    if memory and not predicts_by_network:
         raise UserError(
             f"--loadcheck {path}: holds weights alone, and {model} keeps more than the network "
-            f"({', '.join(memory) or 'for its predictions'}); give the checkpoint.pt of a run"
+            f"({', '.join(memory)}); give the checkpoint.pt of a run"
         )

@@ -256,6 +256,7 @@ def test_weights_of_another_network_are_refused(run, folder):
     path = run_folder(folder) / "weights" / "last.pt"
     code, _, err, _ = run("--model", "sgd", "--hidden_sizes", "50", "--loadcheck", str(path))
     assert code == 2 and "belong to another network" in err
+    assert "head.weight (10x50 here, 10x100 there)" in err and "give the flags of network and method" in err
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,13 @@ import torch
 from engram.backbones.backbone import load_weights
 from engram.memorization.cli import SETTINGS, saved_settings
 from engram.memorization.store import NetworkStore
+from engram.models.parts import learned
 from engram.utils import checkpoint, files, state
 from engram.utils.checkpoint import CheckpointError
 from engram.utils.errors import UserError
 from engram.utils.runs.run_dir import RunDir
 from engram.utils.training.trainer import Trainer
-from tests.conftest import tiny_method
+from tests.conftest import small_batch, tiny_method
 
 
 def test_round_trip_and_no_leftovers(tmp_path):
@@ -92,8 +93,47 @@ def test_weights_of_another_form_are_one_line(tmp_path, content):
 
 
 def test_weights_with_odd_names_are_named():
-    with pytest.raises(UserError, match="2 tensors differ: 7, weight"):
+    with pytest.raises(
+        UserError, match=r"2 tensors differ: 7 \(none here, 2 there\), weight \(2x2 here, none"
+    ):
         load_weights(torch.nn.Linear(2, 2, bias=False), {7: torch.zeros(2)})
+
+
+def learned_file(method, config, path):
+    """A checkpoint after the last task, as the trainer writes it."""
+    content = {
+        "config": config.flat(),
+        "classes": method.benchmark.class_names,
+        "method": method.state_dict(),
+    }
+    checkpoint.write({**content, "position": {"task": 3, "epoch": 0, "step": 0}}, path)
+    return {"loadcheck": str(path), "inference_only": True}
+
+
+@pytest.mark.parametrize(
+    ("model", "flags", "message"),
+    [
+        ("l2p", {"prompt_length": 3, "lr": 0.2}, "does not fit, --prompt_length is 3, there 5; give"),
+        ("er", {"hidden_sizes": (7,)}, r"does not fit, --hidden_sizes is \[7\], there \[8\]; give"),
+    ],
+)
+def test_flags_that_do_not_fit_what_was_learned_are_named(tmp_path, model, flags, message):
+    given = learned_file(*tiny_method(model), tmp_path / "checkpoint.pt")
+    with pytest.raises(UserError, match=message):
+        learned.restore(*tiny_method(model, **given, **flags))
+
+
+def test_weights_alone_are_all_that_l2p_predicts_with(tmp_path):
+    """Its prompts are in the network."""
+    trained, _ = tiny_method("l2p", seed=1)
+    checkpoint.write({"net": trained.net.state_dict()}, tmp_path / "last.pt")
+    method, config = tiny_method("l2p", loadcheck=str(tmp_path / "last.pt"), inference_only=True)
+    batch = small_batch(method, method.benchmark.tasks[0])
+    before = method.predict(batch.x, batch.task_id)
+    learned.restore(method, config)
+    predicted = method.predict(batch.x, batch.task_id)
+    assert torch.equal(predicted, trained.predict(batch.x, batch.task_id))
+    assert not torch.equal(predicted, before)
 
 
 @pytest.mark.parametrize("content", ["[]", "null", "3", "{"])
