@@ -13,7 +13,7 @@ from engram.backbones.pretrained_weights import Built, Weights, load_into, read_
 from engram.backbones.tuning import TuneOptions, tune_built
 from engram.backbones.vit import HookedViT
 from engram.backbones.wrapped_network import CHANNELS
-from engram.utils.config.options import option
+from engram.utils.config.options import OptionError, option
 from engram.utils.errors import UserError
 
 
@@ -31,8 +31,14 @@ class Options(TuneOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.pretrained:
-            Weights(file=Path(self.pretrained).expanduser()).refuse_missing()
+        if not self.pretrained:
+            return
+        if Weights.given(self.pretrained).name and not Path(self.pretrained).exists():
+            raise OptionError(
+                f"--pretrained {self.pretrained}: expected a file that --savecheck wrote of such a network; "
+                "small_vit has no published weights (--backbone timm:NAME --pretrained default has)"
+            )
+        Weights(file=Path(self.pretrained).expanduser()).refuse_missing()
 
 
 def build(options: Options, input_shape: tuple[int, ...], name: str) -> HookedViT:

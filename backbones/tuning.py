@@ -62,7 +62,7 @@ def tune(net: Backbone, kind: str, size: int, draws: torch.Generator) -> None:
     if not isinstance(net, LibraryNetwork if kind == "head" else HookedViT):
         raise UserError(
             f"this network takes no {kind}: only timm's plain vision transformers with a class token do, "
-            "such as --backbone timm:vit_small_patch16_224"
+            "such as --backbone timm:vit_small_patch16_224, and small_vit"
         )
     net.freeze()
     if isinstance(net, HookedViT):

@@ -71,7 +71,8 @@ class CODAPrompt(PromptedMethod):
         m, n_tasks, width = options.coda_components, len(self.benchmark.tasks), self.net.width
         if not n_tasks <= m <= width:
             raise UserError(
-                f"--coda_components {m}: give one a task, {n_tasks}, to the network's width, {width}"
+                f"--coda_components {m}: give a number from {n_tasks} (one a task) to {width} (the network's "
+                "width: so many can be at right angles)"
             )
         sizes = [(t + 1) * m // n_tasks - t * m // n_tasks for t in range(n_tasks)]
         components = Components(sizes, len(options.coda_layers), options.coda_length, width)

@@ -59,7 +59,7 @@ class InfLoRA(Method):
     def __init__(self, net: Backbone, options: Options, setup: Setup) -> None:
         vit = require_vit(net, "inflora")
         if options.lora_rank > vit.width:
-            raise UserError(f"--lora_rank {options.lora_rank} is beyond the encoder's width, {vit.width}")
+            raise UserError(f"--lora_rank {options.lora_rank}: give at most the encoder's width, {vit.width}")
         vit.freeze()
         n_tasks = len(setup.benchmark.tasks)
         attach_lora(vit, options.lora_rank, setup.generator("lora"), targets="kv", n_pairs=n_tasks)

@@ -40,7 +40,10 @@ class Options(SelectionOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.n_prompts > self.pool_size:
-            raise OptionError(f"--n_prompts {self.n_prompts}: the pool has {self.pool_size} (--pool_size)")
+            raise OptionError(
+                f"--n_prompts {self.n_prompts}: the pool has {self.pool_size}; give at most so many, or "
+                "a larger --pool_size"
+            )
 
 
 class Pool(nn.Module):

@@ -65,9 +65,11 @@ class PromptedMethod(Method):
         layers = [layer for given in flags.values() for layer in given]
         text = " ".join(f"--{name} {','.join(map(str, given))}" for name, given in flags.items())
         if max(layers, default=0) >= self.net.depth:
-            raise UserError(f"{text}: the network has {self.net.depth} blocks, counted from 0")
+            raise UserError(
+                f"{text}: the network has {self.net.depth} blocks; give 0 to {self.net.depth - 1}"
+            )
         if len(set(layers)) < len(layers):
-            raise UserError(f"{text}: a block takes one prompt")
+            raise UserError(f"{text}: a block takes one prompt; name each block once")
 
     def query(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → (N, D), the class token of the pass without prompts."""

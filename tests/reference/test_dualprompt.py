@@ -123,8 +123,8 @@ def test_with_a_vote_predictions_depend_on_the_batch():
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ({"e_layers": (1, 7)}, "--e_layers 1,7: the network has 3 blocks, counted from 0"),
-        ({"e_layers": (1, 2)}, "--g_layers 2 --e_layers 1,2: a block takes one prompt"),
+        ({"e_layers": (1, 7)}, "--e_layers 1,7: the network has 3 blocks; give 0 to 2"),
+        ({"e_layers": (1, 2)}, "--g_layers 2 --e_layers 1,2: a block takes one prompt; name each block once"),
     ],
 )
 def test_blocks_that_do_not_fit_are_refused(flags, said):

@@ -156,5 +156,5 @@ def test_other_networks_and_too_large_ranks_are_refused():
     mlp, _ = tiny_method("sgd")
     with pytest.raises(UserError, match="needs a vision transformer"):
         InfLoRA(mlp.net, Options(), mlp.setup)
-    with pytest.raises(UserError, match="--lora_rank 17 is beyond the encoder's width, 16"):
+    with pytest.raises(UserError, match="--lora_rank 17: give at most the encoder's width, 16"):
         small_method("inflora", lora_rank=17)

@@ -146,7 +146,7 @@ def test_cosines_of_each_pair():
 def test_other_networks_and_too_many_prompts_are_refused():
     with pytest.raises(UserError, match="--model l2p needs a vision transformer"):
         tiny_method("l2p", backbone="mlp", hidden_sizes=(4,))
-    with pytest.raises(OptionError, match="--n_prompts 5: the pool has 4"):
+    with pytest.raises(OptionError, match="--n_prompts 5: the pool has 4; give at most"):
         tiny_method("l2p", pool_size=4)
 
 

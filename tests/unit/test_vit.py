@@ -290,3 +290,5 @@ def test_a_small_transformer_starts_from_the_encoder_of_a_run(tmp_path):
         network("small_vit", shape=(1, 8, 8), pretrained=str(file), **sizes | {"depth": 3})
     with pytest.raises(UserError, match="there is no such file"):
         network("small_vit", shape=(1, 8, 8), pretrained=str(tmp_path / "none.pt"), **sizes)
+    with pytest.raises(UserError, match=r"default: expected a file .* small_vit has no published weights"):
+        network("small_vit", shape=(1, 8, 8), pretrained="default", **sizes)
