@@ -89,6 +89,18 @@ def test_rates_that_were_tried_are_a_table_of_their_own_with_the_chosen_one_mark
     assert {row[0]: row[5] for row in measured} == {"l2p": "0.01", "ncm": "–"}
 
 
+def test_two_settings_of_a_method_that_tried_one_rate_have_a_row_each():
+    tried = [
+        run("l2p", accuracy, 100, lr=lr, n_prompts=n, evaluated_on="validation")
+        for n, lr, accuracy in ((3, 0.01, 0.2), (3, 0.1, 0.1), (5, 0.01, 0.4))
+    ]
+    _, rates = tables(run("l2p", 0.5, n_prompts=5), *tried, run("ease", 0.6, evaluated_on="validation"))
+    assert rates == [
+        ["ease", "60.00 *", "–"], ["l2p, n_prompts 3", "20.00 *", "10.00"],
+        ["l2p, n_prompts 5", "40.00 *", "–"],
+    ]  # fmt: skip
+
+
 def test_every_control_is_the_name_of_a_row_of_the_study():
     from engram.scripts.studies.prompts import rows as study_rows
 

@@ -5,6 +5,8 @@ control is the same training with the mechanism taken away. Runs on held-out dat
 chosen, have a table of their own.
 """
 
+import itertools
+import json
 import math
 import sys
 from collections import defaultdict
@@ -166,9 +168,7 @@ def corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
 
 def rate_table(settings: Sequence[Setting], title: str) -> Table:
     """Class-IL accuracy on held-out data of each row at each rate tried; the chosen one is marked."""
-    tried: dict[str, dict[float, Setting]] = defaultdict(dict)
-    for setting in settings:
-        tried[row_name(setting.first)][float(setting.first.config["lr"])] = setting
+    tried = rows_of_rates(settings)
     rates = sorted({rate for by_rate in tried.values() for rate in by_rate})
 
     def cell(name: str, rate: float) -> str:
@@ -184,6 +184,24 @@ def rate_table(settings: Sequence[Setting], title: str) -> Table:
     ]
     note = "Class-IL accuracy on held-out training data by learning rate; * the rate that was chosen."
     return make_table(sorted(tried), columns, f"{title}: rates that were tried", note)
+
+
+def rows_of_rates(settings: Sequence[Setting]) -> dict[str, dict[float, Setting]]:
+    """Row → learning rate → setting; what tells settings of one name apart is named: `l2p, n_prompts 3`."""
+    of_name: dict[str, list[Setting]] = defaultdict(list)
+    for setting in settings:
+        of_name[row_name(setting.first)].append(setting)
+    rows: dict[str, dict[float, Setting]] = defaultdict(dict)
+    for name, same in of_name.items():
+        flags = [setting.first.computed_flags for setting in same]
+        differing = [
+            flag for flag in dict.fromkeys(itertools.chain(*flags))
+            if flag != "lr" and len({json.dumps(values.get(flag)) for values in flags}) > 1
+        ]  # fmt: skip
+        for setting, values in zip(same, flags, strict=True):
+            row = ", ".join([name, *(f"{flag} {values.get(flag)}" for flag in differing)])
+            rows[row][float(values["lr"])] = setting
+    return rows
 
 
 def _mean_std(setting: Setting, view: str) -> str:
