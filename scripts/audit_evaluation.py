@@ -32,7 +32,7 @@ from engram.models.parts.inference import evaluating
 from engram.models.parts.prompted import by_vote, cosines
 from engram.scripts.analysis.papers.audit import AUDIT_NAME, RESHAPED
 from engram.scripts.studies.dualprompt_reshaped import reshaped
-from engram.scripts.trained_run import open_trained_run
+from engram.scripts.trained_run import add_num_threads, open_trained_run
 from engram.utils import files, seeding
 from engram.utils.config.flags import CheckedParser
 from engram.utils.config.outside import label
@@ -171,9 +171,9 @@ def is_audited(record: RunRecord) -> bool:
     return record.finished and label(str(config["model"])) in METHODS and as_published and not votes
 
 
-def audit(folder: Path, sizes: Sequence[int], device: str) -> None:
+def audit(folder: Path, sizes: Sequence[int], device: str, num_threads: str | None) -> None:
     """Evaluate the network of a run in every way, and write the folder's audit.json."""
-    run = open_trained_run(str(folder), "", device)
+    run = open_trained_run(str(folder), "", device, num_threads)
     method, state = run.method, git_state()
     assert isinstance(method, L2P | DualPrompt)
     rows = list(evaluations(method, label(run.name) == RESHAPED, sizes))
@@ -188,6 +188,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("folders", nargs="+", type=Path, help="folders that hold run folders")
     parser.add_argument("--batch_sizes", nargs="+", type=int, default=[1, 8, 32, 128], help="of test batches")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+    add_num_threads(parser)
     args = parser.parse_args(argv)
     if min(args.batch_sizes) < 1:
         raise UserError(f"--batch_sizes {min(args.batch_sizes)}: expected whole numbers from 1 on")
@@ -197,7 +198,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"no finished run of {', '.join(METHODS)} below {', '.join(map(str, args.folders))}")
     for folder in audited:
         if not (folder / AUDIT_NAME).exists():
-            audit(folder, args.batch_sizes, args.device)
+            audit(folder, args.batch_sizes, args.device, args.num_threads)
         print(folder / AUDIT_NAME)
     return 0
 

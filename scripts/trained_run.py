@@ -1,6 +1,7 @@
 """A run that has learned some tasks, opened with the network and the method as its checkpoint left them."""
 
-from dataclasses import dataclass
+import argparse
+from dataclasses import dataclass, replace
 from typing import Any
 
 from engram.memorization import proxies
@@ -11,6 +12,7 @@ from engram.utils import device as devices
 from engram.utils.config import registry
 from engram.utils.config.config import resolve
 from engram.utils.errors import UserError
+from engram.utils.processes import threads_at_most
 from engram.utils.runs.run_dir import RunDir
 from engram.utils.training.trainer import Trainer
 
@@ -39,10 +41,27 @@ class TrainedRun:
         return self.trainer.position.task
 
 
-def open_trained_run(run: str, output_dir: str, device: str) -> TrainedRun:
-    """The run in a folder, or of an id under `output_dir`; it must stand at the end of a task."""
+def add_num_threads(parser: argparse.ArgumentParser) -> None:
+    """Give a program that opens runs the flag --num_threads, which `open_trained_run` reads."""
+    parser.add_argument(
+        "--num_threads", metavar="N", help="CPU threads; 0: 1 for a fully connected net, otherwise all "
+        "cores or OMP_NUM_THREADS (default: as the run had, but no more than OMP_NUM_THREADS or the cores)",
+    )  # fmt: skip
+
+
+def open_trained_run(
+    run: str, output_dir: str, device: str, num_threads: int | str | None = None
+) -> TrainedRun:
+    """The run in a folder, or of an id under `output_dir`; it must stand at the end of a task.
+
+    num_threads: as main.py's flag; None takes the run's own, where this process may have as many.
+    """
     run_dir = RunDir.find(run, output_dir)
-    config = resolve([(str(run_dir.config), run_dir.load_config() | {"device": device})])
+    given = {} if num_threads is None else {"num_threads": num_threads}
+    config = resolve([(str(run_dir.config), run_dir.load_config() | {"device": device} | given)])
+    if not given:
+        n_threads = min(config.run.num_threads, threads_at_most())
+        config = replace(config, run=replace(config.run, num_threads=n_threads))
     path = run_dir.path / "checkpoint.pt"
     if not path.exists():
         raise UserError(f"{run_dir.path}: no checkpoint.pt; no task of this run has been learned")

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from engram.datasets import unlabeled
 from engram.models.mas import MAS
-from engram.scripts.trained_run import TrainedRun, open_trained_run
+from engram.scripts.trained_run import TrainedRun, add_num_threads, open_trained_run
 from engram.utils import checkpoint
 from engram.utils.config import registry
 from engram.utils.config.flags import CheckedParser
@@ -64,8 +64,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="the new run's folder (default: RUN-adapted)")
     parser.add_argument("--output_dir", default="runs", help="where runs are looked for (default: runs)")
     parser.add_argument("--device", default="auto", help="auto (CUDA when there is one), cpu, cuda or cuda:N")
+    add_num_threads(parser)
     args = parser.parse_args(argv)
-    run = open_trained_run(args.run, args.output_dir, args.device)
+    run = open_trained_run(args.run, args.output_dir, args.device, args.num_threads)
     out = args.out or run.run_dir.path.with_name(f"{run.run_dir.id}-adapted")
     if out.exists():
         raise UserError(f"{out}: exists already; give another --out")

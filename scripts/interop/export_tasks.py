@@ -28,7 +28,7 @@ from torch import Tensor
 
 from engram.backbones.heads import SharedHead, TaskHeads
 from engram.scripts.strengths import START_STRENGTHS
-from engram.scripts.trained_run import TrainedRun, open_trained_run
+from engram.scripts.trained_run import TrainedRun, add_num_threads, open_trained_run
 from engram.utils import checkpoint, files
 from engram.utils.config.flags import CheckedParser
 from engram.utils.destinations import check_folder
@@ -102,11 +102,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("run", help="folder of a run, or its id under --output_dir")
     parser.add_argument("dir", type=Path, help="the folder to write")
     parser.add_argument("--output_dir", default="runs", help="where runs are looked for (default: runs)")
+    add_num_threads(parser)
     args = parser.parse_args(argv)
     check_folder(args.dir, "")
     if args.dir.exists() and any(args.dir.iterdir()):
         raise UserError(f"{args.dir}: holds files already; give a new folder")
-    run = open_trained_run(args.run, args.output_dir, device="cpu")
+    run = open_trained_run(args.run, args.output_dir, "cpu", args.num_threads)
     export(run, args.dir)
     print(f"{args.dir}: {run.n_learned} tasks")
     return 0

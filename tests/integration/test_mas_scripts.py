@@ -14,8 +14,10 @@ from engram.datasets import sources
 from engram.scripts.interop import adapt_importance, compute_forgetting, export_tasks
 from engram.scripts.strengths import START_STRENGTHS
 from engram.scripts.trained_run import open_trained_run
+from engram.utils import device
 from engram.utils.config import registry
 from engram.utils.config.options import OptionSet
+from engram.utils.runs.run_dir import RunDir
 from tests.conftest import tiny_method
 from tests.reference.test_ewc_mas import learn
 
@@ -250,6 +252,20 @@ def test_adapted_importance_is_that_of_the_images(stopped, pictures, folder, cap
         assert torch.equal(after["quadratic"]["anchor"][name], before["quadratic"]["anchor"][name])
     assert all(torch.equal(after["net"][n], t) for n, t in before["net"].items())
     assert len(after["totals"]) == 3
+
+
+@pytest.mark.parametrize(("flags", "expected"), [((), 1), (("--num_threads", "3"), 3)])
+def test_programs_that_open_a_run_take_its_threads_no_more_than_the_environment_says_or_those_given(
+    flags, expected, stopped, pictures, folder, monkeypatch
+):
+    flags_of_run = RunDir(stopped).load_config() | {"num_threads": 2}
+    monkeypatch.setattr(RunDir, "load_config", lambda self: flags_of_run)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    counts = []
+    monkeypatch.setattr(device, "set_threads", lambda requested, backbone: counts.append(requested))
+    assert export_tasks.main([str(stopped), str(folder / "tree"), *flags]) == 0
+    assert adapt_importance.main([str(stopped), str(pictures), "--out", str(folder / "out"), *flags]) == 0
+    assert counts == [expected, expected]
 
 
 def test_the_adapted_run_goes_on_with_a_penalty_and_the_other_is_untouched(stopped, pictures, folder, capsys):

@@ -125,6 +125,8 @@ def test_runs_are_audited_once_and_their_table_is_made(folder, capsys):
     flags += ["--precision", "bf16", "--ignore_other_metrics", "--output_dir", str(folder / "audit")]
     for model in ("dualprompt", str(ROOT / "scripts" / "studies" / "dualprompt_reshaped.py")):
         assert program.main(["--model", model, *flags]) == 0
+    assert audit_evaluation.main([str(folder), "--num_threads", "x"]) == 2
+    assert "--num_threads x: expected a whole number" in capsys.readouterr().err
     assert audit_evaluation.main([str(folder), "--batch_sizes", "64"]) == 0
     paths = sorted(folder.rglob("audit.json"))
     times = [path.stat().st_mtime_ns for path in paths]
