@@ -4,9 +4,11 @@ Examples that networks memorized in the stream (their label's probability fell w
 paired with examples of the same class that networks know as well right after the task, but did not memorize.
 Both are then followed over the later tasks, in networks that saw them.
 
-One half of the networks forms the pairs and the other measures them, both ways round: what is chosen for an
-extreme value by the networks that measure it falls back by selection alone. So the probabilities right
-after the task are measured again, and their difference is reported beside that of the forgetting.
+What is chosen for an extreme value by the networks that measure it falls back by selection alone. So a third
+of the networks selects the examples, a second one says how likely such examples really are right after the
+task (a monotone regression for either side: the memorized fall back further), and the last third measures
+the pairs of equal expectation; each third takes each part once. How alike the pairs really were is measured
+with it and reported beside the forgetting.
 """
 
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
+from sklearn.isotonic import IsotonicRegression
 
 from engram.memorization.estimator import memorization
 
@@ -77,8 +80,8 @@ def matched_forgetting(
 
     Raises `ValueError` where no memorized example finds a partner.
     """
-    half = np.arange(len(outputs.member)) % 2 == 0
-    groups = [form_pairs(outputs, half, matching), form_pairs(outputs, ~half, matching)]
+    third = np.arange(len(outputs.member)) % 3
+    groups = [form_pairs(outputs, third == i, third == (i + 1) % 3, matching) for i in range(3)]
     if not sum(len(group.memorized) for group in groups):
         raise ValueError(
             f"no example above {matching.high} has a partner up to {matching.low} in its class whose "
@@ -88,20 +91,55 @@ def matched_forgetting(
     return [result for result in results if result is not None]
 
 
-def form_pairs(outputs: StreamOutputs, forming: NDArray[np.bool_], matching: Matching) -> Pairs:
-    """Memorized examples with distinct partners of their class, the total distance as small as can be."""
+def form_pairs(
+    outputs: StreamOutputs,
+    selecting: NDArray[np.bool_],
+    calibrating: NDArray[np.bool_],
+    matching: Matching,
+) -> Pairs:
+    """Memorized examples with distinct partners of their class, the total distance as small as can be.
+
+    Partners are alike in the probability that the calibrating networks give examples such as them. selecting,
+    calibrating: (R,); networks of neither measure.
+    """
     memorized, others = [], []
     for s in range(len(outputs.probabilities) - 1):  # those of the last task are forgotten by nothing
-        for label in np.unique(outputs.labels[outputs.task == s]):
-            rows = np.flatnonzero((outputs.task == s) & (outputs.labels == label))
-            cells = np.ix_(forming, rows)
-            estimate = memorization(outputs.probabilities[s][cells], outputs.member[cells])
-            high = np.flatnonzero(estimate.scores > matching.high)
-            low = np.flatnonzero(estimate.scores <= matching.low)
-            a, b = closest(estimate.mean_in[high], estimate.mean_in[low], matching.caliper)
-            memorized.append(rows[high[a]])
-            others.append(rows[low[b]])
-    return Pairs(np.concatenate(memorized), np.concatenate(others), np.flatnonzero(~forming))
+        rows = np.flatnonzero(outputs.task == s)
+        estimate = memorization(*_outputs_of(outputs, s, selecting, rows))
+        again = memorization(*_outputs_of(outputs, s, calibrating, rows)).mean_in
+        high, low = estimate.scores > matching.high, estimate.scores <= matching.low
+        expected = np.full(len(rows), np.nan)
+        for side in (high, low):
+            expected[side] = expected_again(estimate.mean_in[side], again[side])
+        for label in np.unique(outputs.labels[rows]):
+            of_label = (outputs.labels[rows] == label) & np.isfinite(expected)
+            a, b = np.flatnonzero(high & of_label), np.flatnonzero(low & of_label)
+            chosen_a, chosen_b = closest(expected[a], expected[b], matching.caliper)
+            memorized.append(rows[a[chosen_a]])
+            others.append(rows[b[chosen_b]])
+    measuring = np.flatnonzero(~selecting & ~calibrating)
+    return Pairs(np.concatenate(memorized), np.concatenate(others), measuring)
+
+
+def _outputs_of(
+    outputs: StreamOutputs, s: int, networks: NDArray[np.bool_], rows: Rows
+) -> tuple[Floats, NDArray[np.bool_]]:
+    cells = np.ix_(networks, rows)
+    return outputs.probabilities[s][cells], outputs.member[cells]
+
+
+def expected_again(first: Floats, again: Floats) -> Floats:
+    """What to expect of networks for examples that some gave `first` and others `again`, (k,) each.
+
+    It is the monotone function of `first` that is closest to `again`; NaN, not measured, where no network of
+    either saw the example.
+    """
+    expected = np.full(len(first), np.nan)
+    both = np.isfinite(first) & np.isfinite(again)
+    if both.any():
+        monotone = IsotonicRegression(out_of_bounds="clip").fit(first[both], again[both])
+        expected[both] = monotone.predict(first[both])
+    return expected
 
 
 def closest(a: Floats, b: Floats, caliper: float) -> tuple[Rows, Rows]:

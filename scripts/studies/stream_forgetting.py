@@ -5,8 +5,8 @@
 Networks follow the stream (`memorization.train_stream`, a tenth of each training set, 5 tasks, an mlp as
 memorization's programs train it, 50 epochs a task on CIFAR-10), without replay and with a memory of
 --buffer_size examples. Examples whose score right after their task is above .25 are paired with others of
-their class, of a score up to .1, whose probability is within .02 (memorization.matched_forgetting). `initial`
-is what the pairs differ by right after their task, measured by networks that did not form them; `forgetting`
+their class, of a score up to .1, whose expected probability is within .02 (memorization.matched_forgetting).
+`initial` is what the pairs differ by right after their task in networks that did not form them; `forgetting`
 is what the memorized lost more than the others after 1, 2, ... more tasks; 95 % intervals over networks and
 pairs. Both views are shown: without replay the class-IL view is a floor. Networks lie in --output_dir, where
 the same command goes on, and the figure is written there.
@@ -159,13 +159,13 @@ def main(argv: list[str] | None = None) -> int:
     """Run the program; returns its exit code."""
     parser = study_parser(__doc__, "runs/stream_forgetting")
     parser.add_argument("--datasets", default="mnist,fmnist,cifar10", help="separated by commas")
-    parser.add_argument("--n_networks", type=int, default=64, help="that follow each stream, at least 16")
+    parser.add_argument("--n_networks", type=int, default=64, help="that follow each stream, at least 24")
     parser.add_argument("--buffer_size", type=int, default=200, help="of the streams with replay")
     args = parser.parse_args(argv)
     args.datasets = args.datasets.split(",")
     if unknown := set(args.datasets) - set(FLAGS):
         raise UserError(f"--datasets {','.join(sorted(unknown))}: expected some of {', '.join(FLAGS)}")
-    check_bounds(args, n_networks=(16, MAX_COUNT), buffer_size=COUNT)
+    check_bounds(args, n_networks=(24, MAX_COUNT), buffer_size=COUNT)
     return run_study(study, "stream forgetting", args)
 
 

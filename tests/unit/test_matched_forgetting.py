@@ -9,6 +9,7 @@ from engram.memorization.matched_forgetting import (
     Matching,
     StreamOutputs,
     closest,
+    expected_again,
     form_pairs,
     matched_forgetting,
 )
@@ -41,8 +42,8 @@ def test_a_planted_difference_is_measured(loss, difference):
     outputs = planted(np.random.default_rng(0), loss)
     results = matched_forgetting(outputs, Matching(n_bootstrap=200), np.random.default_rng(1))
     assert [r.age for r in results] == [1, 2]
-    # 14 of the 40 examples of a task are memorized; both halves of the networks form the pairs of two tasks
-    assert [r.n_pairs for r in results] == [2 * 2 * 14, 2 * 14]
+    # 14 of the 40 examples of a task are memorized; each third of the networks forms the pairs of two tasks
+    assert [r.n_pairs for r in results] == [3 * 2 * 14, 3 * 14]
     for r in results:
         assert r.forgetting.value == pytest.approx(difference * r.age, abs=0.5)
         assert r.forgetting.low <= r.forgetting.value <= r.forgetting.high
@@ -66,18 +67,47 @@ def test_pairs_are_the_closest_of_all_ways_to_pair():
         assert np.abs(a[rows] - b[columns]).sum() == pytest.approx(sum(abs(a[i] - b[j]) for i, j in best))
 
 
-def test_one_half_forms_the_pairs_and_the_other_measures_them():
+def test_the_networks_that_measure_do_not_form_the_pairs():
     outputs = planted(np.random.default_rng(0), 0.2)
-    half = np.arange(40) % 2 == 0
-    pairs = form_pairs(outputs, half, Matching())
-    assert pairs.measuring.tolist() == np.flatnonzero(~half).tolist()
+    third = np.arange(40) % 3
+    pairs = form_pairs(outputs, third == 0, third == 1, Matching())
+    assert pairs.measuring.tolist() == np.flatnonzero(third == 2).tolist()
     changed = outputs.probabilities.copy()
-    changed[:, ~half] = 0.5  # what the measuring networks gave does not matter
-    same = form_pairs(outputs._replace(probabilities=changed), half, Matching())
+    changed[:, third == 2] = 0.5  # what the measuring networks gave does not matter
+    same = form_pairs(outputs._replace(probabilities=changed), third == 0, third == 1, Matching())
     assert same.memorized.tolist() == pairs.memorized.tolist()
     for a, b in zip(pairs.memorized, pairs.others, strict=True):
         assert outputs.labels[a] == outputs.labels[b] and a % 6 < 2 <= b % 6 and outputs.task[a] < 2
     assert len(set(pairs.others.tolist())) == len(pairs.others)
+
+
+def test_pairs_are_as_well_known_though_either_side_falls_back_to_its_own_mean():
+    """Networks differ by .3, more than examples do (.1): of 6 that saw one, the mean falls back by half.
+
+    Pairs that are alike in that mean itself lie 14 points apart when others measure them, as the memorized
+    fall back to .65 and the others to .85.
+    """
+    rng = np.random.default_rng(0)
+    n, n_networks = 4000, 36
+    task, memorized = np.repeat([0, 1], n // 2), np.arange(n) % 2 == 0
+    member = rng.random((n_networks, n)) < 0.5
+    level = np.where(memorized, 0.65, 0.85) + rng.normal(0, 0.1, n)
+    seen = level + rng.normal(0, 0.3, member.shape)
+    probabilities = np.where(memorized & ~member, seen - 0.6, seen)[None].repeat(2, 0)
+    outputs = StreamOutputs(probabilities, member, task, np.zeros(n, dtype=np.int64))
+    (result,) = matched_forgetting(outputs, Matching(n_bootstrap=2), rng)
+    assert result.n_pairs > 500 and abs(result.initial.value) < 3
+
+
+def test_what_to_expect_again_is_the_closest_monotone_function():
+    first = np.array([0.1, 0.2, 0.3, 0.4, np.nan, 0.5])
+    again = np.array([0.2, 0.5, 0.3, np.nan, 0.9, 0.8])
+    expected = expected_again(first, again)
+    assert expected[[0, 1, 2, 5]] == pytest.approx(
+        [0.2, 0.4, 0.4, 0.8]
+    )  # .5 and .3 in the wrong order: their mean
+    assert np.isnan(expected[[3, 4]]).all()
+    assert np.isnan(expected_again(first, np.full(6, np.nan))).all()
 
 
 def test_a_floor_has_no_pairs():
