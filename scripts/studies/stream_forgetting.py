@@ -143,7 +143,7 @@ def figure(rows: list[Row]) -> Figure:
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("forgetting of memorized minus others (points)")
-    panels[0].legend(frameon=False, fontsize=9)
+    panels[0].legend(frameon=False, fontsize=9, ncols=2, loc="upper left")
     drawn.suptitle(
         "Pairs of one class, known as well right after their task (bars: 95 % intervals)", fontsize=11
     )
