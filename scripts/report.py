@@ -7,6 +7,7 @@
     python scripts/report.py runs/mnist --update RESULTS.md   put the tables between the file's markers
     python scripts/report.py mer runs/mer [--update FILE]     the MER paper's tables, LaTeX, CSV, a figure
     python scripts/report.py scenarios runs/scenarios         van de Ven & Tolias's three scenarios
+    python scripts/report.py perm-small runs/perm-small       the same, smaller, beside the original code
     python scripts/report.py rehearsal runs/rehearsal         rehearsal methods, with time and memory
     python scripts/report.py pretrained runs/pretrained       methods on a frozen encoder's features
     python scripts/report.py prompts runs/prompts-small       prompts, adapters, LoRA beside their controls

@@ -11,6 +11,7 @@ from engram.scripts.analysis.paper_report import PaperReport
 from engram.scripts.analysis.papers.audit import AuditReport
 from engram.scripts.analysis.papers.memorization import MemorizationReport
 from engram.scripts.analysis.papers.mer import MerReport
+from engram.scripts.analysis.papers.perm_small import PermSmallReport
 from engram.scripts.analysis.papers.pretrained import PretrainedReport
 from engram.scripts.analysis.papers.prompts import PromptsReport
 from engram.scripts.analysis.papers.rehearsal import RehearsalReport
@@ -28,6 +29,7 @@ PAPERS: dict[str, type[PaperReport]] = {
     for report in (
         MerReport,
         ScenariosReport,
+        PermSmallReport,
         RehearsalReport,
         PretrainedReport,
         PromptsReport,

@@ -33,6 +33,7 @@ STUDIES = {
     "rehearsal.sh": 2 * 3 * (4 + 3) + 2 * 2,
     "scenarios.sh all": 2 * 3 * 19,
     "scenarios.sh all tune": None,
+    "scenarios.sh perm-small": 2 * 3 * 6,
 }
 
 

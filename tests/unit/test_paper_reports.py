@@ -8,7 +8,7 @@ from engram.scripts.analysis.run_set import StoredRecord
 from engram.utils.errors import UserError
 from tests.unit.stored_records import run_set, stored_record
 
-DATASETS = {"mer": "mnist-rotations"}
+DATASETS = {"mer": "mnist-rotations", "perm-small": "perm-mnist"}
 PAPERS = list(study_report.PAPERS)
 WITH_ALL_RUNS = [paper for paper in PAPERS if paper != "audit"]  # whose rows are pairs of runs
 
@@ -50,7 +50,9 @@ def test_two_runs_of_a_seed_are_refused(paper):
 @pytest.mark.parametrize("paper", WITH_ALL_RUNS)
 def test_where_how_and_under_which_name_runs_were_made_does_not_matter(paper):
     flags = {"output_dir": "x", "data_dir": "y", "device": "cuda", "run_name": "z", "scenario": "class-il"}
-    spread = "0.50" if paper == "scenarios" else "0.71"  # a standard error there, as published
+    spread = (
+        "0.50" if paper in ("scenarios", "perm-small") else "0.71"
+    )  # a standard error there, as published
     assert f"50.50 ± {spread}" in markdown(paper, run(paper, 0), run(paper, 1, **flags))
 
 
