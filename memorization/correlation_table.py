@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from engram.memorization.agreement import MEASURES, Correlation, by_class, correlations
@@ -123,11 +124,37 @@ def common_examples(
             f"--against {path}: {n_other:,} scores beside {n:,}, and no file says of which examples: give "
             "--dataset NAME, with --dataset_size or --class_range for a part of it"
         )
-    index = finder.positions(content, n, f"--scores {finder.options.scores}")
-    other_index = finder.positions(other, n_other, f"--against {path}")
+    flags = f"--scores {finder.options.scores}", f"--against {path}"
+    index, other_index = finder.positions(content, n, flags[0]), finder.positions(other, n_other, flags[1])
+    if finder.read_labels is not None:
+        refuse_other_data(finder.read_labels, hashes, path)
+        refuse_other_examples(content, index, finder.read_labels, flags[0])
+        refuse_other_examples(other, other_index, finder.read_labels, flags[1])
     common, rows, other_rows = np.intersect1d(index, other_index, return_indices=True)
     require_common(len(common), path)
+    if "labels" in content and "labels" in other:
+        scores.refuse_other_classes(
+            {"labels": other["labels"][other_rows]}, content["labels"][rows], flags[1]
+        )
     return common, rows, other_rows
+
+
+def refuse_other_data(labels: NDArray[np.int64], hashes: list[str], path: str) -> None:
+    """Raise `UserError` where a file was not made from the data set with these labels, which was read."""
+    if hashes and scores.order_hash(torch.from_numpy(labels)) != hashes[0]:
+        raise UserError(
+            f"--against {path}: a file was made from another data set or sample order than the one that was "
+            "read; check --dataset and --data_dir"
+        )
+
+
+def refuse_other_examples(
+    content: Arrays, index: NDArray[np.int64], labels: NDArray[np.int64], flag: str
+) -> None:
+    """Raise `UserError` where a file's examples (n,) are not in the data set, or of other classes there."""
+    if not scores.within(index, len(labels)):
+        raise UserError(f"{flag}: its 'index' does not fit a data set of {len(labels):,} examples")
+    scores.refuse_other_classes(content, labels[index], flag)
 
 
 def require_common(n: int, path: str) -> None:

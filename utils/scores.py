@@ -14,6 +14,7 @@ these classes, in order; one of a data fraction for every sample of them that sc
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -120,11 +121,28 @@ def read(path: str, labels: Tensor, fraction: float = 1.0, classes: str | None =
     elif fraction != 1 or classes is not None:
         given = "--memorization_fraction" if fraction != 1 else "--memorization_classes"
         raise UserError(f"{flag}: names its samples itself ('index'); leave {given} out")
-    if scores.shape != positions.shape or positions.ndim != 1 or not _within(positions, n_train):
+    if scores.shape != positions.shape or positions.ndim != 1 or not within(positions, n_train):
         raise UserError(f"{flag}: its 'index' {positions.shape} does not fit {n_train} training samples")
+    refuse_other_classes(content, labels.cpu().numpy()[positions], flag)
     whole = torch.full((n_train,), torch.nan, dtype=torch.float64)
     whole[torch.from_numpy(positions.astype(np.int64))] = torch.from_numpy(scores.astype(np.float64))
     return whole
+
+
+def refuse_other_classes(content: Mapping[str, NDArray[Any]], labels: NDArray[Any], flag: str) -> None:
+    """Raise `UserError` where a file's own `labels` are not those (n,) of the examples it is taken to be of.
+
+    A range of classes has the length of another, so that the length of a vector does not tell.
+    """
+    own = content.get("labels")
+    if own is None or not np.issubdtype(own.dtype, np.integer):
+        return
+    n_wrong = len(labels) if own.shape != labels.shape else int((own != labels).sum())
+    if n_wrong:
+        raise UserError(
+            f"{flag}: {n_wrong:,} of {len(labels):,} examples have another class than the file's 'labels' "
+            "say: it is of other examples; check the data set, the range of classes and the share you name"
+        )
 
 
 def _wrong_length(scores: NDArray[Any], positions: NDArray[Any], n_train: int) -> str:
@@ -182,6 +200,7 @@ def drawn_fraction(labels: NDArray[np.int64], fraction: float, flag: str) -> NDA
         raise UserError(f"{flag}: {len(labels)} examples cannot be split so: {error}") from error
 
 
-def _within(positions: NDArray[Any], n: int) -> bool:
+def within(positions: NDArray[Any], n: int) -> bool:
+    """Whether these are positions, at least one, of a data set of n examples."""
     whole = np.issubdtype(positions.dtype, np.integer)
     return bool(whole and len(positions) and positions.min() >= 0 and positions.max() < n)

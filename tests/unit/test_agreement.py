@@ -138,6 +138,35 @@ def test_bare_vectors_of_a_part_belong_to_examples_that_were_drawn(flags, classe
             correlate.run([*files, *more])
 
 
+def test_ranges_of_classes_of_one_length_are_told_apart_by_the_files_labels(tmp_path):
+    """The length of a vector does not say of which it is, nor of which data set."""
+    labels = sources.digits().train_y.numpy()
+    rng, first, last = np.random.default_rng(0), np.flatnonzero(labels < 2), np.flatnonzero(labels > 7)
+    n = min(len(first), len(last))
+    whole = rng.uniform(0, 1, len(labels))
+    of_digits = {"index": np.arange(len(labels)), "n_train": len(labels)}
+    one = tmp_path / "whole.npz"
+    scores.write(one, {"dataset": "digits"}, scores=whole, labels=labels, **of_digits)
+    scores.write(tmp_path / "own.npz", {}, scores=whole[last][:n], labels=labels[last][:n], index=first[:n])
+    scores.write(tmp_path / "part.npz", {}, scores=whole[first], labels=labels[first] + 8)
+    scores.write(tmp_path / "right.npz", {}, scores=whole[first], labels=labels[first])
+    scores.write(tmp_path / "mnist.npz", {"dataset": "mnist"}, scores=whole, order_hash="ff", **of_digits)
+
+    def compare(name, scores_file=one):
+        files = ["--scores", str(scores_file), "--against", str(tmp_path / name), "--n_bootstrap", "0"]
+        correlate.run([*files, "--dataset", "digits", "--class_range", "0,2"])
+
+    compare("right.npz")
+    for name in ("own.npz", "part.npz"):
+        with pytest.raises(
+            UserError, match=f"{name}: .* examples have another class than the file's 'labels'"
+        ):
+            compare(name)
+    np.save(tmp_path / "bare.npy", whole[first])
+    with pytest.raises(UserError, match=r"was made from another data set .* check --dataset and --data_dir"):
+        compare("bare.npy", tmp_path / "mnist.npz")
+
+
 def test_what_an_intervention_leaves_out(files):
     folder, values = files
     flags = ["--scores", str(folder / "s.npz"), "--top", "10,50", "--n_random", "2"]

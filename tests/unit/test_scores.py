@@ -82,6 +82,19 @@ def test_a_study_of_a_part_leaves_the_rest_unknown(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["part.npz"], "nothing unfinished is left"
 
 
+def test_labels_of_other_examples_are_refused(tmp_path):
+    own = LABELS[[3, 0]].numpy()
+    for labels, fits in ((own, True), (own + 1, False), (own[:1], False), (own.astype(str), True)):
+        path = write(
+            tmp_path / "s.npz", {}, scores=np.array([0.5, 0.1]), index=np.array([3, 0]), labels=labels
+        )
+        if fits:
+            read(str(path), LABELS)
+        else:
+            with pytest.raises(ValueError, match="examples have another class than the file's 'labels'"):
+                read(str(path), LABELS)
+
+
 def test_a_bare_vector_can_be_written(tmp_path):
     path = write(tmp_path / "bare.npy", {}, scores=np.arange(4) / 4, stderr=np.ones(4))
     assert read(str(path), LABELS).tolist() == [0, 0.25, 0.5, 0.75]
