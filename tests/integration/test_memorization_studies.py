@@ -88,10 +88,22 @@ def test_leave_one_out_by_its_definition(tmp_path, trained):
         assert found["stderr"][position] == pytest.approx(error, abs=1e-4)
 
 
-@pytest.mark.parametrize("program", ["train_whole", "train_splits"])
-def test_stopped_between_two_results_a_job_goes_on_with_the_same_networks(program, tmp_path):
-    """Which networks are trained as one decides how they are rounded, so every bit must be the same."""
-    flags = [*TINY, "--stack", "4", "--n_epochs", "2"]
+@pytest.mark.parametrize(("program", "n_written"), [("train_whole", 3), ("train_splits", 1)])
+def test_stopped_between_two_results_a_job_goes_on_with_the_same_networks(
+    program, n_written, tmp_path, monkeypatch
+):
+    """Which networks are trained as one decides how they are rounded, so every bit must be the same.
+
+    The last job is killed after its first result: then all are trained, and no epoch is run again.
+    """
+    flags, epochs = [*TINY, "--stack", "4", "--n_epochs", "2"], []
+    run_epoch = training.CohortTraining.run_epoch
+
+    def noted(learner):
+        epochs.append((tuple(learner.repeats), learner.epoch))
+        run_epoch(learner)
+
+    monkeypatch.setattr(training.CohortTraining, "run_epoch", noted)
     if program == "train_splits":
         run, flags = train_splits.run, [*flags, "--n_repeats", "4"]
     else:
@@ -102,10 +114,10 @@ def test_stopped_between_two_results_a_job_goes_on_with_the_same_networks(progra
     write, written = checkpoint.write, []
 
     def write_until_killed(content, path):
-        if path.parent.name in ("networks", "left_out"):
-            written.append(path)
-            if len(written) == 2:
+        if path.parent.name in ("networks", "whole", "left_out"):
+            if len(written) == n_written:
                 raise KeyboardInterrupt
+            written.append(path)
         write(content, path)
 
     folder = tmp_path / "stopped"
@@ -113,7 +125,9 @@ def test_stopped_between_two_results_a_job_goes_on_with_the_same_networks(progra
         patch.setattr(checkpoint, "write", write_until_killed)
         with pytest.raises(KeyboardInterrupt):
             run([*flags, "--weights_dir", str(folder)])
+    assert len(epochs) == (4 if program == "train_splits" else 8), "two of each job, in either folder"
     run([*flags, "--weights_dir", str(folder)])
+    assert len(epochs) == (4 if program == "train_splits" else 8), "finished work is not done again"
     paths = sorted(path.relative_to(folder) for path in folder.rglob("*.pt"))
     assert len(paths) == (4 if program == "train_splits" else 6), "results alone; the checkpoint is gone"
     for path in paths:
