@@ -54,6 +54,11 @@ def _check_origin(saved: dict[str, Any], method: Method, config: Config) -> None
         )
     if saved["classes"] != method.benchmark.class_names:
         raise UserError(f"--loadcheck {path}: learned other classes, or in another order")
+    if method.benchmark.scenario != "domain-il" and saved["config"].get("n_tasks") != config.stream.n_tasks:
+        raise UserError(
+            f"--n_tasks {config.stream.n_tasks}: {path} learned tasks of other classes (--n_tasks "
+            f"{saved['config'].get('n_tasks')})"
+        )
     n_tasks = 1 if method.stream == "joint" else len(method.benchmark.tasks)
     wanted = config.log.start_from or n_tasks
     if position["epoch"] or position["step"]:
