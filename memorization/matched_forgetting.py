@@ -23,6 +23,7 @@ from engram.memorization.estimator import memorization
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
+MIN_EXAMPLES = 20  # of a side and task, to expect anything: a regression on fewer follows each one's noise
 OUT_OF_REACH = 1e6  # cost of a pair that the caliper forbids; a sum of allowed ones stays far below
 
 
@@ -85,7 +86,8 @@ def matched_forgetting(
     if not sum(len(group.memorized) for group in groups):
         raise ValueError(
             f"no example above {matching.high} has a partner up to {matching.low} in its class whose "
-            f"probability is within {matching.caliper}"
+            f"expected probability is within {matching.caliper}, or tasks have fewer than {MIN_EXAMPLES} "
+            "of either"
         )
     results = [measure(outputs, groups, age, matching, rng) for age in range(1, len(outputs.probabilities))]
     return [result for result in results if result is not None]
@@ -131,12 +133,13 @@ def _outputs_of(
 def expected_again(first: Floats, again: Floats) -> Floats:
     """What to expect of networks for examples that some gave `first` and others `again`, (k,) each.
 
-    It is the monotone function of `first` that is closest to `again`; NaN, not measured, where no network of
-    either saw the example.
+    It is the monotone function of `first` that is closest to `again`, over all classes of a task at once. NaN
+    where none of the networks behind `first`, or none of those behind `again`, saw the example, and
+    everywhere with fewer than MIN_EXAMPLES that both saw.
     """
     expected = np.full(len(first), np.nan)
     both = np.isfinite(first) & np.isfinite(again)
-    if both.any():
+    if both.sum() >= MIN_EXAMPLES:
         monotone = IsotonicRegression(out_of_bounds="clip").fit(first[both], again[both])
         expected[both] = monotone.predict(first[both])
     return expected
@@ -159,7 +162,8 @@ def measure(
 ) -> AgeResult | None:
     """Differences over the pairs that are `age` tasks old at some time; None without any.
 
-    The interval resamples networks and pairs at once, so that it holds for other networks and other examples.
+    The interval resamples networks and memorized examples at once, so that it holds for others of both; an
+    example that several groups paired is drawn for all of them alike.
     """
     n_tasks = len(outputs.probabilities)
     groups = [_that_reach(group, outputs.task, n_tasks - 1 - age) for group in groups]
@@ -168,14 +172,18 @@ def measure(
         return None
     values = [_PairValues.of(outputs, group, age) for group in groups]
     point = _pooled([v.means(np.ones(v.n_networks), np.ones(v.n_pairs)) for v in values])
-    resampled = np.array([
-        _pooled([v.means(_resample(v.n_networks, rng), _resample(v.n_pairs, rng)) for v in values])
-        for _ in range(matching.n_bootstrap)
-    ])  # fmt: skip
+    examples = np.unique(np.concatenate([group.memorized for group in groups]))
+    of_pairs = [np.searchsorted(examples, group.memorized) for group in groups]
+    resampled = []
+    for _ in range(matching.n_bootstrap):
+        drawn = _resample(len(examples), rng)
+        parts = zip(values, of_pairs, strict=True)
+        resampled.append(_pooled([v.means(_resample(v.n_networks, rng), drawn[rows]) for v, rows in parts]))
     initial, lost_memorized, lost_others = point
+    ends = np.array(resampled)
     return AgeResult(
-        age, sum(v.n_pairs for v in values), _difference(initial, resampled[:, 0]),
-        _difference(lost_memorized - lost_others, resampled[:, 1] - resampled[:, 2]),
+        age, sum(v.n_pairs for v in values), _difference(initial, ends[:, 0]),
+        _difference(lost_memorized - lost_others, ends[:, 1] - ends[:, 2]),
         100 * lost_memorized, 100 * lost_others,
     )  # fmt: skip
 

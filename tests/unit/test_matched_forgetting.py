@@ -16,7 +16,7 @@ from engram.memorization.matched_forgetting import (
 from engram.scripts.studies import stream_forgetting
 
 
-def planted(rng, loss_of_memorized: float, n: int = 120, n_networks: int = 40) -> StreamOutputs:
+def planted(rng, loss_of_memorized: float, n: int = 240, n_networks: int = 40) -> StreamOutputs:
     """Three tasks of two classes; a third of the examples is memorized.
 
     These are known at .9 if seen and .3 if not, the others at .9 either way. After each later task networks
@@ -31,7 +31,7 @@ def planted(rng, loss_of_memorized: float, n: int = 120, n_networks: int = 40) -
         age = t - task
         lost = np.where(memorized, loss_of_memorized, 0.1) * age
         known = np.where(memorized & ~member, 0.3, 0.9) - lost * member
-        noisy = known + rng.normal(0, 0.01, known.shape)
+        noisy = known + rng.normal(0, 0.001, known.shape)
         probabilities[t][:, age >= 0] = noisy[:, age >= 0]
     return StreamOutputs(probabilities, member, task, labels)
 
@@ -42,8 +42,8 @@ def test_a_planted_difference_is_measured(loss, difference):
     outputs = planted(np.random.default_rng(0), loss)
     results = matched_forgetting(outputs, Matching(n_bootstrap=200), np.random.default_rng(1))
     assert [r.age for r in results] == [1, 2]
-    # 14 of the 40 examples of a task are memorized; each third of the networks forms the pairs of two tasks
-    assert [r.n_pairs for r in results] == [3 * 2 * 14, 3 * 14]
+    # 28 of the 80 examples of a task are memorized; each third of the networks forms the pairs of two tasks
+    assert [r.n_pairs for r in results] == [3 * 2 * 28, 3 * 28]
     for r in results:
         assert r.forgetting.value == pytest.approx(difference * r.age, abs=0.5)
         assert r.forgetting.low <= r.forgetting.value <= r.forgetting.high
@@ -100,14 +100,30 @@ def test_pairs_are_as_well_known_though_either_side_falls_back_to_its_own_mean()
 
 
 def test_what_to_expect_again_is_the_closest_monotone_function():
-    first = np.array([0.1, 0.2, 0.3, 0.4, np.nan, 0.5])
-    again = np.array([0.2, 0.5, 0.3, np.nan, 0.9, 0.8])
+    first = np.array([0.1, 0.2, 0.3, 0.4, np.nan, *np.linspace(0.5, 0.9, 17)])
+    again = np.array([0.2, 0.5, 0.3, np.nan, 0.9, *np.linspace(0.6, 0.8, 17)])
     expected = expected_again(first, again)
-    assert expected[[0, 1, 2, 5]] == pytest.approx(
-        [0.2, 0.4, 0.4, 0.8]
-    )  # .5 and .3 in the wrong order: their mean
-    assert np.isnan(expected[[3, 4]]).all()
-    assert np.isnan(expected_again(first, np.full(6, np.nan))).all()
+    assert expected[:3] == pytest.approx([0.2, 0.4, 0.4])  # .5 and .3 are in the wrong order: their mean
+    assert expected[5:] == pytest.approx(again[5:])
+    assert np.isnan(expected[3:5]).all()
+    assert np.isnan(expected_again(first[:-1], again[:-1])).all()  # 19 examples are too few
+    assert np.isnan(expected_again(first, np.full(22, np.nan))).all()
+
+
+def test_an_example_that_three_groups_paired_counts_once_in_the_interval():
+    """All of the spread is between examples, so the interval is that of their mean."""
+    rng = np.random.default_rng(0)
+    n, n_networks = 400, 30
+    memorized = np.arange(n) % 2 == 0
+    member = rng.random((n_networks, n)) < 0.5
+    before = np.where(memorized & ~member, 0.3, 0.9)
+    lost = np.where(memorized, rng.normal(0.3, 0.2, n), 0.1)
+    probabilities = np.stack([before, before - lost * member])
+    outputs = StreamOutputs(probabilities, member, np.zeros(n, np.int64), np.zeros(n, np.int64))
+    (result,) = matched_forgetting(outputs, Matching(n_bootstrap=400), rng)
+    assert result.n_pairs == 3 * n / 2
+    width = (result.forgetting.high - result.forgetting.low) / 2
+    assert width == pytest.approx(100 * 1.96 * lost[memorized].std() / np.sqrt(n / 2), rel=0.15)
 
 
 def test_a_floor_has_no_pairs():
