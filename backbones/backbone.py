@@ -148,8 +148,8 @@ def layout(network: nn.Module) -> torch.memory_format:
 
 
 def _shape(tensors: dict[str, Tensor], name: str) -> str:
-    """`10x8`, or `none` for a tensor that is not there."""
-    return "x".join(map(str, tensors[name].shape)) if name in tensors else "none"
+    """`10x8`, `scalar`, or `none` for a tensor that is not there."""
+    return ("x".join(map(str, tensors[name].shape)) or "scalar") if name in tensors else "none"
 
 
 def load_weights(

@@ -12,6 +12,7 @@ from engram.utils.errors import UserError
 
 # What a method has besides the network that is no memory of earlier tasks.
 NO_MEMORY = {"net", "replay_draws"}
+SPLIT_OF_CLASSES = {"n_tasks", "half_classes_in_first_task"}
 
 
 def is_continued(config: Config) -> bool:
@@ -40,7 +41,8 @@ def restore(method: Method, config: Config) -> None:
         settings = saved.get("config")  # a damaged file has anything there
         if isinstance(settings, dict) and (differ := checkpoint.differences(settings, config, names)):
             raise UserError(
-                f"--loadcheck {path}: does not fit, {', '.join(differ)}; give the flags as its run had them"
+                f"--loadcheck {path}: does not fit, {', '.join(differ)}; give the flags as its run had them "
+                f"({error})"
             ) from error
         raise
 
@@ -54,11 +56,9 @@ def _check_origin(saved: dict[str, Any], method: Method, config: Config) -> None
         )
     if saved["classes"] != method.benchmark.class_names:
         raise UserError(f"--loadcheck {path}: learned other classes, or in another order")
-    if method.benchmark.scenario != "domain-il" and saved["config"].get("n_tasks") != config.stream.n_tasks:
-        raise UserError(
-            f"--n_tasks {config.stream.n_tasks}: {path} learned tasks of other classes (--n_tasks "
-            f"{saved['config'].get('n_tasks')})"
-        )
+    splits_classes = method.stream != "joint" and method.benchmark.scenario != "domain-il"
+    if splits_classes and (differ := checkpoint.differences(saved["config"], config, SPLIT_OF_CLASSES)):
+        raise UserError(f"--loadcheck {path}: learned tasks of other classes, {', '.join(differ)}")
     n_tasks = 1 if method.stream == "joint" else len(method.benchmark.tasks)
     wanted = config.log.start_from or n_tasks
     if position["epoch"] or position["step"]:

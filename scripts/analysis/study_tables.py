@@ -217,9 +217,11 @@ def provenance(runs: list[StoredRecord], deviation: str = STANDARD_DEVIATION) ->
     devices = ", ".join(sorted({run.device or "unknown" for run in runs}))
     versions = ", ".join(sorted({run.versions.get("torch") or "unknown" for run in runs}))
     precisions = ", ".join(sorted({run.used_precision or "unknown" for run in runs}))
-    hours = sum(run.seconds.total or 0 for run in runs) / 3600
+    timed = [run.seconds.total for run in runs if run.seconds.total is not None]
+    hours = sum(timed) / 3600
     shown = f"{hours:.1f}" if hours >= 1 else f"{hours:.2g}"
-    cost = f"runs: {len(runs)}, {shown} hours together"
+    together = f", {shown} hours together" if len(timed) == len(runs) else ""
+    cost = f"runs: {len(runs)}{together}"
     made = f"devices: {devices}; precision: {precisions}; torch: {versions}; {cost}; commits: {commits(runs)}"
     return f"In %, mean ± {deviation}. {made}."
 

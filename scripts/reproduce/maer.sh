@@ -13,8 +13,8 @@
 # The last two ask the paper's question, which samples a memory of each size should hold (claim.yaml): SCORES, which
 # they need, are a published vector or those of memorization.eval_splits; SHARE is the part of the training set that
 # the vector and the stream are made of (memorization.subsets draws it), and the sizes of the memory shrink with it.
-# EPOCHS, WIDTH (20/64 of the channels) and PRECISION (bf16) change the narrow network's cost; ARMS=given leaves out what
-# does not depend on SCORES but for the balanced reservoir (claim_given.yaml): for a second file of scores.
+# EPOCHS, WIDTH (20/64 of the channels) and PRECISION (bf16) change the narrow network's cost. ARMS=given runs only the
+# policies that SCORES decide, and the balanced reservoir (claim_given.yaml): for a second file of scores.
 # SCORES=FILE also logs accuracy by memorization in the others; SEEDS, SIZES, JOBS, OUTPUT_DIR, DRY_RUN=1 to print.
 # Finished runs are skipped, so it can be started again after an interruption.
 source "$(dirname "$0")/common.sh"

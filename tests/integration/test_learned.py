@@ -43,7 +43,7 @@ def test_a_run_that_starts_from_a_checkpoint_learns_what_the_whole_run_does(run)
     assert "has learned 1 of 3 tasks, not 2" in wrong
     other = ("--n_tasks", "2", "--loadcheck", checkpoint, "--start_from", "1")
     assert (
-        "learned tasks of other classes (--n_tasks 3)"
+        "learned tasks of other classes, --n_tasks is 2, there 3"
         in run("--model", "er", "--buffer_size", "50", *other)[2]
     )
     assert (

@@ -67,7 +67,7 @@ def test_precedence(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("sgd --load_best_args", "sgd has no presets; leave it out, or tune"),
+        ("sgd --load_best_args", "sgd has no presets; leave the flag out, or tune"),
         ("er --load_best_args", "no preset for --dataset seq-digits; it has some for seq-mnist (buffer_size"),
         (
             "bic --dataset seq-cifar100 --load_best_args",

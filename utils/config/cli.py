@@ -206,7 +206,7 @@ def best_args(
 def _without_preset(model: str, dataset: str, wanted: str, presets: dict[str, dict[Any, Any]]) -> str:
     """Why a method has no preset called `wanted` on a benchmark, which it has, and what to give."""
     if not presets:
-        return f"{model} has no presets; leave it out, or tune the method's flags (scripts/tune.py)"
+        return f"{model} has no presets; leave the flag out, or tune the method's flags (scripts/tune.py)"
     if dataset not in presets:
         have = [f"{name} ({called(presets[name])})".removesuffix(" ()") for name in presets]
         return f"{model} has no preset for --dataset {dataset}; it has some for {'; '.join(have)}"
