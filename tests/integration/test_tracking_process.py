@@ -145,4 +145,4 @@ def test_nothing_is_left_when_the_run_cannot_be_built(tmp_path):
     assert process.returncode == 2 and seen
     wait_for_end(list(seen))
     told = (tmp_path / "out.txt").read_text()
-    assert "error: --model pnn" in told and "Traceback" not in told
+    assert "error: --dataset seq-digits: pnn is defined" in told and "Traceback" not in told
