@@ -122,6 +122,9 @@ def test_weights_of_another_shape_are_refused_by_name():
     state = net.state_dict() | {"head.weight": torch.zeros(3, 3)}
     with pytest.raises(ValueError, match=r"1 tensors differ: head.weight"):
         load_weights(net, state)
+    counted = net.state_dict() | {"n_batches": torch.tensor(3)}
+    with pytest.raises(ValueError, match=r"1 tensors differ: n_batches \(none here, scalar there\)"):
+        load_weights(net, counted)
 
 
 def test_pooling_before_relu_changes_nothing():
