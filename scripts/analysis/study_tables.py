@@ -20,6 +20,7 @@ from engram.scripts.analysis.table import (
 )
 from engram.utils.metrics.statistics import holm
 from engram.utils.runs.run_record import VIEW_NAMES
+from engram.utils.sweeps.sweep import duration
 
 METRICS = {
     "average_accuracy": "accuracy",
@@ -218,9 +219,7 @@ def provenance(runs: list[StoredRecord], deviation: str = STANDARD_DEVIATION) ->
     versions = ", ".join(sorted({run.versions.get("torch") or "unknown" for run in runs}))
     precisions = ", ".join(sorted({run.used_precision or "unknown" for run in runs}))
     timed = [run.seconds.total for run in runs if run.seconds.total is not None]
-    hours = sum(timed) / 3600
-    shown = f"{hours:.1f}" if hours >= 1 else f"{hours:.2g}"
-    together = f", {shown} hours together" if len(timed) == len(runs) else ""
+    together = f", {duration(sum(timed))} together" if len(timed) == len(runs) else ""
     cost = f"runs: {len(runs)}{together}"
     made = f"devices: {devices}; precision: {precisions}; torch: {versions}; {cost}; commits: {commits(runs)}"
     return f"In %, mean ± {deviation}. {made}."

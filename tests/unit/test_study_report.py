@@ -196,13 +196,13 @@ def test_means_and_deviations(folder):
     assert table.startswith(
         "**seq-digits**: 3 tasks, mlp, 1 epoch(s), batch 10, learning rate 0.1\n\n| method"
     )
-    assert re.search(r"torch: 2.15.0; runs: \d+, \S+ hours together; commits: 0123456789.$", table)
+    assert re.search(r"torch: 2.15.0; runs: \d+, .+ together; commits: 0123456789.$", table)
 
 
 def test_the_note_says_what_the_runs_cost_together(tmp_path):
     for seed, seconds in enumerate((3600, 1800)):
         write_run(tmp_path, seed, stored={"seconds": {"total": seconds}})
-    assert "; runs: 2, 1.5 hours together; " in study_tables.provenance(found_in(tmp_path).runs)
+    assert "; runs: 2, 1.5 h together; " in study_tables.provenance(found_in(tmp_path).runs)
     write_run(tmp_path, 2, stored={"seconds": {"total": None}})  # of a time that measured none
     assert "; runs: 3; " in study_tables.provenance(found_in(tmp_path).runs)
 
