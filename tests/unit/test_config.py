@@ -64,6 +64,13 @@ def test_precedence(tmp_path, monkeypatch):
     assert config.train.optim_mom == 0.5  # command line over file
 
 
+def test_a_preset_called_by_its_size_sets_the_size_of_the_memory():
+    preset = ["--model", "er", "--dataset", "perm-mnist", "--load_best_args"]
+    assert config_of(*preset, "5120").method.buffer_size == 5120
+    assert config_of(*preset, "--buffer_size", "500").method.buffer_size == 500
+    assert config_of(*preset, "5120", "--buffer_size", "500").method.buffer_size == 500  # the command line wins
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -187,7 +187,7 @@ def best_args(
 ) -> tuple[str, dict[str, Any]]:
     """The preset for (method, benchmark, buffer size or name) in models/presets/METHOD.yaml, as a layer.
 
-    name: of the preset; `any` for the one of the buffer size.
+    name: of the preset; `any` for the one of the buffer size. A preset called by its size sets the size too.
     """
     if model is None:
         raise OptionError("--load_best_args needs --model")
@@ -199,7 +199,8 @@ def best_args(
     by_name = {str(key): flags for key, flags in presets.get(dataset, {}).items()}
     if wanted not in by_name:
         raise OptionError(f"--load_best_args: {_without_preset(model, dataset, wanted, presets)}")
-    flags = {key: value for key, value in by_name[wanted].items() if key != "source"}
+    size = {"buffer_size": int(wanted)} if wanted.isdigit() else {}
+    flags = size | {key: value for key, value in by_name[wanted].items() if key != "source"}
     return f"preset {path.name}", flags
 
 
