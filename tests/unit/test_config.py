@@ -68,7 +68,7 @@ def test_a_preset_called_by_its_size_sets_the_size_of_the_memory():
     preset = ["--model", "er", "--dataset", "perm-mnist", "--load_best_args"]
     assert config_of(*preset, "5120").method.buffer_size == 5120
     assert config_of(*preset, "--buffer_size", "500").method.buffer_size == 500
-    assert config_of(*preset, "5120", "--buffer_size", "500").method.buffer_size == 500  # the command line wins
+    assert config_of(*preset, "5120", "--buffer_size", "500").method.buffer_size == 500
 
 
 @pytest.mark.parametrize(
