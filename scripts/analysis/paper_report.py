@@ -47,8 +47,8 @@ Cells = dict[Cell, Setting]  # of one benchmark
 class Published:
     """Numbers of a paper, in %: benchmark → `method` or `method buffer_size` → a value for each column.
 
-    Values that are text and begin with ~ are recalled, not read in the paper: they say only where a number
-    should lie.
+    A ~ before a number, or before its error alone, marks what is recalled, not read in the paper: it says
+    only where a number should lie.
     """
 
     source: str

@@ -93,6 +93,6 @@ def test_published_numbers_have_a_source_and_a_value_for_each_column(path):
 def test_published_numbers_are_found_by_method_and_size():
     published = Published.read("mer")
     assert published.of("mnist-rotations", Cell("gem", 5120)) == ["~87.3", "~86.4", "~+1"]
-    assert published.of("mnist-rotations", Cell("online")) == ["53.38", "58.82", "-5.44"]
+    assert published.of("mnist-rotations", Cell("online")) == ["~53.38", "~58.82", "~-5.44"]
     assert published.of("mnist-rotations", Cell("agem", 5120)) == ["–"] * 3
     assert published.of("seq-digits", Cell("online")) == ["–"] * 3
