@@ -147,7 +147,7 @@ def stability(settings: list[Setting], view: str) -> Figure | None:
 
 @rc_context(PRINT)
 def cost(settings: list[Setting]) -> Figure:
-    """Seconds and peak memory of a run, one bar for each setting."""
+    """Seconds and peak memory of a run, one bar for each setting; none where no run was measured."""
     figure = _figure(0.22 * len(settings) + 0.9)
     left, right = figure.subplots(1, 2, sharey=True)
     rows = np.arange(len(settings))
@@ -158,7 +158,7 @@ def cost(settings: list[Setting]) -> Figure:
         start = start + seconds
     rest = np.maximum(_mean_seconds(settings, "total") - start, 0)
     left.barh(rows, rest, left=start, label="start and logging", color="0.8")
-    memory = [np.mean([(run.peak_memory_bytes or 0) / 2**20 for run in s.runs]) for s in settings]
+    memory = [_mean_measured(run.peak_memory_mib for run in s.runs) for s in settings]
     right.barh(rows, memory, color="tab:gray")
     left.set_yticks(rows, [textwrap.fill(setting.label, 36) for setting in settings])
     left.invert_yaxis()
@@ -216,7 +216,13 @@ def _buffer_families(settings: list[Setting]) -> dict[str, list[Setting]]:
 
 
 def _mean_seconds(settings: list[Setting], name: str) -> NDArray[np.float64]:
-    return np.array([np.mean([getattr(run.seconds, name) or 0 for run in s.runs]) for s in settings])
+    return np.array([_mean_measured(getattr(run.seconds, name) for run in s.runs) for s in settings])
+
+
+def _mean_measured(values: Iterable[float | None]) -> float:
+    """The mean of the values that were measured; 0, a bar of no length, where none was."""
+    measured = [value for value in values if value is not None]
+    return float(np.mean(measured)) if measured else 0.0
 
 
 def _draw_band(

@@ -54,6 +54,11 @@ class StoredRecord(RunRecord):
     @property
     def buffer_size(self) -> int:
         """The size of the method's memory in samples; 0 for a method without one."""
+    @property
+    def peak_memory_mib(self) -> float | None:
+        """The most memory that the run took, in MiB; None where it was not measured."""
+        return None if self.peak_memory_bytes is None else self.peak_memory_bytes / 2**20
+
         return int(self.config.get("buffer_size") or 0)
 
     @property

@@ -17,6 +17,7 @@ from engram.scripts.analysis.table import (
     make_table,
     mean_std,
     number_text,
+    p_text,
 )
 from engram.utils.metrics.statistics import holm
 from engram.utils.runs.run_record import VIEW_NAMES
@@ -141,8 +142,8 @@ PAIRED_COLUMNS = [
     Column[Comparison]("minus", lambda c: c.baseline.label),
     Column[Comparison]("difference", lambda c: f"{c.test.mean:+.2f} ± {c.test.std:.2f}"),
     Column[Comparison]("t", lambda c: MISSING if math.isnan(c.test.t) else f"{c.test.t:.2f}"),
-    Column[Comparison]("p", lambda c: _p_value(c.test.p)),
-    Column[Comparison]("p (Holm)", lambda c: _p_value(c.corrected_p)),
+    Column[Comparison]("p", lambda c: p_text(c.test.p, 4)),
+    Column[Comparison]("p (Holm)", lambda c: p_text(c.corrected_p, 4)),
     Column[Comparison]("pairs", lambda c: str(c.test.n)),
 ]
 
@@ -155,7 +156,7 @@ def cost_table(settings: list[Setting]) -> Table:
         Column[Setting]("images/s", lambda s: _mean(run.images_per_second for run in s.runs)),
         Column[Setting](
             "peak memory (MiB)",
-            lambda s: _mean((run.peak_memory_bytes or 0) / 2**20 for run in s.runs),
+            lambda s: _mean(run.peak_memory_mib for run in s.runs),
         ),
         Column[Setting]("device", lambda s: ", ".join(sorted({run.device or "unknown" for run in s.runs}))),
     ]
@@ -264,9 +265,3 @@ def _mean(values: Iterable[float | None]) -> str:
 
 def _nan_last(p: float) -> float:
     return math.inf if math.isnan(p) else p
-
-
-def _p_value(value: float) -> str:
-    if math.isnan(value):
-        return MISSING
-    return "< 0.0001" if value < 1e-4 else f"{value:.4f}"

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -155,6 +156,20 @@ def _mean_and(deviation: Callable[[Spread], float], values: ArrayLike, scale: fl
         return MISSING
     spread = mean_std_ci(scaled)
     return f"{spread.mean:.{digits}f}" + (f" ± {deviation(spread):.{digits}f}" if spread.n > 1 else "")
+
+
+def median_text(values: Iterable[float | None]) -> str:
+    """The median of the values that were measured, rounded; `–` where none was."""
+    measured = [value for value in values if value is not None]
+    return f"{np.median(measured):.0f}" if measured else MISSING
+
+
+def p_text(p: float, digits: int = 3) -> str:
+    """`0.023`, or `< 0.001` where it would print as zero; `–` for NaN."""
+    if math.isnan(p):
+        return MISSING
+    smallest = 10.0**-digits
+    return f"< {smallest:.{digits}f}" if p < smallest else f"{p:.{digits}f}"
 
 
 def number_text(value: object) -> str:

@@ -57,6 +57,19 @@ def test_runs_that_differ_in_one_practice_alone_are_paired_by_seed():
     ]
 
 
+@pytest.mark.parametrize(
+    ("without", "with_it", "points"), [(0.4, 0.4, "0.00"), (0.40001, 0.4, "0.00"), (0.4, 0.4001, "+0.01")]
+)
+def test_a_difference_that_prints_as_zero_has_no_sign(without, with_it, points):
+    (row,) = table(run("l2p", 0, without, train_classes="all"), run("l2p", 0, with_it, train_classes="task"))
+    assert row[5] == row[7] == points
+
+
+def test_the_ends_of_an_interval_of_zeros_have_no_sign():
+    records = [run("l2p", seed, 0.4, train_classes=classes) for seed in (0, 1) for classes in ("all", "task")]
+    assert table(*records)[0][5:8] == ["0.00 ± 0.00", "0.00 to 0.00", "0.00 ± 0.00"]
+
+
 def test_runs_that_differ_in_another_flag_too_are_no_pair_and_a_table_without_rows_is_refused():
     records = [run("l2p", 0, 0.3, train_classes="all"), run("l2p", 0, 0.4, train_classes="task", lr=0.1)]
     with pytest.raises(UserError, match="no two settings differ in one practice alone"):

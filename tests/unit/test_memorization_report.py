@@ -66,6 +66,15 @@ def test_differences_are_paired_by_seed(records, tmp_path):
     assert r"\multicolumn{1}{c}{} & \multicolumn{2}{c}{50} & \multicolumn{2}{c}{200} \\" in lines
 
 
+def test_a_small_p_is_not_printed_as_zero():
+    """Gains of 10, 10.1, 10.2, 10.3 and 10.4 %: t = 144."""
+    records = [record("er", seed, 0.5, buffer_size=50, memory="balanced") for seed in range(5)]
+    records += [
+        record("maer", seed, 0.6 + 0.001 * seed, buffer_size=50, buffer_policy="min") for seed in range(5)
+    ]
+    assert "(t 144.2, p < 0.001, Holm < 0.001)" in report(records).markdown()
+
+
 def test_the_figure_of_differences_pairs_by_seed_and_shows_intervals(records):
     """Gains of 3 to 7 %: Student's interval t(0.975, 4) · 1.58 / √5; a seed of other tasks is not paired."""
     compared = run_plots.differences(records)

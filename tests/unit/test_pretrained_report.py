@@ -1,7 +1,10 @@
 """The table of pre-trained encoders: a table for each, published numbers beside their own encoder alone."""
 
+from dataclasses import replace
+
 from engram.scripts.analysis.papers.pretrained import PretrainedReport
 from engram.scripts.analysis.run_set import StoredRecord
+from engram.utils.runs.run_record import Seconds
 from tests.unit.stored_records import run_set, stored_record, view
 from tests.unit.test_rehearsal_report import rows
 
@@ -29,3 +32,10 @@ def test_published_numbers_and_the_gap_to_the_joint_probe_are_those_of_the_encod
     assert [row[:5] for row in rows(vit)[2:]] == [
         ["ncm", "–", "84.00 ± 1.41", "83.4", "6.00"], ["linear_probe_joint", "–", "90.00", "87.9", "0.00"]
     ]  # fmt: skip
+
+
+def test_runs_whose_time_nobody_measured_have_none():
+    unmeasured = [replace(run("ncm", 0.8, VIT, seed), seconds=Seconds()) for seed in (0, 1)]
+    assert rows(PretrainedReport(run_set(*unmeasured)).markdown())[2][-2:] == ["–", "2"]
+    one = PretrainedReport(run_set(unmeasured[0], run("ncm", 0.8, VIT, 1)))
+    assert rows(one.markdown())[2][-2:] == ["7", "2"]

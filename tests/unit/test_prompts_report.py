@@ -1,10 +1,13 @@
 """Tables of prompts beside their controls: names, accuracies, paired differences, rates that were tried."""
 
+from dataclasses import replace
+
 import pytest
 
 from engram.scripts.analysis.papers import prompts
 from engram.scripts.analysis.papers.prompts import PromptsReport
 from engram.scripts.analysis.run_set import StoredRecord
+from engram.utils.runs.run_record import Seconds
 from tests.unit.stored_records import run_set, stored_record, view
 from tests.unit.test_rehearsal_report import rows
 
@@ -65,6 +68,12 @@ def test_differences_to_controls_are_paired_with_an_interval_and_corrected():
 def test_a_method_without_its_control_has_no_difference_and_one_seed_no_interval():
     _, differences = tables(run("l2p", 0.5), run("sgd", 0.4, **HEAD), run("ease", 0.6))
     assert [row[:3] for row in differences] == [["l2p", "sgd task head", "+10.00"]]
+
+
+def test_runs_whose_time_nobody_measured_have_none():
+    unmeasured = replace(run("l2p", 0.5), seconds=Seconds())
+    assert tables(unmeasured)[0][0][-2:] == ["–", "1"]
+    assert tables(unmeasured, run("l2p", 0.5, 1))[0][0][-2:] == ["5", "2"]
 
 
 def test_random_weights_are_another_encoder():

@@ -1,7 +1,10 @@
 """The rehearsal tables: what counts as one setting, what stands beside it, in which order."""
 
+from dataclasses import replace
+
 from engram.scripts.analysis.papers.rehearsal import RehearsalReport
 from engram.scripts.analysis.run_set import StoredRecord
+from engram.utils.runs.run_record import Seconds
 from tests.unit.stored_records import run_set, stored_record, view
 
 
@@ -54,3 +57,25 @@ def test_variants_of_a_method_are_settings_of_their_own():
     assert [row[:3] for row in rows(text)[2:]] == [
         ["er fifo", "80.00", "99.00"], ["er", "87.00", "99.00"], ["full_buffer grasp", "90.00", "99.00"],
     ]  # fmt: skip
+
+
+def test_settings_of_several_sizes_of_the_memory_are_told_apart():
+    records = [
+        run("er", accuracy, dataset="seq-mnist", buffer_size=size)
+        for size, accuracy in ((200, 0.8), (500, 0.9))
+    ]
+    head, _, *found = rows(markdown(*records, run("sgd", 0.2, dataset="seq-mnist")))
+    assert head[:3] == ["method", "buffer", "class-IL accuracy"]
+    assert [row[:3] for row in found] == [
+        ["sgd", "–", "20.00"], ["er", "200", "80.00"], ["er", "500", "90.00"],
+    ]  # fmt: skip
+
+
+def test_what_was_not_measured_is_left_out_of_the_medians():
+    """Of seconds 12.4, none and 14.4 and of 700 MB, none and 700 MB the medians are 13 and 700."""
+    records = [run("er", 0.5, seed) for seed in range(3)]
+    unmeasured = [replace(r, seconds=Seconds(), peak_memory_bytes=None) for r in records]
+    _, _, row = rows(markdown(records[0], unmeasured[1], records[2]))
+    assert row[-3:] == ["13", "700", "3"]
+    _, _, row = rows(markdown(*unmeasured))
+    assert row[-3:] == ["–", "–", "3"]

@@ -367,6 +367,19 @@ def test_the_parts_of_the_time_add_up_to_the_total(folder):
     assert cells == ["5.0 ± 1.0", "3.0 ± 0.0", "0.5 ± 0.0", "0.2 ± 0.0"]
 
 
+def test_what_was_not_measured_is_not_a_zero_in_the_figure_of_costs():
+    """Of 4 seconds, 6 seconds and none the mean is 5; of runs that nobody measured there is no bar."""
+    seconds = [{"total": 4.0, "train": 3.0}, {"total": 6.0, "train": 3.0}, {}]
+    parts = [{"seconds": s, "peak_memory_bytes": 2**20 if s else None} for s in seconds]
+    config = {"model": "er", "dataset": "seq-digits"}
+    some = [stored_record(config | {"seed": i}, **part) for i, part in enumerate(parts)]
+    none = [stored_record(config | {"seed": i, "lr": 1.0}, **parts[2]) for i in range(2)]
+    times, memory = figures.cost(run_set(*some, *none).settings).axes
+    of_first = {bars.get_label(): bars[0].get_width() for bars in times.containers}
+    assert of_first == {"train": 3, "eval": 0, "data": 0, "start and logging": 2}
+    assert [bar.get_width() for bar in memory.containers[0]] == [1, 0]
+
+
 def test_a_figure_is_the_same_file_whenever_it_is_written(folder):
     settings = found_in(folder).settings
     starts = {"pdf": b"%PDF", "svg": b"<?xml", "png": b"\x89PNG"}

@@ -203,12 +203,22 @@ def _in_percent(row: Mapping[str, Any]) -> list[float]:
 
 
 def _signed(points: np.ndarray) -> str:
-    """Mean ± deviation with its sign, such as `+1.20 ± 0.31`."""
+    """Mean ± deviation with its sign, such as `+1.20 ± 0.31`; `0.00` has none."""
     text = mean_std(points, scale=1)
-    return text if text.startswith(("-", MISSING)) else f"+{text}"
+    return text if text == MISSING else _with_sign(text)
 
 
 def _interval(points: np.ndarray) -> str:
     spread = mean_std_ci(points)
     low, high = spread.mean - spread.ci95, spread.mean + spread.ci95
-    return MISSING if np.isnan(spread.ci95) else f"{low:+.2f} to {high:+.2f}"
+    if np.isnan(spread.ci95):
+        return MISSING
+    return f"{_with_sign(f'{low:.2f}')} to {_with_sign(f'{high:.2f}')}"
+
+
+def _with_sign(text: str) -> str:
+    """The text of a number, `+` before a positive one and nothing before one that prints as zero."""
+    unsigned = text.removeprefix("-")
+    if float(unsigned.split()[0]) == 0:
+        return unsigned
+    return text if text.startswith("-") else f"+{text}"

@@ -25,6 +25,7 @@ from engram.scripts.analysis.table import (
     mean_population_std,
     mean_std,
     number_text,
+    p_text,
 )
 from engram.utils import files
 from engram.utils.metrics.statistics import holm
@@ -198,7 +199,7 @@ def _difference(comparison: Comparison | None) -> str:
     if comparison is None or not _n_pairs(comparison):
         return MISSING
     test, corrected = comparison.test, comparison.corrected_p
-    return f"{test.mean:+.2f} ± {test.std:.2f} (t {test.t:.1f}, p {test.p:.3f}, Holm {corrected:.3f})"
+    return f"{test.mean:+.2f} ± {test.std:.2f} (t {test.t:.1f}, p {p_text(test.p)}, Holm {p_text(corrected)})"
 
 
 def _seeds_column(cells: Cells, count: Callable[[Cell], int]) -> Column[str]:

@@ -4,13 +4,9 @@
 numbers stand beside runs on the encoder that they were made with, and beside no others.
 """
 
-from collections.abc import Iterable
-
-import numpy as np
-
 from engram.scripts.analysis.paper_report import Cell, Cells, PaperReport
 from engram.scripts.analysis.run_set import Setting, StoredRecord
-from engram.scripts.analysis.table import MISSING, Column, Table, make_table, mean_std
+from engram.scripts.analysis.table import MISSING, Column, Table, make_table, mean_std, median_text
 
 BOUND = "linear_probe_joint"
 
@@ -41,7 +37,7 @@ class PretrainedReport(PaperReport):
             Column("below the joint probe", lambda cell: _gap(cells[cell], bound)),
             Column("incremental", lambda cell: _mean_std(cells[cell], "average_incremental_accuracy"), "max"),
             Column("forgetting", lambda cell: _mean_std(cells[cell], "forgetting"), "min"),
-            Column("seconds", lambda cell: _median(run.seconds.total for run in cells[cell].runs)),
+            Column("seconds", lambda cell: median_text(run.seconds.total for run in cells[cell].runs)),
             Column("seeds", lambda cell: str(len(cells[cell].runs))),
         ]
         return make_table(rows, columns, f"**{benchmark}** on {encoder}")
@@ -58,7 +54,3 @@ def _mean_std(setting: Setting, metric: str) -> str:
 
 def _gap(setting: Setting, bound: float | None) -> str:
     return MISSING if bound is None else f"{100 * (bound - setting.mean_accuracy):.2f}"
-
-
-def _median(values: Iterable[float | None]) -> str:
-    return f"{np.median(list(values)):.0f}"

@@ -10,16 +10,14 @@ import json
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-
-import numpy as np
 
 from engram.scripts.analysis.pairing import Comparison, compare
 from engram.scripts.analysis.paper_report import Cell, Cells, PaperReport
 from engram.scripts.analysis.run_set import RunSet, Setting, StoredRecord
-from engram.scripts.analysis.table import MISSING, Column, Table, make_table, mean_std
+from engram.scripts.analysis.table import MISSING, Column, Table, make_table, mean_std, median_text, p_text
 from engram.utils.metrics.statistics import holm
 
 VIEWS = {"class_il": "class-IL", "task_il": "task-IL"}
@@ -115,7 +113,7 @@ def accuracy_table(rows: dict[str, Setting], title: str) -> Table:
         Column[str]("learning accuracy", lambda n: mean_std(rows[n].values("class_il", "learning_accuracy"))),
         Column[str]("forgetting", lambda n: mean_std(rows[n].values("class_il", "forgetting")), "min"),
         Column[str]("rate", lambda name: rate(rows[name])),
-        Column[str]("seconds", lambda name: _median(run.seconds.total for run in rows[name].runs)),
+        Column[str]("seconds", lambda name: median_text(run.seconds.total for run in rows[name].runs)),
         Column[str]("seeds", lambda name: str(len(rows[name].runs))),
     ]
     return make_table(sorted(rows, key=lambda name: rows[name].mean_accuracy), columns, title)
@@ -150,7 +148,7 @@ def difference_table(rows: dict[str, Setting], title: str) -> Table:
     for view, text in VIEWS.items():
         columns += [
             Column[int](f"{text}", lambda i, view=view: _difference(tests[view][i])),
-            Column[int]("p (Holm)", lambda i, view=view: _p_value(tests[view][i].corrected_p)),
+            Column[int]("p (Holm)", lambda i, view=view: p_text(tests[view][i].corrected_p)),
         ]
     columns.append(Column[int]("pairs", lambda i: str(tests["class_il"][i].test.n)))
     note = (
@@ -215,11 +213,3 @@ def _difference(comparison: Comparison) -> str:
         return MISSING
     interval = "" if math.isnan(test.ci95) else f" [{test.mean - test.ci95:.2f}, {test.mean + test.ci95:.2f}]"
     return f"{test.mean:+.2f}{interval}"
-
-
-def _p_value(p: float) -> str:
-    return MISSING if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def _median(values: Iterable[float | None]) -> str:
-    return f"{np.median(list(values)):.0f}"

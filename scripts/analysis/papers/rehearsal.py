@@ -4,16 +4,13 @@
 memory is that of the whole process on a CPU.
 """
 
-from collections.abc import Iterable
-
-import numpy as np
-
 from engram.scripts.analysis.paper_report import Cell, Cells, PaperReport
 from engram.scripts.analysis.run_set import Setting, StoredRecord
-from engram.scripts.analysis.table import MISSING, Column, Table, make_table, mean_std
+from engram.scripts.analysis.table import MISSING, Column, Table, make_table, mean_std, median_text
 
 # Flags that tell two settings of one method apart, and the value that the name leaves out.
 VARIANTS = {"memory": "reservoir", "order": "uniform", "buffer_policy": "min"}
+BUFFER = Column[Cell]("buffer", lambda cell: str(cell.buffer_size or MISSING))
 
 
 class RehearsalReport(PaperReport):
@@ -34,14 +31,15 @@ class RehearsalReport(PaperReport):
         rows = sorted(
             cells, key=lambda cell: (cell.buffer_size if beside_paper else 0, cells[cell].mean_accuracy)
         )
-        sizes = sorted({cell.buffer_size for cell in cells if cell.buffer_size})
-        title = f"**{benchmark}**" + ("" if beside_paper else f", buffer {', '.join(map(str, sizes))}")
+        sizes = ", ".join(map(str, _sizes(cells)))
+        title = f"**{benchmark}**" + ("" if beside_paper else f", buffer {sizes}")
         columns = self._published_columns(benchmark, cells) if beside_paper else self._view_columns(cells)
         return [make_table(rows, [*columns, *self._cost_columns(cells)], title)]
 
     def _view_columns(self, cells: Cells) -> list[Column[Cell]]:
         return [
             Column("method", lambda cell: cell.method),
+            *([BUFFER] if len(_sizes(cells)) > 1 else []),
             Column(
                 "class-IL accuracy",
                 lambda cell: _mean_std(cells[cell], "class_il", "average_accuracy"),
@@ -56,7 +54,7 @@ class RehearsalReport(PaperReport):
     def _published_columns(self, benchmark: str, cells: Cells) -> list[Column[Cell]]:
         return [
             Column("method", lambda cell: cell.method),
-            Column("buffer", lambda cell: str(cell.buffer_size or MISSING)),
+            BUFFER,
             Column("accuracy", lambda cell: _mean_std(cells[cell], "class_il", "average_accuracy"), "max"),
             Column("published", lambda cell: self.published.of(benchmark, cell)[0]),
             Column("forgetting", lambda cell: _mean_std(cells[cell], "class_il", "forgetting"), "min"),
@@ -64,18 +62,19 @@ class RehearsalReport(PaperReport):
 
     def _cost_columns(self, cells: Cells) -> list[Column[Cell]]:
         return [
-            Column("seconds", lambda cell: _median(run.seconds.total for run in cells[cell].runs)),
+            Column("seconds", lambda cell: median_text(run.seconds.total for run in cells[cell].runs)),
             Column(
                 "peak MB",
-                lambda cell: _median((run.peak_memory_bytes or 0) / 2**20 for run in cells[cell].runs),
+                lambda cell: median_text(run.peak_memory_mib for run in cells[cell].runs),
             ),
             Column("seeds", lambda cell: str(len(cells[cell].runs))),
         ]
 
 
+def _sizes(cells: Cells) -> list[int]:
+    """All sizes of the memory that occur."""
+    return sorted({cell.buffer_size for cell in cells if cell.buffer_size})
+
+
 def _mean_std(setting: Setting, view: str, metric: str) -> str:
     return mean_std(setting.values(view, metric))
-
-
-def _median(values: Iterable[float | None]) -> str:
-    return f"{np.median(list(values)):.0f}"
