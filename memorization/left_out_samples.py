@@ -62,7 +62,8 @@ def comparison(folder: str) -> str:
     The seeds are those of all columns, or `5 / 3`: of runs with all samples, and with both choices left out.
     """
     lines = ["| " + " | ".join(HEADS) + " |", "| --- " * len(HEADS) + "|"]
-    for setting, by_choice in accuracies(finished_runs(Path(folder).expanduser(), "--results")).items():
+    records = finished_runs(Path(folder).expanduser(), "--results", told_apart=("exclude",))
+    for setting, by_choice in accuracies(records).items():
         everything = [np.mean(values) for values in by_choice["all", ""].values()]
         for percent in sorted({p for kind, p in by_choice if kind != "all"}, key=float):
             random, top = by_choice["random", percent], by_choice["top", percent]

@@ -20,10 +20,10 @@ from typing import Any
 import yaml
 
 import engram
-from engram.scripts.analysis.run_set import INCIDENTAL, StoredRecord
+from engram.scripts.analysis.run_set import StoredRecord
 from engram.utils.config import registry
 from engram.utils.config.config import resolve
-from engram.utils.config.run_key import command_line_of
+from engram.utils.config.run_key import INCIDENTAL, command_line_of
 from engram.utils.errors import UserError
 
 FILE = Path(__file__).with_name("number_moves.yaml")

@@ -13,15 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engram.utils.config.config import OPERATIONAL
 from engram.utils.config.outside import label
-from engram.utils.config.run_key import NAMES
+from engram.utils.config.run_key import INCIDENTAL
 from engram.utils.config.version import shortened
 from engram.utils.errors import UserError
 from engram.utils.runs.run_record import FILE_NAME, RunRecord, read_all
 
-# Flags that say where and how a run ran and what it is called; they do not change what it computes.
-INCIDENTAL = OPERATIONAL | NAMES | {"seed"}
 # Names that MLflow makes up where a run was given none, such as bold-crow-123.
 MADE_UP = re.compile(r"[a-z]+-[a-z]+-\d+")
 # A setting's label leaves out these too: the table says them anyway.

@@ -9,6 +9,8 @@ from engram.utils.config.config import OPERATIONAL
 
 # These name a run and do not change what it computes; OPERATIONAL ones say where and how it runs.
 NAMES = {"experiment_name", "run_name"}
+# Flags that say where and how a run ran and what it is called; runs of one setting may differ in them.
+INCIDENTAL = OPERATIONAL | NAMES | {"seed"}
 
 
 def run_key(flags: dict[str, Any]) -> str:
