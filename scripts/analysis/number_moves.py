@@ -209,9 +209,7 @@ def table_ages(page: str, titles: Mapping[str, str]) -> list[TableAge]:
     for name, body in re.findall(r"<!-- table (.+?) -->\n(.*?)<!-- end \1 -->", page, re.DOTALL):
         rows = _rows(body, titles)
         for move in read_moves():
-            labels = [
-                label for label, dataset in rows if move.may_concern(re.split("[ ,]", label)[0], dataset)
-            ]
+            labels = [label for label, dataset in rows if move.may_concern(_model(label), dataset)]
             is_old = any(is_older(commit, move.commit) for commit in commits_of(body))
             if labels and is_old and name not in move.unaffected:
                 older.append(TableAge(name, move, list(dict.fromkeys(labels))))
@@ -237,6 +235,12 @@ def without_commits(page: str) -> list[str]:
     return [name for name, body in blocks if all(ancestors(commit) is None for commit in commits_of(body))]
 
 
+def with_unnamed_commits(page: str) -> list[str]:
+    """The tables whose note counts further commits without naming them, so that an older one is not seen."""
+    blocks = re.findall(r"<!-- table (.+?) -->\n(.*?)<!-- end \1 -->", page, re.DOTALL)
+    return [name for name, body in blocks if re.search(r"commits: .+ and \d+ more\.", body)]
+
+
 def unknown_changes() -> list[str]:
     """The commits of changes that this repository does not know: it is a shallow clone, or none at all."""
     return list(dict.fromkeys(move.commit for move in read_moves() if ancestors(move.commit) is None))
@@ -256,7 +260,7 @@ def _model(label: str) -> str:
 def _rows(body: str, titles: Mapping[str, str]) -> list[tuple[str, str | None]]:
     """(label, benchmark) of each row of a table of methods; None where no benchmark stands above it."""
     rows: list[tuple[str, str | None]] = []
-    dataset, of_methods, head = None, False, True
+    dataset, column, head = None, None, True
     for line in body.splitlines():
         if title := re.match(r"\*\*(.+?)\*\*", line):
             name = title[1].split(",")[0]
@@ -264,7 +268,19 @@ def _rows(body: str, titles: Mapping[str, str]) -> list[tuple[str, str | None]]:
         if not line.startswith("|"):
             head = True
         elif head:
-            of_methods, head = line.split("|")[1].strip() in ("method", "buffer size", "buffer"), False
-        elif of_methods and not line.startswith("| ---"):
-            rows.append((line.split("|")[1].strip(), dataset))
+            column, head = _column_of_methods(_cells(line)), False
+        elif column is not None and not line.startswith("| ---"):
+            rows.append((_cells(line)[column], dataset))
     return rows
+
+
+def _cells(line: str) -> list[str]:
+    """The texts between the bars of a row."""
+    return [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+
+
+def _column_of_methods(heads: list[str]) -> int | None:
+    """Which column names the methods; tables by the size of the memory have them below `buffer size`."""
+    if "method" in heads:
+        return heads.index("method")
+    return 0 if heads[0] in ("buffer size", "buffer") else None

@@ -25,6 +25,7 @@ MADE_UP = re.compile(r"[a-z]+-[a-z]+-\d+")
 UNLABELED = INCIDENTAL | {"model", "dataset", "scenario"}
 # Methods that keep all data, or train on all tasks at once.
 BOUNDS = {"joint", "cumulative", "full_buffer", "linear_probe_joint"}
+N_NAMED = 32  # commits below a table; more, as of another project's logs, are counted
 SHORT_NAMES = {"buffer_size": "buffer", "buffer_policy": "policy", "e_lambda": "λ", "mas_lambda": "λ"}
 
 
@@ -51,12 +52,12 @@ class StoredRecord(RunRecord):
     @property
     def buffer_size(self) -> int:
         """The size of the method's memory in samples; 0 for a method without one."""
+        return int(self.config.get("buffer_size") or 0)
+
     @property
     def peak_memory_mib(self) -> float | None:
         """The most memory that the run took, in MiB; None where it was not measured."""
         return None if self.peak_memory_bytes is None else self.peak_memory_bytes / 2**20
-
-        return int(self.config.get("buffer_size") or 0)
 
     @property
     def campaign(self) -> str:
@@ -258,9 +259,9 @@ def _flag_words(name: str, value: Any) -> str:
 
 
 def commits(runs: Iterable[RunRecord]) -> str:
-    """The commits that made these runs, each once, the first eight named; a resumed run may have several.
+    """The commits that made these runs, each once, the first N_NAMED named; a resumed run may have several.
 
-    A run whose code had changes has +changes behind them.
+    A run whose code had changes has +changes behind them. `report.py --check` reads the named ones.
     """
     commits_of_runs = {
         shortened(commit, run.git_dirty)
@@ -268,5 +269,5 @@ def commits(runs: Iterable[RunRecord]) -> str:
         for commit in (run.git_commit or "unknown").split(", ")
     }
     named = sorted(commits_of_runs)
-    more = f" and {len(named) - 8} more" if len(named) > 8 else ""
-    return ", ".join(named[:8]) + more
+    more = f" and {len(named) - N_NAMED} more" if len(named) > N_NAMED else ""
+    return ", ".join(named[:N_NAMED]) + more

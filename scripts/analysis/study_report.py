@@ -193,6 +193,8 @@ def check_page(path: Path) -> int:
         print(line)
     if unknown := number_moves.without_commits(page):
         print(f"no commit that this repository knows: {', '.join(unknown)}")
+    if unnamed := number_moves.with_unnamed_commits(page):
+        print(f"too many commits to tell whether an unnamed one is older: {', '.join(unnamed)}")
     if changes := number_moves.unknown_changes():
         print(f"not compared, since this repository does not know the commit: {', '.join(changes)}")
     unlisted = [age for age in older if not age.listed]

@@ -4,7 +4,7 @@ import pytest
 
 from engram.scripts.analysis import number_moves, study_report
 from engram.scripts.analysis.number_moves import FILE, Move, Reason, check_runs, is_older, short_command
-from engram.scripts.analysis.run_set import StoredRecord
+from engram.scripts.analysis.run_set import StoredRecord, commits
 from engram.utils.config import registry
 from engram.utils.config.config import resolve
 from engram.utils.errors import UserError
@@ -151,6 +151,29 @@ def test_a_page_is_checked_by_the_commits_that_its_tables_name(moves, tmp_path, 
     *printed, last = capsys.readouterr().out.splitlines()
     assert len(printed) == len(lines) and all(map(str.startswith, printed, lines))
     assert last == f"{code} tables have older rows; {code} reasons are missing"
+
+
+def test_methods_are_read_wherever_their_column_stands(moves):
+    page = PAGE.format(commits=OLD[:10])
+    page = page.replace("| method | accuracy |", "| practice | method |")
+    page = page.replace("| gss, buffer 500 | 81 |", "| a \\| b | gss, head alone |")
+    (age,) = number_moves.table_ages(page, {})
+    assert age.rows == ["gss, head alone"]
+
+
+def test_a_page_that_counts_further_commits_says_that_it_cannot_tell(moves, tmp_path, capsys):
+    page = tmp_path / "RESULTS.md"
+    page.write_text(PAGE.format(commits=f"{NEW[:10]} and 3 more"))
+    assert study_report.run(["--check", str(page)], "") == 0
+    said = "too many commits to tell whether an unnamed one is older: mine\n"
+    assert capsys.readouterr().out.startswith(said)
+
+
+def test_a_note_names_the_commits_of_a_table_of_our_own_runs():
+    digits = [f"{i:010x}" for i in range(40)]
+    runs = [run(commit + "0" * 30) for commit in digits]
+    assert number_moves.commits_of(f"commits: {commits(runs[:20])}.") == digits[:20]
+    assert commits(runs).endswith(f"{digits[31]} and 8 more")
 
 
 def test_a_listed_table_passes_until_it_is_made_again(moves, tmp_path, capsys):
