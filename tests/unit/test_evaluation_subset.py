@@ -71,7 +71,7 @@ def test_some_samples_are_the_same_each_time_and_have_a_standard_error(whole, fo
     trainer = learned(folder, eval_samples=10)
     R, errors = trainer.results.R["task_il"], trainer.results.errors["task_il"]
     assert np.allclose((10 * R[:-1]).round(), 10 * R[:-1]) and (R[-1] == whole.R["task_il"][-1]).all()
-    expected = np.sqrt(R[:-1] * (1 - R[:-1]) / 10 * (PER_TASK - 10) / (PER_TASK - 1))
+    expected = np.sqrt(R[:-1] * (1 - R[:-1]) / 9 * (1 - 10 / PER_TASK))
     np.testing.assert_allclose(errors[:-1], expected, rtol=1e-12)
     assert (errors[-1] == 0).all()
     tasks, config = trainer.benchmark.tasks, trainer.config

@@ -10,17 +10,21 @@ from engram.utils.metrics.sampling import mean_of_seen, standard_errors
 HITS = np.array([1, 0, 1, 1, 0])  # of the five test samples of a task
 
 
-@pytest.mark.parametrize("n", [1, 2, 4, 5])
-def test_the_standard_error_is_the_deviation_over_all_samples_that_can_be_drawn(n):
-    drawn = [HITS[list(rows)].mean() for rows in itertools.combinations(range(5), n)]
-    assert standard_errors(HITS.mean(), n, 5) == pytest.approx(np.std(drawn), abs=1e-12)
+@pytest.mark.parametrize("n", [2, 3, 4, 5])
+def test_the_standard_error_is_right_on_average_over_all_samples_that_can_be_drawn(n):
+    """The mean of its square is the variance of the accuracies that are measured on n of the five."""
+    drawn = np.array([HITS[list(rows)].mean() for rows in itertools.combinations(range(5), n)])
+    assert (standard_errors(drawn, n, 5) ** 2).mean() == pytest.approx(drawn.var(), abs=1e-12)
 
 
 def test_standard_errors_by_hand():
+    """Of one sample of five the error is unknown, of one of one there is none."""
     got = standard_errors(
-        [[0.5], [0.9], [0.2], [np.nan]], [[100], [1000], [1], [0]], [[1000], [1000], [1], [5]]
+        [[0.5], [0.9], [1.0], [1.0], [np.nan], [np.nan]],
+        [[100], [1000], [1], [1], [0], [5]],
+        [[1000], [1000], [1], [5], [5], [5]],
     )
-    expected = [[np.sqrt(0.25 / 100 * 900 / 999)], [0], [0], [np.nan]]
+    expected = [[np.sqrt(0.25 / 99 * 0.9)], [0], [0], [np.nan], [np.nan], [np.nan]]
     np.testing.assert_allclose(got, expected, rtol=1e-12)
 
 

@@ -23,12 +23,17 @@ class Estimate(NamedTuple):
 
 
 def standard_errors(accuracies: ArrayLike, n_drawn: ArrayLike, n_all: ArrayLike) -> Floats:
-    """sqrt(p (1 − p) / n · (N − n) / (N − 1)) of accuracies p that were measured on n of N test samples.
+    """sqrt(p (1 − p) / (n − 1) · (1 − n / N)) of accuracies p that were measured on n of N test samples.
 
-    NaN where p is. With p = 0 or 1 it is 0, which then only says that n was too small to see another value.
+    Its square is right on average over the samples that can be drawn. NaN where p is, and where one sample of
+    several says nothing of the others; 0 where all were measured. With p = 0 or 1 it is 0, which then only
+    says that n was too small to see another value.
     """
     p, n, N = (np.asarray(values, dtype=np.float64) for values in (accuracies, n_drawn, n_all))
-    errors: Floats = np.sqrt(p * (1 - p) / n.clip(1) * (N - n) / (N - 1).clip(1))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        variance = p * (1 - p) / (n - 1) * (1 - n / N)
+    variance = np.where((n == 1) & (N > 1), np.nan, variance)
+    errors: Floats = np.sqrt(np.where((n == N) & ~np.isnan(p), 0.0, variance))
     return errors
 
 
