@@ -54,6 +54,11 @@ def by_class(a: Vector, b: Vector, labels: NDArray[np.int64]) -> dict[int, float
     return results
 
 
+def strongest_first(correlation: float) -> float:
+    """A key that sorts correlations of either sign from the strongest to the weakest, undefined ones last."""
+    return float("inf") if np.isnan(correlation) else -abs(correlation)
+
+
 def varies(values: Vector) -> bool:
     """Whether a vector holds more than one value: only then has it a correlation."""
     return bool((values != values[0]).any())

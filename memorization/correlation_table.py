@@ -4,13 +4,13 @@ import csv
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from engram.memorization.agreement import MEASURES, Correlation, by_class, correlations
+from engram.memorization.agreement import MEASURES, Correlation, by_class, correlations, strongest_first
 from engram.memorization.bare_vectors import PositionFinder, names_its_data
 from engram.memorization.correlate import CorrelateOptions
 from engram.memorization.estimator import split_half_reliability
@@ -24,6 +24,15 @@ HEADS = (
     "examples",
 )  # fmt: skip
 Arrays = dict[str, NDArray[Any]]
+Rows = NDArray[np.int64]
+
+
+class Shared(NamedTuple):
+    """Positions of the examples that two files have in the training set, and their rows in each file."""
+
+    positions: Rows
+    rows: Rows
+    other_rows: Rows
 
 
 @dataclass(frozen=True)
@@ -65,17 +74,22 @@ def _cell(correlation: Correlation) -> str:
 
 
 def write(options: CorrelateOptions) -> None:
-    """Print the table, best correlation first, and the noise ceiling; write the .csv if asked."""
+    """Print the table, best correlation first, and the noise ceilings; write the .csv if asked."""
     rng = np.random.default_rng(options.seed)
-    content, rows = scores.load(options.scores, "scores"), []
+    content = scores.load(options.scores, "scores")
+    rows: list[Row] = []
+    compared: dict[bytes, Rows] = {}  # rows of the scores that a file has too, by their bytes
     for path in options.against:
         other = scores.load(path)
         named = next((c for c in (content, other) if names_its_data(c)), None)
         finder = PositionFinder(options, named)
-        rows += compare(content, other, path, finder, rng)
-    rows.sort(key=lambda row: -abs(row.correlations["spearman"].value))
+        shared = common_examples(content, other, path, finder)
+        rows += compare(content, other, path, shared, finder, rng)
+        compared[shared.rows.tobytes()] = shared.rows
+    rows.sort(key=lambda row: strongest_first(row.correlations["spearman"].value))
     print(markdown(rows))
-    print(noise_ceiling(content, rng))
+    for line in dict.fromkeys(noise_ceiling(content, shown, rng) for shown in compared.values()):
+        print(line)
     if options.out_filename:
         write_csv(rows, Path(options.out_filename).expanduser())
 
@@ -90,14 +104,15 @@ def vectors(content: Arrays, path: str) -> Arrays:
 
 
 def compare(
-    content: Arrays, other: Arrays, path: str, finder: PositionFinder, rng: np.random.Generator
-) -> list[Row]:
+    content: Arrays, other: Arrays, path: str, shared: Shared, finder: PositionFinder,
+    rng: np.random.Generator,
+) -> list[Row]:  # fmt: skip
     """A row for each vector in the file at `path`, on the examples that both files have."""
-    common, rows, other_rows = common_examples(content, other, path, finder)
+    common, rows, other_rows = shared
     labels = content["labels"][rows] if "labels" in content else None
     if labels is None and finder.read_labels is not None:
         labels = finder.read_labels[common]
-    costs = dict(zip(map(str, other.get("names", ())), other.get("cost", ()), strict=True))
+    costs = dict(zip(map(str, other["names"]), other["cost"], strict=True)) if "cost" in other else {}
     table = []
     for name, vector in vectors(other, path).items():
         a, b = content["scores"][rows], vector[other_rows]
@@ -111,13 +126,10 @@ def compare(
     return table
 
 
-def common_examples(
-    content: Arrays, other: Arrays, path: str, finder: PositionFinder
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Positions of the examples of both files, and their rows in each; `UserError` where they are too few."""
+def common_examples(content: Arrays, other: Arrays, path: str, finder: PositionFinder) -> Shared:
+    """The examples of both files; `UserError` where they are too few, or the files of other data."""
+    scores.refuse_other_order((content, other), f"--against {path}")
     hashes = [str(c["order_hash"]) for c in (content, other) if "order_hash" in c]
-    if len(set(hashes)) > 1:
-        raise UserError(f"--against {path}: belongs to another data set or sample order")
     n, n_other = len(content["scores"]), max(len(v) for v in vectors(other, path).values())
     if n != n_other and finder.labels_are_unknown(content, other):
         raise UserError(
@@ -136,7 +148,7 @@ def common_examples(
         scores.refuse_other_classes(
             {"labels": other["labels"][other_rows]}, content["labels"][rows], flags[1]
         )
-    return common, rows, other_rows
+    return Shared(common, rows, other_rows)
 
 
 def refuse_other_data(labels: NDArray[np.int64], hashes: list[str], path: str) -> None:
@@ -173,17 +185,20 @@ def markdown(rows: list[Row]) -> str:
     return "\n".join([text[0], "| --- " * len(HEADS) + "|", *text[1:]])
 
 
-def noise_ceiling(content: Arrays, rng: np.random.Generator) -> str:
-    """A line that says by how much two estimates of the same scores would correlate."""
+def noise_ceiling(content: Arrays, rows: Rows, rng: np.random.Generator) -> str:
+    """A line that says by how much two estimates of the scores in these rows would correlate."""
     if not {"loss", "member"} <= content.keys():
         return "noise ceiling: unknown; write the scores with eval_splits --store_probs"
-    values = np.exp(-content["loss"].astype(np.float64))
+    values, member = np.exp(-content["loss"][:, rows].astype(np.float64)), content["member"][:, rows]
     parts = []
     for name in ("pearson", "spearman"):
-        r = split_half_reliability(values, content["member"], MEASURES[name], rng)
-        parts.append(f"{name.title()} {r:.3f} (proxies at most {np.sqrt(max(r, 0)):.3f})")
-    n = len(values)
-    return f"noise ceiling: two independent estimates by {n} networks would correlate by {', '.join(parts)}"
+        r = split_half_reliability(values, member, MEASURES[name], rng)
+        parts.append(f"{name.title()} {r:.3f} (proxies at most about {np.sqrt(max(r, 0)):.3f})")
+    n, over = len(values), f"{len(rows):,} examples"
+    return (
+        f"noise ceiling: two independent estimates by {n} networks would correlate, over {over}, by "
+        f"{', '.join(parts)}"
+    )
 
 
 def write_csv(rows: list[Row], path: Path) -> None:

@@ -7,7 +7,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy import stats
 
+from engram.memorization.agreement import MEASURES, strongest_first, varies
 from engram.memorization.estimator import memorization
+from engram.utils import scores as score_files
 from engram.utils.errors import UserError
 from engram.utils.figure_files import canvas
 
@@ -88,8 +90,11 @@ def standard_errors(errors: dict[int, tuple[float, float]]) -> Figure:
 
 def scatter(scores: NDArray[np.float64], proxies: dict[str, NDArray[np.float64]]) -> Figure:
     """Each proxy's rank against the score, best Spearman correlation first; red: median score by tenth."""
-    rated = {name: float(stats.spearmanr(scores, values).statistic) for name, values in proxies.items()}
-    names = sorted(rated, key=lambda name: -abs(rated[name]))
+    rated = {
+        name: MEASURES["spearman"](scores, values) if varies(values) else np.nan
+        for name, values in proxies.items()
+    }
+    names = sorted(rated, key=lambda name: strongest_first(rated[name]))
     n_rows = -(-len(names) // PER_ROW)
     figure = canvas(2.7 * PER_ROW, 2.7 * n_rows + 0.5)
     panels = figure.subplots(n_rows, PER_ROW, squeeze=False, sharey=True)
@@ -116,6 +121,7 @@ def draw_all(contents: dict[str, Arrays], proxies: Arrays | None) -> dict[str, F
     if {"loss", "member"} <= main.keys() and len(main["loss"]) >= 16:
         drawn["standard_errors"] = standard_errors(errors_by_size(main["loss"], main["member"]))
     if proxies:
+        score_files.refuse_other_order((main, proxies), "--proxies")
         n = len(main["scores"])
         if "index" not in main and n != int(proxies.get("n_train", n)):
             raise UserError(

@@ -14,7 +14,7 @@ these classes, in order; one of a data fraction for every sample of them that sc
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +143,12 @@ def refuse_other_classes(content: Mapping[str, NDArray[Any]], labels: NDArray[An
             f"{flag}: {n_wrong:,} of {len(labels):,} examples have another class than the file's 'labels' "
             "say: it is of other examples; check the data set, the range of classes and the share you name"
         )
+
+
+def refuse_other_order(contents: Iterable[Mapping[str, NDArray[Any]]], flag: str) -> None:
+    """Raise `UserError` where files that say which data set and order they are of do not say the same."""
+    if len({str(content["order_hash"]) for content in contents if "order_hash" in content}) > 1:
+        raise UserError(f"{flag}: belongs to another data set or sample order")
 
 
 def _wrong_length(scores: NDArray[Any], positions: NDArray[Any], n_train: int) -> str:

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from engram.datasets import sources
-from engram.memorization import correlate, intervention, split_scores, subsets
-from engram.memorization.agreement import by_class, correlations, varies
+from engram.memorization import correlate, intervention, score_plots, split_scores, subsets
+from engram.memorization.agreement import MEASURES, by_class, correlations, varies
+from engram.memorization.estimator import split_half_reliability
 from engram.utils import scores
 from engram.utils.errors import UserError
 from engram.utils.runs.run_record import RunRecord, ViewResult
@@ -165,6 +166,46 @@ def test_ranges_of_classes_of_one_length_are_told_apart_by_the_files_labels(tmp_
     np.save(tmp_path / "bare.npy", whole[first])
     with pytest.raises(UserError, match=r"was made from another data set .* check --dataset and --data_dir"):
         compare("bare.npy", tmp_path / "mnist.npz")
+
+
+def test_a_proxy_without_a_correlation_comes_last(files, capsys):
+    """In the file it stands between the two others."""
+    folder, values = files
+    noise, cube = np.random.default_rng(1).normal(size=60), values**3
+    table = {"noise": noise, "constant": np.ones(60), "cube": cube}
+    names, proxies = np.array(list(table)), np.stack(list(table.values()))
+    scores.write(folder / "c.npz", {}, names=names, proxies=proxies, index=np.arange(60) + 5)
+    correlate.run(
+        ["--scores", str(folder / "s.npz"), "--against", str(folder / "c.npz"), "--n_bootstrap", "0"]
+    )
+    rows = [line.split(" ")[1] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert rows[2:] == ["cube", "noise", "constant"]
+    panels = score_plots.scatter(values, table).axes
+    assert [axes.get_title().split("\n")[0] for axes in panels[:3]] == ["cube", "noise", "constant"]
+
+
+def test_proxies_of_another_order_are_not_drawn_beside_the_scores(files):
+    folder, _ = files
+    contents = {"s": scores.load(folder / "s.npz")}
+    proxies = scores.load(folder / "p.npz")
+    assert set(score_plots.draw_all(contents, proxies)) == {"histogram", "standard_errors", "proxies"}
+    with pytest.raises(UserError, match="--proxies: belongs to another data set or sample order"):
+        score_plots.draw_all(contents, proxies | {"order_hash": np.array("ff")})
+
+
+def test_the_noise_ceiling_is_that_of_the_examples_in_the_row(files, capsys):
+    """The first 20 examples in one file, all 60 in the other: a line for either."""
+    folder, values = files
+    scores.write(folder / "part.npz", {}, scores=values[:20], index=np.arange(20) + 5, order_hash="ab")
+    against = f"{folder / 'part.npz'},{folder / 'p.npz'}"
+    correlate.run(["--scores", str(folder / "s.npz"), "--against", against, "--n_bootstrap", "0"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("noise ceiling")]
+    content, rng = scores.load(folder / "s.npz"), np.random.default_rng(0)
+    for line, n in zip(lines, (20, 60), strict=True):
+        part = np.exp(-content["loss"][:, :n]), content["member"][:, :n]
+        pearson, _ = (split_half_reliability(*part, MEASURES[m], rng) for m in ("pearson", "spearman"))
+        said = f"over {n} examples, by Pearson {pearson:.3f} (proxies at most about {pearson**0.5:.3f})"
+        assert said in line
 
 
 def test_what_an_intervention_leaves_out(files):
