@@ -262,6 +262,22 @@ def test_presets_of_mammoth_carry_no_value_that_it_never_used():
     assert {"fdr", "icarl", "gss", "derpp"} <= quoted
 
 
+# Method → preset → the rate in its source's config, which the source multiplies by batch / 256.
+RATES_FOR_256 = {
+    "l2p": {"l2p_jax": 0.03, "l2p_pytorch": 0.03},
+    "dualprompt": {"dualprompt_cifar": 0.03, "dualprompt_inr": 0.005},
+}
+
+
+def test_rates_that_a_source_gives_for_256_images_are_scaled_to_the_batch():
+    for model, rates in RATES_FOR_256.items():
+        presets = yaml.safe_load((ROOT / "models" / "presets" / f"{model}.yaml").read_text())
+        named = {name: flags for presets_of in presets.values() for name, flags in presets_of.items()}
+        for name, rate in rates.items():
+            assert named[name]["lr"] == pytest.approx(rate * named[name]["batch_size"] / 256), name
+            assert f"lr {rate} for 256 images" in named[name]["source"], name
+
+
 def test_a_preset_is_found_by_its_name():
     flags = ["--model", "l2p", "--dataset", "seq-cifar100-224", "--load_best_args"]
     options = config_of(*flags, "l2p_pytorch").method
