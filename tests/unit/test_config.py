@@ -278,6 +278,22 @@ def test_rates_that_a_source_gives_for_256_images_are_scaled_to_the_batch():
             assert f"lr {rate} for 256 images" in named[name]["source"], name
 
 
+# (method, benchmark, preset) → flags that the source has: best_args.py and iCaRL's loss in mammoth at 0d727a7.
+AS_THE_SOURCE = {
+    ("icarl", "seq-cifar100", "500"): {"optim_wd": 1e-5},
+    ("icarl", "seq-cifar100", "2000"): {"optim_wd": 1e-5},
+    ("icarl", "seq-cifar10", "500"): {"optim_wd": 2e-5},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("named", AS_THE_SOURCE)
+def test_presets_have_the_values_of_their_sources(named):
+    model, dataset, preset = named
+    name = [] if preset == "any" else [preset]
+    found = config_of("--model", model, "--dataset", dataset, "--load_best_args", *name).flat()
+    assert {name: found[name] for name in AS_THE_SOURCE[named]} == AS_THE_SOURCE[named]
+
+
 def test_a_preset_is_found_by_its_name():
     flags = ["--model", "l2p", "--dataset", "seq-cifar100-224", "--load_best_args"]
     options = config_of(*flags, "l2p_pytorch").method
