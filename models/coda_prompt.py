@@ -10,8 +10,8 @@ frozen encoder without prompts (two passes an image):
 Of T tasks each adds and trains M/T components, earlier ones are frozen. The new K, A and P (each component
 flattened) start orthonormal and orthogonal to all earlier ones: Gram-Schmidt, here a QR decomposition.
 λ is the paper's; the released code has 0, as do its settings, `--load_best_args coda_cifar` and `coda_inr`.
-Differs from the paper: its rate falls as cos(99π e / (200 (E − 1))) over E epochs, a quarter of a wave, and
-`--lr_scheduler cosine` is half of one; M need not be a multiple of T.
+In both presets the rate falls along a quarter of a wave, as there: `--lr_scheduler cosine_quarter`.
+Differs from the paper: M need not be a multiple of T.
 """
 
 from dataclasses import dataclass

@@ -1,5 +1,7 @@
 """Optimizers: PyTorch's updates to the bit, and nobody pays for a compiler that nobody uses."""
 
+import io
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -170,3 +172,36 @@ def test_a_method_chooses_how_slow_the_encoder_is_and_a_flag_wins(monkeypatch):
     assert tiny_config("sgd").train.encoder_lr_scale == 0.01
     assert tiny_config("sgd", encoder_lr_scale=1).train.encoder_lr_scale == 1
     assert tiny_config("er", buffer_size=20).train.encoder_lr_scale == 1
+
+
+def rates(n_epochs: int, resumed_at: int | None = None) -> list[float]:
+    """The rate of each epoch of a task; before one of them the run is stopped and resumed."""
+    options = TrainOptions(lr=0.4, lr_scheduler="cosine_quarter")
+
+    def begin():
+        optimizer = build_optimizer([torch.ones(3, requires_grad=True)], options)
+        return optimizer, build_scheduler(optimizer, options, n_epochs)
+
+    optimizer, scheduler = begin()
+    found = []
+    for epoch in range(n_epochs):
+        if epoch == resumed_at:
+            file = io.BytesIO()
+            torch.save([optimizer.state_dict(), scheduler.state_dict()], file)
+            file.seek(0)
+            optimizer, scheduler = begin()
+            for part, state in zip((optimizer, scheduler), torch.load(file, weights_only=True), strict=True):
+                part.load_state_dict(state)
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return found
+
+
+def test_the_quarter_wave_of_prompts_and_lora():
+    """lr cos(99 π e / (200 (K − 1))), as CosineSchedule of CODA-Prompt and InfLoRA; half a wave has 0.525."""
+    found = rates(20)
+    assert found == pytest.approx([0.4 * math.cos(99 * math.pi * e / (200 * 19)) for e in range(20)])
+    assert sum(found) / 20 / 0.4 == pytest.approx(0.636, abs=5e-4)
+    assert rates(1) == [0.4]
+    assert rates(20, resumed_at=7) == found

@@ -78,7 +78,8 @@ class TrainOptions(OptionSet):
     optim_mom: float = option(0.0, "momentum (sgd)", ge=0, lt=1)
     optim_nesterov: bool = option(False, "Nesterov's momentum (sgd)", aliases=("nesterov",))
     lr_scheduler: str = option(
-        "none", "per task: none, multistep or cosine", choices=("none", "multistep", "cosine"),
+        "none", "per task: none, multistep, cosine (half a wave) or cosine_quarter (a quarter of one, as the "
+        "codes of coda_prompt and inflora)", choices=("none", "multistep", "cosine", "cosine_quarter"),
         spellings={"multisteplr": "multistep"},
     )  # fmt: skip
     lr_milestones: tuple[int, ...] = option(
