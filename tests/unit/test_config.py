@@ -282,13 +282,13 @@ def test_rates_that_a_source_gives_for_256_images_are_scaled_to_the_batch():
 # (rand_split, shuffle, CosineSchedule), best_args.py and iCaRL's loss in mammoth at 0d727a7.
 AS_THE_SOURCE = {
     ("coda_prompt", "seq-cifar100-224", "coda_cifar"): {
-        "lr_scheduler": "cosine_quarter", "ortho_lambda": 0,
+        "permute_classes": True, "lr_scheduler": "cosine_quarter", "ortho_lambda": 0,
     },
     ("coda_prompt", "seq-imagenet-r", "coda_inr"): {
-        "lr_scheduler": "cosine_quarter", "ortho_lambda": 0,
+        "permute_classes": True, "lr_scheduler": "cosine_quarter", "ortho_lambda": 0,
     },
-    ("inflora", "seq-cifar100", "any"): {"lr_scheduler": "cosine_quarter"},
-    ("inflora", "seq-imagenet-r", "any"): {"lr_scheduler": "cosine_quarter"},
+    ("inflora", "seq-cifar100", "any"): {"permute_classes": False, "lr_scheduler": "cosine_quarter"},
+    ("inflora", "seq-imagenet-r", "any"): {"permute_classes": False, "lr_scheduler": "cosine_quarter"},
     ("icarl", "seq-cifar100", "500"): {"optim_wd": 1e-5},
     ("icarl", "seq-cifar100", "2000"): {"optim_wd": 1e-5},
     ("icarl", "seq-cifar10", "500"): {"optim_wd": 2e-5},
