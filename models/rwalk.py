@@ -6,10 +6,11 @@ Source: Chaudhry et al. 2018, "Riemannian Walk for Incremental Learning" (arXiv 
 CE + λ Σ_i (F_i + s_i) (θ_i − θ*_i)², no ½, F and s each scaled to [0, 1] over the whole network, as in
 the authors' code (facebookresearch/agem), so that λ is the pull on the most important weight. θ* are
 the parameters at the end of the last task.
-F_new is, as in that code, the mean over Δt steps of the squared gradient of the batch's mean loss.
-Differs from that code: ½ in the score as in the paper; scores are averaged as in the paper (there the old
-score counts 1½ times); the first Δt steps use their own F; a last, shorter stretch of a task counts. The
-penalty's gradient is not part of g. Heads as `--protect_head` says; per-task heads are never protected.
+F_new is the mean over Δt steps of the squared gradient of the batch's mean loss.
+Differs from that code: F_new (there the sum since the task began, over Δt: it is reset by tasks alone); ½ in
+the score as in the paper; scores are averaged as in the paper (there the old score counts 1½ times); the
+first Δt steps use their own F; a last, shorter stretch of a task counts. The penalty's gradient is not part
+of g. Heads as `--protect_head` says; per-task heads are never protected.
 """
 
 from dataclasses import dataclass
