@@ -11,7 +11,9 @@ a step, for each replayed one with probability 1/n at its n-th replay in the tas
 contrastive preparation of future classes (L_FP). The memory is class-balanced, a random choice of each
 task's samples at its end. Stored: uint8 images, and the logits of the un-augmented image in eval mode,
 those of past classes rectified in the same way.
-Differs from the paper: the two draws of a step have no sample in common and are one pass.
+Differs from the paper: the two draws of a step have no sample in common and are one pass. Differs from the
+code: when a task ends, logits to store and to rectify with are those of un-augmented images in eval mode
+(there of augmented ones in train mode).
 """
 
 from dataclasses import dataclass
