@@ -1,8 +1,8 @@
 """BiC whose exemplars are chosen by memorization rather than herded (maer_bic).
 
 Source: Kozal et al. 2025 (arXiv 2505.17664), section 5.2, official code `maer_bic`: BiC (see `bic`), its
-exemplars of a class those that `--buffer_policy` takes, see `maer`. When classes have to give up slots, the
-exemplars most typical of the policy stay: the lowest, the highest, the most central.
+exemplars of a class those that `--buffer_policy` takes, see `maer`. When classes have to give up slots, those
+exemplars stay that the policy takes where there are so few: the lowest, the most central, any, a mix.
 """
 
 from dataclasses import dataclass
@@ -40,17 +40,20 @@ class MAERBiC(WatchedReplay, bic.BiC):
             candidates = rows - n_old
             ranking = candidates[ranked(memorization[candidates])]
             weights = memorization[ranking] - memorization[ranking[:1]].clamp_max(0).sum()
-            chosen = selection.pick(ranking, k, policy, weights, self.chooser.draws)
-            return n_old + typical_first(chosen, policy)
+            return n_old + best_first(ranking, k, policy, weights, self.chooser.draws)
 
         self.buffer.renew(task.id, choose, **samples)
 
 
-def typical_first(chosen: Tensor, policy: str) -> Tensor:
-    """The samples chosen (k,), in ascending memorization, in the order in which they are to be kept."""
-    if policy in ("max", "0.9max"):
-        return chosen.flip(0)
-    if policy == "middle":
-        rank = torch.arange(len(chosen), device=chosen.device)
-        return chosen[(2 * rank - len(chosen) + 1).abs().argsort(stable=True)]
-    return chosen
+def best_first(ranking: Tensor, k: int, policy: str, weights: Tensor, generator: torch.Generator) -> Tensor:
+    """What `selection.pick` takes (k,), ordered so that the first m are what it takes for each m below k.
+
+    Sizes of one draw nest: what is drawn first for k samples is drawn for m. Arguments as in `pick`.
+    """
+    rank, draws = torch.arange(len(ranking)), generator.get_state()
+    least = torch.full_like(rank, len(ranking))  # size from which on a sample is among those taken
+    for size in range(k, 0, -1):
+        taken = selection.pick(rank, size, policy, weights, generator.set_state(draws))
+        least[taken] = size
+    chosen = selection.pick(rank, k, policy, weights, generator.set_state(draws))
+    return ranking[chosen[least[chosen].argsort(stable=True)].to(ranking.device)]

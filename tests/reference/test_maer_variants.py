@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from engram.models.maer_bic import typical_first
+from engram.models.maer_bic import best_first
 from engram.models.parts.memorization import first_outputs
+from engram.utils.buffers.selection import POLICIES, pick
 from engram.utils.buffers.weighted_reservoirs import ProtectedBuffer
 from tests.conftest import small_batch, synthetic_source, tiny_method
 from tests.contract.test_methods import train
@@ -139,11 +140,45 @@ def test_bic_keeps_the_policys_exemplars_typical_ones_longest(scores, policy):
         assert set(later[label]) <= set(kept_later) and len(later[label]) == 3
 
 
-def test_the_most_central_come_first():
-    ranking = torch.arange(10, 15)
-    assert typical_first(ranking, "middle").tolist() == [12, 11, 13, 10, 14]
-    assert typical_first(ranking, "max").tolist() == [14, 13, 12, 11, 10]
-    assert typical_first(ranking, "min").tolist() == [10, 11, 12, 13, 14]
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize(("n", "k"), [(500, 200), (37, 36), (20, 20)])
+def test_a_class_that_gives_up_slots_keeps_what_its_policy_takes_of_that_size(policy, n, k):
+    """To the rank; only the window of high_middle slides, by one at every tenth size."""
+    draws = torch.Generator().manual_seed(0)
+    ranking, weights = torch.randperm(n, generator=draws), torch.rand(n, generator=draws)
+    rank, start = ranking.argsort(), draws.get_state()
+    ordered = best_first(ranking, k, policy, weights, draws)
+    assert len(ordered) == k
+    for size in {k, k // 2, k // 3 + 1, k // 10, 7, 1}:
+        expected = pick(ranking, size, policy, weights, draws.set_state(start))
+        apart = rank[ordered[:size]].sort().values - rank[expected].sort().values
+        assert apart.abs().max() <= (policy == "high_middle" and size < k), size
+
+
+def test_slots_given_up_at_random_leave_no_low_end():
+    """Of a class of 500 with 200 slots, 20 stay: their mean rank is the policy's, not that of a low end."""
+    draws = torch.Generator().manual_seed(0)
+    orders = [best_first(torch.arange(500), 200, "randomized", torch.ones(500), draws) for _ in range(50)]
+    means = torch.stack([order[:20].double().mean() for order in orders])
+    assert means.mean() == pytest.approx(449 / 2, abs=3 * 130 / (20 * 50) ** 0.5)
+
+
+def test_the_most_memorized_exemplar_of_a_mix_stays(scores):
+    """24 places: 12 for each class of task 0, one at the upper end; then 6, and still that one."""
+    flags = {"buffer_size": 24, "lr": 0.1, "memorization_scores": scores}
+    method, config = tiny_method("maer_bic", buffer_policy="high_min", **flags)
+    kept, first = watched_choice(method), {}
+    renew = method.renew
+
+    def renewed(task):
+        renew(task)
+        if task.id == 0:
+            first.update(by_class(kept))
+
+    method.renew = renewed
+    train(method, config, tasks=2)
+    for label, order in first.items():
+        assert held(method, label) == sorted([*order[:5], order[-1]])
 
 
 def test_the_protected_tail_survives_the_stream():
