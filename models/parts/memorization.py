@@ -50,15 +50,17 @@ class MemorizationSelector:
     """Watches a method's training steps and chooses among the samples of its finished task.
 
     name: a proxy's, or SCORES; None: SCORES where the run was given a file of scores, else DEFAULT. policy:
-    the name of one, or a function that takes its k of a class's ranking.
+    the name of one, or a function that takes its k of a class's ranking. purpose: the name of its draws.
     """
 
-    def __init__(self, net: Backbone, setup: Setup, name: str | None, policy: str | selection.Policy) -> None:
+    def __init__(
+        self, net: Backbone, setup: Setup, name: str | None, policy: str | selection.Policy, purpose: str
+    ) -> None:
         name = name or (DEFAULT if setup.scores is None else SCORES)
         if name == SCORES and setup.scores is None:
             raise UserError("--mem_proxy scores: give the file of scores, --memorization_scores FILE")
         self.net, self.benchmark, self.policy = net, setup.benchmark, policy
-        self.draws = setup.generator("method")
+        self.draws = setup.generator(purpose)
         self.given = setup.scores if name == SCORES else None
         self.proxy = None if name == SCORES else setup.proxy(name)
 
@@ -108,10 +110,12 @@ class MemorizationReplay(RehearsalMethod):
     """
 
     needs_boundaries = True
+    chooser_draws = "method"
 
     def __init__(self, net: Backbone, options: ProxyOptions, setup: Setup) -> None:
         super().__init__(net, options, setup)
-        self.chooser = MemorizationSelector(self.net, setup, options.mem_proxy, self.policy())
+        name, policy = options.mem_proxy, self.policy()
+        self.chooser = MemorizationSelector(self.net, setup, name, policy, self.chooser_draws)
 
     def policy(self) -> str | selection.Policy:
         """What `--buffer_policy` says; or a function (ranking, k, weights) → k of a class's ranking."""
@@ -139,6 +143,8 @@ class MemorizationReplay(RehearsalMethod):
 
 class WatchedReplay(MemorizationReplay):
     """The mixin for a method that knows nothing of memorization: its forward passes are watched."""
+
+    chooser_draws = "choice by memorization"  # the method may have draws named after it
 
     def observe(self, batch: Batch) -> dict[str, Tensor]:
         """A step of the method, whose first forward pass begins with the stream's batch."""

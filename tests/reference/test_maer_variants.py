@@ -181,6 +181,16 @@ def test_the_most_memorized_exemplar_of_a_mix_stays(scores):
         assert held(method, label) == sorted([*order[:5], order[-1]])
 
 
+@pytest.mark.parametrize("model", ["maer_bic", "maer_derpp"])
+def test_the_choice_has_draws_of_its_own_beside_those_of_the_method(model):
+    """maer's own stay under the name that they had, so its runs are those of before."""
+    method, _ = tiny_method(model, buffer_size=12)
+    own = method.draws if model == "maer_bic" else method.coins
+    assert not torch.equal(own.get_state(), method.chooser.draws.get_state())
+    maer, _ = tiny_method("maer", buffer_size=12)
+    assert torch.equal(maer.chooser.draws.get_state(), own.get_state())
+
+
 def test_the_protected_tail_survives_the_stream():
     """24 places, a quarter of them for the tail: one most memorized sample of each class, for good."""
     method, config = tiny_method("maer_high", buffer_size=24, longtail_fraction=0.25, n_epochs=4, lr=0.1)
