@@ -9,8 +9,10 @@ frozen encoder without prompts (two passes an image):
     loss = CE(head(f(x; p)), y) + λ Σ_{X = K, A, P} mean((XXᵀ − I)²), the CE over the task's classes alone.
 Of T tasks each adds and trains M/T components, earlier ones are frozen. The new K, A and P (each component
 flattened) start orthonormal and orthogonal to all earlier ones: Gram-Schmidt, here a QR decomposition.
-λ is the paper's; the released code has 0, as do its settings, `--load_best_args coda_cifar` and `coda_inr`.
-In both presets the rate falls along a quarter of a wave, as there: `--lr_scheduler cosine_quarter`.
+λ is 0 by default, as in the code since components start like this. Its first release multiplied the λ of 0.1
+that readers quote from the paper by 1e-6, which they miss there: 1e-7 of this mean; a whole 0.1 lowers the
+accuracy (GT-RIPL/CODA-Prompt, commits 22948d2 and 605ac87, issues 4 and 12). Its settings are
+`--load_best_args coda_cifar` and `coda_inr`, where the rate falls along `--lr_scheduler cosine_quarter`.
 Differs from the paper: M need not be a multiple of T.
 """
 
@@ -38,7 +40,9 @@ class Options(OptionSet):
     coda_components: int = option(100, "M, components of a block, shared by all tasks", ge=1)
     coda_length: int = option(8, "L, keys and values of a prefix together", ge=2)
     coda_layers: tuple[int, ...] = option((0, 1, 2, 3, 4), "blocks with a prompt, counted from 0", ge=0)
-    ortho_lambda: float = option(0.1, "λ, strength of the penalty for components at an angle", ge=0)
+    ortho_lambda: float = option(
+        0.0, "λ, strength of the penalty for components at an angle (the first release: 1e-7)", ge=0
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -140,6 +140,11 @@ def test_the_penalty_against_a_loop():
     assert method.penalty().requires_grad
 
 
+def test_there_is_no_penalty_by_default_as_in_the_released_code():
+    method, _ = in_second_task()
+    assert method.options.ortho_lambda == 0 and method.penalty() is None
+
+
 def test_components_are_shared_out_among_tasks():
     components = tiny_method("coda_prompt", **FLAGS)[0].components
     assert [keys.shape[1] for keys in components.keys] == [2, 2, 3]
