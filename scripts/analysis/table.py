@@ -69,7 +69,7 @@ class Table:
         return "\n\n".join(text for text in (self.title, body, self.note) if text)
 
     def latex(self) -> str:
-        """A booktabs table whose caption is the title and the note."""
+        """A booktabs table whose caption is the title and the note, set small so that most fit a page."""
         alignment = "l" * self.n_text + "r" * (len(self.head) - self.n_text)
         bold = self.best_cells()
         body = [
@@ -81,6 +81,7 @@ class Table:
         named = [rf"\label{{tab:{self.label}}}"] if self.label else []
         return "\n".join([
             r"\begin{table}", r"\centering", rf"\caption{{{caption}}}", *named,
+            r"\small", r"\setlength{\tabcolsep}{4pt}",
             rf"\begin{{tabular}}{{{alignment}}}", r"\toprule", *self._latex_spans(), lines[0], r"\midrule",
             *lines[1:], r"\bottomrule", r"\end{tabular}", r"\end{table}",
         ])  # fmt: skip

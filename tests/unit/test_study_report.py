@@ -450,16 +450,17 @@ ESCAPED = (
 def test_latex_prints_every_text_as_it_is():
     table = Table(f"**{NASTY}**", [NASTY], [[NASTY]], note=NASTY, spans=((NASTY, 1),)).latex()
     lines = table.splitlines()
+    assert lines[3:5] == [r"\small", r"\setlength{\tabcolsep}{4pt}"], "a table of five columns fits a page"
     assert lines[2] == rf"\caption{{{ESCAPED}. {ESCAPED}}}"
-    assert lines[5] == rf"\multicolumn{{1}}{{c}}{{{ESCAPED}}} \\" and lines[6] == r"\cmidrule(lr){1-1}"
-    assert lines[7] == lines[9] == rf"{ESCAPED} \\" and len(lines) == 13
+    assert lines[7] == rf"\multicolumn{{1}}{{c}}{{{ESCAPED}}} \\" and lines[8] == r"\cmidrule(lr){1-1}"
+    assert lines[9] == lines[11] == rf"{ESCAPED} \\" and len(lines) == 15
 
 
 def test_latex_has_dashes_and_minus_signs_of_its_own():
     """A missing number once came out as two hyphens, and a negative one with a hyphen."""
     lines = Table("t", ["m", "x"], [["a-1", "–"], ["b", "-4.20 ± 0.10 (~-5), λ 1e-3"]]).latex().splitlines()
-    assert lines[7] == r"a-1 & -- \\"
-    assert lines[8] == r"b & $-$4.20 $\pm$ 0.10 (\textasciitilde{}$-$5), $\lambda$ 1e-3 \\"
+    assert lines[9] == r"a-1 & -- \\"
+    assert lines[10] == r"b & $-$4.20 $\pm$ 0.10 (\textasciitilde{}$-$5), $\lambda$ 1e-3 \\"
 
 
 def test_the_best_numbers_are_bold_in_latex():
