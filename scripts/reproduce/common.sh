@@ -13,7 +13,7 @@ finished() {
   grep -qs '"status": "finished"' "$1"/*/*/*/results.json && echo "finished before: $1" >&2
 }
 
-# train_all OUTPUT_DIR: starts a run of main.py for every line of flags on standard input.
+# train_all OUTPUT_DIR: starts a run of main.py for every line of flags on standard input; fails if one of them does.
 train_all() {
   if [ -n "$dry" ]; then
     sed 's/^ */python main.py /'
@@ -23,13 +23,15 @@ train_all() {
   fi
 }
 
-# execute COMMAND ...: runs it, or prints it.
+# execute ARGUMENTS ...: python with these arguments, or the line that stands for it.
 execute() {
-  if [ -n "$dry" ]; then echo "$*"; else "$@"; fi
+  if [ -n "$dry" ]; then echo "python $*"; else "$python" "$@"; fi
 }
 
-# sweep [STUDY.yaml] FLAGS ...: scripts/sweep.py, which skips finished runs. A failed run does not end the study.
+# What a script exits with: a failed run does not end a study.
 failed=0
+
+# sweep [STUDY.yaml] FLAGS ...: scripts/sweep.py, which skips finished runs.
 sweep() {
   local file=()
   [[ $1 == -* ]] || { file=("$1"); shift; }

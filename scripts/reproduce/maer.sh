@@ -18,7 +18,11 @@
 # SCORES=FILE also logs accuracy by memorization in the others; SEEDS, SIZES, JOBS, OUTPUT_DIR, DRY_RUN=1 to print.
 # Finished runs are skipped, so it can be started again after an interruption.
 source "$(dirname "$0")/common.sh"
-study=${1:?digits, mnist, cifar10, cifar10-mlp or cifar10-narrow}
+[ $# -gt 0 ] || {
+  echo "usage: scripts/reproduce/maer.sh digits|mnist|cifar10|cifar10-mlp|cifar10-narrow [DATA_DIR]" >&2
+  exit 2
+}
+study=$1
 data=${2:-$HOME/.cache/engram}
 read -ra seeds <<<"${SEEDS:-0 1 2 3 4}"
 
@@ -42,7 +46,10 @@ case $study in
   *) echo "unknown study $study: digits, mnist, cifar10, cifar10-mlp or cifar10-narrow" >&2; exit 2 ;;
 esac
 if [[ $study == cifar10-* ]]; then
-  : "${SCORES:?a file of scores that choose the samples: a published vector, or of memorization.eval_splits}"
+  [ -n "${SCORES:-}" ] || {
+    echo "$study needs SCORES=FILE, which choose the samples: a published vector, or of memorization.eval_splits" >&2
+    exit 2
+  }
   [[ -n $dry || -f $SCORES ]] || { echo "SCORES=$SCORES: there is no such file" >&2; exit 2; }
   [[ $share =~ ^(1|0?\.[0-9]+)$ ]] || { echo "SHARE=$share: expected a number up to 1, e.g. 0.1" >&2; exit 2; }
   [[ ${EPOCHS:-50} =~ ^([2-9]|[1-9][0-9]+)$ ]] || { echo "EPOCHS=$EPOCHS: expected 2 or more" >&2; exit 2; }

@@ -35,7 +35,7 @@ todo() {
   done
 }
 
-todo | train_all "$output"
+todo | train_all "$output" || failed=1
 [ -z "$dry" ] || exit 0
 for run in "$output"/*/*/*/*/; do
   grep -qs '"status": "finished"' "$run/results.json" || continue
@@ -43,3 +43,4 @@ for run in "$output"/*/*/*/*/; do
   [ -d "${run}tasks" ] || $python scripts/interop/export_tasks.py "$run" "${run}tasks"
   $python scripts/interop/compute_forgetting.py "${run}tasks"
 done
+exit "$failed"

@@ -25,14 +25,14 @@ trap 'rm -f "$log"' EXIT
 
 for seed in ${SEEDS:-0}; do
   # shellcheck disable=SC2086  # EXTRA is words
-  command=("$python" main.py --model mas --mas_lambda "${LAMBDA:-0.01}" --mas_n 1000 \
+  command=(main.py --model mas --mas_lambda "${LAMBDA:-0.01}" --mas_n 1000 \
     --dataset "${DATASET:-seq-tinyimg}" --data_dir "$data" --n_tasks 4 --multi_head \
     --backbone alexnet --pretrained "${PRETRAINED:-1}" --num_freeze_layers "${FREEZE:-2}" \
     --input_size "${INPUT_SIZE:-224}" --batch_size 32 --n_epochs "$epochs" \
     --lr 0.001 --lr_scheduler multistep --lr_milestones "$milestones" --ignore_other_metrics \
     --seed "$seed" --output_dir "${OUTPUT_DIR:-runs/mas-tinyimagenet}" ${EXTRA:-})
-  if [ -n "$dry" ]; then echo "${command[*]}"; continue; fi
-  "${command[@]}" | tee "$log"
+  execute "${command[@]}" | tee "$log"
+  [ -z "$dry" ] || continue
   run=$(dirname "$(tail -n 1 "$log" | sed 's/^results: //')")
   $python scripts/interop/export_tasks.py "$run" "$run/models"
   $python scripts/interop/compute_forgetting.py "$run/models"

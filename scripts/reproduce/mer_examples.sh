@@ -10,7 +10,11 @@
 #     python scripts/report.py mer runs/mer
 source "$(dirname "$0")/common.sh"
 jobs=${JOBS:-$(nproc)}
-seed=${1:?usage: scripts/reproduce/mer_examples.sh SEED [rotations|permutations|manypermutations|all]}
+[ $# -gt 0 ] || {
+  echo "usage: scripts/reproduce/mer_examples.sh SEED [rotations|permutations|manypermutations|all]" >&2
+  exit 2
+}
+seed=$1
 which=${2:-all}
 output=${OUTPUT_DIR:-runs/mer}
 data=${DATA_DIR:-$HOME/.cache/engram}
@@ -100,4 +104,5 @@ todo() {
   done
 }
 
-todo | train_all "$output"
+todo | train_all "$output" || failed=1
+exit "$failed"

@@ -17,11 +17,11 @@ common=(--disable_log --num_threads 1)
 seeds=${SEEDS:-0,1,2}
 
 sample() { # name of the file, then flags
-  [ -f "$out/$1.npz" ] || execute "$python" scripts/interop/sample_arrays.py "$out/$1.npz" "${@:2}" --data_dir "$data"
+  [ -f "$out/$1.npz" ] || execute scripts/interop/sample_arrays.py "$out/$1.npz" "${@:2}" --data_dir "$data"
 }
 
 study() { # flags of every run
-  execute "$python" scripts/studies/prompts.py "$out" --seeds "${seeds// /,}" --rates "${RATES:-$rates}" \
+  execute scripts/studies/prompts.py "$out" --seeds "${seeds// /,}" --rates "${RATES:-$rates}" \
     --only "${ONLY:-.}" --jobs "$jobs" -- --dataset seq-arrays --n_tasks 5 --batch_size 20 --augment none \
     "${common[@]}" "$@"
 }
@@ -38,7 +38,7 @@ else
   sample half mnist fmnist --classes 0,1,2,3,4 --train 3400
   sample other_half mnist fmnist --classes 5,6,7,8,9
   if ! finished "$encoder"; then
-    execute "$python" main.py --model joint --dataset seq-arrays --arrays "$out/half.npz" "${sizes[@]}" --n_epochs 3 \
+    execute main.py --model joint --dataset seq-arrays --arrays "$out/half.npz" "${sizes[@]}" --n_epochs 3 \
       --batch_size 64 --optimizer adamw --lr 0.001 --optim_wd 0.05 --lr_scheduler cosine --savecheck last --augment none \
       --ignore_other_metrics "${common[@]}" --output_dir "$encoder"
   fi

@@ -117,25 +117,34 @@ seeds_of() {
   fi
 }
 
+# without FLAG FLAGS ...: the flags but for this one and its value.
+without() {
+  sed -E "s/--$1 [^ ]+ ?//" <<<"${*:2}"
+}
+
 # name | flags of every run of a benchmark, method and scenario
 runs() {
   table | while IFS='|' read -r name flags task domain class; do
     read -r benchmark method <<<"$name"
     [ "$which" = "$benchmark" ] || [[ $which == all && $benchmark != perm-small ]] || continue
     [[ $flags == *--model* ]] || flags="--model $method $flags"
+    common=$(common_of "$benchmark")
+    [[ $flags != *--n_iters* ]] || common=$(without n_iters "$common")
     for pair in "task-il:$task" "domain-il:$domain" "class-il:$class"; do
       scenario=${pair%%:*}
       strength="$(softmax_of "$scenario" "$method") ${pair#*:}"
       if [ "$stage" = run ]; then
-        echo "$benchmark-$scenario-$method | $(common_of "$benchmark") --scenario $scenario $flags $strength"
+        echo "$benchmark-$scenario-$method | $common --scenario $scenario $flags $strength"
         continue
       fi
       grid | while IFS='|' read -r of flag on_split on_perm; do
-        [ "$(echo "$of" | tr -d ' ')" = "$method" ] || continue
+        read -r of <<<"$of"
+        read -r flag <<<"$flag"
+        [ "$of" = "$method" ] || continue
         [ "$benchmark" = split ] && values=$on_split || values=$on_perm
         for value in $values; do
-          echo "$benchmark-$scenario-$method-$value | $(common_of "$benchmark") --scenario $scenario $flags" \
-            "$strength --$(echo "$flag" | tr -d ' ') $value"
+          echo "$benchmark-$scenario-$method-$value | $common --scenario $scenario $flags" \
+            "$(without "$flag" "$strength") --$flag $value"
         done
       done
     done
@@ -155,4 +164,5 @@ todo() {
   done
 }
 
-todo | train_all "$output"
+todo | train_all "$output" || failed=1
+exit "$failed"

@@ -43,13 +43,18 @@ SWEEP = "sweep.py called with: "
 AS_USED = "prompts.sh"
 
 
-def dry_run(study: str, folder) -> subprocess.CompletedProcess[str]:
+def dry_run(study: str, folder, **variables: str) -> subprocess.CompletedProcess[str]:
     """What the script does; its calls of sweep.py are lines that say with what, but for `AS_USED`."""
-    environment = {**os.environ, "DRY_RUN": "1", "SEEDS": "0 1", "OUTPUT_DIR": str(folder / "out")}
+    environment = {
+        **os.environ,
+        "DRY_RUN": "1",
+        "SEEDS": "0 1",
+        "OUTPUT_DIR": str(folder / "out"),
+    } | variables
     if study == "maer.sh cifar10-narrow":
-        environment |= {"SCORES": "scores.npy", "SHARE": "0.1", "EPOCHS": "8"}
+        environment |= {"SCORES": "scores.npy", "SHARE": "0.1", "EPOCHS": "8"} | variables
     if study == "maer.sh cifar10-mlp":
-        environment |= {"SCORES": "scores.npy", "SHARE": "0.1", "ARMS": "given"}
+        environment |= {"SCORES": "scores.npy", "SHARE": "0.1", "ARMS": "given"} | variables
     if study == "rehearsal.sh":  # one of its four benchmarks
         environment["ONLY"] = "mnist-360"
     if study in ("audit.sh", AS_USED):  # to read a command of a transformer takes a third of a second
@@ -85,11 +90,14 @@ def test_a_dry_run_prints_commands_that_main_takes_and_starts_nothing(study, tmp
     assert done.returncode == 0, done.stdout + done.stderr
     monkeypatch.chdir(ROOT)
     lines = [line for given in done.stdout.splitlines() for line in printed(given, capsys)]
-    commands = [line for line in lines if re.match(r"\S*python main\.py ", line)]
+    commands = [line for line in lines if line.startswith("python main.py ")]
+    assert not any(str(tmp_path / "python") in line for line in lines), "every line names python alone"
     assert commands and STUDIES[study] in (None, len(commands))
     assert len(set(commands)) == len(commands), "a run would be made twice"
     for command in commands:
         assert parse(shlex.split(command)[2:]).config.run.model
+        flags = re.findall(r" (--\w+)", command)
+        assert len(set(flags)) == len(flags), f"a flag stands there twice: {command}"
     assert {path.name for path in tmp_path.iterdir()} <= {"python"}
 
 
@@ -101,7 +109,57 @@ def test_what_is_finished_is_left_out(tmp_path):
     assert len(done.stdout.splitlines()) == 3 and "finished before: " in done.stderr
 
 
-def test_a_study_without_its_argument_says_how_to_call_it():
-    for script in ("intervention.sh", "mer_examples.sh"):
-        done = subprocess.run([str(FOLDER / script)], capture_output=True, text=True, check=False)
-        assert done.returncode and f"usage: scripts/reproduce/{script}" in done.stderr
+@pytest.mark.parametrize("study", ["mnist.sh", "intervention.sh scores.npz"])
+def test_runs_of_these_are_left_to_the_sweep_which_skips_finished_ones(study, tmp_path):
+    lines = dry_run(study, tmp_path).stdout.splitlines()
+    assert {line[: len(SWEEP)] for line in lines} <= {
+        SWEEP,
+        "python -m memorization.intervention "[: len(SWEEP)],
+    }
+
+
+@pytest.mark.parametrize(("seeds", "n_files"), [("0 1", 2), ("12 7", 13)])
+def test_every_seed_finds_its_random_choice(seeds, n_files, tmp_path):
+    done = dry_run("intervention.sh scores.npz", tmp_path, SEEDS=seeds)
+    assert f" --n_random {n_files} " in done.stdout
+    assert {int(seed) for seed in re.findall(r"random_5_(\d+)", done.stdout)} == set(map(int, seeds.split()))
+
+
+def with_python(script: str, study: str, folder) -> subprocess.CompletedProcess[str]:
+    """What the study does where this script stands for the interpreter; two runs of it."""
+    python = folder / "python"
+    python.write_text(f"#!/usr/bin/env bash\n{script}\n")
+    python.chmod(0o755)
+    variables = {"PYTHON": str(python), "OUTPUT_DIR": str(folder / "out"), "SEEDS": "0"}
+    variables["ONLY"] = "task-il-(ewc|si)$" if study == "scenarios.sh split" else "rotations-(online|ewc)"
+    command = [str(FOLDER / study.split()[0]), *study.split()[1:]]
+    return subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("study", ["mas_split_mnist.sh", "mer_examples.sh 0", "scenarios.sh split"])
+def test_a_study_whose_runs_fail_says_why_and_fails(study, tmp_path):
+    failing, passing = 'echo start; echo "error: no space left" >&2; exit 2', "echo results: here"
+    done = with_python(failing, study, tmp_path)
+    assert done.returncode == 1, done.stdout
+    assert done.stdout.count("FAILED: error: no space left\n  python main.py --") == 2
+    once = f"mkdir {tmp_path / 'taken'} 2>/dev/null && {passing} || {{ {failing}; }}"
+    done = with_python(once, study, tmp_path)
+    assert done.returncode == 1 and done.stdout.count("FAILED") == 1, "one of two"
+    done = with_python(passing, study, tmp_path)
+    assert done.returncode == 0 and done.stdout == "results: here\n" * 2
+
+
+@pytest.mark.parametrize("script", ["intervention.sh", "maer.sh", "mer_examples.sh"])
+@pytest.mark.parametrize("dry", ["", "1"])
+def test_a_study_without_its_argument_says_how_to_call_it(script, dry):
+    environment = os.environ | {"DRY_RUN": dry}
+    done = subprocess.run(
+        [str(FOLDER / script)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"usage: scripts/reproduce/{script} ") and done.stderr.count("\n") == 1
+
+
+def test_maer_says_which_file_it_needs(tmp_path):
+    done = dry_run("maer.sh cifar10-mlp", tmp_path, SCORES="")
+    assert done.returncode == 2 and done.stderr.startswith("cifar10-mlp needs SCORES=FILE, ")
