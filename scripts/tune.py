@@ -2,6 +2,7 @@
 
     python scripts/tune.py --model mas --dataset seq-mnist --multi_head --hidden_sizes 256,256
     python scripts/tune.py --model ewc --dataset seq-cifar100 --first_tasks 3 --seeds 0,1 --write
+    python scripts/tune.py --model er --buffer_size 500 --dataset seq-mnist --rates 0.1,0.03,0.01
 
 Flags not listed below are those of main.py and hold for every run. Each run holds out --validation % of the
 training data (10 unless given) and is measured on that; the test set is never read.
@@ -10,6 +11,9 @@ training data (10 unless given) and is measured on that; the test set is never r
    the accuracy on a task right after it was learned (class-IL: among all classes seen so far).
 2. The method at that rate, its strength first high, then halved until its learning accuracy is at least
    (1 - p) A*, p = --drop: the most stability that costs at most that share of plasticity.
+
+A method without a known strength, as er, has its rate alone tuned: the one of --rates at which the method
+itself has the highest average accuracy after the last task.
 
 Source: De Lange et al. 2021, "A continual learning survey" (arXiv 1909.08383), section 4. Differs from it:
 there both phases are gone through for every task anew, here once, over the whole stream or its
@@ -20,19 +24,15 @@ it predicts with after a task is merged, and no measure of plasticity.
 """
 
 import argparse
-import contextlib
-import dataclasses
-import hashlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import yaml
 
-from engram import main as program
 from engram.scripts.strengths import START_STRENGTHS
+from engram.scripts.trials import Trials, flags_of_method
 from engram.utils import files
 from engram.utils.config import cli, registry
 from engram.utils.config import config as settings
@@ -43,14 +43,12 @@ from engram.utils.config.version import version
 from engram.utils.destinations import check_folder
 from engram.utils.door import guarded
 from engram.utils.errors import UserError
-from engram.utils.runs.run_record import FILE_NAME, RunRecord
 
 RATES = (0.1, 0.05, 0.01, 0.005, 0.001, 0.0005, 0.0001)
 HEADER = "# benchmark → buffer size → flags. `source` says where the values come from.\n"
 # Flags that are no part of a preset: how a run is executed, measured and named.
 APART = {*settings.OPERATIONAL, *settings.LogOptions.__dataclass_fields__, "model", "dataset", "seed",
          "validation", "buffer_size", "debug_mode"}  # fmt: skip
-DIVERGED = 1  # what main.py returns then, and only then
 MERGING = ("imm_mean", "imm_mode")  # methods whose R[k, k] is the accuracy of a mean over tasks
 
 # (method, flags) → learning accuracy, None where training diverged.
@@ -58,9 +56,9 @@ Measure = Callable[[str, dict[str, float]], float | None]
 
 
 class Choice(NamedTuple):
-    """The chosen rate and strengths, and the learning accuracies by which they were accepted.
+    """The chosen rate and strengths, and the accuracies by which they were accepted.
 
-    best: of fine-tuning. strengths, accuracy: of the method, None where no strength was accepted.
+    best: the highest of all rates. strengths, accuracy: of the method, None where no strength was accepted.
     """
 
     lr: float
@@ -73,97 +71,24 @@ class Choice(NamedTuple):
 def choose(
     measure: Measure, model: str, rates: tuple[float, ...], start: dict[str, float], drop: float, tries: int
 ) -> Choice:
-    """Choose a rate and strengths by the stability-decay rule; `tries` strengths are tried at most."""
-    accuracies = {lr: measure("sgd", {"lr": lr}) for lr in rates}
+    """Choose a rate and strengths by the stability-decay rule; `tries` strengths are tried at most.
+
+    Without a strength to start from the rate is the best one of the method itself.
+    """
+    baseline = "sgd" if start else model
+    accuracies = {lr: measure(baseline, {"lr": lr}) for lr in rates}
     learned = {lr: accuracy for lr, accuracy in accuracies.items() if accuracy is not None}
     if not learned:
-        raise UserError(f"--rates {','.join(map(str, rates))}: fine-tuning diverged at all of them")
+        raise UserError(f"--rates {','.join(map(str, rates))}: {baseline} diverged at all of them")
     lr = max(learned, key=lambda rate: learned[rate])
+    if not start:
+        return Choice(lr, learned[lr], {}, learned[lr], 0)
     for n in range(tries):
         strengths = {flag: value / 2**n for flag, value in start.items()}
         accuracy = measure(model, {"lr": lr, **strengths})
         if accuracy is not None and accuracy >= (1 - drop) * learned[lr]:
             return Choice(lr, learned[lr], strengths, accuracy, n + 1)
     return Choice(lr, learned[lr], None, None, tries)
-
-
-class Trials:
-    """Runs of main.py in this process, each in a folder of its own below OUTPUT_DIR/tune."""
-
-    def __init__(self, config: Config, seeds: tuple[int, ...], first_tasks: int):
-        self.config, self.seeds, self.first_tasks = config, seeds, first_tasks
-        self.validation = config.stream.validation or 10.0
-        self.method_flags = flags_of_method(config)
-        self.folder = Path(config.run.output_dir).expanduser() / "tune"
-
-    def measure(self, model: str, flags: dict[str, float]) -> float | None:
-        """Mean over seeds of the learning accuracy on validation data; None where a run diverges."""
-        accuracies = [self.run(self.flags(model, flags, seed)) for seed in self.seeds]
-        mean = None if None in accuracies else float(np.mean(accuracies))
-        shown = "diverged" if mean is None else f"learning accuracy {100 * mean:.2f} %"
-        print(f"{model} {', '.join(f'{k} {v:g}' for k, v in flags.items())}: {shown}", flush=True)
-        return mean
-
-    def flags(self, model: str, tuned: dict[str, float], seed: int) -> dict[str, Any]:
-        """All flags of one run of `model`, in which the flags to be tuned are `tuned`."""
-        flags = self.config.flat()
-        if model != flags["model"]:
-            flags = {name: value for name, value in flags.items() if name not in self.method_flags}
-        flags |= {"validation": self.validation, "stop_after": self.first_tasks, "disable_log": True}
-        return flags | {"ignore_other_metrics": True, "model": model, "seed": seed} | tuned
-
-    def run(self, flags: dict[str, Any]) -> float | None:
-        """Learning accuracy of one run, started or resumed unless it is finished; None if it diverges."""
-        text = yaml.safe_dump(
-            {k: v for k, v in flags.items() if k not in settings.OPERATIONAL - {"stop_after"}}
-        )
-        folder = self.folder / f"{flags['model']}-{hashlib.blake2b(text.encode(), digest_size=6).hexdigest()}"
-        folder.mkdir(parents=True, exist_ok=True)
-        record = record_in(folder)
-        # `failed` is a full disk as well as a divergence, and that repeats itself from its checkpoint
-        if record is None or record.status not in ("finished", "stopped"):
-            if self.execute(flags | {"output_dir": str(folder)}, folder) == DIVERGED:
-                return None
-            record = record_in(folder)
-        assert record is not None and record.evaluated_on == "validation"
-        return learning_accuracy(record, self.first_tasks or record.n_tasks)
-
-    def execute(self, flags: dict[str, Any], folder: Path) -> int:
-        """Call main.py, its output in log.txt; returns 0 or `DIVERGED`, ends the program with others."""
-        begun = sorted(folder.glob("*/*/*/config.yaml"))
-        file = folder / "flags.yaml"
-        files.write_text(yaml.safe_dump(flags), file)
-        arguments = ["--resume", str(begun[-1].parent)] if begun else ["--config", str(file)]
-        log = folder / "log.txt"
-        with open(log, "a", encoding="utf-8") as out:
-            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-                code = program.main(arguments)
-        if code == 2:
-            raise UserError(log.read_text(encoding="utf-8").splitlines()[-1].removeprefix("error: "))
-        if code not in (0, DIVERGED):
-            sys.exit(code)
-        return code
-
-
-def record_in(folder: Path) -> RunRecord | None:
-    """The record of the run in a trial's folder, None before there is one."""
-    paths = sorted(folder.glob(f"*/*/*/{FILE_NAME}"))
-    return RunRecord.read(paths[-1]) if paths else None
-
-
-def learning_accuracy(record: RunRecord, n_tasks: int) -> float:
-    """Mean over the first tasks of the accuracy on each when it had just been learned; all must have one."""
-    view = record.class_il if record.scenario == "class-il" else record.task_il
-    accuracies = view.R.diagonal()[:n_tasks]
-    if np.isnan(accuracies).any():
-        task = int(np.isnan(accuracies).argmax())
-        raise UserError(f"task {task} has no accuracy: no validation data of it; give a larger --validation")
-    return float(accuracies.mean())
-
-
-def flags_of_method(config: Config) -> set[str]:
-    """Names of the flags that the method itself has."""
-    return {field.name for field in dataclasses.fields(config.method)}
 
 
 def preset(config: Config, choice: Choice, source: str) -> tuple[str, Any, dict[str, Any]]:
@@ -217,10 +142,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--rates", type=numbers(float), default=RATES, help="learning rates, e.g. 0.1,0.01")
     made.add_argument(
         "--strength", type=strengths, metavar="FLAG=START,...",
-        help="flags that are halved together, and where they start (default: scripts/strengths.py)",
+        help="flags that are halved together, and where they start (default: scripts/strengths.py; "
+        "without one the rate alone is tuned)",
     )  # fmt: skip
     made.add_argument(
-        "--drop", type=float, default=0.2, help="p, share of A* that may be lost (default: 0.2)"
+        "--drop", type=float, default=0.2, help="p, share of A* that may be lost, below 1 (default: 0.2)"
     )
     made.add_argument("--tries", type=int, default=10, help="strengths that are tried (default: 10)")
     made.add_argument("--first_tasks", type=int, default=0, help="tune on so many tasks; 0: the whole stream")
@@ -242,7 +168,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def checked(args: argparse.Namespace, config: Config) -> dict[str, float]:
-    """The strengths to start from; refuses, before the first run, what cannot be tuned."""
+    """The strengths to start from, which may be none; refuses, before the first run, what cannot be tuned."""
     model, n_tasks, method_flags = config.run.model, config.stream.n_tasks, flags_of_method(config)
     if model in MERGING:
         raise UserError(
@@ -256,9 +182,9 @@ def checked(args: argparse.Namespace, config: Config) -> dict[str, float]:
             f"--first_tasks {args.first_tasks}: the stream has {n_tasks} tasks; "
             f"give 1 to {n_tasks}, or 0 for all of them"
         )
-    start = args.strength or START_STRENGTHS.get(model)
-    if not start:
-        raise UserError(f"--model {model}: no strength is known for it; give --strength FLAG=START")
+    if not 0 <= args.drop < 1:
+        raise UserError(f"--drop {args.drop:g}: a share from 0 to below 1 is expected, e.g. 0.2 for 20 %")
+    start = args.strength or START_STRENGTHS.get(model, {})
     if alien := sorted(set(start) - method_flags):
         hint = registry.suggest(alien[0], sorted(method_flags))
         raise UserError(f"--strength {alien[0]}: not a flag of {model}{hint}")
@@ -270,17 +196,25 @@ def tune(args: argparse.Namespace, config: Config) -> int:
     if args.write:
         registry.checkout()  # refused before the first run
     model, start = config.run.model, checked(args, config)
-    trials = Trials(config, args.seeds or (config.run.seed,), args.first_tasks)
+    if not start:
+        print(
+            f"no strength of {model} is known: its rate alone is tuned; --strength FLAG=START names one",
+            file=sys.stderr,
+        )
+    measured = "learning accuracy" if start else "average accuracy"
+    trials = Trials(config, args.seeds or (config.run.seed,), args.first_tasks, measured)
     choice = choose(trials.measure, model, args.rates, start, args.drop, args.tries)
     if choice.strengths is None:
         raise UserError(
             f"none of {choice.n_tries} strengths reached {1 - args.drop:g} of {100 * choice.best:.2f} %; "
             "start lower (--strength FLAG=START) or try more (--tries)"
         )
+    rule = f"stability decay with p = {args.drop:g}" if start else "the best rate"
+    compared = f" (fine-tuning {choice.best:.4f})" if start else ""
     source = (
-        f"scripts/tune.py, stability decay with p = {args.drop:g}: learning accuracy {choice.accuracy:.4f} "
-        f"(fine-tuning {choice.best:.4f}) on {trials.validation:g} % held-out training data, "
-        f"{args.first_tasks or 'all'} tasks, seeds {','.join(map(str, trials.seeds))}; {version()}"
+        f"scripts/tune.py, {rule}: {measured} {choice.accuracy:.4f}{compared} on {trials.validation:g} % "
+        f"held-out training data, {args.first_tasks or 'all'} tasks, "
+        f"seeds {','.join(map(str, trials.seeds))}; {version()}"
     )
     dataset, size, flags = preset(config, choice, source)
     print(yaml.safe_dump({dataset: {size: flags}}, sort_keys=False, allow_unicode=True, width=110), end="")

@@ -13,7 +13,8 @@ from engram import main as program
 from engram.datasets import sources
 from engram.scripts import tune
 from engram.scripts.strengths import START_STRENGTHS
-from engram.scripts.tune import checked, choose, learning_accuracy, preset, write_preset
+from engram.scripts.trials import average_accuracy, learning_accuracy
+from engram.scripts.tune import checked, choose, preset, write_preset
 from engram.utils.config import registry
 from engram.utils.config.cli import parse
 from engram.utils.errors import UserError
@@ -61,7 +62,7 @@ def test_a_rate_that_diverges_is_not_taken():
     measure, _ = scripted({0.1: None, 0.01: 0.4}, {1.0: 0.4})
     assert choose(measure, "x", (0.1, 0.01), {"s": 1.0}, 0.2, 10).lr == 0.01
     measure, _ = scripted({0.1: None}, {})
-    with pytest.raises(UserError, match=r"--rates 0.1: fine-tuning diverged at all of them"):
+    with pytest.raises(UserError, match=r"--rates 0.1: sgd diverged at all of them"):
         choose(measure, "x", (0.1,), {"s": 1.0}, 0.2, 10)
 
 
@@ -72,9 +73,35 @@ def test_learning_accuracy_is_the_diagonal_of_the_scenarios_view():
     assert learning_accuracy(class_il, 2) == pytest.approx(0.8)
     assert learning_accuracy(task_il, 2) == 0.75
     assert learning_accuracy(class_il, 1) == 0.9
+    assert average_accuracy(class_il, 2) == pytest.approx(0.4) and average_accuracy(task_il, 2) == 0.35
     class_il.views["class_il"].R[1, 1] = np.nan
     with pytest.raises(UserError, match="task 1 has no accuracy"):
         learning_accuracy(class_il, 2)
+
+
+def test_without_a_strength_the_rate_of_the_method_itself_is_chosen():
+    accuracies = {0.1: 0.4, 0.01: None, 0.001: 0.6}
+    found = choose(
+        lambda model, flags: {"er": accuracies}[model][flags["lr"]], "er", (*accuracies,), {}, 0, 1
+    )
+    assert found == tune.Choice(0.001, 0.6, {}, 0.6, 0)
+
+
+def test_er_has_its_rate_tuned_by_average_accuracy(folder, capsys):
+    """As `python scripts/tune.py --model er --rates ...`: no run of sgd, the highest mean of R's last row."""
+    flags = ["--dataset", "seq-digits", "--n_epochs", "1", "--buffer_size", "100", "--first_tasks", "2"]
+    assert tune.main(["--model", "er", *flags, "--rates", "0.1,0.001", "--output_dir", str(folder)]) == 0
+    said = capsys.readouterr()
+    means = {d["config"]["lr"]: sum(d["class_il"]["R"][1][:2]) / 2 for d in documents(folder).values()}
+    assert means.keys() == {0.1, 0.001} and {d["config"]["model"] for d in documents(folder).values()} == {
+        "er"
+    }
+    assert f"er lr 0.1: average accuracy {100 * means[0.1]:.2f} %\n" in said.out
+    entry = yaml.safe_load(said.out[said.out.index("seq-digits:") :])["seq-digits"][100]
+    best = max(means, key=means.get)
+    assert entry["lr"] == best and f"the best rate: average accuracy {means[best]:.4f} on" in entry["source"]
+    assert "no strength of er is known: its rate alone is tuned" in said.err
+    assert "accepted at once" not in said.err
 
 
 class Untouchable:
@@ -177,7 +204,7 @@ def test_finished_runs_are_not_repeated_and_stopped_ones_resumed(folder, presets
         calls.append(flags)
         return real(flags)
 
-    monkeypatch.setattr(tune.program, "main", counting)
+    monkeypatch.setattr(program, "main", counting)
     assert tune.main(arguments) == 0
     said = capsys.readouterr()
     assert len(calls) == 2 and "accepted at once: a higher start may be accepted too" in said.err
@@ -263,7 +290,6 @@ def test_what_makes_a_preset():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model", "sgd"], "--model sgd: no strength is known for it; give --strength FLAG=START"),
         (["--model", "mas", "--n_taks", "3"], "unknown argument --n_taks; did you mean --n_tasks"),
         (
             ["--model", "mas", "--n_tasks", "30", "--rates", "0.1"],
@@ -289,6 +315,13 @@ MERGED = "merging alone makes worse, so no strength would be accepted; compare a
         (["--model", "imm_mode", "--strength", "imm_lambda=1"], MERGED),
         (["--model", "mas", "--first_tasks", "6"], "--first_tasks 6: the stream has 5 tasks; give 1 to 5"),
         (["--model", "mas", "--first_tasks", "-1"], "--first_tasks -1: the stream has 5 tasks; give 1 to 5"),
+        (
+            ["--model", "mas", "--drop", "20"],
+            "--drop 20: a share from 0 to below 1 is expected, e.g. 0.2 for",
+        ),
+        (["--model", "mas", "--drop", "1"], "--drop 1: a share from 0 to below 1"),
+        (["--model", "mas", "--drop", "-0.1"], "--drop -0.1: a share from 0 to below 1"),
+        (["--model", "mas", "--drop", "nan"], "--drop nan: a share from 0 to below 1"),
     ],
 )
 def test_what_cannot_be_tuned_is_refused_before_the_first_run(arguments, message, monkeypatch, capsys):
