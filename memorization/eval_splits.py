@@ -5,8 +5,9 @@
 The file holds, for each example, `scores` (mean softmax probability of the label with minus without the
 example in the training set), `stderr`, `ci95` (half the width of Student's 95 % interval), the same for right
 or wrong predictions (`scores_01`, `stderr_01`), `mean_in`, `mean_out`, `n_in`, `n_out`, `index` (position in
-the training set), `labels` and the split-half `reliability`. A score is NaN where fewer than two networks had
-the example or had it not. Clean images, evaluation mode. The flags of train_splits are read from the folder.
+the training set), `labels` and the split-half `reliability` by Pearson's correlation, which looks at values,
+and `reliability_spearman`, which looks at ranks. A score is NaN where fewer than two networks had the example
+or had it not. Clean images, evaluation mode. The flags of train_splits are read from the folder.
 """
 
 import sys

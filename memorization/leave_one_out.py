@@ -141,11 +141,11 @@ def write(plan: LeaveOneOutPlan, data: StudyData, n_examples: int, settings: dic
         }  # fmt: skip
         if name == "loss":
             arrays["ci95"] = estimate.ci95
-    error, half_width = arrays["stderr"].mean(), np.median(arrays["ci95"])
+    error, half_width = np.median(arrays["stderr"]), np.median(arrays["ci95"])
     identity = data.identity() | {"index": data.index[rows], "labels": data.labels.cpu().numpy()[rows]}
     path = scores.write(whole.out_filename, settings, **identity, **arrays)
     print(
-        f"{n_examples} examples left out: mean memorization {arrays['scores'].mean():.4f}, "
-        f"mean standard error {error:.4f}, median 95 % interval ± {half_width:.4f}\n"
+        f"{n_examples} examples of {plan.config.data.dataset} left out: mean memorization "
+        f"{arrays['scores'].mean():.4f}, median standard error {error:.4f}, median 95 % interval ± {half_width:.4f}\n"
         f"scores: {path}"
     )

@@ -20,7 +20,7 @@ from engram.utils import device, scores
 from engram.utils.errors import UserError
 
 FITTED = 0.95  # accuracy on their own examples from which on networks count as having memorized them
-RELIABLE = 0.7  # split-half reliability below which a warning says so
+RELIABLE = 0.7  # split-half reliability, of either correlation, below which a warning says so
 PAIRS_AT_ONCE = 2_000_000  # influences held in memory at a time, for each of a few arrays
 Arrays = dict[str, NDArray[Any]]
 
@@ -44,7 +44,7 @@ def write(config: EvalConfig) -> None:
     arrays = estimates(config, data, store, repeats, settings["stack"])
     settings |= {"n_networks": len(repeats)}
     path = scores.write(config.evaluation.out_filename, settings, **data.identity(), **arrays)
-    print(summary(arrays, len(repeats)))
+    print(summary(arrays, len(repeats), config.data.dataset))
     print(f"scores: {path}")
 
 
@@ -81,8 +81,9 @@ def estimates(
         "scores_01": hard.scores, "stderr_01": hard.stderr, "accuracy_in": hard.mean_in,
         "accuracy_out": hard.mean_out, "n_in": soft.n_in, "n_out": soft.n_out, "repeats": np.array(repeats),
     }  # fmt: skip
-    pearson = MEASURES["pearson"]
-    arrays["reliability"] = split_half_reliability(probability, member, pearson, np.random.default_rng(0))
+    for name, measure in (("reliability", "pearson"), ("reliability_spearman", "spearman")):
+        rng = np.random.default_rng(0)  # the same halves for both
+        arrays[name] = np.array(split_half_reliability(probability, member, MEASURES[measure], rng))
     if wanted.store_probs:
         arrays |= {"loss": loss, "correct": correct, "member": member}
     if test_loss is not None:
@@ -127,25 +128,30 @@ def strongest_influences(values: NDArray[np.float64], member: NDArray[np.bool_],
     return {n: np.concatenate(column) for n, column in zip(names, zip(*pieces, strict=True), strict=True)}
 
 
-def summary(arrays: Arrays, n_networks: int) -> str:
+def summary(arrays: Arrays, n_networks: int, dataset: str) -> str:
     """What the scores say on the whole, how reliable they are, and warnings where they say little."""
     values = arrays["scores"][np.isfinite(arrays["scores"])]
     shares = ", ".join(f"{100 * (values > t).mean():.1f} % > {t}" for t in (0.1, 0.25, 0.5))
     accuracy_in, accuracy_out = (np.nanmean(arrays[f"accuracy_{side}"]) for side in ("in", "out"))
+    pearson, spearman = (float(arrays[name]) for name in ("reliability", "reliability_spearman"))
     lines = [
-        f"{len(arrays['scores'])} examples, {n_networks} networks: accuracy with {accuracy_in:.4f}, "
-        f"without {accuracy_out:.4f}",
-        f"memorization: mean {values.mean():.4f}, {shares}; mean standard error "
-        f"{np.nanmean(arrays['stderr']):.4f}, median 95 % interval ± {np.nanmedian(arrays['ci95']):.4f}",
-        f"split-half reliability {arrays['reliability']:.3f}: by which two such studies would correlate",
+        f"{len(arrays['scores']):,} examples of {dataset}, {n_networks} networks: accuracy with "
+        f"{accuracy_in:.4f}, without {accuracy_out:.4f}",
+        f"memorization: mean {values.mean():.4f}, {shares}; median standard error "
+        f"{np.nanmedian(arrays['stderr']):.4f}, median 95 % interval ± {np.nanmedian(arrays['ci95']):.4f}",
+        f"split-half reliability, by which two such studies would correlate: Pearson {pearson:.3f} (values), "
+        f"Spearman {spearman:.3f} (ranks, by which policies choose)",
     ]
     if n_unmeasured := len(arrays["scores"]) - len(values):
         lines.append(f"{n_unmeasured} examples were in (nearly) all subsets or in none: NaN, not measured")
-    return "\n".join([*lines, *warnings(accuracy_in, float(arrays["reliability"]), n_networks)])
+    return "\n".join([*lines, *warnings(accuracy_in, pearson, spearman, n_networks)])
 
 
-def warnings(accuracy_in: float, reliability: float, n_networks: int) -> list[str]:
-    """Lines that say what to change where networks do not fit their examples or the scores are noise."""
+def warnings(accuracy_in: float, pearson: float, spearman: float, n_networks: int) -> list[str]:
+    """Lines that say what to change where networks do not fit their examples or the scores are noise.
+
+    pearson, spearman: the split-half reliability of the scores' values and of their ranks.
+    """
     lines = []
     if accuracy_in < FITTED:
         lines.append(
@@ -153,17 +159,28 @@ def warnings(accuracy_in: float, reliability: float, n_networks: int) -> list[st
             "they memorize little, and the scores say little. Train longer (--n_epochs), wider "
             "(--model_width), or without crops and mirror images (--augment none)"
         )
-    if np.isnan(reliability):
+    if np.isnan(pearson):
         lines.append(
             f"WARNING: {n_networks} networks are too few to tell the scores from noise (--n_repeats)"
         )
-    elif reliability < RELIABLE:
-        more = "networks that fit their examples"
-        if reliability > 0:  # Spearman and Brown's formula, solved for the length
-            wanted = n_networks * RELIABLE * (1 - reliability) / (reliability * (1 - RELIABLE))
-            more = f"{more}, or about {int(np.ceil(wanted)):,} of these (--n_repeats)"
+    elif pearson < RELIABLE:
         lines.append(
-            f"WARNING: {100 * (1 - max(reliability, 0)):.0f} % of the variance of the scores is noise; for a "
-            f"reliability of {RELIABLE}: {more}"
+            f"WARNING: {100 * (1 - max(pearson, 0)):.0f} % of the variance of the scores is noise; for a "
+            f"Pearson reliability of {RELIABLE}: {remedy(pearson, n_networks)}"
+        )
+    elif spearman < RELIABLE:
+        lines.append(
+            f"WARNING: policies choose by rank, and the order of the scores is less sure than their values: "
+            f"for a Spearman reliability of {RELIABLE} rather than {spearman:.3f}: "
+            f"{remedy(spearman, n_networks)}"
         )
     return lines
+
+
+def remedy(reliability: float, n_networks: int) -> str:
+    """What brings scores of this reliability to `RELIABLE`."""
+    if reliability <= 0:
+        return "networks that fit their examples"
+    # Spearman and Brown's formula, solved for the length
+    wanted = n_networks * RELIABLE * (1 - reliability) / (reliability * (1 - RELIABLE))
+    return f"networks that fit their examples, or about {int(np.ceil(wanted)):,} of these (--n_repeats)"

@@ -50,7 +50,7 @@ def trained(monkeypatch):
     return numbers
 
 
-def test_leave_one_out_by_its_definition(tmp_path, trained):
+def test_leave_one_out_by_its_definition(tmp_path, trained, capsys):
     """An example's score is what networks trained on everything and on all but it say, trained here anew."""
     out = tmp_path / "loo.npz"
     flags = ["--weights_dir", str(tmp_path / "w"), "--out_filename", str(out), "--stack", "4", *TINY]
@@ -59,6 +59,9 @@ def test_leave_one_out_by_its_definition(tmp_path, trained):
     assert trained == [*range(8)], "those that were asked for and no more, though jobs are of four"
     train_whole.run([*flags, "--n_examples", "5", "--n_repeats", "2", "--n_whole", "2"])
     found = scores.load(out)
+    text = capsys.readouterr().out
+    assert "5 examples of digits left out" in text
+    assert f"median standard error {np.median(found['stderr']):.4f}, median 95" in text
     assert trained == [*range(12)], "none is trained again when the study grows"
     assert found["index"][:3].tolist() == first["index"].tolist()
     assert found["scores"][:3].tolist() == first["scores"].tolist()
@@ -280,6 +283,8 @@ def test_examples_that_were_in_all_subsets_or_none_have_no_score(tmp_path, capsy
     assert f"{(~known).sum()} examples were in (nearly) all subsets or in none: NaN, not measured" in text
     assert f"mean {content['scores'][known].mean():.4f}" in text and "nan" not in text
     assert "WARNING: the networks predict only" in text and "split-half reliability" in text
+    assert f"Pearson {content['reliability']:.3f} (values), " in text
+    assert f"Spearman {content['reliability_spearman']:.3f} (ranks" in text
     source = study_data.load(cli.parse("test", "", StudyConfig, TINY).data, torch.device("cpu"))
     measured = {int(i) for i in content["index"][known]}
     labels = torch.zeros(int(content["n_train"]), dtype=torch.long)

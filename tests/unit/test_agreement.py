@@ -36,19 +36,33 @@ def test_bootstrap_intervals_are_those_of_theory():
 
 
 @pytest.mark.parametrize(
-    ("accuracy", "reliability", "said"),
-    [(0.48, 0.07, ["only 48 % of their own", "93 % of the variance", "about 682 of these"]),
-     (0.95, 0.7, []), (0.99, 0.69, ["31 % of the variance"]), (0.949, 0.9, ["--augment none"]),
-     (0.99, -0.1, ["100 % of the variance", "reliability of 0.7: networks that fit their examples"]),
-     (0.99, float("nan"), ["4 networks are too few"])],
+    ("accuracy", "pearson", "spearman", "said"),
+    [(0.48, 0.07, 0.01, ["only 48 % of their own", "93 % of the variance", "about 682 of these"]),
+     (0.95, 0.7, 0.7, []), (0.99, 0.69, 0.9, ["31 % of the variance"]), (0.949, 0.9, 0.9, ["--augment none"]),
+     (0.99, -0.1, 0.9, ["100 % of the variance", "Pearson reliability of 0.7: networks that fit their"]),
+     (0.99, 0.9, 0.5, ["Spearman reliability of 0.7 rather than 0.500: networks", "about 52 of these"]),
+     (0.99, float("nan"), float("nan"), ["4 networks are too few"])],
 )  # fmt: skip
-def test_scores_that_say_little_are_called_so(accuracy, reliability, said):
+def test_scores_that_say_little_are_called_so(accuracy, pearson, spearman, said):
     """Spearman and Brown: 22 networks of r = .07 have k r / (1 + (k − 1) r) when they are k times as many."""
-    n = 4 if np.isnan(reliability) else 22
-    text = "\n".join(split_scores.warnings(accuracy, reliability, n))
+    n = 4 if np.isnan(pearson) else 22
+    text = "\n".join(split_scores.warnings(accuracy, pearson, spearman, n))
     assert all(part in text for part in said) and bool(text) == bool(said)
     assert text.count("WARNING") == (2 if accuracy == 0.48 else len(text) > 0)
     assert (k := 682 / 22) * 0.07 / (1 + (k - 1) * 0.07) == pytest.approx(0.7)
+
+
+def test_a_study_names_its_data_both_reliabilities_and_two_medians():
+    arrays = {
+        "scores": np.array([0.1, 0.2, 0.6]), "stderr": np.array([0.01, 0.02, 0.9]),
+        "ci95": np.array([0.03, 0.04, 2.0]), "accuracy_in": np.ones(3), "accuracy_out": np.ones(3) / 2,
+        "reliability": np.array(0.968), "reliability_spearman": np.array(0.714),
+    }  # fmt: skip
+    text = split_scores.summary(arrays, 24, "digits")
+    assert text.startswith("3 examples of digits, 24 networks")
+    assert "median standard error 0.0200, median 95 % interval ± 0.0400" in text
+    assert "Pearson 0.968 (values), Spearman 0.714 (ranks, by which policies choose)" in text
+    assert "WARNING" not in text
 
 
 def test_classes_apart():
