@@ -146,6 +146,7 @@ def write(plan: LeaveOneOutPlan, data: StudyData, n_examples: int, settings: dic
     path = scores.write(whole.out_filename, settings, **identity, **arrays)
     print(
         f"{n_examples} examples of {plan.config.data.dataset} left out: mean memorization "
-        f"{arrays['scores'].mean():.4f}, median standard error {error:.4f}, median 95 % interval ± {half_width:.4f}\n"
+        f"{arrays['scores'].mean():.4f}, median standard error {error:.4f}, "
+        f"median 95 % interval ± {half_width:.4f}\n"
         f"scores: {path}"
     )

@@ -26,9 +26,12 @@ from engram.utils.sweeps.process_pool import ProcessPool
 LINES_EVERY = 10.0  # seconds between lines where there is no terminal
 LOOK_EVERY = 1.0  # seconds between looks at whether a silent process is still alive
 REFUSED = 2  # exit code of a worker that has sent an error of the user's
+READY = 0.0  # a worker's first message: it has loaded what its jobs need, and trained nothing yet
 Report = Callable[[float], None]  # tells how many more networks have been trained, or parts of one
 JobFunction = Callable[[int, Report], None]
-Message = float | str | None  # of a worker: networks trained, an error of the user's, or the worker's end
+Message = (
+    float | str | None
+)  # of a worker: networks trained (first `READY`), an error of the user's, or the worker's end
 
 
 class Plan(Protocol):
@@ -87,6 +90,7 @@ def run_jobs(plan: Plan, jobs: list[int], workers: list[WorkerDevice], progress:
             return
         torch.set_num_threads(workers[0].n_threads)
         run_job = plan.prepare(torch.device(workers[0].device))
+        progress.begin()
         for job in jobs:
             run_job(job, progress.advance)
 
@@ -129,6 +133,8 @@ def _follow(pool: ProcessPool, messages: "Queue[Message]", progress: "NetworkPro
             raise UserError(message)
         if message is None:
             n_open -= 1
+        elif message == READY:
+            progress.begin()
         else:
             progress.advance(message)
 
@@ -140,6 +146,7 @@ def run_worker(
     torch.set_num_threads(worker.n_threads)
     try:
         run_job = plan.prepare(torch.device(worker.device))
+        messages.put(READY)
         while (job := waiting.get()) is not None:
             run_job(job, messages.put)
     except UserError as error:
@@ -160,11 +167,17 @@ class NetworkProgress:
             bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total}{postfix}, {remaining} left",
         )  # fmt: skip
         self._started = self._last_line = time.monotonic()
-        self._done_here = 0.0
+        self._done_here, self._has_begun = 0.0, False
+
+    def begin(self) -> None:
+        """The first of several workers is ready: rates do not count the imports and the data read before."""
+        if not self._has_begun:
+            self._has_begun, self._started = True, time.monotonic()
+            self._bar.unpause()  # its clock starts anew too
 
     @property
     def per_hour(self) -> float:
-        """Networks per hour since this object was made, parts of networks included."""
+        """Networks per hour since `begin`, or since this object was made; parts of networks included."""
         return 3600 * self._done_here / max(time.monotonic() - self._started, 1e-9)
 
     def advance(self, networks: float) -> None:

@@ -1,10 +1,12 @@
 """The jobs of a memorization study in this process and in worker processes: all done, failures told."""
 
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from engram.memorization import worker_pool
 from engram.memorization.settings import MachineOptions
 from engram.memorization.worker_pool import (
     NetworkProgress,
@@ -16,6 +18,7 @@ from engram.memorization.worker_pool import (
 )
 from engram.utils.errors import UserError
 from tests.unit.plans import FilePlan
+from tests.waiting import TickingClock
 
 TWO = [WorkerDevice("cpu", 1), WorkerDevice("cpu", 1)]
 
@@ -64,6 +67,30 @@ def test_all_jobs_are_done_and_reported(workers, tmp_path):
     assert progress.done == 12
     ids, threads = zip(*(path.read_text().split() for path in tmp_path.iterdir()), strict=True)
     assert set(threads) == {"1"} and (str(os.getpid()) in ids) == (len(workers) == 1)
+
+
+@pytest.mark.parametrize("workers", [TWO[:1], TWO], ids=["here", "two processes"])
+def test_the_time_in_which_workers_load_their_data_is_in_no_rate(workers, tmp_path, monkeypatch):
+    """Loading takes an hour of this clock, a report of half a network half an hour."""
+    clock = TickingClock(step=0)
+    monkeypatch.setattr(worker_pool, "time", SimpleNamespace(monotonic=clock))
+
+    class Watched(NetworkProgress):
+        def __enter__(self):
+            clock.spend(3600)
+            return super().__enter__()
+
+        def advance(self, networks):
+            clock.spend(1800)
+            super().advance(networks)
+            rates.append(self.per_hour)
+
+    rates, n_threads = [], torch.get_num_threads()
+    try:
+        run_jobs(FilePlan(str(tmp_path)), [1], workers, Watched("test", 2))
+    finally:
+        torch.set_num_threads(n_threads)
+    assert rates == [1.0] * 4
 
 
 def test_an_error_of_the_users_reaches_the_caller_as_it_is(tmp_path):
