@@ -97,9 +97,24 @@ def given_scores(config: Config, benchmark: Benchmark) -> Tensor | None:
     return scores.read(path, labels, fraction, classes).to(benchmark.device)
 
 
+def scored(given: Tensor, benchmark: Benchmark) -> str:
+    """A sentence: how many of the training samples have a score, and what becomes of the others.
+
+    given: (n_train,) scores, NaN where unknown; samples that are left out of the run do not count.
+    """
+    index = torch.cat([task.train_index for task in benchmark.tasks]).unique()
+    n_scored = int(given.isfinite().cpu()[index].sum())
+    sentence = f"{n_scored:,} of {len(index):,} training samples have a score"
+    if n_scored == len(index):
+        return sentence
+    return f"{sentence}; only these are chosen by score (--exclude unscored trains on them alone)"
+
+
 def build_setup(config: Config, benchmark: Benchmark, create_proxy: CreateProxy) -> Setup:
     """What the method may know: the stream, how it is trained, and what is known of memorization."""
     given = given_scores(config, benchmark)
+    if given is not None:
+        benchmark.notes.append(scored(given, benchmark))
     proxy = functools.partial(create_proxy, n_train=benchmark.n_train, device=benchmark.device)
     arithmetic = precision.resolve(config.run.precision, benchmark.device)
     return Setup(benchmark, config.train, config.run.seed, given, proxy, arithmetic)

@@ -67,8 +67,11 @@ def test_groups_follow_samples_whatever_the_order_of_classes(score_file, model, 
         assert logged[f"acc_{name}_task_0"] == pytest.approx(100 * results.groups[group]["class_il"][last, 0])
         assert f"forgetting_{name}" in logged
     record = record_of(results, "finished", config.flat(), method.setup.benchmark)
-    stored = record.to_json()["groups"]["high"]["class_il"]["R"][last]
-    assert stored == results.groups["high"]["class_il"][last].tolist()
+    stored = record.to_json()["groups"]["high"]["class_il"]
+    assert stored["R"][last] == results.groups["high"]["class_il"][last].tolist()
+    once = model != "er"  # each domain presents all samples
+    expected = (SCORES > 0.5).sum() * (1 if once else len(method.setup.benchmark.tasks))
+    assert stored["n_samples"] == expected
 
 
 def test_thresholds_are_those_of_the_paper():
@@ -82,6 +85,10 @@ def test_unknown_scores_join_no_group_and_are_no_candidates(tmp_path):
     path = tmp_path / "half.npz"
     np.savez(path, scores=SCORES[known], index=known, order_hash=order_hash(labels))
     method, config = tiny_method("maer", memorization_scores=str(path), buffer_size=12)
+    assert method.setup.benchmark.notes[-1] == (
+        "45 of 90 training samples have a score; only these are chosen by score (--exclude unscored trains "
+        "on them alone)"
+    )
     chosen, choose = [], method.chooser.choose
 
     def watched(task, n):
@@ -128,6 +135,9 @@ def test_unscored_leaves_out_what_the_vector_of_a_fraction_says_nothing_of(tmp_p
     scored = train_test_split(np.arange(90), test_size=1 / 3, random_state=42, stratify=labels)[1]
     left_out = build.excluded_positions(config, method.setup.benchmark)
     assert left_out.tolist() == sorted(set(range(90)) - set(scored.tolist())) and len(left_out) == 60
+    training_samples.exclude(method.setup.benchmark, left_out)
+    said = build.scored(method.setup.scores, method.setup.benchmark)
+    assert said == "30 of 30 training samples have a score"
 
 
 @pytest.mark.parametrize("model", ["er", "joint"])

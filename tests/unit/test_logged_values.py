@@ -42,7 +42,9 @@ def filled(scenario: str = "class-il", groups: bool = False) -> AccuracyLog:
         matrices = np.array([GROUPS[name] for name in ("high", "mid", "low")])
         for row in range(3):
             accuracies = matrices[:, row, : row + 1].T  # (tasks, groups)
-            log.set_groups(row, np.stack([accuracies, accuracies / 2], axis=2))
+            log.set_groups(
+                row, np.stack([accuracies, accuracies / 2], axis=2), np.array([3, 0, 2]) * (row + 1)
+            )
     return log
 
 
@@ -149,7 +151,9 @@ def test_the_record_holds_what_was_measured(monkeypatch):
     assert record.curve[0] == CurvePoint(4, 0, {"class_il": [0.3], "task_il": [0.5]})
     assert record.curve[1] == CurvePoint(7, 1, {"class_il": [0.4, 0.5], "task_il": [0.6, 0.7]})
     assert record.memory == [MemoryCounts(0, [2, 1], [3])]
-    assert record.groups["low"]["class_il"].metrics == {"forgetting": pytest.approx(0.3)}
+    assert record.groups["low"]["class_il"].metrics == {
+        "forgetting": pytest.approx(0.3), "n_samples": 6,
+    }  # fmt: skip
     assert vars(record.seconds) == {"total": 7.5, "train": 4.0, "eval": 2.0, "data": 0.5}
     assert record.images_per_second == 150 and record.peak_memory_bytes == 12345
     assert (record.device, record.git_commit, record.versions) == ("cpu, cuda:0", "abc", {"torch": "2, 3"})
@@ -175,7 +179,7 @@ def test_a_log_goes_on_from_its_state():
     log.n_images, log.peak_bytes = 600, 12345
     log.environments = [Environment("abc", "cpu", {"torch": "2"}, "fp32", git_dirty=True)]
     restored.load_state_dict(log.state_dict())
-    for name in ("curve", "memory", "environments", "n_images", "peak_bytes", "seconds"):
+    for name in ("curve", "memory", "environments", "n_images", "peak_bytes", "seconds", "group_sizes"):
         assert getattr(restored, name) == getattr(log, name), name
     np.testing.assert_array_equal(restored.b, log.b)
     assert restored.task_metrics(2) == pytest.approx(log.task_metrics(2), nan_ok=True)

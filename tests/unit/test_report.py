@@ -125,6 +125,21 @@ def test_full(monkeypatch):
     assert "(validation data)" in text_summary.full(on_validation)
 
 
+def test_samples_by_memorization_are_counted():
+    """A record of before counts none."""
+    groups = {
+        "high": {"class_il": {"R": [[0.21]], "forgetting": 0.754, "n_samples": 1234}},
+        "low": {"class_il": {"R": [[0.5]], "forgetting": 0.1}},
+    }
+    (text,) = text_summary.memorization(record(groups=groups, config={"mem_thresholds": [0.1, 0.25]}))
+    head, *rows = text.splitlines()
+    assert head.endswith("     samples    class-IL  forgetting   (accuracy in %, at the end)")
+    assert rows == [
+        "high (above 0.25)                          1,234        21.0           –",
+        "low (up to 0.1)                                –        50.0           –",
+    ]
+
+
 def test_cost_without_numbers():
     assert text_summary.cost(record()) == "time     –"
 

@@ -134,7 +134,8 @@ class LogOptions(OptionSet):
     memorization_scores: str | None = option(
         None,
         "scores of training samples (.npz, or .npy, which has no checksum): logs the accuracy on groups of "
-        "them, chooses in maer",
+        "them, chooses in maer, which never takes a sample without a score (--exclude unscored leaves those "
+        "out)",
     )
     memorization_fraction: float = option(
         1.0, "share of the training set that bare scores are of, drawn as in the memorization paper; "

@@ -1,5 +1,6 @@
 """Everything a run leaves behind: on the terminal, in its folder and in MLflow."""
 
+import math
 import sys
 import time
 from contextlib import suppress
@@ -274,7 +275,13 @@ def record_of(
         training=results.training.points,
         groups={
             group: {
-                view: ViewResult(R, {"forgetting": accuracy_matrix.mean_known_forgetting(R)})
+                view: ViewResult(
+                    R,
+                    {
+                        "forgetting": accuracy_matrix.mean_known_forgetting(R),
+                        "n_samples": results.group_sizes.get(group, math.nan),
+                    },
+                )
                 for view, R in matrices.items()
             }
             for group, matrices in results.groups.items()

@@ -81,13 +81,16 @@ def memorization(record: RunRecord) -> list[str]:
         return []
     low, high = record.config["mem_thresholds"]
     ranges = {"high": f"above {high}", "mid": f"{low} to {high}", "low": f"up to {low}"}
-    head = f"{'training samples by memorization':<36}{'class-IL':>12}{'forgetting':>12}   (in %, at the end)"
+    columns = f"{'samples':>12}{'class-IL':>12}{'forgetting':>12}"
+    head = f"{'training samples by memorization':<36}{columns}   (accuracy in %, at the end)"
     lines = [head]
     for name, views in record.groups.items():
         last_row = views["class_il"].R[-1]
         measured = last_row[~np.isnan(last_row)]
         mean = float(measured.mean()) if len(measured) else math.nan
-        lines.append(_row(f"{name} ({ranges[name]})", [mean, views["class_il"].metric("forgetting")]))
+        n_samples = views["class_il"].metric("n_samples")
+        label = f"{f'{name} ({ranges[name]})':<36}{'–' if math.isnan(n_samples) else f'{n_samples:,.0f}':>12}"
+        lines.append(_row(label, [mean, views["class_il"].metric("forgetting")]))
     return ["\n".join(lines)]
 
 

@@ -51,6 +51,7 @@ class AccuracyLog:
         self.on_point: Callable[[], None] = lambda: None  # what is done after a new point of the curve
         # group of training samples by memorization → view → R; empty without scores
         self.groups: dict[str, dict[str, Matrix]] = {}
+        self.group_sizes: dict[str, int] = {}  # samples of each in the tasks seen
         self.seconds = {"total": 0.0, "train": 0.0, "eval": 0.0, "data": 0.0}
         self.n_images = 0
         self.environments: list[Environment] = []  # of the processes that took steps, in order, each once
@@ -105,9 +106,13 @@ class AccuracyLog:
             self.R[view][row, : len(accuracies)] = accuracies[:, column]
             self.errors[view][row, : len(accuracies)] = 0 if errors is None else errors[:, column]
 
-    def set_groups(self, row: int, accuracies: Matrix) -> None:
-        """Store accuracies on groups of training samples after `row`: (tasks seen, groups, views)."""
+    def set_groups(self, row: int, accuracies: Matrix, sizes: NDArray[np.int64]) -> None:
+        """Store accuracies on groups of training samples after `row`: (tasks seen, groups, views).
+
+        sizes: (groups,) how many samples each has in the tasks seen.
+        """
         for g, group in enumerate(memorization_groups.NAMES):
+            self.group_sizes[group] = int(sizes[g])
             empty = {view: np.full_like(self.R[view], np.nan) for view in VIEWS}
             matrices = self.groups.setdefault(group, empty)
             for column, view in enumerate(VIEWS):
@@ -242,6 +247,7 @@ class AccuracyLog:
             "memory": [counts.to_json() for counts in self.memory],
             "training": self.training.state_dict(),
             "groups": {g: {v: R.tolist() for v, R in views.items()} for g, views in self.groups.items()},
+            "group_sizes": self.group_sizes,
             "seconds": self.seconds,
             "n_images": self.n_images,
             "origins": [asdict(e) for e in self.environments],
@@ -258,6 +264,7 @@ class AccuracyLog:
         self.memory = [MemoryCounts.from_json(counts) for counts in state["memory"]]
         groups = state.get("groups", {}).items()
         self.groups = {g: {v: np.array(R) for v, R in matrices.items()} for g, matrices in groups}
+        self.group_sizes = state.get("group_sizes", {})
         self.seconds, self.n_images = state["seconds"], state["n_images"]
         if "training" in state:  # not in checkpoints from before it was kept
             self.training.load_state_dict(state["training"], self.n_images, self.seconds["train"])

@@ -6,7 +6,9 @@ scores; high: above the second threshold, low: up to the first.
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from engram.utils.batching import evaluation_chunk
@@ -25,11 +27,13 @@ def assign(scores: Tensor, thresholds: Sequence[float]) -> Tensor:
 
 
 @torch.no_grad()
-def accuracies(method: Learner[TaskT, BatchT], n_seen: int, group: Tensor) -> Tensor:
-    """(n_seen, 3, 2) on the CPU: accuracy on each group of each of the first tasks, class-IL and task-IL.
+def accuracies(
+    method: Learner[TaskT, BatchT], n_seen: int, group: Tensor
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """(n_seen, 3, 2) accuracy on each group of each of the first tasks; (3,) samples of each in all of these.
 
-    The views are those of `evaluation.accuracies`. NaN where a task has no sample of a group. One read
-    from the device.
+    The views are class-IL and task-IL as in `evaluation.accuracies`. NaN where a task has no sample of a
+    group. One read from the device.
     """
     benchmark = method.setup.benchmark
     masks = benchmark.class_masks
@@ -47,5 +51,5 @@ def accuracies(method: Learner[TaskT, BatchT], n_seen: int, group: Tensor) -> Te
         hits.index_add_(0, row, correct.double() * (sample_group >= 0).view(-1, 1))
     method.net.train(was_training)
     right, counts = hits.cpu().view(n_seen, len(NAMES), 3).split([2, 1], dim=2)
-    accuracy: Tensor = right / counts  # 0/0 is NaN
-    return accuracy
+    sizes = counts.sum((0, 2)).long()
+    return (right / counts).numpy(), sizes.numpy()  # 0/0 is NaN

@@ -200,8 +200,8 @@ class Trainer(Generic[TaskT, BatchT]):
             subset = draw_subset(tasks, self.config, seen, n_tasks) if seen < len(tasks) else None
             row = accuracies(self.method, n_tasks, seen, subset).numpy()
             if self.groups is not None:
-                of_groups = memorization_groups.accuracies(self.method, seen, self.groups)
-                self.results.set_groups(task.id, of_groups.numpy())
+                of_groups, sizes = memorization_groups.accuracies(self.method, seen, self.groups)
+                self.results.set_groups(task.id, of_groups, sizes)
         self.results.set_row(task.id, row, standard_errors(row, tasks, subset))
         if self.config.log.eval_every:
             self.results.add_point(self.position.total, task.id, row)
