@@ -1,1 +1,1 @@
-"""Programs that measure which training examples a network memorizes."""
+"""Programs that measure which training examples a network memorizes; `python -m memorization` lists them."""

@@ -41,7 +41,7 @@ OptionsT = TypeVar("OptionsT", bound=OptionSet)
 def parse(program: str, text: str, kind: type[ConfigT], argv: list[str]) -> ConfigT:
     """The options of the study program `python -m memorization.PROGRAM`; prints and exits for --help.
 
-    text: what the program does, for the help. kind: the dataclass to fill; each of its fields is an option
+    text: the program's docstring, for the help. kind: the dataclass to fill; each of its fields is an option
     set. The last of these to give a value decides: the defaults of the data set, the settings saved in
     --weights_dir, the file given as --config, the command line. The saved settings must not be
     contradicted, since networks have been trained with them.
@@ -135,10 +135,14 @@ def _with_backbone(sets: Sets, defaults: dict[str, Any], backbone: str | None) -
     return sets | {"architecture": getattr(module, "Options", OptionSet)}
 
 
+def package() -> str:
+    """The name by which Python finds the programs of this folder."""
+    return "engram.memorization" if engram.is_installed else "memorization"
+
+
 def _parser(program: str, text: str, sets: Sets, defaults: dict[str, Any]) -> Parser:
-    package = "engram.memorization" if engram.is_installed else "memorization"
     parser = Parser(
-        prog=f"python -m {package}.{program}", description=text, argument_default=argparse.SUPPRESS
+        prog=f"python -m {package()}.{program}", description=text, argument_default=argparse.SUPPRESS
     )
     parser.add_argument("-h", "--help", action="store_true", help="this text")
     parser.add_argument("--config", metavar="FILE", help="YAML file of flags; the command line wins over it")

@@ -47,7 +47,7 @@ class CorrelateOptions(OptionSet):
 
 def run(argv: list[str]) -> None:
     """Print the table of correlations and write it if asked."""
-    options = cli.parse_options("correlate", __doc__.split("\n")[0], CorrelateOptions, argv)
+    options = cli.parse_options("correlate", str(__doc__), CorrelateOptions, argv)
     cli.require(options, "scores", "against")
     if options.out_filename:
         check_file(options.out_filename, "--out_filename", (".csv",), _is_table)

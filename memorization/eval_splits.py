@@ -60,7 +60,7 @@ class EvalConfig(StudyConfig):
 
 def run(argv: list[str]) -> None:
     """Evaluate the networks, estimate the scores and write them to --out_filename."""
-    config = cli.parse("eval_splits", __doc__.split("\n")[0], EvalConfig, argv)
+    config = cli.parse("eval_splits", str(__doc__), EvalConfig, argv)
     cli.require(config.splits, "weights_dir")
     cli.require(config.evaluation, "out_filename")
     cli.check_out(config.evaluation.out_filename, ".npz", ".npy")

@@ -32,7 +32,7 @@ class InterventionOptions(OptionSet):
 
 def run(argv: list[str]) -> None:
     """Write the files of samples to leave out, or compare finished runs."""
-    options = cli.parse_options("intervention", __doc__.split("\n")[0], InterventionOptions, argv)
+    options = cli.parse_options("intervention", str(__doc__), InterventionOptions, argv)
     if not options.results:
         cli.require(options, "scores", "out_dir")
         check_folder(options.out_dir, "--out_dir")

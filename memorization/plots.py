@@ -34,7 +34,7 @@ class PlotOptions(OptionSet):
 
 def run(argv: list[str]) -> None:
     """Draw the figures that the given files allow and print their paths."""
-    options = cli.parse_options("plots", __doc__.split("\n")[0], PlotOptions, argv)
+    options = cli.parse_options("plots", str(__doc__), PlotOptions, argv)
     cli.require(options, "out_dir")
     if not (options.scores or options.stream or options.runs):
         raise UserError("nothing to draw: give --scores, --stream or --runs (see --help)")

@@ -33,7 +33,7 @@ class ProxiesConfig(StudyConfig):
 
 def run(argv: list[str]) -> None:
     """Train the networks, evaluate all proxies on them and write the file."""
-    config = cli.parse("train_proxies", __doc__.split("\n")[0], ProxiesConfig, argv)
+    config = cli.parse("train_proxies", str(__doc__), ProxiesConfig, argv)
     cli.require(config.proxies, "out_filename")
     cli.check_out(config.proxies.out_filename, ".npz")
     from engram.memorization import proxy_scores  # imports torch, which --help does without

@@ -42,7 +42,7 @@ class SplitsConfig(StudyConfig):
 
 def run(argv: list[str]) -> None:
     """Train the networks that are missing in --weights_dir."""
-    config = cli.parse("train_splits", __doc__.split("\n")[0], SplitsConfig, argv)
+    config = cli.parse("train_splits", str(__doc__), SplitsConfig, argv)
     cli.require(config.splits, "weights_dir")
     cli.check_weights_dir(config.splits.weights_dir)
     from engram.memorization import split_training  # imports torch, which --help does without

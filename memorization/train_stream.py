@@ -47,7 +47,7 @@ class StreamConfig(StudyConfig):
 
 def run(argv: list[str]) -> None:
     """Train the networks that are missing, then estimate the scores and write them."""
-    config = cli.parse("train_stream", __doc__.split("\n")[0], StreamConfig, argv)
+    config = cli.parse("train_stream", str(__doc__), StreamConfig, argv)
     cli.require(config.stream, "weights_dir", "out_filename")
     cli.check_out(config.stream.out_filename, ".npz")
     cli.check_weights_dir(config.stream.weights_dir)

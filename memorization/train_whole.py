@@ -39,7 +39,7 @@ class WholeConfig(StudyConfig):
 
 def run(argv: list[str]) -> None:
     """Train the networks that are missing, then estimate the scores and write them."""
-    config = cli.parse("train_whole", __doc__.split("\n")[0], WholeConfig, argv)
+    config = cli.parse("train_whole", str(__doc__), WholeConfig, argv)
     cli.require(config.whole, "weights_dir", "out_filename")
     cli.check_out(config.whole.out_filename, ".npz", ".npy")
     cli.check_weights_dir(config.whole.weights_dir)

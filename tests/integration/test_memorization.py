@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from engram.memorization import cli, eval_splits, train_splits
+from engram.memorization.__main__ import PROGRAMS
 from engram.memorization.store import NetworkStore
 from tests.conftest import ROOT
 from tests.waiting import wait_until
@@ -19,11 +20,6 @@ from tests.waiting import wait_until
 pytestmark = pytest.mark.slow
 
 SMALL = "--dataset_size 0.2 --n_epochs 6 --hidden_sizes 10 --n_repeats 24 --stack 6".split()
-
-PROGRAMS = (
-    "train_splits", "eval_splits", "train_whole", "train_proxies", "train_stream", "correlate", "plots",
-    "intervention",
-)  # fmt: skip
 
 
 def command(module: str, *flags: str) -> list[str]:
@@ -173,3 +169,15 @@ def test_help_does_not_import_torch(tmp_path):
         )
         assert done.returncode == 0, done.stderr
         assert f"usage: python -m memorization.{module}" in done.stdout
+        assert f"\n    python -m memorization.{module} --" in done.stdout, "its examples"
+
+
+def test_the_programs_are_listed_without_torch():
+    code = "import sys\nfrom memorization import __main__\n__main__.main()\nassert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for module in PROGRAMS:
+        assert f"\n{module} " in done.stdout
+    programs = {path.stem for path in (ROOT / "memorization").glob("*.py") if "cli.main" in path.read_text()}
+    assert set(PROGRAMS) == programs, "none is forgotten"
+    assert "leave_one_out of train_whole" in done.stdout
