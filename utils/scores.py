@@ -14,6 +14,7 @@ these classes, in order; one of a data fraction for every sample of them that sc
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,8 @@ def read(path: str, labels: Tensor, fraction: float = 1.0, classes: str | None =
         bounds = parse_range(classes, int(of_class.max()) + 1, "--memorization_classes")
         positions = drawn_part(of_class, bounds, fraction, f"--memorization_fraction {fraction:g}")
         if scores.shape != positions.shape:
-            raise UserError(f"{flag}: {_wrong_length(scores, positions, n_train)}")
+            n_of_classes = len(in_class_range(of_class, *bounds))
+            raise UserError(f"{flag}: {_wrong_length(scores, positions, n_train, n_of_classes)}")
     elif fraction != 1 or classes is not None:
         given = "--memorization_fraction" if fraction != 1 else "--memorization_classes"
         raise UserError(f"{flag}: names its samples itself ('index'); leave {given} out")
@@ -151,15 +153,25 @@ def refuse_other_order(contents: Iterable[Mapping[str, NDArray[Any]]], flag: str
         raise UserError(f"{flag}: belongs to another data set or sample order")
 
 
-def _wrong_length(scores: NDArray[Any], positions: NDArray[Any], n_train: int) -> str:
+def _wrong_length(scores: NDArray[Any], positions: NDArray[Any], n_train: int, n_of_classes: int) -> str:
     text = f"has shape {scores.shape}, the training set needs ({n_train},)"
     if len(positions) < n_train:
         text = f"has shape {scores.shape}, that part of {n_train} training samples needs {positions.shape}"
     text += ": the scores belong to another data set or a part of it"
-    if scores.ndim == 1 and 0 < len(scores) < n_train:
-        text += f", whose share is named by --memorization_fraction (here {len(scores) / n_train:.6g})"
+    if scores.ndim == 1 and 0 < len(scores) < n_of_classes:
+        share = share_of(len(scores), n_of_classes)
+        text += f", whose share is named by --memorization_fraction (here {share})"
         text += " and whose classes by --memorization_classes a,b"
     return text
+
+
+def share_of(length: int, n: int) -> str:
+    """The shortest decimal share of which `length` of n samples are drawn: scikit-learn takes ⌈n · share⌉."""
+    for power in (10**digits for digits in range(1, 16)):
+        share = (length * power // n) / power
+        if math.ceil(n * share) == length:
+            return repr(share)
+    return repr(length / n)
 
 
 def parse_range(text: str | None, n_classes: int, flag: str = "--class_range") -> tuple[int, int]:

@@ -1,11 +1,13 @@
 """Score files: both formats, and every way in which one can be wrong."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from sklearn.model_selection import train_test_split
 
-from engram.utils.scores import load, order_hash, read, write
+from engram.utils.scores import load, order_hash, read, share_of, write
 from tests.conftest import synthetic_source, tiny_config, tiny_method
 from tests.contract.test_methods import train
 
@@ -172,6 +174,27 @@ def test_fractions_that_do_not_fit(tmp_path, arrays, fraction, message):
     np.savez(tmp_path / "a.npz", **arrays)
     with pytest.raises(ValueError, match=message):
         read(str(tmp_path / "a.npz"), MANY, fraction)
+
+
+def test_a_share_that_is_named_draws_as_many_samples():
+    """Of every length of some data sets, and of some lengths of CIFAR-10."""
+    cases = [(length, n) for n in (4, 90, 1437) for length in range(1, n)]
+    cases += [(length, 50_000) for length in (1, 499, 5000, 12_345, 16_667, 49_999)]
+    for length, n in cases:
+        assert math.ceil(n * float(share_of(length, n))) == length, (length, n)
+    assert [share_of(430, 1437), share_of(432, 1437), share_of(5000, 50_000)] == ["0.299", "0.3", "0.1"]
+
+
+def test_the_share_that_a_refusal_names_is_taken(tmp_path):
+    labels = torch.arange(1437) % 3
+    np.save(tmp_path / "a.npy", np.zeros(430))
+    with pytest.raises(ValueError, match=r"--memorization_fraction \(here 0\.299\)"):
+        read(str(tmp_path / "a.npy"), labels)
+    assert int(read(str(tmp_path / "a.npy"), labels, 0.299).isfinite().sum()) == 430
+    np.save(tmp_path / "a.npy", np.zeros(100))  # of the 958 samples of two classes
+    with pytest.raises(ValueError, match=r"--memorization_fraction \(here 0\.104\)"):
+        read(str(tmp_path / "a.npy"), labels, classes="0,2")
+    assert int(read(str(tmp_path / "a.npy"), labels, 0.104, "0,2").isfinite().sum()) == 100
 
 
 def test_the_flag_of_a_fraction(tmp_path):
