@@ -23,7 +23,12 @@ Accuracies = dict[int, list[float]]  # seed → accuracies in %
 
 def write_choices(options: InterventionOptions) -> None:
     """Write one file for each choice of samples to leave out and print its mean score."""
-    content = scores.load(options.scores, "scores", "index", "labels", "order_hash")
+    content = scores.load(options.scores, "scores")
+    if missing := [name for name in ("index", "labels", "order_hash") if name not in content]:
+        raise UserError(
+            f"--scores {options.scores}: does not say which samples it is of (no {', '.join(missing)}); give "
+            "the .npz that eval_splits writes, which does"
+        )
     for percent in options.top:
         for name, rows in choices(content, percent, options.n_random, options.seed).items():
             path = Path(options.out_dir).expanduser() / f"{name}.npz"

@@ -54,6 +54,7 @@ def train_and_write(config: ProxiesConfig) -> None:
     )  # fmt: skip
     for name, seconds in zip(names, cost, strict=True):
         print(f"{name:<24}{1000 * seconds:10.2f} ms per 1,000 examples")
+    print("these costs leave out the training of the networks, which every proxy needs")
     print(f"proxies: {path}")
 
 

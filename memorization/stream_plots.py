@@ -35,7 +35,7 @@ def decay(content: Arrays) -> Figure:
     figure = canvas(13.6, 4.6 * len(views))
     for view, (left, right) in zip(views, figure.subplots(len(views), 2, squeeze=False), strict=True):
         by_task(left, content[f"{view.prefix}in_stream"], content["task"])
-        left.set_title(f"{view.title}: {left.get_title()}")
+        left.set_title(f"{view.title}: {left.get_title()}", fontsize=11)
         if {view.losses, "member"} <= content.keys():
             by_memorization(right, content, view)
         else:
@@ -52,10 +52,13 @@ def by_task(axes: Axes, scores: NDArray[np.float64], task: NDArray[np.int64]) ->
     for s in range(n_tasks):
         values = scores[s:, task == s]
         values = values[:, np.isfinite(values[0])]
+        if not values.size:
+            axes.plot([], label=f"task {s}: not measured")
+            continue
         error = standard_deviation(values, axis=1) / np.sqrt(values.shape[1])
         times = range(s, n_tasks)
         axes.errorbar(times, values.mean(1), error, marker="o", markersize=4, capsize=2, label=f"task {s}")
-    title = "examples of each task (± standard error)"
+    title = "examples of each task\n(± standard error over examples, all by the same networks)"
     axes.set(xlabel="after task", ylabel="mean memorization", title=title)
     axes.set_xticks(range(n_tasks))
     axes.legend(frameon=False, fontsize=9)

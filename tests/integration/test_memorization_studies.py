@@ -143,7 +143,8 @@ def test_every_proxy_is_written_with_its_cost(tmp_path, capsys):
     found = scores.load(out)
     assert found["names"].tolist() == [*NAMES, "early_el2n", "early_grand"]
     assert found["proxies"].shape == (16, 72) and np.isfinite(found["proxies"]).all()
-    assert (found["cost"] >= 0).all() and "ms per 1,000 examples" in capsys.readouterr().out
+    assert (found["cost"] >= 0).all() and "ms per 1,000 examples" in (text := capsys.readouterr().out)
+    assert "these costs leave out the training of the networks" in text
     assert (found["proxies"].std(1) > 0).all()
 
 
@@ -196,6 +197,15 @@ def test_a_stream_with_replay_and_its_figure(tmp_path, capsys):
     assert (tmp_path / "figures/decay.png").read_bytes()[:4] == PNG
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {"decay.pdf", "decay.png"}
     assert capsys.readouterr().out.strip().endswith("decay.png")
+
+
+def test_a_task_that_nobody_measured_is_named_so(recwarn):
+    """And the bars by what they are over: examples, not networks."""
+    in_stream = np.array([[0.1, 0.3, np.nan, np.nan], [0.2, 0.2, np.nan, np.nan]])
+    drawn = stream_plots.decay({"in_stream": in_stream, "task": np.array([0, 0, 1, 1])})
+    panel = drawn.axes[0]
+    assert [text.get_text() for text in panel.get_legend().get_texts()] == ["task 1: not measured", "task 0"]
+    assert "standard error over examples" in panel.get_title() and not recwarn.list
 
 
 def test_a_gallery_of_examples_in_any_order(tmp_path, monkeypatch):

@@ -237,6 +237,12 @@ def test_what_an_intervention_leaves_out(files):
             assert np.bincount(labels[random - 5]).tolist() == np.bincount(labels[top - 5]).tolist()
 
 
+def test_an_intervention_needs_to_know_its_samples(tmp_path):
+    np.save(tmp_path / "bare.npy", np.linspace(0, 1, 60))
+    with pytest.raises(UserError, match=r"\(no index, labels, order_hash\); give the .npz that eval_splits"):
+        intervention.run(["--scores", str(tmp_path / "bare.npy"), "--out_dir", str(tmp_path / "out")])
+
+
 def test_the_table_of_interventions(tmp_path, capsys):
     """Accuracies .9 with all, .8 and .7 without random and memorized samples, ± a seed's own shift."""
     runs = [("", 0.9), ("f/top_10.npz", 0.7), ("f/random_10_0.npz", 0.8)]
