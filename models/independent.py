@@ -4,7 +4,8 @@ Source: Lopez-Paz & Ranzato 2017 (GEM, arXiv 1706.08840), baseline `independent`
 code: T perceptrons with int(h / T) units where the shared one has h, Xavier-uniform; of cnn and the ResNets,
 T networks with int(c / T) channels where the shared one has c, as GEM's code has for CIFAR. A sample is
 classified by its own task's network. `--warm_start` (that code's `finetune`): a new task's network
-starts as a copy of the last one's.
+starts as a copy of the last one's. So the task of a sample must be known: task-IL, and domain-IL as in MER's
+streams.
 Differs from that code: every network has all of the benchmark's classes, whatever the heads.
 """
 
@@ -46,6 +47,7 @@ class Independent(Method):
     """The contract's defaults on a network per task."""
 
     options: Options
+    scenarios = ("task-il", "domain-il")
     needs_boundaries = True
     off_switch = "it has another network: one per task"
 

@@ -3,6 +3,7 @@
 Source: Lopez-Paz & Ranzato 2017 (GEM, arXiv 1706.08840), baseline `multimodal`; Riemer et al. 2019 (MER),
 baseline `task input`, official code `taskinput`: a network of n hidden layers whose first one every task
 has for itself. Weights as PyTorch initialises a linear layer, not Xavier as everywhere else, biases 0.
+A sample's task must be known: task-IL, and domain-IL as in MER's streams.
 Differs from that code: with more than two hidden layers all biases are 0 (there the second shared one's
 on are not).
 """
@@ -20,6 +21,7 @@ from engram.utils.config.options import OptionSet
 class TaskInput(Method):
     """The contract's defaults on a network with an input layer per task."""
 
+    scenarios = ("task-il", "domain-il")
     needs_boundaries = True
     off_switch = "it has another network: a first layer per task"
     eager_step = ""

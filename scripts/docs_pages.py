@@ -80,7 +80,7 @@ def example_command(plugin: Plugin) -> str:
         dataset = "seq-digits" if plugin.name == "mlp" else "seq-cifar10"
         name = plugin.name.replace("NAME", "resnet18")
         return f"python main.py --model sgd --dataset {dataset} --backbone {name}"
-    heads = " --multi_head" if plugin.scenarios == ("task-il",) else ""
+    heads = " --multi_head" if plugin.scenarios[0] == "task-il" else ""
     method = registry.plugin_class(registry.load("models", plugin.name), Method)
     network = " --backbone small_vit" if method.needs_vit else ""
     return f"python main.py --model {plugin.name} --dataset seq-digits{heads}{network}"

@@ -30,6 +30,12 @@ def test_the_command_of_a_page_is_one_that_the_program_takes(plugin):
     assert plugin.name in (config.run.model, config.run.dataset, config.run.backbone)
 
 
+@pytest.mark.parametrize("model", ["independent", "pnn"])
+def test_the_command_of_a_method_that_is_told_the_task_is_in_task_il(model):
+    plugin = next(plugin for plugin in PLUGINS if plugin.name == model)
+    assert docs_pages.example_command(plugin).endswith("--dataset seq-digits --multi_head")
+
+
 NEED_VIT = [
     plugin
     for plugin in PLUGINS

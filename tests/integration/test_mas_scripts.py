@@ -180,11 +180,12 @@ def test_classes_as_domains_are_exported_by_their_own_names(folder):
 def test_what_cannot_be_exported_is_said(finished, folder, capsys):
     (folder / "full").mkdir()
     (folder / "full" / "file").touch()
+    split = run(folder / "split", "--model", "independent", "--multi_head", "--n_epochs", "1")
     cases = [
         (str(finished), "full", "holds files already; give a new folder"),
         ("nowhere", "a", "no run folder of that path"),
         (str(run(folder / "joint", "--model", "joint", "--n_epochs", "1")), "b", "no sequence of tasks"),
-        (str(run(folder / "split", "--model", "independent", "--n_epochs", "1")), "c", "share no network"),
+        (str(split), "c", "share no network"),
     ]
     for path, out, message in cases:
         capsys.readouterr()

@@ -33,7 +33,9 @@ FLAGS = ["--dataset", "seq-digits", "--disable_log", "--n_epochs", "2", "--batch
 # Where the method's cost would make the test slow in spite of its `quick_flags`, or it needs more flags.
 EXTRA = {
     "mer": ["--minibatch_size", "3", "--batches_per_example", "1", "--n_epochs", "1"],
-    "pnn": ["--multi_head"],  # defined for task-il only
+    "pnn": ["--multi_head"],  # not defined for class-il, as the next two
+    "independent": ["--multi_head"],
+    "taskinput": ["--multi_head"],
 }
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from engram.backbones.heads import PerTask
 from engram.models.agem import project
 from engram.models.er import per_task_mean_weights
+from engram.models.method import check_scenario
 from engram.utils.buffers.reservoir import distinct
 from engram.utils.errors import UserError
 from engram.utils.training.evaluation import accuracies
@@ -17,6 +18,7 @@ from engram.utils.training.optimizers import build_optimizer
 from tests.conftest import tiny_method
 
 SCENARIOS = ["class-il", "domain-il"]
+TASK_IS_GIVEN = ["task-il", "domain-il"]
 
 
 def trained(model: str, scenario: str = "domain-il", n_steps: int = 17, **flags):
@@ -55,6 +57,16 @@ def vector(tensors) -> torch.Tensor:
     return torch.cat([t.flatten() for t in tensors])
 
 
+def of_the_task(logits, method, task: int) -> torch.Tensor:
+    """(N, C) logits, in task-IL −inf for classes of other tasks."""
+    if method.benchmark.scenario != "task-il":
+        return logits
+    classes = list(method.benchmark.tasks[task].classes)
+    masked = torch.full_like(logits, -torch.inf)
+    masked[:, classes] = logits[:, classes]
+    return masked
+
+
 # --- online, task input, independent --------------------------------------------------------------
 
 
@@ -66,7 +78,14 @@ def test_online_takes_a_step_per_example():
     assert_equal_networks(method.net, twin.net)
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize("model", ["taskinput", "independent"])
+def test_networks_per_task_are_refused_where_the_task_is_not_given(model):
+    method, _ = tiny_method(model, "class-il", hidden_sizes=(9,))
+    with pytest.raises(UserError, match=f"{model} is defined for task-il, domain-il, not for class-il; give"):
+        check_scenario(type(method), model, method.benchmark)
+
+
+@pytest.mark.parametrize("scenario", TASK_IS_GIVEN)
 def test_taskinput_has_a_first_layer_per_task(scenario):
     method, twin, steps = trained("taskinput", scenario, hidden_sizes=(8, 7))
     first = list(twin.net.inputs.copies)
@@ -74,7 +93,7 @@ def test_taskinput_has_a_first_layer_per_task(scenario):
     for task, batch in steps:
         h = F.relu(F.linear(batch.x.flatten(1), first[task].weight, first[task].bias))
         h = F.relu(F.linear(h, hidden.weight, hidden.bias))
-        logits = F.linear(h, twin.net.head.weight, twin.net.head.bias)
+        logits = of_the_task(twin.net.head(h), twin, task)
         learning = [*first[task].parameters(), *hidden.parameters(), *twin.net.head.parameters()]
         descend(learning, F.cross_entropy(logits, batch.y), 0.05)
     assert len(first) == 3
@@ -82,7 +101,7 @@ def test_taskinput_has_a_first_layer_per_task(scenario):
 
 
 def test_taskinput_starts_from_pytorchs_weights_and_zero_biases():
-    net = tiny_method("taskinput", hidden_sizes=(50, 50))[0].net
+    net = tiny_method("taskinput", "domain-il", hidden_sizes=(50, 50))[0].net
     for layer in [m for m in net.modules() if isinstance(m, nn.Linear)]:
         bound = layer.in_features**-0.5
         assert 0.9 * bound < layer.weight.abs().max() <= bound
@@ -91,7 +110,7 @@ def test_taskinput_starts_from_pytorchs_weights_and_zero_biases():
     assert not torch.equal(a, b) and not torch.equal(b, c)
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize("scenario", TASK_IS_GIVEN)
 @pytest.mark.parametrize("warm_start", [True, False])
 def test_independent_is_a_network_per_task(warm_start, scenario):
     method, twin, steps = trained("independent", scenario, hidden_sizes=(9, 10), warm_start=warm_start)
@@ -101,7 +120,7 @@ def test_independent_is_a_network_per_task(warm_start, scenario):
             for a, b in zip(networks[old].parameters(), networks[task].parameters(), strict=True):
                 b.data.copy_(a.data)
         old = task
-        loss = F.cross_entropy(networks[task](batch.x), batch.y)
+        loss = F.cross_entropy(of_the_task(networks[task](batch.x), twin, task), batch.y)
         descend(list(networks[task].parameters()), loss, 0.05)
     assert [m.out_features for m in networks[0].modules() if isinstance(m, nn.Linear)] == [3, 3, 6]
     assert_equal_networks(method.net, twin.net)
@@ -161,12 +180,12 @@ def test_convolutional_networks_per_task_have_their_share_of_the_channels(warm_s
 )  # fmt: skip
 def test_networks_that_cannot_be_divided_are_refused(model, flags, message):
     with pytest.raises(UserError, match=message):
-        tiny_method(model, **flags)
+        tiny_method(model, "domain-il", **flags)
 
 
 def test_too_few_hidden_units_to_divide_are_refused():
     with pytest.raises(UserError, match="--hidden_sizes 2"):
-        tiny_method("independent", hidden_sizes=(2,))
+        tiny_method("independent", "domain-il", hidden_sizes=(2,))
 
 
 # --- EWC in MER's form ----------------------------------------------------------------------------
