@@ -4,7 +4,8 @@ Source: Zhuang et al. 2022, "ACIL: Analytic Class-Incremental Learning with Abso
 Protection" (NeurIPS), eq. 9 and 10, in the form for blocks of samples of any classes of G-ACIL (Zhuang et al.
 2024, arXiv 2403.15706): with K = (I + X R Xᵀ)⁻¹, R ← R − R Xᵀ K X R and W ← W + R Xᵀ (Y − X W); R = I/γ at
 first. X = ReLU(f(x)ᵀB) for a random B, 8192 wide, uniform in ±1/√D; γ = 0.1 (the authors' code). The paper's
-theorem 1: W is that of joint ridge regression of strength γ, whatever the order of samples.
+theorem 1: W is that of joint ridge regression of strength γ, whatever the order of samples. In float64 on
+every device, as in that code: a long recursion loses all digits of R in float32, and sooner in TF32.
 Differs from the paper: the encoder is not trained on the first task.
 """
 
@@ -43,6 +44,11 @@ class ACIL(FrozenMethod):
         self.weights = self.zeros(options.acil_size, self.benchmark.n_classes)
         self.inverse = self.zeros(options.acil_size, options.acil_size)
         self.inverse.diagonal().fill_(1 / options.acil_gamma)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """float64 on a GPU, too."""
+        return torch.float64
 
     def learn(self, features: Tensor, y: Tensor) -> None:
         """Update R and W with one block of samples after the other."""

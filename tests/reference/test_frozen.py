@@ -6,11 +6,12 @@ import torch
 import torch.nn.functional as F
 from sklearn.svm import LinearSVC
 
-from engram.models import ridge
+from engram.models import acil, ridge
 from engram.models.parts.least_squares import held_out_errors, solve
 from engram.models.ridge import STRENGTHS
 from tests.conftest import tiny_method
 from tests.contract.test_methods import train
+from tests.pretended_device import PretendedDevice
 
 EXPANDED = {"ridge": {}, "ranpac": {"rp_size": 40}, "acil": {"acil_size": 40}}
 
@@ -48,6 +49,24 @@ def test_regressions_are_joint_ridge_regression(model, order, split):
     inputs = method.expand(features).numpy()
     expected = joint_ridge(inputs, y.numpy(), method.benchmark.n_classes, strength)
     np.testing.assert_allclose(method.weights.numpy(), expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+
+
+@pytest.mark.own_device
+def test_acil_is_joint_ridge_regression_on_a_gpu(monkeypatch):
+    """λ_max / γ is 1e8 here, as for many samples or a wide expansion: float32 keeps no digit of R."""
+    monkeypatch.setattr(acil, "BLOCK", 128)
+    draws = torch.Generator().manual_seed(0)
+    features = 40 * torch.rand(1536, 8, generator=draws)
+    y = torch.randint(6, (1536,), generator=draws)
+    with PretendedDevice() as gpu, gpu.unwatched():
+        method, _ = tiny_method("acil", device="cuda", acil_size=100)
+        method.learn(features.to("cuda"), y.to("cuda"))
+        sums = (method.inverse, method.weights, method.expansion, method.counts)
+        assert {(t.dtype, t.device.type) for t in sums} == {(torch.float64, "cuda")}
+        inputs = method.expand(features.to("cuda").double()).cpu().numpy()
+        weights = method.weights.cpu().numpy()
+    expected = joint_ridge(inputs, y.numpy(), 6, 0.1)
+    np.testing.assert_allclose(inputs @ weights, inputs @ expected, rtol=0, atol=1e-5)
 
 
 def test_random_projections_are_drawn_by_the_seed_and_kept():
