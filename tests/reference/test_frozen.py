@@ -158,6 +158,29 @@ def test_fecams_distance_is_that_of_a_loop(tukey):
     np.testing.assert_allclose(method.scores(features).numpy(), expected, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("rest", [0.0, 0.4])
+def test_fecams_distance_without_shrinkage_is_by_the_pseudo_inverse(rest):
+    """15 samples a class of 30 features: no correlation matrix has an inverse."""
+    flags = {"shrink_diagonal": 0.0, "shrink_rest": rest, "hidden_sizes": (30,)}
+    method, features, y = learned("fecam", **flags)
+    transformed = features.numpy() ** 0.5
+    found = method.scores(features).numpy()
+    for c in range(6):
+        rows, correlations = transformed[y == c], method.correlations(c).numpy()
+        varies = np.ptp(rows, axis=0) > 1e-9
+        assert 15 < varies.sum() < 30, "features that vary, and some that do not"
+        if not rest:
+            among = correlations[np.ix_(varies, varies)]
+            np.testing.assert_allclose(among, np.corrcoef(rows[:, varies], rowvar=False), atol=1e-9)
+        assert np.array_equal(correlations[~varies], np.eye(30)[~varies])
+        values, vectors = np.linalg.eigh(correlations)
+        inverse = np.divide(1, values, out=np.zeros(30), where=values > 1e-8)
+        mean = rows.mean(0)
+        unit = transformed / np.linalg.norm(transformed, axis=1, keepdims=True)
+        expected = -np.square((unit - mean / np.linalg.norm(mean)) @ vectors) @ inverse
+        np.testing.assert_allclose(found[:, c], expected, rtol=1e-6, atol=1e-9)
+
+
 def test_fecam_takes_a_class_of_one_sample():
     method, features, _ = learned("fecam")
     method.counts.zero_(), method.sums.zero_(), method.squares.zero_()
