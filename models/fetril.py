@@ -5,6 +5,7 @@ arXiv 2211.13131), eq. 1: f̂(past) = f(new) + μ(past) − μ(new), with the ne
 cosine to the past mean. One linear SVM for each class against all others, on features of unit length, C = 1
 and tolerance 10⁻⁴ (the authors' code); scikit-learn's LinearSVC, as there.
 Differs from the paper: the encoder is not trained on the first task.
+Differs from the authors' code: there the nearest new class is that of least Euclidean distance.
 """
 
 from dataclasses import dataclass
