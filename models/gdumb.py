@@ -37,7 +37,9 @@ MOMENTUM, WEIGHT_DECAY, CLIP = 0.9, 1e-6, 10.0
 class Options(ReplayOptions):
     """Flags of GDumb; --lr and --n_epochs of the stream have no effect."""
 
-    fitting_epochs: int = option(256, "passes over the memory for the network (the paper: MNIST 50)", ge=1)
+    fitting_epochs: int = option(
+        256, "passes over the memory for the network (the authors' code: MNIST 128)", ge=1
+    )
     maxlr: float = option(0.05, "largest learning rate", gt=0)
     minlr: float = option(0.0005, "smallest learning rate", gt=0)
     cutmix_prob: float = option(

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from engram.models import gdumb
 from engram.models.gdumb import GreedyBuffer, cutmix, rate
+from engram.utils.config import cli
 from tests.conftest import tiny_method
 from tests.contract.test_methods import train
 
@@ -118,3 +119,12 @@ def test_nothing_is_learned_during_the_stream():
         method.observe(batch)
     assert all(torch.equal(before[name], value) for name, value in method.net.state_dict().items())
     assert len(method.buffer) == 12
+
+
+def test_the_preset_of_mnist_is_the_authors_script():
+    """scripts/replicate.sh: MNIST, 500 places, 128 passes without CutMix; src/opts.py: the rest."""
+    flags = ["--model", "gdumb", "--dataset", "seq-mnist", "--buffer_size", "500", "--load_best_args"]
+    config = cli.parse(flags).config
+    found = config.method
+    assert (found.fitting_epochs, found.cutmix_prob, found.maxlr, found.minlr) == (128, 0, 0.05, 0.0005)
+    assert config.train.batch_size == 16
