@@ -8,7 +8,7 @@ N(s_c μ_c, Σ_c), s_c = .9 + .1 (t_c + 1) / (t + 1) for a class of task t_c; cr
 mean over tasks of the norm of the task's logits in z. A task begins with the heads from before alignment.
 SLCA++ (2024, arXiv 2408.08295): --reverse_ce 0.1 --drift_scale 0.02 --encoder_lr_scale 0.1 --tune lora
 --tune_size 4. The loss gets b Σ_k p_k (−log q_k), where q = 10⁻⁴ stands for 0; a drawn feature is divided by
-1 + μ' (t − t_c), μ' = μ ± .01, in place of s_c; a head that predicts is multiplied by 1 + μ (t − t_c).
+1 + μ' (t − t_c), μ' = μ ± .01, in place of s_c; a predicting head's weights are scaled by 1 + μ (t − t_c).
 Differs from the papers: t_c is the task that has the class (the code divides its number by the last task's
 size). SLCA++ also trains biases, norms and the class token, has more LoRA, and a larger rate in task 0.
 """
