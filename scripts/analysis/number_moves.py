@@ -111,13 +111,6 @@ class TableAge:
         """Whether the change says why the table still stands."""
         return self.table in self.move.stale
 
-    def text(self) -> str:
-        """A line: the table, the rows, the change, and what to run."""
-        reason = self.move.stale.get(self.table)
-        rows = ", ".join(self.rows[:4]) + (f" and {len(self.rows) - 4} more" if len(self.rows) > 4 else "")
-        rest = f"{reason.why}; {reason.rerun}" if reason else "NOT LISTED: run it again, or say why it stands"
-        return f"{self.table}: {rows}: older than {self.move.title}: {rest}"
-
 
 @lru_cache
 def read_moves() -> tuple[Move, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from engram.scripts.analysis import number_moves, study_tables
+from engram.scripts.analysis import number_moves, number_moves_text, study_tables
 from engram.scripts.analysis.paper_report import PaperReport
 from engram.scripts.analysis.papers.audit import AuditReport
 from engram.scripts.analysis.papers.memorization import MemorizationReport
@@ -189,7 +189,7 @@ def check_page(path: Path) -> int:
     titles = {title: name for paper in PAPERS.values() for name, title in paper.benchmarks.items()}
     older = number_moves.table_ages(page, titles)
     outdated = number_moves.outdated(older, page)
-    for line in [*(age.text() for age in older), *outdated]:
+    for line in [*number_moves_text.blocks(older), *outdated]:
         print(line)
     if unknown := number_moves.without_commits(page):
         print(f"no commit that this repository knows: {', '.join(unknown)}")

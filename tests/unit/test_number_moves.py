@@ -4,6 +4,7 @@ import pytest
 
 from engram.scripts.analysis import number_moves, study_report
 from engram.scripts.analysis.number_moves import FILE, Move, Reason, check_runs, is_older, short_command
+from engram.scripts.analysis.number_moves_text import blocks
 from engram.scripts.analysis.run_set import StoredRecord, commits
 from engram.utils.config import registry
 from engram.utils.config.config import resolve
@@ -26,6 +27,10 @@ PAGE = """\
 In %, mean. commits: {commits}.
 <!-- end mine -->
 """
+
+UNLISTED = [
+    "mine:", "  gss, buffer 500: older than bbbbbbbbbb (another rule)", "    NOT LISTED", "    run it again",
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -138,12 +143,12 @@ def test_a_command_of_a_method_that_is_gone_has_every_flag(moves):
 @pytest.mark.parametrize(
     ("commits", "code", "lines"),
     [
-        (f"{OLD[:10]}, {NEW[:10]}", 1, ["mine: gss, buffer 500: older than bbbbbbbbbb (another rule): NOT"]),
-        (f"{OLD[:10]}+changes", 1, ["mine: gss, buffer 500: older than"]),
+        (f"{OLD[:10]}, {NEW[:10]}", 1, UNLISTED),
+        (f"{OLD[:10]}+changes", 1, UNLISTED),
         (NEW[:10], 0, []),
         ("unknown", 0, ["no commit that this repository knows: mine"]),
     ],
-)  # fmt: skip
+)
 def test_a_page_is_checked_by_the_commits_that_its_tables_name(moves, tmp_path, capsys, commits, code, lines):
     page = tmp_path / "RESULTS.md"
     page.write_text(PAGE.format(commits=commits))
@@ -181,10 +186,36 @@ def test_a_listed_table_passes_until_it_is_made_again(moves, tmp_path, capsys):
     moves(Move(CHANGE, "another rule", ("gss",), stale={"mine": Reason("a day of runs", "make it")}))
     page.write_text(PAGE.format(commits=OLD[:10]))
     assert study_report.run(["--check", str(page)], "") == 0
-    assert "(another rule): a day of runs; make it" in capsys.readouterr().out
+    assert "(another rule)\n    a day of runs\n    make it\n" in capsys.readouterr().out
     page.write_text(PAGE.format(commits=NEW[:10]))
     assert study_report.run(["--check", str(page)], "") == 1
     assert "mine: listed as older than" in capsys.readouterr().out
+
+
+def test_changes_of_a_page_are_grouped_by_table_and_wrapped(moves):
+    """Entries of one commit, rows and reason are one; another reason is another."""
+    why, command = "so many words " * 12, "SEEDS=0 " * 20
+    stale = {"mine": Reason(why, command)}
+    moves(
+        Move(CHANGE, "a rule", ("gss",), stale=stale), Move(NEW, "a third"),
+        Move(CHANGE, "b rule", ("gss",), stale=stale), Move(CHANGE, "b rule", ("er",)),
+        Move(CHANGE, "a rule (with flags)", ("gss",), stale=stale),
+    )  # fmt: skip
+    second = PAGE.replace("table mine", "table other").replace("end mine", "end other")
+    lines = blocks(number_moves.table_ages((PAGE + second).format(commits=OLD[:10]), {}))
+    assert [line for line in lines if not line.startswith("    ")] == [
+        "mine:",
+        f"  gss, buffer 500: older than {CHANGE} (a rule; b rule)",
+        f"  er, gss, buffer 500: older than {NEW} (a third)",
+        f"  er: older than {CHANGE} (b rule)",
+        "other:",
+        f"  gss, buffer 500: older than {CHANGE} (a rule; b rule)",
+        f"  er, gss, buffer 500: older than {NEW} (a third)",
+        f"  er: older than {CHANGE} (b rule)",
+    ]
+    assert f"    {command}" in lines, "a command is not wrapped"
+    assert max(len(line) for line in lines if command not in line) <= 110
+    assert " ".join(line.strip() for line in lines[2:4]) == why.strip()
 
 
 def test_a_shallow_clone_says_what_it_cannot_compare(moves, tmp_path, capsys):
