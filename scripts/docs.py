@@ -5,7 +5,8 @@
 
 A plugin's page holds a command that runs it, what its file says (paper, formula, differences), its flags with
 defaults, bounds and help from its dataclass, its presets, the published numbers it is compared with, its rows
-of RESULTS.md, and the tests that check it. README, RESULTS and CONTRIBUTING are pages too. MkDocs Material
+of RESULTS.md, and the tests that check it. README, RESULTS, CONTRIBUTING and the programs of memorization/
+have pages too. MkDocs Material
 builds the site: pip install -e '.[docs]'. The search runs in the browser; pages that are opened from the disk
 load a small script for it from the network, those of `python -m http.server -d runs/docs` need nothing.
 """
@@ -44,6 +45,7 @@ def write_pages(folder: Path) -> int:
     """Write the site's pages as Markdown below the folder; returns how many plugins have one."""
     # late: the papers' tables draw, and with matplotlib a second passes before the first word
     from engram.scripts.docs_mammoth import mammoth_page
+    from engram.scripts.docs_memorization import memorization_page
     from engram.scripts.docs_pages import index_page, plugin_page, run_flags_page
 
     n_plugins = 0
@@ -55,6 +57,7 @@ def write_pages(folder: Path) -> int:
         (folder / title / "index.md").write_text(index_page(kind), encoding="utf-8")
     (folder / "backbones" / "libraries.md").write_text(plugin_page(library_plugin()), encoding="utf-8")
     (folder / "flags.md").write_text(run_flags_page(), encoding="utf-8")
+    (folder / "memorization.md").write_text(memorization_page(), encoding="utf-8")
     (folder / "mammoth.md").write_text(mammoth_page(), encoding="utf-8")
     (folder / "site.css").write_text(STYLE, encoding="utf-8")
     for source, target in GUIDES.items():
@@ -89,6 +92,7 @@ def site_config(pages: Path, site: Path) -> dict[str, object]:
     ]
     plugin_pages[-1]["backbones"].append({"torchvision:NAME, timm:NAME": "backbones/libraries.md"})
     guides = [
+        {"Memorization": "memorization.md"},
         {"Coming from mammoth": "mammoth.md"},
         {"Results": "RESULTS.md"},
         {"Contributing": "CONTRIBUTING.md"},

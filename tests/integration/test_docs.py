@@ -1,5 +1,7 @@
 """The documentation site: a page for every plugin, whose command is valid and whose texts are no markup."""
 
+import html
+import importlib
 import importlib.util
 import re
 import shlex
@@ -9,8 +11,10 @@ from urllib.parse import unquote
 
 import pytest
 
+from engram.memorization.__main__ import PROGRAMS
 from engram.models.method import Method
 from engram.scripts import docs, docs_pages
+from engram.scripts.docs_memorization import SHARED, memorization_page
 from engram.scripts.docs_pages import measured_tables, plugin_page
 from engram.scripts.docs_template import PageTable
 from engram.utils.config import registry
@@ -76,7 +80,7 @@ def test_presets_are_flags_with_a_command_that_takes_them():
 
 def test_papers_and_plugins_are_links():
     page = plugin_page(next(plugin for plugin in PLUGINS if plugin.name == "seq-mnist"))
-    assert '<a href="../methods/er.html"><code>er, buffer 500</code></a>' in page
+    assert '<a href="../methods/er.html"><code>er</code></a>' in page
     assert '<a href="https://arxiv.org/abs/1904.07734">arXiv 1904.07734</a>' in page
 
 
@@ -102,6 +106,26 @@ def test_names_and_summaries_are_text_in_the_index(monkeypatch):
     assert docs_pages.index_page("models").splitlines()[-1] == (
         r"- [ewc](ewc.md): \*a\* &lt;b&gt; \[c\](d) \`e\_f\`"
     )
+
+
+def test_the_page_of_memorization_has_every_program_and_its_flags(capsys):
+    """Those of --help, but for the backbone's."""
+    page = memorization_page()
+    shared = page[page.index(f"## {SHARED}") :]
+    assert "<code>--dataset_size</code>" in shared and "train_stream" in PROGRAMS
+    for name in PROGRAMS:
+        section = page[page.index(f"## {name}\n") :].split("\n## ")[0]
+        module = importlib.import_module(f"engram.memorization.{name}")
+        assert module.__doc__.split("\n")[0] in html.unescape(section)
+        assert f"python -m memorization.{name} --" in section and f"memorization.{name} --help" in page
+        with pytest.raises(SystemExit):
+            module.run(["--help"])
+        for flag in re.findall(r"^ {2,}(--\w+)", capsys.readouterr().out, re.MULTILINE):
+            known = flag in ("--config", "--help") or any(
+                f"<code>{flag}" in part for part in (section, shared)
+            )
+            assert known, f"{name} {flag}"
+    assert "--n_repeats 64 --weights_dir" in page, "a command that goes on in a second line is one"
 
 
 def test_tables_of_the_results_are_read_with_their_titles():
@@ -134,6 +158,8 @@ def test_the_site_has_a_page_for_every_plugin_and_the_guides(tmp_path, capsys):
             assert f'href="{name}.html"' in index and (tmp_path / title / f"{name}.html").exists()
     assert "--checkpoint_every" in (tmp_path / "flags.html").read_text()
     assert "<code>--model joint</code>" in (tmp_path / "mammoth.html").read_text()
+    assert "python -m memorization.train_whole --dataset" in (tmp_path / "memorization.html").read_text()
+    assert 'href="memorization.html"' in (tmp_path / "index.html").read_text()
     assert "How to read the tables" in (tmp_path / "RESULTS.html").read_text()
     assert "--input_size" in (tmp_path / "backbones" / "libraries.html").read_text()
     assert dead_links(tmp_path) == []

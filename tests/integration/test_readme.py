@@ -1,11 +1,13 @@
 """README.md and CONTRIBUTING.md: their commands run or are valid, and everything that they name exists."""
 
+import importlib
 import importlib.util
 import re
 import shlex
 
 import pytest
 
+from engram.memorization.__main__ import PROGRAMS
 from engram.utils.config.cli import parse
 from tests.conftest import ROOT
 from tests.integration.test_scripts import call_help
@@ -40,6 +42,20 @@ def test_the_texts_have_commands_of_every_kind():
     assert len(SCRIPTS) >= 6 and len(MODULES) >= 8
     checked = len(MAIN) + len(SCRIPTS) + len(MODULES) + sum(c[0] == "make" for c in COMMANDS)
     assert checked == len(COMMANDS), "a command of a kind that nothing below checks"
+
+
+def test_the_section_on_memorization_shows_every_program_on_a_line():
+    section = README[README.index("## Memorization") :].split("\n## ")[0]
+    assert sorted(re.findall(r"^python -m memorization\.(\w+) --", section, re.MULTILINE)) == sorted(PROGRAMS)
+
+
+@pytest.mark.parametrize("command", [c for c in MODULES if c[0].startswith("memorization.")], ids=" ".join)
+def test_flags_given_to_programs_of_memorization_are_theirs(command, capsys):
+    with pytest.raises(SystemExit):
+        importlib.import_module(f"engram.{command[0]}").run(["--help"])
+    text = capsys.readouterr().out
+    for flag in (word for word in command if word.startswith("--")):
+        assert re.search(rf"{flag}\b", text), f"{command[0]} has no {flag}"
 
 
 def test_the_readme_stays_short():
