@@ -101,8 +101,14 @@ def strongest_pairs(influence: NDArray[np.float64], origin: NDArray[np.int64]) -
 
 
 def caption(score: float, error: float | None = None) -> str:
-    """The score with two decimals, without a minus before zero, and its standard error where it is known."""
-    return f"{score:.2f}".replace("-0.00", "0.00") + ("" if error is None else f" ± {error:.2f}")
+    """The score with two decimals, without a minus before zero, and its standard error where it is known.
+
+    With three where the error is below .01, which would else be shown as none.
+    """
+    digits = 3 if error is not None and error < 0.01 else 2
+    text = f"{score:.{digits}f}"
+    text = text.removeprefix("-") if float(text) == 0 else text
+    return text + ("" if error is None else f" ± {error:.{digits}f}")
 
 
 def show(axes: Axes, image: NDArray[np.uint8], title: str) -> None:

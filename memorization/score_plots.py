@@ -18,7 +18,12 @@ THRESHOLDS = (0.1, 0.25)
 BINS = np.arange(-0.15, 1.0501, 0.05)
 PER_ROW = 4
 SIZES = (8, 16, 32, 64, 128, 256, 512)  # numbers of networks whose errors are shown
-NICE = np.array([1, 2, 5]) * 10.0 ** np.arange(-4, 1)[:, None]  # tick marks
+# First digits of tick marks, coarse to fine; at least MIN_TICKS are shown.
+FIRST_DIGITS = (
+    (1, 2, 5), (1, 1.5, 2, 3, 5, 7),
+    (1, 1.2, 1.4, 1.6, 1.8, 2, 2.2, 2.5, 2.8, 3, 3.5, 4, 4.5, 5, 6, 7, 8, 9),
+)  # fmt: skip
+MIN_TICKS = 3
 
 
 def histogram(files: dict[str, NDArray[np.float64]]) -> Figure:
@@ -78,14 +83,26 @@ def standard_errors(errors: dict[int, tuple[float, float]]) -> Figure:
     axes.set_yscale("log")
     axes.set_xticks(sizes, [str(size) for size in sizes])
     lowest, highest = min(claimed.min(), made.min()), max(claimed.max(), made.max())
-    ticks = [tick for tick in NICE.flatten() if lowest / 2 < tick < 2 * highest]
+    bottom, top = lowest / 1.3, highest * 1.3
+    ticks = nice_ticks(bottom, top)
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.set_ylim(lowest / 1.3, highest * 1.3)
+    axes.set_ylim(bottom, top)
     axes.minorticks_off()
     axes.set(xlabel="networks R", ylabel="error of a score", title="Errors shrink as 1/√R")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     return figure
+
+
+def nice_ticks(bottom: float, top: float) -> list[float]:
+    """Round numbers in the interval, `MIN_TICKS` at least where its top is 1.69 times its bottom or more."""
+    ticks: list[float] = []
+    for digits in FIRST_DIGITS:
+        candidates = [float(f"{digit}e{power}") for power in range(-6, 2) for digit in digits]
+        ticks = [tick for tick in candidates if bottom <= tick <= top]
+        if len(ticks) >= MIN_TICKS:
+            break
+    return ticks
 
 
 def scatter(scores: NDArray[np.float64], proxies: dict[str, NDArray[np.float64]]) -> Figure:
@@ -103,12 +120,16 @@ def scatter(scores: NDArray[np.float64], proxies: dict[str, NDArray[np.float64]]
         axes.plot(100 * rank, scores, ".", markersize=2, alpha=min(1.0, 600 / len(scores)), color="tab:blue")
         tenth = np.minimum((10 * rank).astype(int), 9)
         middle = [np.median(scores[tenth == k]) if (tenth == k).any() else np.nan for k in range(10)]
-        axes.plot(5 + 10 * np.arange(10), middle, color="tab:red", marker="o", markersize=3, linewidth=1.2)
+        (line,) = axes.plot(
+            5 + 10 * np.arange(10), middle, color="tab:red", marker="o", markersize=3, linewidth=1.2
+        )
         axes.set_xlim(-3, 103)
         axes.set_title(f"{name.replace('_', ' ')}\nSpearman {rated[name]:.2f}", fontsize=10)
         axes.grid(alpha=0.3)
     for axes in panels.flat[len(names) :]:
         axes.set_visible(False)
+    label = "median score of each tenth of the ranks"
+    figure.legend([line], [label], loc="outside upper center", frameon=False)
     figure.supxlabel("rank of the proxy (%)", fontsize=11)
     figure.supylabel("memorization score", fontsize=11)
     return figure
