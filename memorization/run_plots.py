@@ -18,7 +18,8 @@ BASELINE = "er balanced"  # the memory that others are compared with
 POLICY_COLOURS = {
     "min": "tab:blue", "middle": "tab:green", "max": "tab:red", "randomized": "tab:orange", "er": "0.4",
 }  # fmt: skip
-MAX_PANELS = 6
+MAX_PANELS = 6  # of a figure of groups
+Settings = dict[tuple[str, int], list[RunRecord]]  # by name and buffer size
 
 
 def draw_all(folder: Path) -> dict[str, Figure]:
@@ -35,7 +36,7 @@ def draw_all(folder: Path) -> dict[str, Figure]:
                 drawn[f"difference_{dataset}"] = difference_figure(compared, dataset)
         # a joint run has no age: its tasks are learned together
         if grouped := [r for r in records if r.groups and r.config["model"] != "joint"]:
-            drawn[f"groups_{dataset}"] = groups(grouped, dataset)
+            drawn |= group_figures(grouped, dataset)
     return drawn
 
 
@@ -120,17 +121,31 @@ def difference_figure(compared: dict[str, dict[int, list[float]]], dataset: str)
     return figure
 
 
-def groups(records: list[RunRecord], dataset: str) -> Figure:
-    """Accuracy by tasks since learned: test samples, and training samples by memorization."""
-    by_setting = defaultdict(list)
+def group_figures(records: list[RunRecord], dataset: str) -> dict[str, Figure]:
+    """`groups` of all settings by name: one figure, or of many settings one or more for each buffer size."""
+    by_setting: Settings = defaultdict(list)
     for record, name in zip(records, setting_names([r.config for r in records]), strict=True):
         by_setting[name, record.config.get("buffer_size", 0)].append(record)
-    keys = sorted(by_setting)[:MAX_PANELS]
+    if len(by_setting) <= MAX_PANELS:
+        return {f"groups_{dataset}": groups(by_setting, dataset)}
+    drawn = {}
+    for size in sorted({size for _, size in by_setting}):
+        keys = sorted(key for key in by_setting if key[1] == size)
+        pages = [keys[start : start + MAX_PANELS] for start in range(0, len(keys), MAX_PANELS)]
+        for number, page in enumerate(pages, 1):
+            name = f"groups_{dataset}_buffer_{size}" + f"_{number}" * (len(pages) > 1)
+            drawn[name] = groups({key: by_setting[key] for key in page}, dataset)
+    return drawn
+
+
+def groups(by_setting: Settings, dataset: str) -> Figure:
+    """Accuracy by tasks since learned: test samples, and training samples by memorization."""
+    keys = sorted(by_setting)
     n_columns = min(3, len(keys))
     n_rows = -(-len(keys) // n_columns)
     figure = canvas(4.4 * n_columns + 0.4, 3.5 * n_rows + 0.7)
     panels = figure.subplots(n_rows, n_columns, squeeze=False, sharey=True)
-    low, high = records[0].config["mem_thresholds"]
+    low, high = by_setting[keys[0]][0].config["mem_thresholds"]
     labels = {
         "test": "test samples", "high": f"training, score > {high}", "mid": f"training, {low} to {high}",
         "low": f"training, up to {low}",

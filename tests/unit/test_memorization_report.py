@@ -126,7 +126,7 @@ def test_runs_of_a_seed_that_had_other_tasks_are_not_paired(records):
     assert text.endswith("\n\nSeeds left out where the two runs had different tasks: 4.")
 
 
-def test_files_and_figures(records, tmp_path):
+def test_files_and_figures(records, tmp_path, monkeypatch):
     for i, r in enumerate(records):
         (tmp_path / "runs" / str(i)).mkdir(parents=True)
         r.write(tmp_path / "runs" / str(i) / "results.json")
@@ -142,5 +142,9 @@ def test_files_and_figures(records, tmp_path):
     assert names == [
         "buffer_size_seq-digits.png", "difference_seq-digits.png", "groups_seq-digits.png",
     ]  # fmt: skip
+    monkeypatch.setattr(run_plots, "MAX_PANELS", 1)
+    plots.run(["--runs", str(tmp_path / "runs"), "--out_dir", str(tmp_path / "pages"), "--figures", "png"])
+    pages = sorted(path.name for path in (tmp_path / "pages").glob("groups*"))
+    assert pages == [f"groups_seq-digits_buffer_{size}_{i}.png" for size in (200, 50) for i in (1, 2, 3)]
     with pytest.raises(ValueError, match="no finished run there"):
         plots.run(["--runs", str(tmp_path / "figures"), "--out_dir", str(tmp_path / "figures")])
