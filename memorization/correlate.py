@@ -8,9 +8,9 @@
 Pearson's, Spearman's and Kendall's correlations with 95 % bootstrap intervals, over all examples that both
 files have, and Spearman's inside each class. A bare vector (.npy) names no positions: it is of the whole data
 set, or of the part that --class_range and --dataset_size draw as train_splits does and the memorization paper
-did; whichever of these has its length. Where the score file keeps per-network outputs (eval_splits
---store_probs), also the noise ceiling: what two independent estimates of the scores of these examples
-correlate by, and its square root, about the most that a proxy can be expected to reach.
+did; whichever of these has its length. Where the score file, or else one beside it, is of eval_splits, also
+the noise ceiling: what two independent estimates of the scores correlate by, and its square root, about the
+most that a proxy can be expected to reach. With --store_probs it is that of the examples compared.
 """
 
 import sys

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from engram.memorization.agreement import MEASURES, Correlation, by_class, correlations, strongest_first
+from engram.memorization import noise_ceilings
+from engram.memorization.agreement import Correlation, by_class, correlations, strongest_first
 from engram.memorization.bare_vectors import PositionFinder, names_its_data
 from engram.memorization.correlate import CorrelateOptions
-from engram.memorization.estimator import split_half_reliability
+from engram.memorization.file_names import short_names
 from engram.utils import scores
 from engram.utils.errors import UserError
 from engram.utils.files import replacing
@@ -42,7 +43,7 @@ class Row:
     name: str
     n: int
     correlations: dict[str, Correlation]
-    per_class: list[float]  # Spearman's, of the classes in which it is defined
+    per_class: dict[int, float]  # Spearman's, of the classes in which it is defined
     ms_per_1000: float  # cost of the proxy, NaN where it is unknown
 
     def cells(self) -> list[str]:
@@ -50,19 +51,20 @@ class Row:
         values = [_cell(correlation) for correlation in self.correlations.values()]
         classes, cost = "–", "–"
         if self.per_class:
-            mean = sum(self.per_class) / len(self.per_class)
-            classes = f"{mean:.3f} ({min(self.per_class):.3f} to {max(self.per_class):.3f})"
+            values_of_classes = self.per_class.values()
+            mean = sum(values_of_classes) / len(values_of_classes)
+            classes = f"{mean:.3f} ({min(values_of_classes):.3f} to {max(values_of_classes):.3f})"
         if not math.isnan(self.ms_per_1000):
             cost = f"{self.ms_per_1000:.1f}"
         return [self.name, *values, classes, cost, str(self.n)]
 
-    def csv(self) -> dict[str, object]:
-        """The row of the .csv file; classes are separated by spaces."""
+    def csv(self, classes: list[int]) -> dict[str, object]:
+        """The row of the .csv file, with a column for each of these classes."""
         columns: dict[str, object] = {"name": self.name, "n": self.n}
         for measure, (value, low, high) in self.correlations.items():
             columns |= {measure: value, f"{measure}_low": low, f"{measure}_high": high}
-        per_class = " ".join(f"{value:.4f}" for value in self.per_class)
-        return columns | {"per_class": per_class, "ms_per_1000": self.ms_per_1000}
+        per_class = {f"spearman_class_{label}": self.per_class.get(label, math.nan) for label in classes}
+        return columns | {"ms_per_1000": self.ms_per_1000} | per_class
 
 
 def _cell(correlation: Correlation) -> str:
@@ -78,51 +80,73 @@ def write(options: CorrelateOptions) -> None:
     rng = np.random.default_rng(options.seed)
     content = scores.load(options.scores, "scores")
     rows: list[Row] = []
-    compared: dict[bytes, Rows] = {}  # rows of the scores that a file has too, by their bytes
-    for path in options.against:
-        other = scores.load(path)
+    ceilings: dict[bytes | str, tuple[Arrays, Rows, str]] = {}  # whose noise, over which rows, each once
+    for path, file_name in zip(options.against, short_names(options.against), strict=True):
+        other = load_other(path)
         named = next((c for c in (content, other) if names_its_data(c)), None)
         finder = PositionFinder(options, named)
         shared = common_examples(content, other, path, finder)
-        rows += compare(content, other, path, shared, finder, rng)
-        compared[shared.rows.tobytes()] = shared.rows
+        rows += compare(content, other, path, file_name, shared, finder, rng)
+        if noise_ceilings.is_known(content):
+            ceilings[shared.rows.tobytes()] = (content, shared.rows, "")
+        else:
+            ceilings[file_name] = (other, shared.other_rows, f" of {file_name}")
     rows.sort(key=lambda row: strongest_first(row.correlations["spearman"].value))
     print(markdown(rows))
-    for line in dict.fromkeys(noise_ceiling(content, shown, rng) for shown in compared.values()):
-        print(line)
+    if not all(math.isnan(row.ms_per_1000) for row in rows):
+        print("ms per 1,000: of the proxy itself; the training of the networks that it rates is not counted")
+    known = [whose for whose in ceilings.values() if noise_ceilings.is_known(whose[0])]
+    lines = [noise_ceilings.line(*whose, rng) for whose in known]
+    print("\n".join(dict.fromkeys(lines or [noise_ceilings.unknown(content)])))
     if options.out_filename:
         write_csv(rows, Path(options.out_filename).expanduser())
 
 
-def vectors(content: Arrays, path: str) -> Arrays:
+def load_other(path: str) -> Arrays:
+    """The content of a file of scores or proxies; `UserError` where it holds no vectors of numbers."""
+    content, flag = scores.load(path), f"--against {path}"
+    if not {"scores", "proxies"} & content.keys():
+        raise UserError(f"{flag}: holds neither 'scores' nor 'proxies', but {', '.join(content)}")
+    for name, vector in vectors(content, "scores").items():
+        if vector.ndim != 1:
+            raise UserError(f"{flag}: '{name}' has shape {vector.shape}; one vector is expected, (N,)")
+        if not np.issubdtype(vector.dtype, np.number) and vector.dtype != bool:
+            raise UserError(f"{flag}: '{name}' holds {vector.dtype} values; save it as float")
+        if np.isnan(vector).all():
+            raise UserError(f"{flag}: all values of '{name}' are NaN")
+    return content
+
+
+def vectors(content: Arrays, file_name: str) -> Arrays:
     """Name → (n,) vector of a file: all its proxies, or its scores under the file's name."""
     if "proxies" in content:
         return dict(zip(map(str, content["names"]), content["proxies"], strict=True))
-    if "scores" not in content:
-        raise UserError(f"--against {path}: holds neither 'scores' nor 'proxies'")
-    return {Path(path).stem: content["scores"]}
+    return {file_name: content["scores"]}
 
 
 def compare(
-    content: Arrays, other: Arrays, path: str, shared: Shared, finder: PositionFinder,
+    content: Arrays, other: Arrays, path: str, file_name: str, shared: Shared, finder: PositionFinder,
     rng: np.random.Generator,
 ) -> list[Row]:  # fmt: skip
     """A row for each vector in the file at `path`, on the examples that both files have."""
     common, rows, other_rows = shared
     labels = content["labels"][rows] if "labels" in content else None
+    if labels is None and "labels" in other:
+        labels = other["labels"][other_rows]
     if labels is None and finder.read_labels is not None:
         labels = finder.read_labels[common]
     costs = dict(zip(map(str, other["names"]), other["cost"], strict=True)) if "cost" in other else {}
     table = []
-    for name, vector in vectors(other, path).items():
+    for name, vector in vectors(other, file_name).items():
         a, b = content["scores"][rows], vector[other_rows]
         measured = ~(np.isnan(a) | np.isnan(b))
         a, b = a[measured], b[measured]
         require_common(len(a), path)
         results = correlations(a, b, finder.options.n_bootstrap, rng)
-        per_class = by_class(a, b, labels[measured]).values() if labels is not None else ()
+        per_class = by_class(a, b, labels[measured]) if labels is not None else {}
+        defined = {label: value for label, value in per_class.items() if not math.isnan(value)}
         cost = 1000 * float(costs.get(name, math.nan))
-        table.append(Row(name, len(a), results, [v for v in per_class if not math.isnan(v)], cost))
+        table.append(Row(name, len(a), results, defined, cost))
     return table
 
 
@@ -185,25 +209,10 @@ def markdown(rows: list[Row]) -> str:
     return "\n".join([text[0], "| --- " * len(HEADS) + "|", *text[1:]])
 
 
-def noise_ceiling(content: Arrays, rows: Rows, rng: np.random.Generator) -> str:
-    """A line that says by how much two estimates of the scores in these rows would correlate."""
-    if not {"loss", "member"} <= content.keys():
-        return "noise ceiling: unknown; write the scores with eval_splits --store_probs"
-    values, member = np.exp(-content["loss"][:, rows].astype(np.float64)), content["member"][:, rows]
-    parts = []
-    for name in ("pearson", "spearman"):
-        r = split_half_reliability(values, member, MEASURES[name], rng)
-        parts.append(f"{name.title()} {r:.3f} (proxies at most about {np.sqrt(max(r, 0)):.3f})")
-    n, over = len(values), f"{len(rows):,} examples"
-    return (
-        f"noise ceiling: two independent estimates by {n} networks would correlate, over {over}, by "
-        f"{', '.join(parts)}"
-    )
-
-
 def write_csv(rows: list[Row], path: Path) -> None:
     """Write one line for each row."""
-    lines = [row.csv() for row in rows]
+    classes = sorted({label for row in rows for label in row.per_class})
+    lines = [row.csv(classes) for row in rows]
     with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
         writer.writeheader()

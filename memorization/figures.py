@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from engram.memorization import galleries, run_plots, score_plots, stream_plots, study_data
+from engram.memorization.file_names import short_names
 from engram.memorization.plots import PlotOptions
 from engram.utils import scores
 from engram.utils.errors import UserError
@@ -22,7 +23,8 @@ def draw(options: PlotOptions) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
     drawn: dict[str, Figure] = {}
     if options.scores:
-        contents = {Path(path).stem: scores.load(path, "scores") for path in options.scores}
+        loaded = [scores.load(path, "scores") for path in options.scores]
+        contents = dict(zip(short_names(options.scores), loaded, strict=True))
         proxies = scores.load(options.proxies, "names", "proxies", "index") if options.proxies else None
         drawn |= score_plots.draw_all(contents, proxies)
         drawn |= draw_galleries(next(iter(contents.values())), options.data_dir)

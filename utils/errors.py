@@ -19,4 +19,6 @@ def numpy_reason(error: Exception) -> str:
     """What numpy says of a file that it cannot read, in one line, without its advice to load pickles."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
+    if "Object arrays" in str(error):
+        return "it holds Python objects; save numbers, values.astype(float)"
     return "numpy does not know this format" if "pickle" in str(error) else " ".join(str(error).split())

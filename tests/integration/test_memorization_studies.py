@@ -17,6 +17,7 @@ from engram.memorization import (
     leave_one_out,
     plots,
     proxy_scores,
+    score_plots,
     stream_plots,
     study_data,
     train_proxies,
@@ -240,7 +241,22 @@ def test_a_gallery_says_how_noisy_its_scores_are(monkeypatch):
         "score ± standard error from 128 networks; median error of all 4 examples 0.100; 25 % of the variance"
     )
     assert "no standard errors" in galleries.noise_note(content["scores"], None, 128)
+    assert (
+        galleries.caption(-0.0004, 0.0031) == "0.000 ± 0.003"
+        and galleries.caption(0.0, 0.0) == "0.000 ± 0.000"
+    )
     assert galleries.caption(0.7) == "0.70" and galleries.caption(-0.001, 0.02) == "0.00 ± 0.02"
+
+
+def test_what_lines_and_axes_mean_can_be_read():
+    rng = np.random.default_rng(0)
+    assert score_plots.nice_ticks(0.05, 0.4) == [0.05, 0.1, 0.2]
+    assert all(3 <= len(score_plots.nice_ticks(low, 1.69 * low)) <= 6 for low in np.geomspace(1e-4, 0.5, 999))
+    drawn = score_plots.standard_errors({8: (0.0081, 0.0083), 16: (0.0072, 0.0071)})
+    low, high = drawn.axes[0].get_ylim()
+    assert sum(low <= tick <= high for tick in drawn.axes[0].get_yticks()) >= 3
+    (legend,) = score_plots.scatter(rng.random(30), {"a": rng.random(30)}).legends
+    assert [text.get_text() for text in legend.get_texts()] == ["median score of each tenth of the ranks"]
 
 
 def test_figures_of_scores_and_proxies(tmp_path):
@@ -262,6 +278,14 @@ def test_figures_of_scores_and_proxies(tmp_path):
     assert {path.stem for path in out.iterdir()} == expected
     for path in out.iterdir():
         assert path.read_bytes()[:4] == PNG and path.stat().st_size > 5000
+    names = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(score_plots, "histogram", lambda files: names.extend(files) or score_plots.canvas(2, 2))
+        for folder in ("a", "b"):
+            scores.write(tmp_path / folder / "s.npz", settings, scores=rng.random(n), **identity)
+        both = f"{tmp_path}/a/s.npz,{tmp_path}/b/s.npz"
+        plots.run(["--scores", both, "--out_dir", str(out), "--figures", "png"])
+    assert names == ["a/s", "b/s"]
     scores.write(
         tmp_path / "other.npz", settings, scores=rng.random(n), order_hash="ff", index=examples.index
     )

@@ -1,5 +1,6 @@
 """Correlations and their intervals, the table of proxies, interventions: on data made for the answer."""
 
+import csv
 import shutil
 
 import numpy as np
@@ -10,6 +11,7 @@ from engram.datasets import sources
 from engram.memorization import correlate, intervention, score_plots, split_scores, subsets
 from engram.memorization.agreement import MEASURES, by_class, correlations, varies
 from engram.memorization.estimator import split_half_reliability
+from engram.memorization.file_names import short_names
 from engram.utils import scores
 from engram.utils.errors import UserError
 from engram.utils.runs.run_record import RunRecord, ViewResult
@@ -102,6 +104,67 @@ def test_the_table_of_proxies(files, capsys):
     assert "| 1.0 | 60 |" in rows["cube"], "cost and number of examples"
     assert "noise ceiling: two independent estimates by 40 networks" in text
     assert len(out.read_text().splitlines()) == 4
+    assert "ms per 1,000: of the proxy itself; the training of the networks" in text
+    rows = list(csv.DictReader(out.read_text().splitlines()))
+    classes = [[float(row[f"spearman_class_{label}"]) for label in range(3)] for row in rows]
+    assert classes[:2] in ([[1.0] * 3, [-1.0] * 3], [[-1.0] * 3, [1.0] * 3])
+
+
+def test_files_of_one_name_are_told_apart(files, capsys):
+    folder, values = files
+    for name in ("a", "b"):
+        scores.write(folder / name / "s.npz", {}, scores=values, index=np.arange(60) + 5)
+    against = f"{folder}/a/s.npz,{folder}/b/s.npz,{folder}/p.npz"
+    correlate.run(["--scores", str(folder / "s.npz"), "--against", against, "--n_bootstrap", "0"])
+    names = [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert {"| a/s", "| b/s", "| cube"} <= set(names)
+    assert short_names(["x/s.npz", "x/s.npy", "x/t.npz"]) == ["s.npz", "s.npy", "t"]
+    assert short_names(["y/a/s.npz", "z/a/s.npz", "s.npz", "y/a/s.npz"])[:2] == ["y/a/s", "z/a/s"]
+
+
+def test_a_ceiling_is_taken_from_wherever_it_is_known(files, capsys):
+    folder, values = files
+    identity = {"index": np.arange(60) + 5}
+    stored = {"reliability": np.array(0.81), "reliability_spearman": np.array(0.64)}
+    scores.write(folder / "stored.npz", {}, scores=values, **identity, **stored)
+    scores.write(folder / "none.npz", {}, scores=values, **identity)
+    np.save(folder / "bare.npy", values)
+
+    def last(one, other):
+        files = ["--scores", str(folder / one), "--against", str(folder / other), "--n_bootstrap", "0"]
+        correlate.run(files)
+        return capsys.readouterr().out.splitlines()[-1].removeprefix("noise ceiling")
+
+    told = "two independent estimates by as many networks would correlate, over all 60 examples of the file, "
+    told += "by Pearson 0.810 (proxies at most about 0.900), Spearman 0.640 (proxies at most about 0.800)"
+    assert last("stored.npz", "none.npz") == f": {told}"
+    assert last("none.npz", "stored.npz") == f" of stored: {told}"
+    assert last("none.npz", "s.npz").startswith(" of s: two independent estimates by 40 networks")
+    assert "write the scores with eval_splits" in last("none.npz", "none.npz")
+    assert "a bare vector says nothing of its noise" in last("bare.npy", "bare.npy")
+
+
+def test_labels_of_either_file_tell_classes(files, capsys):
+    folder, values = files
+    scores.write(folder / "plain.npz", {}, scores=values, index=np.arange(60) + 5)
+    for one, other in (("s.npz", "plain.npz"), ("plain.npz", "s.npz")):
+        files = ["--scores", str(folder / one), "--against", str(folder / other), "--n_bootstrap", "0"]
+        correlate.run(files)
+        assert "| 1.000 (1.000 to 1.000) |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [({"scores": np.full(60, np.nan)}, "all values of 'scores' are NaN"),
+     ({"scores": np.zeros((2, 60))}, r"has shape \(2, 60\); one vector is expected"),
+     ({"scores": np.full(60, "a")}, "holds <U1 values; save it as float"),
+     ({"index": np.arange(60), "stderr": np.zeros(60)}, "neither 'scores' nor .* but .*index, stderr")],
+)  # fmt: skip
+def test_what_is_no_vector_is_told(arrays, message, files):
+    folder, _ = files
+    scores.write(folder / "wrong.npz", {}, **arrays)
+    with pytest.raises(UserError, match=message):
+        correlate.run(["--scores", str(folder / "s.npz"), "--against", str(folder / "wrong.npz")])
 
 
 def test_files_of_other_data_are_not_compared(files):
