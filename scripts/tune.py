@@ -1,4 +1,4 @@
-"""Learning rate and strength of a method by the stability-decay rule, on validation data alone.
+"""Learning rate of a method, and its strength by the stability-decay rule, on validation data alone.
 
     python scripts/tune.py --model mas --dataset seq-mnist --multi_head --hidden_sizes 256,256
     python scripts/tune.py --model ewc --dataset seq-cifar100 --first_tasks 3 --seeds 0,1 --write
@@ -13,7 +13,7 @@ training data (10 unless given) and is measured on that; the test set is never r
    (1 - p) A*, p = --drop: the most stability that costs at most that share of plasticity.
 
 A method without a known strength, as er, has its rate alone tuned: the one of --rates at which the method
-itself has the highest average accuracy after the last task.
+itself has the highest average accuracy after the last task. Methods whose --lr has no effect are refused.
 
 Source: De Lange et al. 2021, "A continual learning survey" (arXiv 1909.08383), section 4. Differs from it:
 there both phases are gone through for every task anew, here once, over the whole stream or its
@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from engram.models.method import Method
 from engram.scripts.strengths import START_STRENGTHS
 from engram.scripts.trials import Trials, flags_of_method
 from engram.utils import files
@@ -50,8 +51,10 @@ HEADER = "# benchmark → buffer size → flags. `source` says where the values 
 APART = {*settings.OPERATIONAL, *settings.LogOptions.__dataclass_fields__, "model", "dataset", "seed",
          "validation", "buffer_size", "debug_mode"}  # fmt: skip
 MERGING = ("imm_mean", "imm_mode")  # methods whose R[k, k] is the accuracy of a mean over tasks
+WITH_A_RATE_OF_ITS_OWN = ("gdumb",)  # trained at --maxlr to --minlr
+DROP, TRIES = 0.2, 10
 
-# (method, flags) → learning accuracy, None where training diverged.
+# (method, flags) → the accuracy that is chosen by, None where training diverged.
 Measure = Callable[[str, dict[str, float]], float | None]
 
 
@@ -121,7 +124,7 @@ def strengths(text: str) -> dict[str, float]:
     try:
         return {flag: float(value) for flag, value in (item.split("=") for item in text.split(","))}
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text}: expected e.g. e_lambda=1000") from None
+        raise argparse.ArgumentTypeError(f"{text or 'nothing'}: expected e.g. e_lambda=1000") from None
 
 
 def numbers(kind: type) -> Callable[[str], tuple]:
@@ -146,9 +149,9 @@ def parser() -> argparse.ArgumentParser:
         "without one the rate alone is tuned)",
     )  # fmt: skip
     made.add_argument(
-        "--drop", type=float, default=0.2, help="p, share of A* that may be lost, below 1 (default: 0.2)"
+        "--drop", type=float, help=f"p, share of A* that may be lost, below 1 (default: {DROP})"
     )
-    made.add_argument("--tries", type=int, default=10, help="strengths that are tried (default: 10)")
+    made.add_argument("--tries", type=int, help=f"strengths that are tried (default: {TRIES})")
     made.add_argument("--first_tasks", type=int, default=0, help="tune on so many tasks; 0: the whole stream")
     made.add_argument("--seeds", type=numbers(int), help="accuracies are means over these (default: --seed)")
     made.add_argument("--write", action="store_true", help="put the result into models/presets/METHOD.yaml")
@@ -177,17 +180,30 @@ def checked(args: argparse.Namespace, config: Config) -> dict[str, float]:
             f"scripts/sweep.py --model {model} --imm_lambda 1 0.1 0.01 -- --dataset {config.run.dataset} "
             "--validation 10"
         )
+    takes_steps = registry.plugin_class(registry.load("models", model), Method).takes_steps
+    if not takes_steps or model in WITH_A_RATE_OF_ITS_OWN:
+        raise UserError(
+            f"--model {model}: --lr has no effect on it, so no rate of it can be tuned; compare its own "
+            f"flags (python main.py --model {model} --help) on held-out data instead: scripts/sweep.py with "
+            "--validation 10"
+        )
     if not 0 <= args.first_tasks <= n_tasks:
         raise UserError(
             f"--first_tasks {args.first_tasks}: the stream has {n_tasks} tasks; "
             f"give 1 to {n_tasks}, or 0 for all of them"
         )
-    if not 0 <= args.drop < 1:
+    if args.drop is not None and not 0 <= args.drop < 1:
         raise UserError(f"--drop {args.drop:g}: a share from 0 to below 1 is expected, e.g. 0.2 for 20 %")
     start = args.strength or START_STRENGTHS.get(model, {})
     if alien := sorted(set(start) - method_flags):
         hint = registry.suggest(alien[0], sorted(method_flags))
         raise UserError(f"--strength {alien[0]}: not a flag of {model}{hint}")
+    without_effect = [f"--{name}" for name in ("drop", "tries") if getattr(args, name) is not None]
+    if without_effect and not start:
+        raise UserError(
+            f"{', '.join(without_effect)}: without effect, since no strength of {model} is known and its "
+            "rate alone is tuned; leave this out, or name a strength (--strength FLAG=START)"
+        )
     return start
 
 
@@ -203,13 +219,14 @@ def tune(args: argparse.Namespace, config: Config) -> int:
         )
     measured = "learning accuracy" if start else "average accuracy"
     trials = Trials(config, args.seeds or (config.run.seed,), args.first_tasks, measured)
-    choice = choose(trials.measure, model, args.rates, start, args.drop, args.tries)
+    drop = DROP if args.drop is None else args.drop
+    choice = choose(trials.measure, model, args.rates, start, drop, args.tries or TRIES)
     if choice.strengths is None:
         raise UserError(
-            f"none of {choice.n_tries} strengths reached {1 - args.drop:g} of {100 * choice.best:.2f} %; "
+            f"none of {choice.n_tries} strengths reached {1 - drop:g} of {100 * choice.best:.2f} %; "
             "start lower (--strength FLAG=START) or try more (--tries)"
         )
-    rule = f"stability decay with p = {args.drop:g}" if start else "the best rate"
+    rule = f"stability decay with p = {drop:g}" if start else "the best rate"
     compared = f" (fine-tuning {choice.best:.4f})" if start else ""
     source = (
         f"scripts/tune.py, {rule}: {measured} {choice.accuracy:.4f}{compared} on {trials.validation:g} % "

@@ -305,6 +305,7 @@ def test_bad_input_is_one_clear_error(folder, capsys, arguments, message):
     assert message in capsys.readouterr().err
 
 
+RATELESS = "--lr has no effect on it, so no rate of it can be tuned; compare its own flags"
 MERGED = "merging alone makes worse, so no strength would be accepted; compare a grid on held-out data"
 
 
@@ -313,6 +314,13 @@ MERGED = "merging alone makes worse, so no strength would be accepted; compare a
     [
         (["--model", "imm_mean"], MERGED),
         (["--model", "imm_mode", "--strength", "imm_lambda=1"], MERGED),
+        *(
+            (["--model", model], f"--model {model}: {RATELESS}")
+            for model in ("gdumb", "ncm", "ranpac", "slda")
+        ),
+        (["--model", "gdumb", "--strength", "maxlr=0.1"], RATELESS),
+        (["--model", "er", "--drop", "0.2"], "--drop: without effect, since no strength of er is known"),
+        (["--model", "er", "--tries", "10", "--drop", "0"], "--drop, --tries: without effect, since no"),
         (["--model", "mas", "--first_tasks", "6"], "--first_tasks 6: the stream has 5 tasks; give 1 to 5"),
         (["--model", "mas", "--first_tasks", "-1"], "--first_tasks -1: the stream has 5 tasks; give 1 to 5"),
         (
@@ -328,6 +336,12 @@ def test_what_cannot_be_tuned_is_refused_before_the_first_run(arguments, message
     monkeypatch.setattr(program, "main", None)
     assert tune.main(arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_strength_without_words_is_refused(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        tune.main(["--model", "er", "--strength", ""])
+    assert "argument --strength: nothing: expected e.g. e_lambda=1000" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("first_tasks", ["0", "1", "3"])
