@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from engram.utils.config.outside import label
-from engram.utils.config.run_key import INCIDENTAL
+from engram.utils.config.run_key import computed_flags
 from engram.utils.errors import UserError
 from engram.utils.runs.run_record import FILE_NAME, RunRecord, read_all
 
 # Imported logs name every method's buffer by --buffer_policy; ours say the same with --memory.
 POLICIES_OF_THE_PAPERS_CODE = {"reservoir": "", "balanced_reservoir": "balanced"}
+# Flags that say what is measured or kept besides; accuracies are the same without.
+MOVE_NO_ACCURACY = {"ignore_other_metrics", "eval_every", "savecheck"}
 Runs = list[tuple[Path, RunRecord]]  # each with its folder
 
 
@@ -28,11 +30,12 @@ def finished_runs(folder: Path, flag: str, told_apart: Collection[str] = ()) -> 
     finished = [(path.parent, record) for path, record in read_all(paths) if record.finished]
     tested = [(path, record) for path, record in finished if record.evaluated_on == "test"]
     if n_others := len(finished) - len(tested):
-        print(f"left out: {n_others} runs evaluated on validation data", file=sys.stderr)
+        runs = "run" if n_others == 1 else "runs"
+        print(f"left out: {n_others} {runs} evaluated on validation data", file=sys.stderr)
     if not tested:
         raise UserError(f"{flag} {folder}: no finished run there" + " on test data" * bool(finished))
-    for runs in _of_one_setting(tested):
-        _refuse_mixture(runs, flag, told_apart)
+    for of_one in _of_one_setting(tested):
+        _refuse_mixture(of_one, flag, told_apart)
     return [record for _, record in tested]
 
 
@@ -52,7 +55,7 @@ def _of_one_setting(runs: Runs) -> Iterator[Runs]:
 def _refuse_mixture(runs: Runs, flag: str, told_apart: Collection[str]) -> None:
     """Raise `UserError` that names two of the runs of a setting that no mean over seeds can be of."""
     flags = [_computed_flags(record) for _, record in runs]
-    names = sorted(_compared_flags(runs, flags) - set(told_apart))
+    names = sorted(_compared_flags(runs, flags) - MOVE_NO_ACCURACY - set(told_apart))
     by_seed: dict[tuple[Any, ...], Path] = {}
     for (folder, record), own in zip(runs, flags, strict=True):
         differing = [n for n in names if own.get(n) != flags[0].get(n)]
@@ -79,9 +82,8 @@ def _compared_flags(runs: Runs, flags: Sequence[Mapping[str, Any]]) -> set[str]:
 
 
 def _computed_flags(run: RunRecord) -> dict[str, Any]:
-    """The flags that say what a run computes, without the seed; what a log does not mention stays unknown."""
-    config = run.config if run.imported_run else run.current_flags()
-    return {k: v for k, v in config.items() if k not in INCIDENTAL} | {"scenario": run.scenario}
+    """The flags that say what a run computes, today's; what an imported log does not mention is unknown."""
+    return computed_flags(run.config if run.imported_run else run.current_flags(), run.scenario)
 
 
 def setting_names(configs: list[dict[str, Any]]) -> list[str]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram.utils.config.outside import label
-from engram.utils.config.run_key import INCIDENTAL
+from engram.utils.config.run_key import INCIDENTAL, computed_flags
 from engram.utils.config.version import shortened
 from engram.utils.errors import UserError
 from engram.utils.runs.run_record import FILE_NAME, RunRecord, read_all
@@ -67,8 +67,7 @@ class StoredRecord(RunRecord):
     @property
     def computed_flags(self) -> dict[str, Any]:
         """The flags that say what the run computes, without the seed; the scenario is the one it had."""
-        flags = {name: value for name, value in self.config.items() if name not in INCIDENTAL}
-        return flags | {"scenario": self.scenario}
+        return computed_flags(self.config, self.scenario)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,10 @@ def test_runs_on_validation_data_are_left_out_and_counted(tmp_path, capsys):
         tmp_path, a=record(0, 0.8), b=record(1, 0.6), tried=replace(record(0, 0.1), evaluated_on="validation")
     )
     assert [r.class_il.metric("average_accuracy") for r in finished_runs(tmp_path, "--runs")] == [0.8, 0.6]
-    assert capsys.readouterr().err == "left out: 1 runs evaluated on validation data\n"
+    assert capsys.readouterr().err == "left out: 1 run evaluated on validation data\n"
+    write(tmp_path, tried_too=replace(record(1, 0.1), evaluated_on="validation"))
+    assert len(finished_runs(tmp_path, "--runs")) == 2
+    assert capsys.readouterr().err == "left out: 2 runs evaluated on validation data\n"
     intervention.run(["--results", str(tmp_path)])
     with pytest.raises(UserError, match=f"--runs {tmp_path}/tried: no finished run there on test data"):
         finished_runs(tmp_path / "tried", "--runs")
@@ -55,6 +58,14 @@ def test_runs_that_differ_in_more_than_the_seed_are_refused(tmp_path, flags, sai
     said = f"{tmp_path}/a and {tmp_path}/c belong to one setting, but differ in more than the seed: {said}; "
     with pytest.raises(UserError, match=re.escape(said)):
         finished_runs(tmp_path, "--runs")
+
+
+@pytest.mark.parametrize(
+    "flags", [{"ignore_other_metrics": True}, {"eval_every": 100}, {"savecheck": "last"}], ids=str
+)
+def test_what_is_measured_besides_may_differ(tmp_path, flags):
+    write(tmp_path, a=record(0), b=record(1, **flags))
+    assert len(finished_runs(tmp_path, "--runs")) == 2
 
 
 def test_the_scenario_is_one_of_the_flags(tmp_path):

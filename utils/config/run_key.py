@@ -19,6 +19,11 @@ def run_key(flags: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(computed, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def computed_flags(flags: dict[str, Any], scenario: str) -> dict[str, Any]:
+    """The flags that say what a run computes, without the seed; the scenario is the one it had."""
+    return {k: v for k, v in flags.items() if k not in INCIDENTAL} | {"scenario": scenario}
+
+
 def command_line_of(flags: dict[str, Any]) -> str:
     """A command that runs this resolved configuration: every flag written out, so that no default counts."""
     computed = {k: v for k, v in flags.items() if k not in OPERATIONAL | NAMES}
