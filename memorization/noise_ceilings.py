@@ -13,8 +13,8 @@ STORED = {"reliability": "Pearson", "reliability_spearman": "Spearman"}  # by ev
 
 
 def is_known(content: Arrays) -> bool:
-    """Whether a file holds the outputs of networks, or the reliability that eval_splits made of them."""
-    return {"loss", "member"} <= content.keys() or "reliability" in content
+    """Whether a file holds the outputs of networks, or a reliability that eval_splits could make of them."""
+    return {"loss", "member"} <= content.keys() or bool(_stored(content))
 
 
 def line(content: Arrays, rows: NDArray[np.int64], of: str, rng: np.random.Generator) -> str:
@@ -30,13 +30,19 @@ def line(content: Arrays, rows: NDArray[np.int64], of: str, rng: np.random.Gener
         }
         by, over = f"{len(values)} networks", f"{len(rows):,} examples"
     else:
-        found = {name: float(content[key]) for key, name in STORED.items() if key in content}
+        found = _stored(content)
         by, over = "as many networks", f"all {len(content['scores']):,} examples of the file"
     parts = [f"{name} {r:.3f} (proxies at most about {np.sqrt(max(r, 0)):.3f})" for name, r in found.items()]
     return (
         f"noise ceiling{of}: two independent estimates by {by} would correlate, over {over}, by "
         f"{', '.join(parts)}"
     )
+
+
+def _stored(content: Arrays) -> dict[str, float]:
+    """Measure → the reliability in a file; without those that are NaN, as of networks too few to halve."""
+    found = {name: float(content[key]) for key, name in STORED.items() if key in content}
+    return {name: value for name, value in found.items() if np.isfinite(value)}
 
 
 def unknown(content: Arrays) -> str:

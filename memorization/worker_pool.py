@@ -9,6 +9,7 @@ import queue
 import sys
 import time
 from collections.abc import Callable, Iterable
+from enum import Enum, auto
 from multiprocessing.queues import Queue
 from typing import NamedTuple, Protocol
 
@@ -26,12 +27,18 @@ from engram.utils.sweeps.process_pool import ProcessPool
 LINES_EVERY = 10.0  # seconds between lines where there is no terminal
 LOOK_EVERY = 1.0  # seconds between looks at whether a silent process is still alive
 REFUSED = 2  # exit code of a worker that has sent an error of the user's
-READY = 0.0  # a worker's first message: it has loaded what its jobs need, and trained nothing yet
 Report = Callable[[float], None]  # tells how many more networks have been trained, or parts of one
 JobFunction = Callable[[int, Report], None]
-Message = (
-    float | str | None
-)  # of a worker: networks trained (first `READY`), an error of the user's, or the worker's end
+
+
+class Ready(Enum):
+    """A worker's first message: it has loaded what its jobs need."""
+
+    READY = auto()
+
+
+# Of a worker: that it is ready, networks trained, an error of the user's, or the worker's end.
+Message = Ready | float | str | None
 
 
 class Plan(Protocol):
@@ -133,7 +140,7 @@ def _follow(pool: ProcessPool, messages: "Queue[Message]", progress: "NetworkPro
             raise UserError(message)
         if message is None:
             n_open -= 1
-        elif message == READY:
+        elif message is Ready.READY:
             progress.begin()
         else:
             progress.advance(message)
@@ -146,7 +153,7 @@ def run_worker(
     torch.set_num_threads(worker.n_threads)
     try:
         run_job = plan.prepare(torch.device(worker.device))
-        messages.put(READY)
+        messages.put(Ready.READY)
         while (job := waiting.get()) is not None:
             run_job(job, messages.put)
     except UserError as error:

@@ -107,7 +107,8 @@ def scored(given: Tensor, benchmark: Benchmark) -> str:
     sentence = f"{n_scored:,} of {len(index):,} training samples have a score"
     if n_scored == len(index):
         return sentence
-    return f"{sentence}; only these are chosen by score (--exclude unscored trains on them alone)"
+    alone = "(--exclude unscored trains on them alone)"
+    return f"{sentence}; only these are in its groups, or chosen by score {alone}"
 
 
 def build_setup(config: Config, benchmark: Benchmark, create_proxy: CreateProxy) -> Setup:

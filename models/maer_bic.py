@@ -2,7 +2,8 @@
 
 Source: Kozal et al. 2025 (arXiv 2505.17664), section 5.2, official code `maer_bic`: BiC (see `bic`), its
 exemplars of a class those that `--buffer_policy` takes, see `maer`. When classes have to give up slots, those
-exemplars stay that the policy takes where there are so few: the lowest, the most central, any, a mix.
+exemplars stay that the policy takes where there are so few: the lowest, the highest, the most central, any, a
+mix.
 """
 
 from dataclasses import dataclass

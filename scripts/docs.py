@@ -6,9 +6,9 @@
 A plugin's page holds a command that runs it, what its file says (paper, formula, differences), its flags with
 defaults, bounds and help from its dataclass, its presets, the published numbers it is compared with, its rows
 of RESULTS.md, and the tests that check it. README, RESULTS, CONTRIBUTING and the programs of memorization/
-have pages too. MkDocs Material
-builds the site: pip install -e '.[docs]'. The search runs in the browser; pages that are opened from the disk
-load a small script for it from the network, those of `python -m http.server -d runs/docs` need nothing.
+have pages too. MkDocs Material builds the site: pip install -e '.[docs]'. The search runs in the browser;
+pages that are opened from the disk load a small script for it from the network, those of
+`python -m http.server -d runs/docs` need nothing.
 """
 
 import argparse

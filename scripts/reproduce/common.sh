@@ -28,7 +28,7 @@ execute() {
   if [ -n "$dry" ]; then echo "python $*"; else "$python" "$@"; fi
 }
 
-# What a script exits with: a failed run does not end a study.
+# A failed run does not end a study; the script then exits with this.
 failed=0
 
 # sweep [STUDY.yaml] FLAGS ...: scripts/sweep.py, which skips finished runs.

@@ -86,8 +86,8 @@ def test_unknown_scores_join_no_group_and_are_no_candidates(tmp_path):
     np.savez(path, scores=SCORES[known], index=known, order_hash=order_hash(labels))
     method, config = tiny_method("maer", memorization_scores=str(path), buffer_size=12)
     assert method.setup.benchmark.notes[-1] == (
-        "45 of 90 training samples have a score; only these are chosen by score (--exclude unscored trains "
-        "on them alone)"
+        "45 of 90 training samples have a score; only these are in its groups, or chosen by score "
+        "(--exclude unscored trains on them alone)"
     )
     chosen, choose = [], method.chooser.choose
 

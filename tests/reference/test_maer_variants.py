@@ -117,8 +117,8 @@ def test_stored_logits_are_those_of_the_samples_chosen(scores):
 
 
 @pytest.mark.parametrize("policy", ["min", "max", "middle"])
-def test_bic_keeps_the_policys_exemplars_typical_ones_longest(scores, policy):
-    """12 places: 6 for each class of task 0, then 3 for each of four classes: the typical half stays."""
+def test_bic_keeps_longest_what_its_policy_takes(scores, policy):
+    """12 places: 6 for each class of task 0, then 3 for each of four classes: what its policy takes stays."""
     flags = {"buffer_size": 12, "lr": 0.1, "memorization_scores": scores}
     method, config = tiny_method("maer_bic", buffer_policy=policy, **flags)
     kept, after = watched_choice(method), {}
