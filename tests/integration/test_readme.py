@@ -39,14 +39,17 @@ MODULES = [c[2:] for c in COMMANDS if c[:2] == ["python", "-m"]]
 
 def test_the_texts_have_commands_of_every_kind():
     assert len(HELP) >= 2 and len(EMBEDDED) >= 4 and len(OTHERS) >= 1
-    assert len(SCRIPTS) >= 6 and len(MODULES) >= 8
+    assert len(SCRIPTS) >= 6 and len(MODULES) >= 4
     checked = len(MAIN) + len(SCRIPTS) + len(MODULES) + sum(c[0] == "make" for c in COMMANDS)
     assert checked == len(COMMANDS), "a command of a kind that nothing below checks"
 
 
-def test_the_section_on_memorization_shows_every_program_on_a_line():
+def test_the_section_on_memorization_names_every_program():
+    """On a line that calls it, or in the prose below, beside the command that lists them all."""
     section = README[README.index("## Memorization") :].split("\n## ")[0]
-    assert sorted(re.findall(r"^python -m memorization\.(\w+) --", section, re.MULTILINE)) == sorted(PROGRAMS)
+    called = re.findall(r"^python -m memorization\.(\w+) --", section, re.MULTILINE)
+    assert len(called) >= 4 and "`python -m memorization`" in section
+    assert set(PROGRAMS) <= {*called, *re.findall(r"`(\w+)`", section)}
 
 
 @pytest.mark.parametrize("command", [c for c in MODULES if c[0].startswith("memorization.")], ids=" ".join)

@@ -128,6 +128,9 @@ def test_a_ceiling_is_taken_from_wherever_it_is_known(files, capsys):
     stored = {"reliability": np.array(0.81), "reliability_spearman": np.array(0.64)}
     scores.write(folder / "stored.npz", {}, scores=values, **identity, **stored)
     scores.write(folder / "none.npz", {}, scores=values, **identity)
+    for name, kept in (("nan", {}), ("half", {"reliability": np.array(0.81)})):
+        unmade = {"reliability": np.array(np.nan), "reliability_spearman": np.array(np.nan)}
+        scores.write(folder / f"{name}.npz", {}, scores=values, **identity, **unmade | kept)
     np.save(folder / "bare.npy", values)
 
     def last(one, other):
@@ -142,6 +145,9 @@ def test_a_ceiling_is_taken_from_wherever_it_is_known(files, capsys):
     assert last("none.npz", "s.npz").startswith(" of s: two independent estimates by 40 networks")
     assert "write the scores with eval_splits" in last("none.npz", "none.npz")
     assert "a bare vector says nothing of its noise" in last("bare.npy", "bare.npy")
+    assert "write the scores with eval_splits" in last("nan.npz", "nan.npz"), "NaN is no ceiling"
+    assert last("nan.npz", "stored.npz") == f" of stored: {told}"
+    assert last("half.npz", "none.npz") == f": {told.split(', Spearman')[0]}"
 
 
 def test_labels_of_either_file_tell_classes(files, capsys):

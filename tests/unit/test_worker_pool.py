@@ -1,6 +1,7 @@
 """The jobs of a memorization study in this process and in worker processes: all done, failures told."""
 
 import os
+import queue
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ from engram.memorization import worker_pool
 from engram.memorization.settings import MachineOptions
 from engram.memorization.worker_pool import (
     NetworkProgress,
+    Ready,
     WorkerDevice,
     job_members,
     jobs_of,
@@ -91,6 +93,21 @@ def test_the_time_in_which_workers_load_their_data_is_in_no_rate(workers, tmp_pa
     finally:
         torch.set_num_threads(n_threads)
     assert rates == [1.0] * 4
+
+
+def test_no_network_trained_is_no_sign_that_a_worker_is_ready():
+    class Begun(NetworkProgress):
+        def begin(self):
+            said.append("ready")
+
+        def advance(self, networks):
+            said.append(networks)
+
+    said, messages = [], queue.Queue()
+    for message in (0.0, Ready.READY, 1.0, None):
+        messages.put(message)
+    worker_pool._follow(SimpleNamespace(n_running=lambda: 1), messages, Begun("test", 1))
+    assert said == [0.0, "ready", 1.0]
 
 
 def test_an_error_of_the_users_reaches_the_caller_as_it_is(tmp_path):
