@@ -1,9 +1,10 @@
 """Gradient Episodic Memory (GEM): no step may raise the loss on the memory of a past task.
 
 Source: Lopez-Paz & Ranzato 2017, "Gradient Episodic Memory for Continual Learning" (arXiv 1706.08840),
-Algorithm 1 and eq. 11 (dual), with EPS = 1e-3 relative to the diagonal of GGᵀ, in float64: constraint
-k holds up to EPS·‖g_k‖²·v_k at every scale of gradients. The official code adds an absolute 1e-3, which is
-the same at ‖g_k‖ = 1, nothing for large gradients and all for small ones.
+Algorithm 1 and eq. 11 (dual), with the official code's EPS = 1e-3 on the diagonal of GGᵀ, in float64. It is
+absolute: a past gradient far shorter than √EPS counts for its margin alone. Where ten samples a task are
+learnt by heart, an EPS relative to ‖g_k‖² lets what is left of their gradients steer every step (perm-mnist,
+200 slots, seed 0: 56.8 % instead of 66.1 %; published ~66.9 %).
 `--buffer_size` is the total M; each of the T tasks has a ring of m = M // T.
 Differs from the paper's code: only filled slots of the memory are used (there uninitialised ones
 too); of a batch that crosses the end of the ring nothing is dropped; with several epochs a sample is
@@ -27,7 +28,7 @@ from engram.models.parts.projection import project
 from engram.models.rehearsal import Examples, ReplayOptions, TaskRingMethod
 from engram.utils.config.options import option
 
-EPS = 1e-3  # of ‖g_k‖²
+EPS = 1e-3
 
 
 @dataclass(frozen=True)

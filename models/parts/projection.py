@@ -8,19 +8,20 @@ from torch import Tensor
 
 from engram.utils.transfer import send
 
+FLOOR = 1e-8  # of ‖g_k‖²: keeps P positive definite where past gradients are large and nearly parallel
 BLOCK = 2**20  # columns of G that are in float64 at a time: 8 MB per past task
 
 
 def solve_dual(gram: np.ndarray, dots: np.ndarray, margin: float, eps: float) -> np.ndarray:
-    """The v that minimises ½ vᵀPv + (Gg)ᵀv, P = GGᵀ + eps·diag(GGᵀ), subject to v ≥ margin.
+    """The v that minimises ½ vᵀPv + (Gg)ᵀv, P = GGᵀ + eps·I + FLOOR·diag(GGᵀ), subject to v ≥ margin.
 
     gram: (T, T) GGᵀ. dots: (T,) Gg. Both in float64. With v = u + margin and P = LLᵀ this is the non-negative
     least-squares problem min ‖Lᵀu − b‖², b = −L⁻¹(Gg + P·margin), u ≥ 0. Every past gradient is divided by
-    its norm first, so that P has ones (plus eps) on its diagonal and stays positive definite at every scale.
+    its norm first, so that P has at least ones on its diagonal and stays positive definite at every scale.
     """
     norms = np.sqrt(np.diag(gram))
     norms[norms == 0] = 1  # a gradient of zero constrains nothing
-    P = (gram + gram.T) / 2 / np.outer(norms, norms) + eps * np.eye(len(dots))
+    P = (gram + gram.T) / 2 / np.outer(norms, norms) + np.diag(eps / norms**2 + FLOOR)
     L = np.linalg.cholesky(P)
     # in these coordinates v_k is v_k · norm_k, and so is the margin
     b = solve_triangular(L, -(dots / norms + P @ (margin * norms)), lower=True)

@@ -15,7 +15,7 @@ from engram.models.build import build_method
 from engram.models.gem import EPS
 from engram.models.parts import projection
 from engram.models.parts.inner_steps import InnerSteps
-from engram.models.parts.projection import project, solve_dual
+from engram.models.parts.projection import FLOOR, project, solve_dual
 from engram.utils.buffers.ring import RingMemory
 from engram.utils.config import cli
 from engram.utils.errors import UserError
@@ -35,7 +35,7 @@ def problem(seed: int, n_tasks: int, size: int = 30) -> tuple[torch.Tensor, torc
 
 def active_sets(gram: np.ndarray, dots: np.ndarray, margin: float, eps: float) -> np.ndarray:
     """The dual's solution by trying every set of variables that sit on their bound v = margin."""
-    P, n = gram + eps * np.diag(np.diag(gram)), len(dots)
+    P, n = gram + eps * np.eye(len(gram)) + FLOOR * np.diag(np.diag(gram)), len(dots)
     best, best_value = None, np.inf
     for bound in itertools.product([True, False], repeat=n):
         free = [i for i in range(n) if not bound[i]]
@@ -64,7 +64,7 @@ def test_dual_equals_enumeration_of_active_sets(seed, n_tasks, margin):
 def test_dual_equals_a_general_solver_with_twenty_tasks(margin):
     g, past = problem(0, 20, size=100)
     gram, dots = (past @ past.T).numpy(), (past @ g).numpy()
-    P = gram + EPS * np.diag(np.diag(gram))
+    P = gram + EPS * np.eye(20) + FLOOR * np.diag(np.diag(gram))
     found = solve_dual(gram, dots, margin, EPS)
     other = minimize(
         lambda v: 0.5 * v @ P @ v + dots @ v,
@@ -90,14 +90,14 @@ def test_dual_of_dependent_and_vanishing_gradients():
 @pytest.mark.parametrize("n_tasks", [1, 3, 10])
 @pytest.mark.parametrize("seed", range(5))
 def test_every_constraint_holds_up_to_eps(seed, n_tasks):
-    """KKT: G(g + Gᵀv) + eps·‖g_k‖²·v ≥ 0, with equality where v > margin; exactly ≥ 0 as eps → 0."""
+    """KKT: G(g + Gᵀv) + (eps + FLOOR·‖g_k‖²)·v ≥ 0, with equality where v > margin; nearly ≥ 0 as eps → 0."""
     g, past = problem(seed, n_tasks)
     projected = project(g, past, margin=0.0, eps=EPS)
     v = torch.linalg.lstsq(past.T, projected - g).solution
-    slack = past @ projected + EPS * past.square().sum(1) * v
+    slack = past @ projected + (EPS + FLOOR * past.square().sum(1)) * v
     assert (slack >= -1e-9).all()
     assert (slack[v > 1e-6].abs() < 1e-6).all()
-    assert (past @ project(g, past, margin=0.0, eps=1e-10) >= -1e-7).all()
+    assert (past @ project(g, past, margin=0.0, eps=1e-10) >= -1e-6).all()
 
 
 def test_projection_is_the_nearest_feasible_gradient():
@@ -114,11 +114,17 @@ def test_projection_is_the_nearest_feasible_gradient():
     np.testing.assert_allclose(found, nearest.x, atol=1e-6)
 
 
-def bounded_least_squares(g: torch.Tensor, past: torch.Tensor, margin: float, eps: float) -> torch.Tensor:
-    """The projection by SciPy's solver of min ½‖g + Gᵀv‖² + ½ eps Σ ‖g_k‖² v_k², v ≥ margin."""
-    G, norms = past.double().numpy(), past.double().norm(dim=1).numpy()
+def bounded_least_squares(
+    g: torch.Tensor, past: torch.Tensor, margin: float, norms: list[float]
+) -> torch.Tensor:
+    """The projection of g by SciPy's solver of the dual, where the past gradients are norms · past.
+
+    min ½‖g + Gᵀw‖² + ½ Σ (EPS / norm² + FLOOR ‖g_k‖²) w², w ≥ margin, G being past, with rows of length 1.
+    """
+    G = past.double().numpy()
+    ridge = EPS / np.asarray(norms, dtype=float) ** 2 + FLOOR * (G**2).sum(1)
     v = lsq_linear(
-        np.vstack([G.T, np.sqrt(eps) * np.diag(norms)]),
+        np.vstack([G.T, np.diag(np.sqrt(ridge))]),
         np.concatenate([-g.double().numpy(), np.zeros(len(G))]),
         bounds=(margin, np.inf),
         method="bvls",
@@ -132,7 +138,7 @@ def bounded_least_squares(g: torch.Tensor, past: torch.Tensor, margin: float, ep
 def test_projection_equals_a_qp_solver_at_every_scale(n_tasks, spread):
     """float32 gradients of norm 1e-6 to 1e6, from nearly parallel to independent, of rank 1 to T.
 
-    The problem scales with its gradients: the solver sees them at norm 1, the projection at every norm.
+    The solver sees the gradients at norm 1 and eps in that scale, the projection the gradients at every norm.
     """
     for seed, rank in enumerate(sorted({1, (n_tasks + 1) // 2, n_tasks})):
         generator = torch.Generator().manual_seed(seed)
@@ -140,18 +146,30 @@ def test_projection_equals_a_qp_solver_at_every_scale(n_tasks, spread):
         mixing = torch.randn(n_tasks, rank, generator=generator, dtype=torch.float64)
         past = F.normalize(basis[0] + spread * mixing @ basis).float()
         g = F.normalize(torch.randn(200, generator=generator), dim=0) - 0.3 * past[0]
-        reference = bounded_least_squares(g, past, 0.5, EPS)
         for norm in (1e-6, 1e-3, 1.0, 30.0, 100.0, 1e4, 1e6):
+            reference = bounded_least_squares(g, past, 0.5, [norm] * n_tasks)
             projected = project(norm * g, norm * past, margin=0.5, eps=EPS).double() / norm
             torch.testing.assert_close(projected, reference, rtol=1e-3, atol=2e-5)
 
 
-def test_past_gradients_of_very_different_norms_all_count():
-    """Norms 1e-6 to 1e6 within one problem, margin 0: each constraint holds relative to its own norm."""
+def test_past_gradients_of_very_different_norms():
+    """Norms 1e-6 to 1e6 within one problem, margin 0: eps outweighs those much shorter than its root."""
     g, past = problem(3, 7, size=50)
-    past = past * torch.logspace(-6, 6, 7, dtype=torch.float64).unsqueeze(1)
-    projected = project(g, past, margin=0.0, eps=EPS)
-    torch.testing.assert_close(projected, bounded_least_squares(g, F.normalize(past), 0.0, EPS))
+    past, norms = F.normalize(past), np.logspace(-6, 6, 7)
+    projected = project(g, past * torch.from_numpy(norms).unsqueeze(1), margin=0.0, eps=EPS)
+    torch.testing.assert_close(projected, bounded_least_squares(g, past, 0.0, norms.tolist()))
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e-2, 1.0])
+def test_eps_is_the_official_codes_at_every_scale(scale):
+    """Its P is GGᵀ + 1e-3 I. Relative to ‖g_k‖² it let gradients that have nearly vanished decide."""
+    g, past = problem(5, 4)
+    gram, dots = (scale**2 * past @ past.T).numpy(), (scale * past @ g).numpy()
+    P = gram + 1e-3 * np.eye(4)
+    v = solve_dual(gram, dots, 0.0, EPS)
+    gradient = P @ v + dots
+    assert (v >= 0).all() and (gradient >= -1e-6 * np.abs(dots).max()).all()
+    assert np.abs(v * gradient).max() <= 1e-6 * np.abs(dots).max() * max(v.max(), 1)
 
 
 def test_near_parallel_gradients_of_large_norm_are_projected():
