@@ -4,7 +4,7 @@ Source: Lopez-Paz & Ranzato 2017, "Gradient Episodic Memory for Continual Learni
 Algorithm 1 and eq. 11 (dual), with the official code's EPS = 1e-3 on the diagonal of GGᵀ, in float64. It is
 absolute: a past gradient far shorter than √EPS counts for its margin alone. Where ten samples a task are
 learnt by heart, an EPS relative to ‖g_k‖² lets what is left of their gradients steer every step (perm-mnist,
-200 slots, seed 0: 56.8 % instead of 66.1 %; published ~66.9 %).
+200 slots, seed 0: 56.8 % instead of 67.0 %; published ~66.9 %).
 `--buffer_size` is the total M; each of the T tasks has a ring of m = M // T.
 Differs from the paper's code: only filled slots of the memory are used (there uninitialised ones
 too); of a batch that crosses the end of the ring nothing is dropped; with several epochs a sample is
