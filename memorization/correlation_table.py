@@ -2,7 +2,8 @@
 
 import csv
 import math
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,18 +80,20 @@ def write(options: CorrelateOptions) -> None:
     """Print the table, best correlation first, and the noise ceilings; write the .csv if asked."""
     rng = np.random.default_rng(options.seed)
     content = scores.load(options.scores, "scores")
-    rows: list[Row] = []
+    rows_of_files: list[tuple[str, Row]] = []
     ceilings: dict[bytes | str, tuple[Arrays, Rows, str]] = {}  # whose noise, over which rows, each once
     for path, file_name in zip(options.against, short_names(options.against), strict=True):
         other = load_other(path)
         named = next((c for c in (content, other) if names_its_data(c)), None)
         finder = PositionFinder(options, named)
         shared = common_examples(content, other, path, finder)
-        rows += compare(content, other, path, file_name, shared, finder, rng)
+        compared = compare(content, other, path, file_name, shared, finder, rng)
+        rows_of_files += [(file_name, row) for row in compared]
         if noise_ceilings.is_known(content):
             ceilings[shared.rows.tobytes()] = (content, shared.rows, "")
         else:
             ceilings[file_name] = (other, shared.other_rows, f" of {file_name}")
+    rows = told_apart(rows_of_files)
     rows.sort(key=lambda row: strongest_first(row.correlations["spearman"].value))
     print(markdown(rows))
     if not all(math.isnan(row.ms_per_1000) for row in rows):
@@ -100,6 +103,15 @@ def write(options: CorrelateOptions) -> None:
     print("\n".join(dict.fromkeys(lines or [noise_ceilings.unknown(content)])))
     if options.out_filename:
         write_csv(rows, Path(options.out_filename).expanduser())
+
+
+def told_apart(rows_of_files: list[tuple[str, Row]]) -> list[Row]:
+    """The rows; those that have one name carry their file's too: `loss (a/proxies)`."""
+    n_of_name = Counter(row.name for _, row in rows_of_files)
+    return [
+        replace(row, name=f"{row.name} ({file_name})") if n_of_name[row.name] > 1 else row
+        for file_name, row in rows_of_files
+    ]
 
 
 def load_other(path: str) -> Arrays:

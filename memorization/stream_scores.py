@@ -160,9 +160,14 @@ def summary(arrays: Arrays, task: NDArray[np.int64]) -> str:
     for prefix, view in VIEWS.items():
         lines.append(f"mean memorization in %, {view}; row: task just learned, column: task of the examples")
         for t, values in enumerate(arrays[f"{prefix}in_stream"]):
-            means = [f"{100 * np.nanmean(values[task == s]):7.1f}" for s in range(t + 1)]
-            lines.append(f"{t:>4}" + "".join(means))
+            lines.append(f"{t:>4}" + "".join(_mean_in_percent(values[task == s]) for s in range(t + 1)))
     return "\n".join([*lines, *floor_warning(arrays["mean_in"][-1], task)])
+
+
+def _mean_in_percent(values: NDArray[np.float64]) -> str:
+    """`   12.3`, the mean over the examples that were measured; a dash where none was."""
+    measured = values[~np.isnan(values)]
+    return f"{100 * measured.mean():7.1f}" if len(measured) else "      –"
 
 
 def floor_warning(mean_in: NDArray[np.float64], task: NDArray[np.int64]) -> list[str]:
@@ -170,11 +175,11 @@ def floor_warning(mean_in: NDArray[np.float64], task: NDArray[np.int64]) -> list
 
     mean_in: (n,) class-IL probability of each label then, by networks that saw the example.
     """
-    earlier = mean_in[task < task.max()]
-    if not len(earlier) or np.nanmean(earlier) >= FLOOR:
+    earlier = mean_in[(task < task.max()) & ~np.isnan(mean_in)]
+    if not len(earlier) or earlier.mean() >= FLOOR:
         return []
     return [
         "WARNING: at the end networks give the labels of earlier tasks, among all classes, a probability "
-        f"of {np.nanmean(earlier):.1e}, whether they saw an example or not: class-IL memorization is at its "
+        f"of {earlier.mean():.1e}, whether they saw an example or not: class-IL memorization is at its "
         "floor of 0, which says nothing of what is kept. Read the task-IL view, or give --buffer_size"
     ]

@@ -18,6 +18,7 @@ from engram.scripts.analysis.table import (
     mean_std,
     number_text,
     p_text,
+    signed,
 )
 from engram.utils.metrics.statistics import holm
 from engram.utils.runs.run_record import VIEW_NAMES
@@ -140,7 +141,7 @@ def paired_table(settings: list[Setting], view: str, baseline: str | None = None
 PAIRED_COLUMNS = [
     Column[Comparison]("setting", lambda c: c.setting.label),
     Column[Comparison]("minus", lambda c: c.baseline.label),
-    Column[Comparison]("difference", lambda c: f"{c.test.mean:+.2f} ± {c.test.std:.2f}"),
+    Column[Comparison]("difference", lambda c: f"{signed(c.test.mean)} ± {c.test.std:.2f}"),
     Column[Comparison]("t", lambda c: MISSING if math.isnan(c.test.t) else f"{c.test.t:.2f}"),
     Column[Comparison]("p", lambda c: p_text(c.test.p, 4)),
     Column[Comparison]("p (Holm)", lambda c: p_text(c.corrected_p, 4)),

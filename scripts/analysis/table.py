@@ -136,7 +136,8 @@ def make_table(
 def mean_std(values: ArrayLike, scale: float = 100, digits: int = 2) -> str:
     """`86.40 ± 0.52`, the mean and standard deviation over seeds of scaled values.
 
-    One value has no deviation. Without values, or if one of them is NaN, the text is `–`.
+    One value has no deviation; a mean that rounds to 0 has no sign. Without values, or if one of them is NaN,
+    the text is `–`.
     """
     return _mean_and(lambda spread: spread.std, values, scale, digits)
 
@@ -156,7 +157,13 @@ def _mean_and(deviation: Callable[[Spread], float], values: ArrayLike, scale: fl
     if not len(scaled) or np.isnan(scaled).any():
         return MISSING
     spread = mean_std_ci(scaled)
-    return f"{spread.mean:.{digits}f}" + (f" ± {deviation(spread):.{digits}f}" if spread.n > 1 else "")
+    return f"{spread.mean:z.{digits}f}" + (f" ± {deviation(spread):.{digits}f}" if spread.n > 1 else "")
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """`+1.20` or `-0.30`; what rounds to 0 has no sign."""
+    text = f"{value:+z.{digits}f}"
+    return text if float(text) else text.removeprefix("+")
 
 
 def median_text(values: Iterable[float | None]) -> str:

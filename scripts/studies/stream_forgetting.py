@@ -29,7 +29,7 @@ from engram.memorization.matched_forgetting import (
     StreamOutputs,
     matched_forgetting,
 )
-from engram.scripts.analysis.table import Column, make_table
+from engram.scripts.analysis.table import Column, make_table, signed
 from engram.scripts.studies.program import run_study, study_parser
 from engram.utils import scores
 from engram.utils.config.flags import COUNT, check_bounds
@@ -151,7 +151,7 @@ def figure(rows: list[Row]) -> Figure:
 
 
 def _text(difference: Difference) -> str:
-    return f"{difference.value:+.1f} [{difference.low:+.1f}, {difference.high:+.1f}]"
+    return f"{signed(difference.value, 1)} [{signed(difference.low, 1)}, {signed(difference.high, 1)}]"
 
 
 @guarded

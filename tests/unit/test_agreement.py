@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -118,6 +119,13 @@ def test_files_of_one_name_are_told_apart(files, capsys):
     correlate.run(["--scores", str(folder / "s.npz"), "--against", against, "--n_bootstrap", "0"])
     names = [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines()]
     assert {"| a/s", "| b/s", "| cube"} <= set(names)
+    copy = Path(shutil.copy(folder / "p.npz", folder / "a" / "p.npz"))
+    against = f"{folder}/p.npz,{copy}"
+    correlate.run(["--scores", str(folder / "s.npz"), "--against", against, "--n_bootstrap", "0"])
+    names = [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert {f"| {name} ({of})" for name in ("cube", "minus") for of in (f"{folder.name}/p", "a/p")} <= set(
+        names
+    )
     assert short_names(["x/s.npz", "x/s.npy", "x/t.npz"]) == ["s.npz", "s.npy", "t"]
     assert short_names(["y/a/s.npz", "z/a/s.npz", "s.npz", "y/a/s.npz"])[:2] == ["y/a/s", "z/a/s"]
 

@@ -60,7 +60,7 @@ def test_differences_to_controls_are_paired_with_an_interval_and_corrected():
     assert {row[0] for row in measured[:2]} == {"sgd task head", "dualprompt"}
     assert measured[2][5:] == ["0.01", "5", "3"]
     assert differences[0][:4] == ["l2p", "sgd task head", "+12.00 [7.03, 16.97]", "0.018"]
-    assert differences[1][:4] == ["dualprompt", "sgd task head", "+0.00 [-2.48, 2.48]", "1.000"]
+    assert differences[1][:4] == ["dualprompt", "sgd task head", "0.00 [-2.48, 2.48]", "1.000"]
     assert [row[4] for row in differences] == ["+10.00 [10.00, 10.00]"] * 2
     assert [row[-1] for row in differences] == ["3", "3"]
 

@@ -179,6 +179,10 @@ def test_a_floor_is_said():
         assert text.count("WARNING: at the end networks give the labels of earlier tasks") == n_warnings
         assert text.splitlines()[1:3] == ["   0   30.0", "   1    0.0   20.0"]
         assert text.splitlines()[4:6] == ["   0   40.0", "   1   10.0   30.0"]
+    at_the_end = np.where(task == 0, np.nan, 0.2)
+    views = dict.fromkeys(("in_stream", "task_il_in_stream"), np.stack([np.full(4, np.nan), at_the_end]))
+    text = stream_scores.summary(views | {"mean_in": at_the_end[None]}, task)
+    assert text.splitlines()[1:3] == ["   0      –", "   1      –   20.0"], "nobody measured the first task"
     one = stream_scores.floor_warning(np.array([0.0, 0.0]), np.array([0, 0]))
     assert one == [], "a single task has no earlier ones"
 

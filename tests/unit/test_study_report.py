@@ -15,7 +15,7 @@ from engram.scripts import report
 from engram.scripts.analysis import figures, report_page, study_report, study_tables
 from engram.scripts.analysis.pairing import pair_runs
 from engram.scripts.analysis.run_set import RunSet, collect
-from engram.scripts.analysis.table import Column, Table, make_table, mean_std
+from engram.scripts.analysis.table import Column, Table, make_table, mean_std, signed
 from engram.utils import figure_files
 from engram.utils.config.config import resolve
 from engram.utils.errors import UserError
@@ -506,6 +506,8 @@ def test_a_name_ends_no_command_of_latex(tmp_path):
 def test_means_of_few_values():
     assert mean_std([0.5, 0.51]) == "50.50 ± 0.71" and mean_std([0.5]) == "50.00"
     assert mean_std([0.5, float("nan")]) == mean_std([]) == "–"
+    assert mean_std([-1e-5]) == "0.00" and mean_std([-1e-4]) == "-0.01", "no sign before 0"
+    assert [signed(value) for value in (1.204, -0.3, 0.001, -0.001)] == ["+1.20", "-0.30", "0.00", "0.00"]
     assert mean_std([1.0, 2.0], scale=1, digits=1) == "1.5 ± 0.7"
 
 

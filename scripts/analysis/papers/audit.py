@@ -20,7 +20,7 @@ from engram.scripts.analysis.pairing import pair_runs
 from engram.scripts.analysis.paper_report import Cell, Cells, PaperReport
 from engram.scripts.analysis.run_set import Setting, StoredRecord
 from engram.scripts.analysis.study_tables import stem
-from engram.scripts.analysis.table import MISSING, Column, Table, make_table, mean_std
+from engram.scripts.analysis.table import MISSING, Column, Table, make_table, mean_std, signed
 from engram.utils.destinations import FIGURE_FORMATS
 from engram.utils.errors import UserError
 from engram.utils.metrics.statistics import mean_std_ci
@@ -205,7 +205,7 @@ def _in_percent(row: Mapping[str, Any]) -> list[float]:
 def _signed(points: np.ndarray) -> str:
     """Mean ± deviation with its sign, such as `+1.20 ± 0.31`; `0.00` has none."""
     text = mean_std(points, scale=1)
-    return text if text == MISSING else _with_sign(text)
+    return f"+{text}" if text != MISSING and float(text.split()[0]) > 0 else text
 
 
 def _interval(points: np.ndarray) -> str:
@@ -213,12 +213,4 @@ def _interval(points: np.ndarray) -> str:
     low, high = spread.mean - spread.ci95, spread.mean + spread.ci95
     if np.isnan(spread.ci95):
         return MISSING
-    return f"{_with_sign(f'{low:.2f}')} to {_with_sign(f'{high:.2f}')}"
-
-
-def _with_sign(text: str) -> str:
-    """The text of a number, `+` before a positive one and nothing before one that prints as zero."""
-    unsigned = text.removeprefix("-")
-    if float(unsigned.split()[0]) == 0:
-        return unsigned
-    return text if text.startswith("-") else f"+{text}"
+    return f"{signed(low)} to {signed(high)}"

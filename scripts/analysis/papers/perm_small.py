@@ -12,7 +12,7 @@ import yaml
 from engram.scripts.analysis.paper_report import PAPERS_DIR, Cell, Cells, Published
 from engram.scripts.analysis.papers.scenarios import SCENARIOS, ScenariosReport, view_of
 from engram.scripts.analysis.run_set import Setting
-from engram.scripts.analysis.table import MISSING, Column, Table, make_table, mean_error
+from engram.scripts.analysis.table import MISSING, Column, Table, make_table, mean_error, signed
 from engram.utils.metrics.statistics import paired
 
 
@@ -90,7 +90,7 @@ class PermSmallReport(ScenariosReport):
         if not seeds:
             return MISSING
         test = paired([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds])
-        return f"{test.mean:+.2f}" + (f" ± {test.ci95:.2f}" if test.n > 1 else "")
+        return signed(test.mean) + (f" ± {test.ci95:.2f}" if test.n > 1 else "")
 
 
 def _accuracies(setting: Setting | None) -> dict[int, float]:

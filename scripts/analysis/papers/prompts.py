@@ -17,7 +17,16 @@ from pathlib import Path
 from engram.scripts.analysis.pairing import Comparison, compare
 from engram.scripts.analysis.paper_report import Cell, Cells, PaperReport
 from engram.scripts.analysis.run_set import RunSet, Setting, StoredRecord
-from engram.scripts.analysis.table import MISSING, Column, Table, make_table, mean_std, median_text, p_text
+from engram.scripts.analysis.table import (
+    MISSING,
+    Column,
+    Table,
+    make_table,
+    mean_std,
+    median_text,
+    p_text,
+    signed,
+)
 from engram.utils.metrics.statistics import holm
 
 VIEWS = {"class_il": "class-IL", "task_il": "task-IL"}
@@ -212,4 +221,4 @@ def _difference(comparison: Comparison) -> str:
     if not test.n:
         return MISSING
     interval = "" if math.isnan(test.ci95) else f" [{test.mean - test.ci95:.2f}, {test.mean + test.ci95:.2f}]"
-    return f"{test.mean:+.2f}{interval}"
+    return signed(test.mean) + interval
