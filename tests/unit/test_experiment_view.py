@@ -21,7 +21,8 @@ def front_end() -> str:
     "words",
     [
         ev.VIEW_TAG.removesuffix(ev.KEY), ev.KIND_TAG[0], ev.KIND_TAG[1], "viewStateShareKey", "workflowType",
-        f'MACHINE_LEARNING="{ev.MODE}"', '"/experiments/:experimentId/runs"', *json.loads(ev.view()),
+        f'MACHINE_LEARNING="{ev.MODE}"', '"/experiments/:experimentId/runs"', '"/experiments"',
+        *json.loads(ev.view()),
         "runDateAndNestInfo", 'field:"duration"', '"Run Name"', "+\".`\"+",
     ],
 )  # fmt: skip
@@ -29,6 +30,13 @@ def test_the_front_end_knows_the_words(front_end, words):
     assert words in front_end, (
         f"MLflow {mlflow.__version__}: its front end no longer has {words!r}; read how it keeps a shared "
         "view of an experiment, and repair experiment_view.py"
+    )
+
+
+def test_the_address_of_an_experiment_and_of_one_that_is_not_there_yet():
+    assert ev.address("7") == "/#/experiments/7/runs?workflowType=machine_learning&viewStateShareKey=engram"
+    assert ev.address(None) == "/#/experiments?workflowType=machine_learning", (
+        "not the page for language models"
     )
 
 

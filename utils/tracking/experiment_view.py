@@ -52,9 +52,13 @@ def view() -> str:
 
 
 def address(experiment: str | None) -> str:
-    """What follows a server's address to open the table of this experiment's runs; None: its start page."""
+    """What follows a server's address to open the table of this experiment's runs.
+
+    None stands for an experiment that is not created yet, as in the first seconds of a new database; the
+    address then opens the list of experiments.
+    """
     if experiment is None:
-        return ""
+        return f"/#/experiments?workflowType={MODE}"
     return f"/#/experiments/{experiment}/runs?workflowType={MODE}&viewStateShareKey={KEY}"
 
 
