@@ -8,11 +8,12 @@ learnt by heart, an EPS relative to ‖g_k‖² lets what is left of their gradi
 `--buffer_size` is the total M; each of the T tasks has a ring of m = M // T.
 Differs from the paper's code: only filled slots of the memory are used (there uninitialised ones
 too); of a batch that crosses the end of the ring nothing is dropped; with several epochs a sample is
-stored once; replayed images are augmented as the stream's. The quadratic program is solved as
-non-negative least squares. One read from the device per step, of whether a constraint is violated, is
-inherent. With batch norm, the passes over the memory count in its running statistics, as there. That
-code writes a batch to the memory before its step and not after it, which changes nothing: a step reads
-the memories of past tasks only. n memories per task of the GEM and MER papers are --buffer_size n · T.
+stored once; replayed images are augmented as the stream's. The quadratic program is solved as non-negative
+least squares; beside EPS, P has 1e-8 of ‖g_k‖², which is more from a norm of 316 on. One read from the
+device per step, of whether a constraint is violated, is inherent. With batch norm, the passes over the
+memory count in its running statistics, as there. That code writes a batch to the memory before its step and
+not after it, which changes nothing: a step reads the memories of past tasks only. n memories per task of
+the GEM and MER papers are --buffer_size n · T.
 """
 
 from dataclasses import dataclass

@@ -160,7 +160,7 @@ def test_past_gradients_of_very_different_norms():
     torch.testing.assert_close(projected, bounded_least_squares(g, past, 0.0, norms.tolist()))
 
 
-@pytest.mark.parametrize("scale", [1e-3, 1e-2, 1.0])
+@pytest.mark.parametrize("scale", [1e-3, 1e-2, 1.0, 60.0])
 def test_eps_is_the_official_codes_at_every_scale(scale):
     """Its P is GGᵀ + 1e-3 I. Relative to ‖g_k‖² it let gradients that have nearly vanished decide."""
     g, past = problem(5, 4)
@@ -172,6 +172,20 @@ def test_eps_is_the_official_codes_at_every_scale(scale):
     assert np.abs(v * gradient).max() <= 1e-6 * np.abs(dots).max() * max(v.max(), 1)
 
 
+@pytest.mark.parametrize("norm", [1.0, 10.0, 30.0])
+def test_opposed_gradients_are_weighed_as_in_the_official_code(norm):
+    """Two on one line but for an angle of 1e-4: what P has beside GGᵀ and 1e-3 I decides how far to turn."""
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        one, off = F.normalize(torch.randn(2, 500, generator=generator, dtype=torch.float64))
+        past = norm * torch.stack([one, -F.normalize(one + 1e-4 * off, dim=0)])
+        g = -F.normalize(past.sum(0), dim=0)  # against both
+        gram, dots = (past @ past.T).numpy(), (past @ g).numpy()
+        found = solve_dual(gram, dots, 0.0, EPS)
+        assert found.min() > 0, "the official P alone tells these two apart"
+        np.testing.assert_allclose(found, np.linalg.solve(gram + 1e-3 * np.eye(2), -dots), rtol=1e-2)
+
+
 def test_near_parallel_gradients_of_large_norm_are_projected():
     """Ten of norm 300 that differ by 1e-4: rounded to float32 their Gram matrix is not positive definite."""
     for seed in range(20):
@@ -181,6 +195,16 @@ def test_near_parallel_gradients_of_large_norm_are_projected():
         g = torch.randn(2000, generator=generator) - past[0]
         projected = project(g, past, margin=0.0, eps=EPS)
         assert (F.normalize(past) @ projected > -EPS * g.norm()).all()
+
+
+@pytest.mark.parametrize("n_tasks", [2, 20, 100])
+def test_equal_gradients_of_a_huge_norm_are_projected(n_tasks):
+    """Of norm 1e8, eps is below the rounding of ‖g_k‖²: GGᵀ + 1e-3 I alone is not positive definite."""
+    generator = torch.Generator().manual_seed(n_tasks)
+    past = (1e8 * F.normalize(torch.randn(1, 300, generator=generator))).expand(n_tasks, -1)
+    g = torch.randn(300, generator=generator) - 5e-8 * past[0]
+    projected = project(g, past, margin=0.0, eps=EPS)
+    assert (F.normalize(past) @ projected > -1e-4 * g.norm()).all()
 
 
 def test_blocks_of_columns_add_up_to_the_gram_matrix(monkeypatch):
