@@ -180,12 +180,16 @@ def checked(args: argparse.Namespace, config: Config) -> dict[str, float]:
             f"scripts/sweep.py --model {model} --imm_lambda 1 0.1 0.01 -- --dataset {config.run.dataset} "
             "--validation 10"
         )
-    takes_steps = registry.plugin_class(registry.load("models", model), Method).takes_steps
+    method = registry.plugin_class(registry.load("models", model), Method)
+    takes_steps = method.takes_steps or not method.keeps_encoder(config.method)
     if not takes_steps or model in WITH_A_RATE_OF_ITS_OWN:
+        instead = (
+            f"compare its own flags (python main.py --model {model} --help) on held-out data instead: "
+            "scripts/sweep.py with --validation 10"
+        )
         raise UserError(
-            f"--model {model}: --lr has no effect on it, so no rate of it can be tuned; compare its own "
-            f"flags (python main.py --model {model} --help) on held-out data instead: scripts/sweep.py with "
-            "--validation 10"
+            f"--model {model}: --lr has no effect on it, so no rate of it can be tuned; "
+            + (instead if method_flags else "it has no flags of its own either")
         )
     if not 0 <= args.first_tasks <= n_tasks:
         raise UserError(
@@ -202,7 +206,7 @@ def checked(args: argparse.Namespace, config: Config) -> dict[str, float]:
     if without_effect and not start:
         raise UserError(
             f"{', '.join(without_effect)}: without effect, since no strength of {model} is known and its "
-            "rate alone is tuned; leave this out, or name a strength (--strength FLAG=START)"
+            "rate alone is tuned; leave out what is named here, or name a strength (--strength FLAG=START)"
         )
     return start
 

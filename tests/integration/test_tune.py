@@ -1,5 +1,6 @@
 """Tuning: the stability-decay rule by hand, and through main.py without the test set."""
 
+import argparse
 import dataclasses
 import json
 import shutil
@@ -305,7 +306,7 @@ def test_bad_input_is_one_clear_error(folder, capsys, arguments, message):
     assert message in capsys.readouterr().err
 
 
-RATELESS = "--lr has no effect on it, so no rate of it can be tuned; compare its own flags"
+RATELESS = "--lr has no effect on it, so no rate of it can be tuned; "
 MERGED = "merging alone makes worse, so no strength would be accepted; compare a grid on held-out data"
 
 
@@ -315,9 +316,10 @@ MERGED = "merging alone makes worse, so no strength would be accepted; compare a
         (["--model", "imm_mean"], MERGED),
         (["--model", "imm_mode", "--strength", "imm_lambda=1"], MERGED),
         *(
-            (["--model", model], f"--model {model}: {RATELESS}")
-            for model in ("gdumb", "ncm", "ranpac", "slda")
+            (["--model", model], f"--model {model}: {RATELESS}compare its own flags")
+            for model in ("gdumb", "ranpac", "slda")
         ),
+        (["--model", "ncm"], f"--model ncm: {RATELESS}it has no flags of its own either"),
         (["--model", "gdumb", "--strength", "maxlr=0.1"], RATELESS),
         (["--model", "er", "--drop", "0.2"], "--drop: without effect, since no strength of er is known"),
         (["--model", "er", "--tries", "10", "--drop", "0"], "--drop, --tries: without effect, since no"),
@@ -336,6 +338,13 @@ def test_what_cannot_be_tuned_is_refused_before_the_first_run(arguments, message
     monkeypatch.setattr(program, "main", None)
     assert tune.main(arguments) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [["--model", "ranpac", "--first_task", "full"], ["--model", "aper"]])
+def test_the_rate_of_an_adaptation_to_the_first_task_is_tuned(flags):
+    """Later tasks take no step, and it is the rate that decides what they find."""
+    args = argparse.Namespace(first_tasks=3, drop=None, strength=None, tries=None)
+    assert checked(args, parse([*flags, "--dataset", "seq-digits"]).config) == {}
 
 
 def test_a_strength_without_words_is_refused(capsys):
