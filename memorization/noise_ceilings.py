@@ -10,11 +10,12 @@ from engram.memorization.estimator import split_half_reliability
 
 Arrays = dict[str, NDArray[Any]]
 STORED = {"reliability": "Pearson", "reliability_spearman": "Spearman"}  # by eval_splits
+TOO_FEW = "its networks are too few to halve, so train more (train_splits --n_repeats)"
 
 
 def is_known(content: Arrays) -> bool:
     """Whether a file holds the outputs of networks, or a reliability that eval_splits could make of them."""
-    return {"loss", "member"} <= content.keys() or bool(_stored(content))
+    return _has_outputs(content) or bool(_stored(content))
 
 
 def line(content: Arrays, rows: NDArray[np.int64], of: str, rng: np.random.Generator) -> str:
@@ -22,21 +23,28 @@ def line(content: Arrays, rows: NDArray[np.int64], of: str, rng: np.random.Gener
 
     of: whose estimates, after "noise ceiling".
     """
-    if {"loss", "member"} <= content.keys():
+    if _has_outputs(content):
         values, member = np.exp(-content["loss"][:, rows].astype(np.float64)), content["member"][:, rows]
-        found = {
+        made = {
             name: split_half_reliability(values, member, MEASURES[name.lower()], rng)
             for name in STORED.values()
         }
+        found = {name: r for name, r in made.items() if np.isfinite(r)}
         by, over = f"{len(values)} networks", f"{len(rows):,} examples"
     else:
         found = _stored(content)
         by, over = "as many networks", f"all {len(content['scores']):,} examples of the file"
+    if not found:
+        return f"noise ceiling{of}: unknown; {TOO_FEW}"
     parts = [f"{name} {r:.3f} (proxies at most about {np.sqrt(max(r, 0)):.3f})" for name, r in found.items()]
     return (
         f"noise ceiling{of}: two independent estimates by {by} would correlate, over {over}, by "
         f"{', '.join(parts)}"
     )
+
+
+def _has_outputs(content: Arrays) -> bool:
+    return {"loss", "member"} <= content.keys()
 
 
 def _stored(content: Arrays) -> dict[str, float]:
@@ -47,6 +55,8 @@ def _stored(content: Arrays) -> dict[str, float]:
 
 def unknown(content: Arrays) -> str:
     """A line that says which file would have told it, where neither the scores nor the other files do."""
+    if STORED.keys() & content.keys():
+        return f"noise ceiling: unknown; {TOO_FEW}"
     if "index" in content:
         return "noise ceiling: unknown; write the scores with eval_splits --store_probs"
     return (
