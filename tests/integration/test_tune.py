@@ -75,6 +75,7 @@ def test_learning_accuracy_is_the_diagonal_of_the_scenarios_view():
     assert learning_accuracy(task_il, 2) == 0.75
     assert learning_accuracy(class_il, 1) == 0.9
     assert average_accuracy(class_il, 2) == pytest.approx(0.4) and average_accuracy(task_il, 2) == 0.35
+    assert average_accuracy(class_il, 1) == 0.9, "of the first tasks, when the last of these was learned"
     class_il.views["class_il"].R[1, 1] = np.nan
     with pytest.raises(UserError, match="task 1 has no accuracy"):
         learning_accuracy(class_il, 2)
@@ -351,6 +352,26 @@ def test_a_strength_without_words_is_refused(capsys):
     with pytest.raises(SystemExit, match="2"):
         tune.main(["--model", "er", "--strength", ""])
     assert "argument --strength: nothing: expected e.g. e_lambda=1000" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "used"), [([], (0.2, 10)), (["--drop", "0"], (0.0, 10)), (["--tries", "3"], (0.2, 3))]
+)
+def test_drop_and_tries_are_those_given_or_those_of_the_help(flags, used, monkeypatch, folder, capsys):
+    asked = []
+
+    def refusing(measure, model, rates, start, drop, tries):
+        asked.append((drop, tries))
+        return tune.Choice(0.1, 0.9, None, None, tries)
+
+    monkeypatch.setattr(tune, "choose", refusing)
+    assert tune.main(["--model", "mas", *flags, "--output_dir", str(folder)]) == 2
+    assert asked == [used]
+    assert f"none of {used[1]} strengths reached {1 - used[0]:g} of 90.00 %" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        tune.main(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "below 1 (default: 0.2)" in text and "that are tried (default: 10)" in text
 
 
 @pytest.mark.parametrize("first_tasks", ["0", "1", "3"])
