@@ -187,9 +187,42 @@ def test_a_listed_table_passes_until_it_is_made_again(moves, tmp_path, capsys):
     page.write_text(PAGE.format(commits=OLD[:10]))
     assert study_report.run(["--check", str(page)], "") == 0
     assert "(another rule)\n    a day of runs\n    make it\n" in capsys.readouterr().out
+    moves(number_moves.read_moves()[0], Move(CHANGE, "b rule", ("gss",)))
+    assert study_report.run(["--check", str(page)], "") == 1
+    assert capsys.readouterr().out.endswith("1 tables have older rows; 1 reasons are missing\n")
     page.write_text(PAGE.format(commits=NEW[:10]))
     assert study_report.run(["--check", str(page)], "") == 1
     assert "mine: listed as older than" in capsys.readouterr().out
+
+
+def test_rows_below_several_benchmarks(moves):
+    """A title ends at its comma; a method below two is named once, below none it may be of any."""
+    head = "| {} | accuracy |\n| --- | --- |\n"
+    parts = [
+        head.format("method") + "| gem | 0 |",
+        "**seq-mnist, 5 tasks**", head.format("buffer size") + "| gss | 1 |",
+        "**seq-digits**", head.format("method") + "| gss | 2 |\n| er balanced, λ 3 | 3 |",
+        head.format("flag") + "| lr | 4 |", f"commits: {OLD[:10]}.",
+    ]  # fmt: skip
+    page = "<!-- table mine -->\n" + "\n\n".join(parts) + "\n<!-- end mine -->\n"
+    er = "er balanced, λ 3"
+    for models, datasets, rows in (
+        ((), (), ["gem", "gss", er]), ((), ("seq-mnist",), ["gem", "gss"]), (("er",), (), [er]),
+    ):  # fmt: skip
+        moves(Move(CHANGE, "", models, datasets))
+        (age,) = number_moves.table_ages(page, {})
+        assert age.rows == rows
+
+
+def test_a_reason_that_does_not_hold_is_told_of_its_own_entry(moves):
+    """Of two entries of one commit, the second is of a method that the table has not."""
+    reason, page = Reason("a day of runs", "make it"), PAGE.format(commits=OLD[:10])
+    moves(
+        Move(CHANGE, "a rule", ("gss",), stale={"mine": reason}),
+        Move(CHANGE, "b rule", ("gem",), stale={"mine": reason, "of another page": reason}),
+    )
+    (line,) = number_moves.outdated(number_moves.table_ages(page, {}), page)
+    assert line.startswith("mine: listed as older than") and "(b rule)" in line
 
 
 def test_changes_of_a_page_are_grouped_by_table_and_wrapped(moves):
