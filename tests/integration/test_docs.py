@@ -12,6 +12,7 @@ from urllib.parse import unquote
 import pytest
 
 from engram.memorization.__main__ import PROGRAMS
+from engram.memorization.correlate import CorrelateOptions
 from engram.models.method import Method
 from engram.scripts import docs, docs_pages
 from engram.scripts.docs_memorization import SHARED, memorization_page
@@ -120,12 +121,17 @@ def test_the_page_of_memorization_has_every_program_and_its_flags(capsys):
         assert f"python -m memorization.{name} --" in section and f"memorization.{name} --help" in page
         with pytest.raises(SystemExit):
             module.run(["--help"])
-        for flag in re.findall(r"^ {2,}(--\w+)", capsys.readouterr().out, re.MULTILINE):
+        flags = re.findall(r"^ {2,}(--\w+)", capsys.readouterr().out, re.MULTILINE)
+        for flag in flags:
             known = flag in ("--config", "--help") or any(
                 f"<code>{flag}" in part for part in (section, shared)
             )
             assert known, f"{name} {flag}"
+        assert set(re.findall(r"<td><code>(--\w+)", section)) <= set(flags), f"{name}: flags of another"
     assert "--n_repeats 64 --weights_dir" in page, "a command that goes on in a second line is one"
+    assert re.findall(r"^## (\w+)$", page, re.MULTILINE) == list(PROGRAMS), "in their order"
+    assert f"<p>{CorrelateOptions.__doc__}</p>" in page, "what a set of flags says of itself"
+    assert "<tbody>\n</tbody>" not in page, "no table is empty"
 
 
 def test_tables_of_the_results_are_read_with_their_titles():

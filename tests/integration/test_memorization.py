@@ -1,5 +1,6 @@
 """The programs of the memorization room as a user runs them: killed, resumed, misused."""
 
+import ast
 import contextlib
 import os
 import signal
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from engram.memorization import cli, eval_splits, train_splits
-from engram.memorization.__main__ import PROGRAMS
+from engram.memorization.__main__ import PARTS, PROGRAMS
 from engram.memorization.store import NetworkStore
 from tests.conftest import ROOT
 from tests.waiting import wait_until
@@ -173,11 +174,42 @@ def test_help_does_not_import_torch(tmp_path):
 
 
 def test_the_programs_are_listed_without_torch():
-    code = "import sys\nfrom memorization import __main__\n__main__.main()\nassert 'torch' not in sys.modules"
+    """By `python -m memorization`, each with what its file says that it does."""
+    code = (
+        "import runpy, sys\ntry:\n runpy.run_module('memorization', run_name='__main__')\n"
+        "except SystemExit as end:\n assert not end.code\nassert 'torch' not in sys.modules"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "usage: python -m memorization.PROGRAM --help"
     for module in PROGRAMS:
-        assert f"\n{module} " in done.stdout
+        said = ast.get_docstring(ast.parse((ROOT / "memorization" / f"{module}.py").read_text()))
+        assert f"{module:<14}{said.splitlines()[0]}" in lines
     programs = {path.stem for path in (ROOT / "memorization").glob("*.py") if "cli.main" in path.read_text()}
     assert set(PROGRAMS) == programs, "none is forgotten"
-    assert "leave_one_out of train_whole" in done.stdout
+    assert "leave_one_out of train_whole" in lines[-1]
+
+
+def imported(path: Path) -> set[str]:
+    """The files of memorization/ that a file imports, and those that they import, by name."""
+    found: set[str] = set()
+    rest = [path]
+    while rest:
+        nodes = [
+            node for node in ast.walk(ast.parse(rest.pop().read_text())) if isinstance(node, ast.ImportFrom)
+        ]
+        ours = [node for node in nodes if str(node.module).startswith("engram.memorization")]
+        names = {
+            name for node in ours for name in (str(node.module).split(".")[-1], *(a.name for a in node.names))
+        }
+        new = {name for name in names - found if (ROOT / "memorization" / f"{name}.py").exists()}
+        found |= new
+        rest += [ROOT / "memorization" / f"{name}.py" for name in new]
+    return found
+
+
+@pytest.mark.parametrize(("part", "program"), PARTS.items())
+def test_a_file_that_is_called_a_part_is_imported_by_its_program(part, program):
+    path = program if "." in program else f"memorization.{program}"
+    assert part in imported(ROOT / f"{path.replace('.', '/')}.py")
