@@ -26,6 +26,8 @@ from engram.memorization import (
     train_whole,
     training,
 )
+from engram.memorization.agreement import MEASURES
+from engram.memorization.estimator import split_half_reliability
 from engram.memorization.outputs import outputs
 from engram.memorization.proxies import NAMES
 from engram.memorization.settings import StudyConfig
@@ -319,6 +321,11 @@ def test_examples_that_were_in_all_subsets_or_none_have_no_score(tmp_path, capsy
     assert "WARNING: the networks predict only" in text and "split-half reliability" in text
     assert f"Pearson {content['reliability']:.3f} (values), " in text
     assert f"Spearman {content['reliability_spearman']:.3f} (ranks" in text
+    values = np.exp(-content["loss"].astype(np.float64))
+    for name, measure in (("reliability", "pearson"), ("reliability_spearman", "spearman")):
+        halves = np.random.default_rng(0)
+        expected = split_half_reliability(values, content["member"], MEASURES[measure], halves)
+        assert content[name] == pytest.approx(expected), name
     source = study_data.load(cli.parse("test", "", StudyConfig, TINY).data, torch.device("cpu"))
     measured = {int(i) for i in content["index"][known]}
     labels = torch.zeros(int(content["n_train"]), dtype=torch.long)

@@ -57,6 +57,7 @@ def test_groups_follow_samples_whatever_the_order_of_classes(score_file, model, 
     method, config = tiny_method(model, scenario, **flags)
     _, results = train(method, config)
     last = len(method.setup.benchmark.tasks) - 1
+    assert method.setup.benchmark.notes[-1] == "90 of 90 training samples have a score", "each counts once"
     for task in method.setup.benchmark.tasks:
         for group in memorization_groups.NAMES:
             for view, R in results.groups[group].items():

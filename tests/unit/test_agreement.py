@@ -285,6 +285,10 @@ def test_proxies_of_another_order_are_not_drawn_beside_the_scores(files):
     assert set(score_plots.draw_all(contents, proxies)) == {"histogram", "standard_errors", "proxies"}
     with pytest.raises(UserError, match="--proxies: belongs to another data set or sample order"):
         score_plots.draw_all(contents, proxies | {"order_hash": np.array("ff")})
+    nameless = proxies | {"n_train": np.array(65)}
+    assert "proxies" in score_plots.draw_all({"s": {"scores": np.linspace(0, 1, 65)}}, nameless)
+    with pytest.raises(UserError, match="--proxies: 64 scores without positions beside proxies of 65"):
+        score_plots.draw_all({"s": {"scores": np.linspace(0, 1, 64)}}, nameless)
 
 
 def test_the_noise_ceiling_is_that_of_the_examples_in_the_row(files, capsys):
