@@ -162,6 +162,14 @@ def random_draws(purpose: str) -> random.Random:
 
 
 @pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Programs that a test calls take more threads; the next tests would be up to six times slower."""
+    yield
+    if torch.get_num_threads() != 1:
+        torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
 def global_generators() -> None:
     """What a test draws without a generator of its own is the same alone and after other tests."""
     seed = int(os.environ.get("TEST_SEED", 0))
