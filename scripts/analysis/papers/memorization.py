@@ -199,8 +199,8 @@ def _difference(comparison: Comparison | None) -> str:
     """`+5.00 ± 1.58 (t 7.1, p 0.002, Holm 0.010)`; `–` without two seeds in common."""
     if comparison is None or not _n_pairs(comparison):
         return MISSING
-    test, holm = comparison.test, p_text(comparison.corrected_p)
-    return f"{signed(test.mean)} ± {test.std:.2f} (t {test.t:.1f}, p {p_text(test.p)}, Holm {holm})"
+    test, corrected = comparison.test, p_text(comparison.corrected_p)
+    return f"{signed(test.mean)} ± {test.std:.2f} (t {test.t:.1f}, p {p_text(test.p)}, Holm {corrected})"
 
 
 def _seeds_column(cells: Cells, count: Callable[[Cell], int]) -> Column[str]:
