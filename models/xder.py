@@ -11,9 +11,10 @@ a step, for each replayed one with probability 1/n at its n-th replay in the tas
 contrastive preparation of future classes (L_FP). The memory is class-balanced, a random choice of each
 task's samples at its end. Stored: uint8 images, and the logits of the un-augmented image in eval mode,
 those of past classes rectified in the same way.
-Differs from the paper: the two draws of a step have no sample in common and are one pass. Differs from the
-code: when a task ends, logits to store and to rectify with are those of un-augmented images in eval mode
-(there of augmented ones in train mode).
+Differs from the paper: the two draws of a step have no sample in common and are one pass; where z_y is not
+positive, γ z_y / max has any sign and size (7,291 in a run that then ended in NaN), so logits are lowered by
+max − z_y there. Differs from the code, which scales there too: when a task ends, logits to store and to
+rectify with are those of un-augmented images in eval mode (there of augmented ones in train mode).
 """
 
 from dataclasses import dataclass
@@ -126,10 +127,13 @@ class XDER(ExemplarMethod):
 
 
 def rectified(stored: Tensor, now: Tensor, y: Tensor, columns: slice, gamma: float) -> Tensor:
-    """Stored logits (N, C) with those columns as they are now, scaled to γ z_y where they exceed z_y."""
+    """Stored logits (N, C) with those columns as they are now, scaled to γ z_y where they exceed z_y.
+
+    No share of a z_y that is not positive lies below it: the columns are lowered until their largest is z_y.
+    """
     new, true = now[:, columns], stored.gather(1, y.unsqueeze(1))
     largest = new.amax(1, keepdim=True)
-    scale = torch.where(largest > true, gamma * true / largest, 1.0)
+    below = torch.where(true > 0, gamma * true / largest * new, new - (largest - true))
     result = stored.clone()
-    result[:, columns] = scale * new
+    result[:, columns] = torch.where(largest > true, below, new)
     return result

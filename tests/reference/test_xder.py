@@ -13,9 +13,13 @@ from tests.contract.test_methods import train
 
 def by_loop(stored: list[float], now: list[float], y: int, columns: range, gamma: float) -> list[float]:
     """One sample's logits."""
-    largest = max(now[c] for c in columns)
-    factor = gamma * stored[y] / largest if largest > stored[y] else 1.0
-    return [now[c] * factor if c in columns else stored[c] for c in range(len(stored))]
+    largest, true = max(now[c] for c in columns), stored[y]
+    new = list(now)
+    if largest > true > 0:
+        new = [z * gamma * true / largest for z in now]
+    elif largest > true:
+        new = [z - largest + true for z in now]
+    return [new[c] if c in columns else stored[c] for c in range(len(stored))]
 
 
 @pytest.mark.parametrize(("first", "end"), [(2, 6), (4, 6), (0, 2)])
@@ -27,7 +31,7 @@ def test_rectification_equals_a_loop(first, end):
     found = rectified(stored, now, y, slice(first, end), 0.85)
     for i in range(40):
         expected = by_loop(kept[i].tolist(), now[i].tolist(), int(y[i]), range(first, end), 0.85)
-        assert found[i].tolist() == pytest.approx(expected, rel=1e-5)
+        assert found[i].tolist() == pytest.approx(expected, rel=1e-5, abs=1e-6)
     assert torch.equal(stored, kept)
 
 
@@ -37,6 +41,14 @@ def test_the_label_stays_the_largest_where_its_logit_is_positive():
     stored = torch.tensor([[4.0, 1.0, 0.0, 0.0], [4.0, 1.0, 0.0, 0.0]])
     found = rectified(stored, now, torch.tensor([0, 0]), slice(2, None), 0.5)
     assert found.tolist() == [[4, 1, 2, pytest.approx(7 * 2 / 9)], [4, 1, 2, 1]]
+
+
+@pytest.mark.parametrize("largest", [-6.3e-5, 0.0, 0.0094, 3.0])
+def test_it_lowers_the_others_where_its_logit_is_not(largest):
+    """The paper's γ z_y / max would multiply by 7,244, infinity, -48 and -0.15."""
+    stored, now = torch.tensor([[-0.537, 0.0, 0.0]]), torch.tensor([[2.0, largest, largest - 4]])
+    found = rectified(stored, now, torch.tensor([0]), slice(1, None), 0.85)
+    assert found[0].tolist() == pytest.approx([-0.537, -0.537, -4.537], rel=1e-5)
 
 
 def in_the_second_task(**flags):
