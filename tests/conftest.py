@@ -106,8 +106,9 @@ def tiny_config(model: str = "sgd", **flags) -> Config:
 
 
 def tiny_benchmark(config: Config, scenario: str = "class-il"):
-    """The tiny stream in a scenario; domains are fixed pixel permutations."""
-    source, augment = synthetic_source(), Augment(crop_padding=1, flip=True)
+    """The tiny stream in a scenario; domains are fixed pixel permutations, as large as a task of classes."""
+    source = synthetic_source(per_class=7 if scenario == "domain-il" else 20)
+    augment = Augment(crop_padding=1, flip=True)
     device = config.run.device
     if scenario != "domain-il":
         return class_incremental("tiny", source, augment, config, device)

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -42,10 +43,17 @@ SOURCES = sorted(p for room in MAY_IMPORT for p in (ROOT / room).rglob("*.py"))
 SOURCES += [ROOT / "main.py", ROOT / "engram.py", *sorted((ROOT / "scripts").rglob("*.py"))]
 
 
+@cache
+def nodes(text: str) -> list[ast.AST]:
+    """All nodes of a source's tree; each file is parsed once for all tests."""
+    return list(ast.walk(ast.parse(text)))
+
+
+@cache
 def imports(text: str) -> set[str]:
     """Dotted names of everything a file imports, relative imports with their dots."""
     found = set()
-    for node in ast.walk(ast.parse(text)):
+    for node in nodes(text):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         if isinstance(node, ast.ImportFrom):
@@ -100,17 +108,15 @@ def test_the_rooms_of_utils_are_a_tower():
 def test_files_and_functions_are_short(path):
     text = path.read_text()
     assert len(text.splitlines()) <= 300
-    for node in ast.walk(ast.parse(text)):
+    for node in nodes(text):
         if isinstance(node, ast.FunctionDef):
             assert node.end_lineno - node.lineno < 60, f"{node.name} in {path.name}"
 
 
 def short_docstrings(text: str) -> list[str]:
     """Docstrings of a file that are no sentence: four words or fewer, those of a method's `Options` apart."""
-    nodes = [
-        n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Module | ast.ClassDef | ast.FunctionDef)
-    ]
-    docstrings = [ast.get_docstring(n) or "" for n in nodes if getattr(n, "name", "") != "Options"]
+    documented = [n for n in nodes(text) if isinstance(n, ast.Module | ast.ClassDef | ast.FunctionDef)]
+    docstrings = [ast.get_docstring(n) or "" for n in documented if getattr(n, "name", "") != "Options"]
     return [text for text in docstrings if text and len(text.split()) <= 4]
 
 
@@ -174,13 +180,13 @@ def test_optional_packages_are_extras_imported_where_they_are_used():
     listed = {re.split(r"[\[><=]", d)[0] for group in used.values() for d in group}
     assert listed == set(EXTRAS) | BY_NAME
     for path in SOURCES:
-        tree = ast.parse(path.read_text())
-        for node in ast.walk(tree):
+        module, *others = nodes(path.read_text())
+        for node in others:
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) else []
             for name in set(EXTRAS) & {name.split(".")[0] for name in names}:
                 assert str(path.relative_to(ROOT)) in EXTRAS[name], f"{path} imports {name}"
-                assert node not in tree.body, f"{path} imports {name} before it is needed"
+                assert node not in module.body, f"{path} imports {name} before it is needed"
 
 
 COMPAT = ROOT / "utils" / "compat.py"
@@ -195,7 +201,7 @@ def is_private(name: str) -> bool:
 def private_names_defined_in(text: str) -> set[str]:
     """Functions, classes, attributes and variables with a leading underscore."""
     names = set()
-    for node in ast.walk(ast.parse(text)):
+    for node in nodes(text):
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             names.add(node.name)
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
@@ -207,7 +213,7 @@ def private_names_defined_in(text: str) -> set[str]:
 
 def foreign_private_names(text: str, ours: set[str]) -> set[str]:
     """What a file uses of another package's private interface."""
-    used = {node.attr for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Attribute)}
+    used = {node.attr for node in nodes(text) if isinstance(node, ast.Attribute)}
     names = {name for name in used if is_private(name)} - ours - PUBLIC_IN_SPITE_OF_THE_NAME
     names |= used & {"MAX_RETRY_COUNT", "unwrap", "hooked"}
     for name in imports(text):

@@ -15,6 +15,9 @@ from tests.pretended_device import PretendedDevice
 
 pytestmark = pytest.mark.own_device
 
+# Every operation takes long on a pretended device: four steps a task, the last with a smaller batch.
+FEW_STEPS = {"device": "cuda", "batch_size": 8}
+
 # Blocking operations that a step may have, and why. All others have none.
 MAY_WAIT = {
     "gem": (1, "the quadratic program of a violated constraint is solved on the host"),
@@ -48,7 +51,7 @@ def learn(method: Method, config, task, gpu: PretendedDevice | None = None) -> i
 @pytest.mark.parametrize(("model", "scenario"), [case for case in CASES if case[0] in methods_with_code()])
 def test_a_step_does_not_wait(model, scenario, gpu):
     """In the last of two tasks, whose memories are full of the first."""
-    method, config = small_method(model, scenario, device="cuda")
+    method, config = small_method(model, scenario, **FEW_STEPS)
     *earlier, last = tasks_of(method)[:2]
     for task in earlier:
         learn(method, config, task)
@@ -87,8 +90,8 @@ def test_the_exceptions_are_needed(gpu):
 @pytest.mark.parametrize("model", methods_with_code())
 def test_a_whole_run_stays_on_the_device(model, gpu, autograd, monkeypatch):
     """Training, evaluation and ends of tasks compute what they do on the CPU, up to the order of sums."""
-    method, results = train(*small_method(model, device="cuda"))
-    with_cpu, expected = train(*small_method(model, device="cpu"))
+    method, results = train(*small_method(model, **FEW_STEPS))
+    with_cpu, expected = train(*small_method(model, **FEW_STEPS | {"device": "cpu"}))
     with gpu.unwatched():
         found = {k: v.cpu() for k, v in weights(method).items()}
     for name, value in weights(with_cpu).items():
@@ -100,12 +103,12 @@ def test_a_whole_run_stays_on_the_device(model, gpu, autograd, monkeypatch):
 @pytest.mark.parametrize("model", [m for m in methods_with_code() if classes_of(m).stream == "sequential"])
 def test_a_checkpoint_of_the_device_continues_there(model, gpu, folder):
     """Stopped after a task and read back from the file: the same bits as without the stop."""
-    whole, _ = train(*small_method(model, device="cuda"))
-    method, config = small_method(model, device="cuda")
+    whole, _ = train(*small_method(model, **FEW_STEPS))
+    method, config = small_method(model, **FEW_STEPS)
     first = Trainer(config, method, folder, quiet=True)
     first.tasks = first.tasks[:1]
     first.run()
-    resumed, _ = small_method(model, device="cuda")
+    resumed, _ = small_method(model, **FEW_STEPS)
     second = Trainer(config, resumed, folder, quiet=True)
     second.load()
     second.save = lambda: None

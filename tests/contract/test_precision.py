@@ -67,7 +67,7 @@ def floating(value: object) -> Iterator[Tensor]:
 
 @pytest.mark.parametrize(("model", "scenario"), [case for case in CASES if case[0] in methods_with_code()])
 def test_only_the_networks_passes_are_bfloat16(model, scenario):
-    method, config = small_method(model, scenario, precision="bf16")
+    method, config = small_method(model, scenario, precision="bf16", batch_size=8)
     with Watch() as watch:
         train(method, config, tasks=2)
     outside = [line for line in watch.lines if not line.startswith(("backward", *NETWORKS))]

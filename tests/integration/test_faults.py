@@ -17,7 +17,7 @@ from tests.conftest import ROOT
 pytestmark = pytest.mark.slow
 
 SEED = int(os.environ.get("TEST_SEED", 0))
-N_TRIALS = int(os.environ.get("FUZZ_TRIALS", 40))  # of both kinds
+N_TRIALS = int(os.environ.get("FUZZ_TRIALS", 24))  # of both kinds
 
 
 def run_fuzz(*flags: str) -> subprocess.CompletedProcess:

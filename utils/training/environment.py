@@ -4,13 +4,14 @@ import platform
 import resource
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import metadata
 from typing import Any
 
 import torch
 
 from engram.utils import distributed
-from engram.utils.config.version import git_state
+from engram.utils.config.version import GitState, git_state
 from engram.utils.training import interleaved
 
 
@@ -27,8 +28,8 @@ class Environment:
     @classmethod
     def of_this_process(cls, device: torch.device, precision: str) -> "Environment":
         """The environment of a process that trains on `device` in a resolved precision."""
-        git = git_state()
-        return cls(git.commit, device_name(device), versions(), precision, git.dirty)
+        code = code_of_this_process()
+        return cls(code.commit, device_name(device), versions(), precision, code.dirty)
 
     @classmethod
     def from_json(cls, state: dict[str, Any]) -> "Environment":
@@ -76,8 +77,20 @@ def device_name(device: torch.device) -> str:
     return f"{prefix}cpu ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 
+@cache
+def code_of_this_process() -> GitState:
+    """What was checked out at the first call: what changes on the disk later has not been imported."""
+    return git_state()
+
+
 def versions() -> dict[str, str | None]:
     """The versions of Python and of the installed packages that numbers depend on."""
+    return dict(_versions())
+
+
+@cache
+def _versions() -> dict[str, str | None]:
+    """Those of `versions`, read once from the packages' files: that was a fifth of the time of tiny runs."""
     installed: dict[str, str | None] = {"python": platform.python_version()}
     for package in ("torch", "torchvision", "numpy", "scipy", "scikit-learn"):
         try:
