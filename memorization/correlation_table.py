@@ -54,7 +54,7 @@ class Row:
         if self.per_class:
             values_of_classes = self.per_class.values()
             mean = sum(values_of_classes) / len(values_of_classes)
-            classes = f"{mean:.3f} ({min(values_of_classes):.3f} to {max(values_of_classes):.3f})"
+            classes = f"{mean:z.3f} ({min(values_of_classes):z.3f} to {max(values_of_classes):z.3f})"
         if not math.isnan(self.ms_per_1000):
             cost = f"{self.ms_per_1000:.1f}"
         return [self.name, *values, classes, cost, str(self.n)]
@@ -73,7 +73,7 @@ def _cell(correlation: Correlation) -> str:
     value, low, high = correlation
     if math.isnan(value):
         return "–"
-    return f"{value:.3f}" if math.isnan(low) else f"{value:.3f} [{low:.3f}, {high:.3f}]"
+    return f"{value:z.3f}" if math.isnan(low) else f"{value:z.3f} [{low:z.3f}, {high:z.3f}]"
 
 
 def write(options: CorrelateOptions) -> None:
@@ -81,7 +81,7 @@ def write(options: CorrelateOptions) -> None:
     rng = np.random.default_rng(options.seed)
     content = scores.load(options.scores, "scores")
     rows_of_files: list[tuple[str, Row]] = []
-    ceilings: dict[bytes | str, tuple[Arrays, Rows, str]] = {}  # whose noise, over which rows, each once
+    others: list[noise_ceilings.Other] = []
     for path, file_name in zip(options.against, short_names(options.against), strict=True):
         other = load_other(path)
         named = next((c for c in (content, other) if names_its_data(c)), None)
@@ -89,18 +89,13 @@ def write(options: CorrelateOptions) -> None:
         shared = common_examples(content, other, path, finder)
         compared = compare(content, other, path, file_name, shared, finder, rng)
         rows_of_files += [(file_name, row) for row in compared]
-        if noise_ceilings.is_known(content):
-            ceilings[shared.rows.tobytes()] = (content, shared.rows, "")
-        else:
-            ceilings[file_name] = (other, shared.other_rows, f" of {file_name}")
+        others.append(noise_ceilings.Other(file_name, other, shared.rows, shared.other_rows))
     rows = told_apart(rows_of_files)
     rows.sort(key=lambda row: strongest_first(row.correlations["spearman"].value))
     print(markdown(rows))
     if not all(math.isnan(row.ms_per_1000) for row in rows):
         print("ms per 1,000: of the proxy itself; the training of the networks that it rates is not counted")
-    known = [whose for whose in ceilings.values() if noise_ceilings.is_known(whose[0])]
-    lines = [noise_ceilings.line(*whose, rng) for whose in known]
-    print("\n".join(dict.fromkeys(lines or [noise_ceilings.unknown(content)])))
+    print("\n".join(noise_ceilings.lines(content, others, rng)))
     if options.out_filename:
         write_csv(rows, Path(options.out_filename).expanduser())
 

@@ -1,6 +1,7 @@
 """Noise ceilings: by how much two estimates of the same scores would correlate; what correlate ends with."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,19 +10,39 @@ from engram.memorization.agreement import MEASURES
 from engram.memorization.estimator import split_half_reliability
 
 Arrays = dict[str, NDArray[Any]]
+Rows = NDArray[np.int64]
 STORED = {"reliability": "Pearson", "reliability_spearman": "Spearman"}  # by eval_splits
-TOO_FEW = "its networks are too few to halve, so train more (train_splits --n_repeats)"
+NO_HALVES = (
+    "halves of its networks give no correlation (train more where they are few; equal scores have none)"
+)
 
 
-def is_known(content: Arrays) -> bool:
-    """Whether a file holds the outputs of networks, or a reliability that eval_splits could make of them."""
-    return _has_outputs(content) or bool(_stored(content))
+class Other(NamedTuple):
+    """A file that the scores are compared with, and the rows of the examples that both have."""
+
+    name: str
+    content: Arrays
+    rows: Rows  # of the scores' own file
+    other_rows: Rows
 
 
-def line(content: Arrays, rows: NDArray[np.int64], of: str, rng: np.random.Generator) -> str:
+def lines(content: Arrays, others: Sequence[Other], rng: np.random.Generator) -> list[str]:
+    """Ceilings of the scores, once for each choice of rows; of a file beside them where those are unknown."""
+    told: dict[bytes | str, str | None] = {}
+    for other in others:
+        own = other.rows.tobytes()
+        if own not in told:
+            told[own] = _line(content, other.rows, "", rng)
+        if told[own] is None:
+            told[other.name] = _line(other.content, other.other_rows, f" of {other.name}", rng)
+    known = [line for line in told.values() if line is not None]
+    return list(dict.fromkeys(known or [_unknown(content)]))
+
+
+def _line(content: Arrays, rows: Rows, of: str, rng: np.random.Generator) -> str | None:
     """By how much two estimates would correlate: over these rows, or over all where outputs are not kept.
 
-    of: whose estimates, after "noise ceiling".
+    of: whose estimates, after "noise ceiling". None where it is unknown.
     """
     if _has_outputs(content):
         values, member = np.exp(-content["loss"][:, rows].astype(np.float64)), content["member"][:, rows]
@@ -35,7 +56,7 @@ def line(content: Arrays, rows: NDArray[np.int64], of: str, rng: np.random.Gener
         found = _stored(content)
         by, over = "as many networks", f"all {len(content['scores']):,} examples of the file"
     if not found:
-        return f"noise ceiling{of}: unknown; {TOO_FEW}"
+        return None
     parts = [f"{name} {r:.3f} (proxies at most about {np.sqrt(max(r, 0)):.3f})" for name, r in found.items()]
     return (
         f"noise ceiling{of}: two independent estimates by {by} would correlate, over {over}, by "
@@ -53,10 +74,10 @@ def _stored(content: Arrays) -> dict[str, float]:
     return {name: value for name, value in found.items() if np.isfinite(value)}
 
 
-def unknown(content: Arrays) -> str:
+def _unknown(content: Arrays) -> str:
     """A line that says which file would have told it, where neither the scores nor the other files do."""
-    if STORED.keys() & content.keys():
-        return f"noise ceiling: unknown; {TOO_FEW}"
+    if _has_outputs(content) or STORED.keys() & content.keys():
+        return f"noise ceiling: unknown; {NO_HALVES}"
     if "index" in content:
         return "noise ceiling: unknown; write the scores with eval_splits --store_probs"
     return (

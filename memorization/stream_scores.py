@@ -167,7 +167,7 @@ def summary(arrays: Arrays, task: NDArray[np.int64]) -> str:
 def _mean_in_percent(values: NDArray[np.float64]) -> str:
     """`   12.3`, the mean over the examples that were measured; a dash where none was."""
     measured = values[~np.isnan(values)]
-    return f"{100 * measured.mean():7.1f}" if len(measured) else "      –"
+    return f"{100 * measured.mean():z7.1f}" if len(measured) else "      –"
 
 
 def floor_warning(mean_in: NDArray[np.float64], task: NDArray[np.int64]) -> list[str]:

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from engram.utils.transfer import send
 
-# Of ‖g_k‖²: keeps P positive definite where past gradients are equal and of norm 1e7 or more. It exceeds eps
-# from a norm of 316 on, where a run is about to diverge; 1e-13 would do, but moves GEM's runs by rounding.
+# Of ‖g_k‖²: keeps P positive definite where past gradients are equal and of norm 1e6 or more. It exceeds eps
+# from a norm of 316 on; 1e-13 would do, but moves GEM's runs by rounding.
 FLOOR = 1e-8
 BLOCK = 2**20  # columns of G that are in float64 at a time: 8 MB per past task
 

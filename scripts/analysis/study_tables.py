@@ -142,7 +142,7 @@ PAIRED_COLUMNS = [
     Column[Comparison]("setting", lambda c: c.setting.label),
     Column[Comparison]("minus", lambda c: c.baseline.label),
     Column[Comparison]("difference", lambda c: f"{signed(c.test.mean)} ± {c.test.std:.2f}"),
-    Column[Comparison]("t", lambda c: MISSING if math.isnan(c.test.t) else f"{c.test.t:.2f}"),
+    Column[Comparison]("t", lambda c: MISSING if math.isnan(c.test.t) else f"{c.test.t:z.2f}"),
     Column[Comparison]("p", lambda c: p_text(c.test.p, 4)),
     Column[Comparison]("p (Holm)", lambda c: p_text(c.corrected_p, 4)),
     Column[Comparison]("pairs", lambda c: str(c.test.n)),

@@ -110,7 +110,7 @@ def measure(name: str, data_dir: str, rounds: int) -> list[str]:
     flags, n, original = CASES[name]
     method, batches = prepared(flags, data_dir)
     ours = [(method, batches, n)]
-    if method.inner.kernel is not None:
+    if getattr(getattr(method, "inner", None), "kernel", None) is not None:
         eager, its_batches = prepared(flags, data_dir)
         eager.inner.kernel = None
         ours.append((eager, its_batches, max(1, n // 20)))

@@ -153,10 +153,11 @@ def test_a_ceiling_is_taken_from_wherever_it_is_known(files, capsys):
     assert last("none.npz", "s.npz").startswith(" of s: two independent estimates by 40 networks")
     assert "write the scores with eval_splits" in last("none.npz", "none.npz")
     assert "a bare vector says nothing of its noise" in last("bare.npy", "bare.npy")
-    assert last("nan.npz", "nan.npz").startswith(": unknown; its networks are too few"), "NaN is no ceiling"
+    assert last("nan.npz", "nan.npz").startswith(": unknown; halves of its networks"), "NaN is no ceiling"
     few = {"loss": np.ones((3, 60)), "member": np.arange(180).reshape(3, 60) % 2 == 0}
     scores.write(folder / "few.npz", {}, scores=values, **identity, **few)
-    assert last("few.npz", "none.npz").startswith(": unknown; its networks are too few to halve")
+    assert last("few.npz", "none.npz").startswith(": unknown; halves of its networks give no correlation")
+    assert last("few.npz", "stored.npz") == f" of stored: {told}"
     assert last("nan.npz", "stored.npz") == f" of stored: {told}"
     assert last("half.npz", "none.npz") == f": {told.split(', Spearman')[0]}"
 

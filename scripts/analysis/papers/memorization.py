@@ -200,7 +200,7 @@ def _difference(comparison: Comparison | None) -> str:
     if comparison is None or not _n_pairs(comparison):
         return MISSING
     test, corrected = comparison.test, p_text(comparison.corrected_p)
-    return f"{signed(test.mean)} ± {test.std:.2f} (t {test.t:.1f}, p {p_text(test.p)}, Holm {corrected})"
+    return f"{signed(test.mean)} ± {test.std:.2f} (t {test.t:z.1f}, p {p_text(test.p)}, Holm {corrected})"
 
 
 def _seeds_column(cells: Cells, count: Callable[[Cell], int]) -> Column[str]:

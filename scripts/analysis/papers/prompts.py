@@ -220,5 +220,6 @@ def _difference(comparison: Comparison) -> str:
     test = comparison.test
     if not test.n:
         return MISSING
-    interval = "" if math.isnan(test.ci95) else f" [{test.mean - test.ci95:.2f}, {test.mean + test.ci95:.2f}]"
-    return signed(test.mean) + interval
+    if math.isnan(test.ci95):
+        return signed(test.mean)
+    return f"{signed(test.mean)} [{test.mean - test.ci95:z.2f}, {test.mean + test.ci95:z.2f}]"
