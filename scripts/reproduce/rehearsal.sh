@@ -23,10 +23,12 @@ train() { # flags of the grid, then -- and those of all its runs
 replay=(er er_ace er_aml der derpp agem agem_r gem gss mir fdr hal maer)
 exemplars=(gdumb herding rainbow_memory goldilocks bcsr pbcs scr xder rpc)
 
-class_il() { # the flags of the benchmark
+class_il() { # the size of the stream's batches, the flags of the benchmark
+  local batch=$1
+  shift
   train --model "${replay[@]}" "${exemplars[@]}" -- "$@" --buffer_size 500
-  # these three gain from an exemplar batch of the stream's size; the others have their own default
-  train --model icarl bic lucir -- "$@" --buffer_size 500 --minibatch_size 10
+  # these three gain from an exemplar batch of the stream's size; the others have their own default, scr 100
+  train --model icarl bic lucir -- "$@" --buffer_size 500 --minibatch_size "$batch"
   train --memory balanced class_ring fifo loss_aware loss_aware_balanced -- --model er "$@" --buffer_size 500
   train --order uniform grasp -- --model full_buffer "$@"
   train --model sgd cumulative joint -- "$@"
@@ -46,10 +48,10 @@ task_free() { # the flags of the benchmark
 
 for benchmark in $only; do
   case $benchmark in
-    seq-mnist) class_il --dataset seq-mnist ;;
+    seq-mnist) class_il 10 --dataset seq-mnist ;;
     perm-mnist | rot-mnist) domain_il "$benchmark" ;;
     mnist-360) task_free --dataset mnist-360 ;;
-    short-cifar) class_il --dataset seq-cifar10 --backbone cnn --channels 16,32,64 --lr 0.05 --n_epochs 1 ;;
+    short-cifar) class_il 32 --dataset seq-cifar10 --backbone cnn --channels 16,32,64 --lr 0.05 --n_epochs 1 ;;
     *) echo "ONLY=$benchmark: choose from seq-mnist, perm-mnist, rot-mnist, mnist-360, short-cifar" >&2; exit 2 ;;
   esac
 done

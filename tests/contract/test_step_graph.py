@@ -67,12 +67,12 @@ def compared(model: str, gpu: PretendedDevice, scenario: str | None = None, **fl
     [(m, s) for m, s in CASES if m in CAPTURABLE and (m in ALL_SCENARIOS or s == FIRST[m])],
 )
 def test_a_captured_step_computes_what_an_eager_one_does(model, scenario, gpu):
-    """Two tasks of two epochs: eleven full batches and an odd one each, three where batches are of 15."""
+    """Two tasks of two epochs: eleven full batches, seven of a domain, and an odd one; three batches of 15."""
     small = {"buffer_size": 30} if "buffer_size" in flags_of(model) else {}
     trainer, n_replays = compared(model, gpu, scenario, **small)
     assert not trainer.graph.refused
     n_epochs = 3 if trainer.method.rehearses else 4  # in the first one the memory fills
-    n_full = 45 // trainer.config.train.batch_size
+    n_full = len(trainer.tasks[0].train_index) // trainer.config.train.batch_size
     assert n_replays >= max(1, n_epochs * (n_full - N_WARM_UP))
 
 
