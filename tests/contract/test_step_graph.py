@@ -67,7 +67,7 @@ def compared(model: str, gpu: PretendedDevice, scenario: str | None = None, **fl
     [(m, s) for m, s in CASES if m in CAPTURABLE and (m in ALL_SCENARIOS or s == FIRST[m])],
 )
 def test_a_captured_step_computes_what_an_eager_one_does(model, scenario, gpu):
-    """Two tasks of two epochs: eleven full batches, seven of a domain, and an odd one; three batches of 15."""
+    """Two tasks of two epochs: eleven full batches (of a domain seven) and an odd one; three of 15."""
     small = {"buffer_size": 30} if "buffer_size" in flags_of(model) else {}
     trainer, n_replays = compared(model, gpu, scenario, **small)
     assert not trainer.graph.refused

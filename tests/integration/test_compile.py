@@ -12,7 +12,7 @@ from engram.backbones.vit import Prompts
 from engram.models.method import Method
 from engram.utils.config import registry
 from engram.utils.training.trainer import Trainer
-from tests.conftest import methods_with_code, tiny_method
+from tests.conftest import methods_with_code, random_draws, tiny_method
 
 pytestmark = pytest.mark.slow
 
@@ -22,8 +22,10 @@ FULL_BATCHES = {"n_tasks": 2, "batch_size": 5}
 OF_PERCEPTRONS = {"taskinput", "independent", "pnn"}  # which keep their passes in the head
 # Their inner training of many sizes is slow to trace here: gdumb and pbcs.
 # Those of a transformer call one of two passes, with prompts or with LoRA; each is traced for ten seconds.
-# COMPILE_ALL=1 adds the others, but for l2p, which says that its network runs as it is.
 OF_TRANSFORMERS = ("dualprompt", "inflora")
+# Of the others 24 are drawn, the same at every run; TEST_SEED=7 draws others. COMPILE_ALL=1 takes every
+# method, but for l2p, which says that its network runs as it is.
+N_DRAWN = 24
 ALL = bool(os.environ.get("COMPILE_ALL"))
 
 
@@ -34,7 +36,16 @@ def is_compared(name: str) -> bool:
     return method.takes_steps and (of_transformers or not method.needs_vit)
 
 
-METHODS = [n for n in methods_with_code() if n not in OF_PERCEPTRONS | {"gdumb", "pbcs"} and is_compared(n)]
+def compared_methods() -> list[str]:
+    """Those whose step is compiled in this run of the tests."""
+    every = [n for n in methods_with_code() if n not in OF_PERCEPTRONS | {"gdumb", "pbcs"} and is_compared(n)]
+    others = [n for n in every if n not in OF_TRANSFORMERS]
+    if ALL or len(others) <= N_DRAWN:
+        return every
+    return [*OF_TRANSFORMERS, *random_draws("methods to compile").sample(others, N_DRAWN)]
+
+
+METHODS = compared_methods()
 
 
 @pytest.fixture(autouse=True)
