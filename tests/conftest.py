@@ -105,10 +105,9 @@ def tiny_config(model: str = "sgd", **flags) -> Config:
     return resolve([("test", {"model": model, **base, **flags})])
 
 
-def tiny_benchmark(config: Config, scenario: str = "class-il"):
-    """The tiny stream in a scenario; domains are fixed pixel permutations, as large as a task of classes."""
-    source = synthetic_source(per_class=7 if scenario == "domain-il" else 20)
-    augment = Augment(crop_padding=1, flip=True)
+def tiny_benchmark(config: Config, scenario: str = "class-il", per_class: int = 20):
+    """The tiny stream in a scenario; domains are fixed pixel permutations."""
+    source, augment = synthetic_source(per_class=per_class), Augment(crop_padding=1, flip=True)
     device = config.run.device
     if scenario != "domain-il":
         return class_incremental("tiny", source, augment, config, device)
@@ -117,10 +116,12 @@ def tiny_benchmark(config: Config, scenario: str = "class-il"):
     return domain_incremental("tiny", source, augment, transforms, config, device)
 
 
-def tiny_method(model: str, scenario: str = "class-il", **flags) -> tuple[Method, Config]:
+def tiny_method(
+    model: str, scenario: str = "class-il", per_class: int = 20, **flags
+) -> tuple[Method, Config]:
     """A freshly built method on the tiny benchmark."""
     config = tiny_config(model, multi_head=scenario == "task-il", **flags)
-    benchmark = tiny_benchmark(config, scenario)
+    benchmark = tiny_benchmark(config, scenario, per_class)
     net = build_network(config.run.backbone, config.architecture, benchmark, config.run.seed)
     method_class = registry.plugin_class(registry.load("models", model), Method)
     return method_class(net, config.method, build_setup(config, benchmark, proxies.create)), config
