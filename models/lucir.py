@@ -7,8 +7,9 @@ code (the text has the inverse ratio, but says that λ grows as new classes beco
 exemplar max(0, m − cos(θ, f) + cos(θ_k, f)) with the K new classes it is most like. Old classes'
 embeddings are fixed; new ones start at the mean of their normalised features, with the old ones' mean
 length. Exemplars are herded as in iCaRL. Stored: uint8 images.
-Differs from the paper: features come from the backbone as they are (there without the last ReLU); no
-fine-tuning on a balanced set at the end of a task, which the paper has as an option.
+Differs from the paper: η stays at its start or above; below 0, where a short training took it, features are
+learned upside down, against the other two losses. Features come from the backbone as they are (there without
+the last ReLU); no fine-tuning on a balanced set at the end of a task, which the paper has as an option.
 """
 
 from dataclasses import dataclass
@@ -87,6 +88,11 @@ class LUCIR(ExemplarMethod):
             + strength * (1 - F.cosine_similarity(features, before)).mean()
             + options.lamda_mr * margin_ranking(cosines, samples.y, n_old, options.k_mr, options.mr_margin)
         )
+
+    @torch.no_grad()
+    def after_step(self, batch: Batch) -> None:
+        """Keep η at its start or above."""
+        self.net.head.scale.clamp_(min=self.options.initial_scale)
 
     def end_task(self, task: Task) -> None:
         """Give the task's share of the memory to herded exemplars."""

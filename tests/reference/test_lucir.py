@@ -26,6 +26,27 @@ def in_the_third_task(**flags):
     return method, task
 
 
+def test_the_factor_of_the_cosines_stays_at_its_start_or_above(monkeypatch):
+    """A first step on samples whose cosines are all wrong would take it to -40."""
+    method, config = tiny_method("lucir", buffer_size=24, initial_scale=1.5)
+    task = method.setup.benchmark.tasks[0]
+    method.enter(task)
+    method.begin_task(task)
+    head, scale = method.net.head, method.net.head.scale
+    method.optimizer = torch.optim.SGD([scale], lr=100.0)
+    batch = next(method.setup.benchmark.batches(task, 0, config.train.batch_size))
+    with monkeypatch.context() as patched:
+        right = head.cosines
+        wrong = 2 * torch.nn.functional.one_hot(1 - batch.y, 6).float() - 1
+        patched.setattr(head, "cosines", lambda features: wrong)
+        method.observe(batch)
+        assert scale.item() == 1.5
+        patched.setattr(head, "cosines", lambda features: -wrong)
+        method.observe(batch)
+        assert scale.item() > 1.5, "upwards it is free"
+    assert head.cosines == right
+
+
 @pytest.mark.parametrize(("k", "margin"), [(1, 0.5), (2, 0.5), (5, 0.2)])
 def test_margin_ranking_by_hand(k, margin):
     cosines = 2 * torch.rand(9, 5, generator=torch.Generator().manual_seed(0)) - 1
