@@ -27,7 +27,7 @@ def in_the_third_task(**flags):
 
 
 def test_the_factor_of_the_cosines_stays_at_its_start_or_above(monkeypatch):
-    """A first step on samples whose cosines are all wrong would take it to -40."""
+    """A first step on samples whose cosines are all wrong would take it to -189."""
     method, config = tiny_method("lucir", buffer_size=24, initial_scale=1.5)
     task = method.setup.benchmark.tasks[0]
     method.enter(task)
