@@ -52,8 +52,7 @@ def _line(content: Arrays, rows: Rows, of: str, rng: np.random.Generator) -> str
         }
         found = {name: r for name, r in made.items() if np.isfinite(r)}
         by, over = f"{len(values)} networks", f"{len(rows):,} examples"
-    else:
-        found = _stored(content)
+    elif found := _stored(content):
         by, over = "as many networks", f"all {len(content['scores']):,} examples of the file"
     if not found:
         return None

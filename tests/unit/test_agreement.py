@@ -151,7 +151,8 @@ def test_a_ceiling_is_taken_from_wherever_it_is_known(files, capsys):
     assert last("stored.npz", "none.npz") == f": {told}"
     assert last("none.npz", "stored.npz") == f" of stored: {told}"
     assert last("none.npz", "s.npz").startswith(" of s: two independent estimates by 40 networks")
-    assert "write the scores with eval_splits" in last("none.npz", "none.npz")
+    for other in ("none.npz", "p.npz"):  # other scores, and proxies, which are no scores
+        assert "write the scores with eval_splits" in last("none.npz", other)
     assert "a bare vector says nothing of its noise" in last("bare.npy", "bare.npy")
     assert last("nan.npz", "nan.npz").startswith(": unknown; halves of its networks"), "NaN is no ceiling"
     few = {"loss": np.ones((3, 60)), "member": np.arange(180).reshape(3, 60) % 2 == 0}
