@@ -44,7 +44,8 @@ def speedup(device: torch.device) -> float:
     """How many times as fast a convolution, forward and backward, is in bfloat16 as in float32 as configured.
 
     The least times of a few alternating rounds: processor time of one thread on a CPU, so that other programs
-    do not decide; about 20 ms in all. Draws no random numbers.
+    do not decide; about 20 ms in all. 1 where the clock is too coarse to tell: Linux counts processor time in
+    ticks of some ms where it is limited (`ulimit -t`) or profiled. Draws no random numbers.
     """
     passes = {dtype: _convolution(device, dtype) for dtype in (torch.float32, torch.bfloat16)}
     least = dict.fromkeys(passes, math.inf)
@@ -56,7 +57,7 @@ def speedup(device: torch.device) -> float:
                 run()
                 if n:  # the first prepares
                     least[dtype] = min(least[dtype], clock() - started)
-    return least[torch.float32] / least[torch.bfloat16]
+    return least[torch.float32] / least[torch.bfloat16] if all(least.values()) else 1.0
 
 
 def _convolution(device: torch.device, dtype: torch.dtype) -> Callable[[], None]:

@@ -63,6 +63,19 @@ def test_the_measurement_compares_least_times_and_draws_nothing(monkeypatch):
     assert bf16_speed.speedup(CPU) == 2.0, "3.0 of 5, 3, 4 against 1.5; the first of each prepares"
 
 
+@pytest.mark.parametrize("ticks", [[0, 0, 0, 0], [0, 10, 10, 10]])
+def test_a_clock_of_long_ticks_tells_nothing(ticks, monkeypatch):
+    """Under `ulimit -t` Linux counts a process's time in ticks that are longer than a convolution."""
+    ticks, now = iter(ticks * 2), [0.0]
+
+    def work_of(device, dtype):
+        return lambda: now.__setitem__(0, now[0] + next(ticks))
+
+    monkeypatch.setattr(bf16_speed, "_convolution", work_of)
+    monkeypatch.setattr(bf16_speed.time, "process_time", lambda: now[0])
+    assert bf16_speed.speedup(CPU) == 1.0
+
+
 def test_a_run_says_it_at_the_start(tmp_path, monkeypatch, capsys):
     measured(monkeypatch, 2.649)
     flags = ["--model", "sgd", "--dataset", "seq-digits", "--backbone", "cnn", "--debug_mode", "1"]
