@@ -46,8 +46,7 @@ def of_study(benchmarks: Mapping[str, list[Setting]]) -> dict[str, Figure]:
 @rc_context(PRINT)
 def matrices(settings: list[Setting], view: str) -> Figure:
     """Heat maps of R, the mean over the seeds of every setting, side by side."""
-    n_tasks = settings[0].first.n_tasks
-    per_row = 4 if n_tasks <= MAX_CELLS else 3
+    per_row = 4 if _most_tasks(settings) <= MAX_CELLS else 3
     n_rows, n_columns = -(-len(settings) // per_row), min(per_row, len(settings))
     width = WIDTH if n_columns == per_row else 0.6 + WIDTH * n_columns / per_row  # and the colour bar
     figure = _figure(1.85 * n_rows * (4 / per_row) + 0.2, width)
@@ -56,6 +55,7 @@ def matrices(settings: list[Setting], view: str) -> Figure:
         scenario, mean = setting.first.scenario, setting.matrices(view).mean(axis=0)
         mean = 100 * accuracy_matrix.of_learned_tasks(mean, scenario)
         # cells, not an image, which viewers of PDF and SVG would blur
+        n_tasks = len(mean)
         tasks = np.arange(n_tasks)
         cells = axes.pcolormesh(tasks, tasks, np.ma.masked_invalid(mean), vmin=0, vmax=100, cmap="viridis")
         axes.set(aspect="equal", ylim=(n_tasks - 0.5, -0.5))
@@ -82,7 +82,7 @@ def over_tasks(settings: list[Setting], view: str) -> Figure:
             values = 100 * np.array([[metric(R) for R in matrices] for matrices in seen])
             _draw_band(axes, np.arange(values.shape[1]), values, i, setting.label, marker="o")
     for axes in (left, right):
-        _mark_tasks(axes, settings[0].first.n_tasks, "x")
+        _mark_tasks(axes, _most_tasks(settings), "x")
         axes.set_xlabel("after task")
     left.set(ylabel="accuracy (%)", title="average accuracy on the tasks seen so far")
     right.set(ylabel="forgetting (percentage points)", title="forgetting of the earlier tasks")
@@ -213,6 +213,10 @@ def _buffer_families(settings: list[Setting]) -> dict[str, list[Setting]]:
         for label, family in families.items()
         if len(family) > 1
     }
+
+
+def _most_tasks(settings: list[Setting]) -> int:
+    return max(setting.first.n_tasks for setting in settings)
 
 
 def _mean_seconds(settings: list[Setting], name: str) -> NDArray[np.float64]:

@@ -125,10 +125,15 @@ class PaperReport(ABC):
         """The tables of all benchmarks as Markdown."""
         return "\n\n".join(table.markdown() for table in self.tables())
 
-    def write_files(self, folder: Path, formats: Sequence[str] = FIGURE_FORMATS) -> None:
-        """Write the tables as LaTeX into the folder; formats: those of figures, where a paper has one."""
+    def write_files(self, folder: Path, formats: Sequence[str] = FIGURE_FORMATS) -> list[Path]:
+        """Write the tables as LaTeX into the folder; returns the files.
+
+        formats: those of figures, where a paper has one.
+        """
+        path = folder / f"{self.name}.tex"
         text = "\n\n".join(table.latex() for table in self.tables() if table.rows)
-        files.write_text(f"% needs \\usepackage{{booktabs}}\n{text}\n", folder / f"{self.name}.tex")
+        files.write_text(f"% needs \\usepackage{{booktabs}}\n{text}\n", path)
+        return [path]
 
     def _place(self, cells: Cells, setting: Setting) -> None:
         """Put a setting into its cell, or beside it if the cell holds a campaign that goes before it."""

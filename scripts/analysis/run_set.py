@@ -178,10 +178,14 @@ def group(records: Iterable[StoredRecord]) -> RunSet:
 def _read(folders: Sequence[Path]) -> list[StoredRecord]:
     """The records below the folders, in the order of their paths; damaged files are left out and named."""
     records = []
-    paths = (path for folder in folders for path in sorted(folder.rglob(FILE_NAME)))
+    paths: dict[Path, Path] = {}  # a file that lies below two of the folders is read once
+    for path in (path for folder in folders for path in sorted(folder.rglob(FILE_NAME))):
+        paths.setdefault(path.resolve(), path)
     # not MLflow's copy of a run that lies elsewhere
-    for path, record in read_all(path for path in paths if path.parent.name != "artifacts"):
+    for path, record in read_all(path for path in paths.values() if path.parent.name != "artifacts"):
         config = record.current_flags() if record.imported_run is None else _imported_config(record)
+        if config.get("n_iters"):  # steps were counted, not passes
+            config = config | {"n_epochs": None}
         values = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
         more = {"config": config, "folder": path.parent, "written": record.ended or path.stat().st_mtime}
         records.append(StoredRecord(**values | more))

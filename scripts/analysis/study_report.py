@@ -95,7 +95,7 @@ def write(run_set: RunSet, title: str, folder: Path, args: argparse.Namespace) -
     except OSError as error:
         raise UserError(f"--out {folder}: cannot be written: {error}") from None
     names = [*texts, *([f"figures/*.{{{','.join(args.figures)}}}"] if args.figures else [])]
-    print(f"written: {', '.join(str(folder / name) for name in names)}", file=sys.stderr)
+    name_written([folder / name for name in names])
 
 
 def run_folder(given: str) -> Path:
@@ -125,7 +125,10 @@ def build_parser(text: str) -> argparse.ArgumentParser:
         help="say which tables of the file are older than a change that moved their numbers",
     )
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="where the files go (default: report/ in the first folder)"
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="where the files go (default: report/ in the first folder; a paper's: the first folder)",
     )
     parser.add_argument(
         "--against", metavar="SETTING", help="compare with this setting only (default: each with each)"
@@ -155,18 +158,21 @@ def run(argv: list[str], text: str) -> int:
     paper = PAPERS.get(args.folders[0]) if args.folders else None
     folders = [run_folder(folder) for folder in args.folders[paper is not None :]]
     if not folders:
-        raise UserError("no folder given")
+        raise UserError(_without_folder(paper))
     if paper and args.metrics:
         raise UserError(f"--metrics: the tables of {paper.name} have the paper's columns; leave it out")
+    if paper and args.against is not None:
+        raise UserError(f"--against: the tables of {paper.name} have the paper's comparisons; leave it out")
     check_update(args.update, folders[0].name)
     if args.out:
         check_folder(args.out, "--out")
     run_set = collect(folders)
     for line in number_moves.check_runs(run_set.runs, folders[0].name, args.update):
         print(line, file=sys.stderr)
-    text = (
-        paper_tables(paper(run_set), folders[0], args.figures) if paper else markdown(run_set, args.metrics)
-    )
+    if paper:
+        text = paper_tables(paper(run_set), args.out or folders[0], args.figures)
+    else:
+        text = markdown(run_set, args.metrics)
     if args.update:
         update(args.update, folders[0].name, text)
         return 0
@@ -175,6 +181,16 @@ def run(argv: list[str], text: str) -> int:
     if not paper:
         write(run_set, f"Study {folders[0].name}", args.out or folders[0] / "report", args)
     return 0
+
+
+def _without_folder(paper: type[PaperReport] | None) -> str:
+    """What is wrong with a command line that names no folder of runs."""
+    if paper is None:
+        return "no folder given; give one that holds runs, such as runs/mnist, or a study.yaml (see --help)"
+    return (
+        f"{paper.name} is the name of a paper's tables, and no folder is given; give its runs, such as "
+        f"{paper.name} runs/{paper.name}, or ./{paper.name} for a folder of that name"
+    )
 
 
 def check_page(path: Path) -> int:
@@ -205,8 +221,14 @@ def check_page(path: Path) -> int:
 def paper_tables(report: PaperReport, folder: Path, formats: Sequence[str]) -> str:
     """The paper's tables and where the numbers come from; its other files are written into the folder."""
     text = report.markdown()
-    report.write_files(folder, formats)
+    folder.mkdir(parents=True, exist_ok=True)
+    name_written(report.write_files(folder, formats))
     return "\n\n".join([text, study_tables.provenance(report.run_set.runs, report.deviation)])
+
+
+def name_written(paths: Sequence[Path]) -> None:
+    """Say which files were written."""
+    print(f"written: {', '.join(map(str, paths))}", file=sys.stderr)
 
 
 def name_left_out(run_set: RunSet) -> None:

@@ -41,6 +41,7 @@ CAPTION = {
     "n_tasks": "{n_tasks} tasks",
     "backbone": "{backbone}",
     "n_epochs": "{n_epochs} epoch(s)",
+    "n_iters": "{n_iters} steps per task",
     "batch_size": "batch {batch_size}",
     "lr": "learning rate {lr}",
 }
@@ -205,11 +206,8 @@ def caption(settings: list[Setting]) -> str:
     """What the settings of a benchmark have in common: how it was made, and the memory if it is the same."""
     differing = {name for setting in settings for name in setting.flags}
     config = settings[0].first.config
-    texts = dict(CAPTION)
-    if config.get("n_iters"):  # steps were counted, not passes
-        texts["n_epochs"] = "{n_iters} steps per task"
     common = [
-        text.format(**config) for name, text in texts.items() if name in config and name not in differing
+        text.format(**config) for name, text in CAPTION.items() if config.get(name) and name not in differing
     ]
     sizes = {s.first.config["buffer_size"] for s in settings if "buffer_size" in s.first.config}
     return ", ".join([*common, *(f"buffer {size}" for size in sizes if len(sizes) == 1)])

@@ -1,7 +1,10 @@
 """What all tables beside published numbers ask of the runs in a cell: they differ in the seed alone."""
 
+from pathlib import Path
+
 import pytest
 
+from engram.scripts import report
 from engram.scripts.analysis import study_report
 from engram.scripts.analysis.paper_report import PAPERS_DIR, Cell, Published
 from engram.scripts.analysis.run_set import StoredRecord
@@ -77,6 +80,46 @@ def test_benchmarks_that_are_not_shown_are_not_asked(paper):
 )  # fmt: skip
 def test_a_method_with_a_name_of_its_own_stands_where_its_flag_does(paper, model, row):
     assert f"\n| {row} | " in markdown(paper, run(paper, model=model))
+
+
+FILES = {
+    "mer": ["mer.csv", "mer.svg", "mer.tex"],
+    "memorization": ["memorization.csv", "memorization.tex"],
+}  # of a paper that is not here: its .tex alone
+
+
+def finished_run(folder: Path, **flags) -> None:
+    """A run folder below `folder` as training leaves it, with nothing in it but results.json."""
+    record = stored_record({"model": "er", "seed": 0, "buffer_size": 5120, "hidden_sizes": [100], **flags})
+    folder = folder / f"er-{flags['lr']}"
+    folder.mkdir(parents=True)
+    record.write(folder / "results.json")
+
+
+@pytest.mark.parametrize("paper", WITH_ALL_RUNS)
+def test_a_papers_files_are_written_where_the_user_says_and_named(paper, tmp_path, capsys):
+    """--out was once not asked, and what was written into the folder of the runs not said."""
+    finished_run(
+        tmp_path / "runs", dataset=DATASETS.get(paper, "seq-mnist"), lr=0.1, n_iters=5, batch_size=10
+    )
+    names = FILES.get(paper, [f"{paper}.tex"])
+    for out, folder in (
+        (["--out", str(tmp_path / "a" / "b")], tmp_path / "a" / "b"),
+        ([], tmp_path / "runs"),
+    ):
+        assert report.main([paper, str(tmp_path / "runs"), "--figures", "svg", *out]) == 0
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("written: ")]
+        assert sorted(line.removeprefix("written: ").split(", ")) == [str(folder / name) for name in names]
+        assert sorted(path.name for path in folder.iterdir() if path.is_file()) == names
+        assert out == [] or [path.name for path in (tmp_path / "runs").iterdir()] == ["er-0.1"]
+
+
+def test_a_papers_tables_compare_with_what_the_paper_does(tmp_path, capsys):
+    finished_run(tmp_path, dataset="seq-mnist", lr=0.1)
+    assert report.main(["rehearsal", str(tmp_path), "--against", "er"]) == 2
+    assert capsys.readouterr().err == (
+        "error: --against: the tables of rehearsal have the paper's comparisons; leave it out\n"
+    )
 
 
 @pytest.mark.parametrize("path", sorted(PAPERS_DIR.glob("published_*.yaml")), ids=lambda path: path.stem)

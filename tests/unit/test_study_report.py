@@ -199,6 +199,50 @@ def test_means_and_deviations(folder):
     assert re.search(r"torch: 2.15.0; runs: \d+, .+ together; commits: 0123456789.$", table)
 
 
+@pytest.mark.parametrize(
+    ("flags", "labels", "told"),
+    [
+        ([{"n_iters": 10}, {"n_iters": 20}], ["sgd, n_iters 10", "sgd, n_iters 20"], ""),
+        ([{"n_epochs": 5}, {"n_epochs": 2}], ["sgd, n_epochs 2", "sgd, n_epochs 5"], ""),
+        ([{"n_epochs": 5, "n_iters": 10}, {"n_epochs": 5}], ["sgd, n_epochs 5", "sgd, n_iters 10"], ""),
+        ([{"n_epochs": 5, "n_iters": 10}, {"n_epochs": 2}], ["sgd, n_epochs 2", "sgd, n_iters 10"], ""),
+        ([{"n_epochs": 5, "n_iters": 10}], ["sgd"], "10 steps per task, "),
+        (
+            [{"n_epochs": 5, "n_iters": 10}, {"n_iters": 10, "lr": 0.1, "optimizer": "adam"}],
+            ["sgd, optimizer adam", "sgd, optimizer sgd"],
+            "10 steps per task, ",
+        ),
+    ],
+)
+def test_a_caption_names_the_length_of_training_that_all_settings_share(tmp_path, flags, labels, told):
+    """It was the first setting's; and --n_epochs, which --n_iters replaces, was part of its rows' names."""
+    for of_setting in flags:
+        write_run(tmp_path, 0, model="sgd", **of_setting)
+    found = found_in(tmp_path)
+    assert sorted(setting.label for setting in found.settings) == labels
+    assert study_tables.caption(found.settings) == f"3 tasks, mlp, {told}batch 10, learning rate 0.1"
+    for row in csv.DictReader(io.StringIO(study_tables.run_table(found).csv())):
+        assert not (row.get("n_iters", "0") != "0" and row.get("n_epochs")), row
+
+
+def test_epochs_that_were_not_counted_make_no_setting_of_their_own(tmp_path):
+    for seed, n_epochs in enumerate((1, 5)):
+        write_run(tmp_path, seed, n_epochs=n_epochs, n_iters=10)
+    (setting,) = found_in(tmp_path).settings
+    assert (setting.label, setting.seeds) == ("er", [0, 1])
+
+
+def test_a_run_below_two_of_the_folders_is_read_once(folder, tmp_path, capsys, without_drawing):
+    link = tmp_path / "link"
+    link.symlink_to(folder)
+    given = [folder, folder / "seq-digits", folder / "seq-digits" / ".." / "seq-digits" / "er", link]
+    found = collect(given)
+    assert (len(found.runs), len(found.repeated), len(found.unfinished)) == (15, 0, 1)
+    assert all(folder in run.folder.parents for run in found.runs), "named as it was given first"
+    assert report.main([*map(str, given), "--figures"]) == 0
+    assert "earlier runs" not in capsys.readouterr().err
+
+
 def test_the_note_says_what_the_runs_cost_together(tmp_path):
     for seed, seconds in enumerate((3600, 1800)):
         write_run(tmp_path, seed, stored={"seconds": {"total": seconds}})
@@ -330,6 +374,23 @@ def test_heat_maps_show_the_mean_over_seeds(folder):
     drawn = axes.collections[0].get_array()
     assert drawn[learned].data == pytest.approx(mean[learned]) and drawn.mask[~learned].all()
     assert [text.get_text() for text in axes.texts] == [f"{value:.0f}" for value in mean[learned]]
+
+
+def test_runs_of_different_numbers_of_tasks_have_matrices_of_their_own_size(tmp_path, without_drawing):
+    """All were once drawn as large as the first setting's, which ended the report."""
+    for n_tasks, value in ((2, 0.9), (12, 0.2), (3, 0.5)):
+        views = dict.fromkeys(("class_il", "task_il"), view(np.full((n_tasks, n_tasks), value)))
+        write_run(tmp_path, 0, stored=views, n_tasks=n_tasks)
+    settings = found_in(tmp_path).settings
+    assert [setting.label for setting in settings] == ["er, n_tasks 12", "er, n_tasks 3", "er, n_tasks 2"]
+    panels = figures.matrices(settings, "class_il").axes[:3]
+    assert [axes.collections[0].get_array().shape for axes in panels] == [(12, 12), (3, 3), (2, 2)]
+    assert [axes.get_ylim() for axes in panels] == [(11.5, -0.5), (2.5, -0.5), (1.5, -0.5)]
+    assert [len(axes.texts) for axes in panels] == [0, 6, 3], "numbers where there is room for them"
+    assert list(panels[1].get_xticks()) == [0, 1, 2] and list(panels[2].get_yticks()) == [0, 1]
+    for some, ticks in ((settings[1:], [0, 1, 2]), (settings[:0:-1], [0, 1, 2])):
+        assert [list(axes.get_xticks()) for axes in figures.over_tasks(some, "class_il").axes] == [ticks] * 2
+    assert report.main([str(tmp_path), "--figures"]) == 0
 
 
 def test_tasks_that_are_not_learned_yet_are_blank_but_in_domain_il(tmp_path):
@@ -516,6 +577,28 @@ def test_what_cannot_be_reported(folder, tmp_path, capsys):
         collect([tmp_path / "nothing"])
     assert report.main([str(folder), "--against", "gem"]) == 2
     assert "no such setting; there is: er, buffer 50" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "no folder given; give one that holds runs, such as runs/mnist, or a study.yaml (see --help)"),
+        (
+            ["mer"],
+            "mer is the name of a paper's tables, and no folder is given; give its runs, such as "
+            "mer runs/mer, or ./mer for a folder of that name",
+        ),
+    ],
+)
+def test_without_a_folder_it_says_what_to_give(words, message, capsys):
+    assert report.main(words) == 2
+    assert capsys.readouterr().err == f"error: {message}\n"
+
+
+def test_a_folder_may_have_a_papers_name(folder, capsys, monkeypatch, without_drawing):
+    folder.rename(folder.with_name("mer"))
+    monkeypatch.chdir(folder.parent)
+    assert report.main(["./mer", "--figures"]) == 0 and "**seq-digits**" in capsys.readouterr().out
 
 
 def test_validation_runs_have_a_table_of_their_own():

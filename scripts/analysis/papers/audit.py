@@ -97,19 +97,21 @@ class AuditReport(PaperReport):
             )
         return effects
 
-    def write_files(self, folder: Path, formats: Sequence[str] = FIGURE_FORMATS) -> None:
+    def write_files(self, folder: Path, formats: Sequence[str] = FIGURE_FORMATS) -> list[Path]:
         """The table as LaTeX, and a figure of each benchmark."""
         from engram.scripts.analysis import figures  # matplotlib takes a second to import
         from engram.utils import figure_files
 
-        super().write_files(folder, formats)
+        written = super().write_files(folder, formats)
         for benchmark, effects in self.effects.items():
             lines = {
                 ", ".join(filter(None, (e.practice, e.method, e.how))): (e.practice, e.points)
                 for e in effects
             }
             if lines:
-                figure_files.save_all(figures.points(lines), folder / f"audit-{stem(benchmark)}", formats)
+                path = folder / f"audit-{stem(benchmark)}"
+                written += figure_files.save_all(figures.points(lines), path, formats)
+        return written
 
 
 def _practised(run: StoredRecord) -> dict[str, Any]:

@@ -67,11 +67,13 @@ class MemorizationReport(PaperReport):
         tables[-1] = replace(tables[-1], note=unpaired_note(comparisons.values()))
         return [table for table in [*tables, self._campaign_table(benchmark)] if table.rows]
 
-    def write_files(self, folder: Path, formats: Sequence[str] = ()) -> None:
+    def write_files(self, folder: Path, formats: Sequence[str] = ()) -> list[Path]:
         """Write memorization.tex, accuracy and FM side by side, and memorization.csv, every run."""
+        tex, csv = folder / "memorization.tex", folder / "memorization.csv"
         tables = [self._latex_table(benchmark, cells).latex() for benchmark, cells in self.cells.items()]
-        files.write_text("\n\n".join(tables) + "\n", folder / "memorization.tex")
-        files.write_text(self._run_table().csv(), folder / "memorization.csv")
+        files.write_text("\n\n".join(tables) + "\n", tex)
+        files.write_text(self._run_table().csv(), csv)
+        return [tex, csv]
 
     def _run_table(self) -> Table:
         columns = [

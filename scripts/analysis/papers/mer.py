@@ -39,17 +39,17 @@ class MerReport(PaperReport):
         rows = sorted(cells, key=lambda cell: (-cell.buffer_size, cell.method))
         return [make_table(rows, self._columns(benchmark, cells), f"**{self.benchmarks[benchmark]}**")]
 
-    def write_files(self, folder: Path, formats: Sequence[str] = FIGURE_FORMATS) -> None:
+    def write_files(self, folder: Path, formats: Sequence[str] = FIGURE_FORMATS) -> list[Path]:
         """Write mer.csv, the rows of all tables, and mer.pdf, .svg, .png, accuracy over tasks."""
-        super().write_files(folder)
+        written = super().write_files(folder)
         tables = dict(zip(self.cells, self.tables(), strict=True))
         if not tables:
-            return
+            return written
         head = ["benchmark", *next(iter(tables.values())).head]
         rows = [[benchmark, *row] for benchmark, table in tables.items() for row in table.rows]
-        files.write_text(Table("", head, rows).csv(), folder / "mer.csv")
-        if formats:
-            self._plot(folder / "mer", formats)
+        csv = folder / "mer.csv"
+        files.write_text(Table("", head, rows).csv(), csv)
+        return [*written, csv, *(self._plot(folder / "mer", formats) if formats else [])]
 
     def _columns(self, benchmark: str, cells: Cells) -> list[Column[Cell]]:
         def metric_column(i: int, short_name: str, metric: str) -> Column[Cell]:
@@ -68,7 +68,7 @@ class MerReport(PaperReport):
             Column("seeds", lambda cell: str(len(cells[cell].runs))),
         ]
 
-    def _plot(self, path: Path, formats: Sequence[str]) -> None:
+    def _plot(self, path: Path, formats: Sequence[str]) -> list[Path]:
         from engram.scripts.analysis import figures  # matplotlib takes a second to import
         from engram.utils import figure_files
 
@@ -80,4 +80,4 @@ class MerReport(PaperReport):
             }
             for benchmark, cells in self.cells.items()
         }
-        figure_files.save_all(figures.retained_accuracy(panels), path, formats)
+        return figure_files.save_all(figures.retained_accuracy(panels), path, formats)
