@@ -139,6 +139,8 @@ def main(argv: list[str] | None = None) -> int:
     runs = study.resolved()
     index = RunIndex({run.config.run.output_dir for run in runs})
     sweep = Sweep(runs, index, options.seeds_together)
+    for line in sweep.changed_files():
+        print(line, file=sys.stderr)
     if options.dry_run:
         print(sweep.plan(n_at_a_time(options, sweep)))
         return 0

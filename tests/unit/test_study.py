@@ -1,5 +1,6 @@
 """Studies: what a file or a command line stands for, what is known of its runs, what they cost."""
 
+import os
 import shlex
 
 import numpy as np
@@ -216,6 +217,31 @@ def test_a_run_that_mlflow_has_not_heard_to_the_end_is_not_finished(study, tmp_p
     assert Sweep(study, RunIndex({str(tmp_path)})).state(study[0]) == "begun"
     (tmp_path / "seq-digits" / "er" / "a" / "mlflow_run").write_text("0123\n")
     assert Sweep(study, RunIndex({str(tmp_path)})).state(study[0]) == "finished"
+
+
+def test_a_file_that_has_changed_since_is_told_of_finished_runs_and_of_one_that_goes_on(tmp_path, capsys):
+    scores = tmp_path / "scores.npy"
+    np.save(scores, np.zeros(1437))
+    words = ["--memorization_scores", str(scores), "--output_dir", str(tmp_path / "runs"), *FIXED]
+    argv = ["--model", "er", "--seed", "0", "1", "2", *words]
+    runs = program.parse(argv)[1].resolved()
+    folders = [tmp_path / "runs" / "seq-digits" / "er" / name for name in "abc"]
+    for folder, run, status in zip(folders, runs, ("finished", "finished", "running"), strict=True):
+        fake_run(folder, run.config.flat(), status)
+        os.utime(folder / "config.yaml", (1000, 1000))
+    os.utime(scores, (999, 999))
+    assert program.main(["--dry_run", *argv]) == 0
+    assert "note" not in capsys.readouterr().err
+    os.utime(scores, (1001, 1001))
+    os.utime(folders[1] / "config.yaml", (1002, 1002))
+    assert program.main(["--dry_run", *argv]) == 0
+    (note,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note")]
+    assert note.startswith(
+        f"note: --memorization_scores {scores} has changed since 1 finished run of it began"
+    )
+    open_or_create(folders[2], runs[2].config.flat())
+    goes_on = f"--memorization_scores {scores} has changed since the run began; it goes on with the new file"
+    assert goes_on in capsys.readouterr().out and goes_on in (folders[2] / "log.txt").read_text()
 
 
 def test_cost_is_that_of_the_most_similar_runs_by_epochs(study, tmp_path):

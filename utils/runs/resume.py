@@ -5,7 +5,7 @@ from typing import Any
 
 from engram.utils.config import cli
 from engram.utils.config.config import OPERATIONAL, Config, resolve
-from engram.utils.runs import plugin_copies
+from engram.utils.runs import changed_files, plugin_copies
 from engram.utils.runs.run_dir import RunDir
 
 
@@ -30,6 +30,10 @@ def open_or_create(path: Path, flags: dict[str, Any]) -> tuple[Config, RunDir]:
 
 
 def say_changes(run_dir: RunDir, flags: dict[str, Any]) -> None:
-    """Say, in the log too, which plugins from outside have changed; `UserError` for one that is gone."""
-    for line in plugin_copies.changes(run_dir.path, flags):
+    """Say, in the log too, which files of the run have changed; `UserError` for a plugin that is gone."""
+    lines = plugin_copies.changes(run_dir.path, flags)
+    others = {name: value for name, value in flags.items() if name not in changed_files.OF_PLUGINS}
+    for given in changed_files.changed_since(run_dir, others):
+        lines.append(f"{given} has changed since the run began; it goes on with the new file")
+    for line in lines:
         run_dir.say(f"note: {line}")

@@ -2,7 +2,7 @@
 
 import signal
 import textwrap
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +13,7 @@ from engram.utils.config.config import PLUGINS
 from engram.utils.config.run_key import run_key
 from engram.utils.errors import DIVERGED
 from engram.utils.runs import text_summary
+from engram.utils.runs.changed_files import changed_since
 from engram.utils.runs.run_dir import RunDir
 from engram.utils.runs.run_record import RunRecord
 from engram.utils.sweeps.job_pool import Job, JobExit, JobPool, run_jobs
@@ -50,6 +51,20 @@ class Sweep:
         """Runs to do: begun ones first."""
         runs = [run for run in self.runs if self.state(run) != "finished"]
         return sorted(runs, key=lambda run: self.state(run) == "new")
+
+    def changed_files(self) -> list[str]:
+        """One line for each file that was written after finished runs began that name it."""
+        n_runs = Counter(
+            given
+            for run in self.runs
+            if self.state(run) == "finished"
+            for given in changed_since(RunDir(self.paths[run.key]), run.config.flat())
+        )
+        return [
+            f"note: {given} has changed since {n} finished run{'s' * (n > 1)} of it began, which "
+            f"{'are' if n > 1 else 'is'} not run again; another --output_dir does"
+            for given, n in n_runs.items()
+        ]
 
     def processes(self) -> list[list[PlannedRun]]:
         """Runs to do, by the process that they share: seeds of one setting, `seeds_together` at a time."""
