@@ -7,8 +7,9 @@ code (the text has the inverse ratio, but says that λ grows as new classes beco
 exemplar max(0, m − cos(θ, f) + cos(θ_k, f)) with the K new classes it is most like. Old classes'
 embeddings are fixed; new ones start at the mean of their normalised features, with the old ones' mean
 length. Exemplars are herded as in iCaRL. Stored: uint8 images.
-Differs from the paper: η stays at its start or above; below 0, where a short training took it, features are
-learned upside down, against the other two losses. Features come from the backbone as they are (there without
+Differs from the paper: η stays at its start or above. Left alone it ends below 0 in short trainings, and
+features are then learned upside down, against the other two losses; on seq-mnist the bound acts in single
+early steps. Features come from the backbone as they are (there without
 the last ReLU); no fine-tuning on a balanced set at the end of a task, which the paper has as an option.
 """
 
@@ -36,7 +37,7 @@ class Options(ExemplarOptions):
     lamda_mr: float = option(1.0, "weight of the margin ranking loss", ge=0)
     k_mr: int = option(2, "new classes that an exemplar is kept apart from", ge=1)
     mr_margin: float = option(0.5, "margin between cosines", ge=0)
-    initial_scale: float = option(1.0, "factor η of the cosines at the start", gt=0)
+    initial_scale: float = option(1.0, "factor η of the cosines at the start, and its least value", gt=0)
 
 
 class LUCIR(ExemplarMethod):

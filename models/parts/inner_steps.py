@@ -24,8 +24,8 @@ class InnerSteps:
 
     All are written with autograd. Where the network is a small perceptron on the CPU and the optimizer is
     plain SGD, a compiled kernel takes over: it equals autograd up to float32 rounding
-    (tests/reference/test_kernel.py) and is a hundred times faster on single samples. The choice is made here,
-    once, when the method is built; methods do not ask for it.
+    (tests/reference/test_kernel.py); scripts/bench/mer.py measures how much faster it is. The choice is made
+    here, once, when the method is built; methods do not ask for it.
     """
 
     def __init__(self, method: Method) -> None:

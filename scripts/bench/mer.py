@@ -110,7 +110,8 @@ def measure(name: str, data_dir: str, rounds: int) -> list[str]:
     flags, n, original = CASES[name]
     method, batches = prepared(flags, data_dir)
     ours = [(method, batches, n)]
-    if getattr(getattr(method, "inner", None), "kernel", None) is not None:
+    inner = getattr(method, "inner", None)
+    if inner and inner.kernel:
         eager, its_batches = prepared(flags, data_dir)
         eager.inner.kernel = None
         ours.append((eager, its_batches, max(1, n // 20)))

@@ -56,6 +56,10 @@ def test_a_step_does_not_wait(model, scenario, gpu):
     for task in earlier:
         learn(method, config, task)
         method.end_task(task)
+    if earlier and "buffer_size" in flags_of(model):
+        (n_stored,) = {len(field) for field in method.buffer.stored().values()}
+        share = method.buffer.size // len(method.benchmark.tasks)
+        assert n_stored >= share - 1, "full, but for the sample that bic keeps for validation"
     n_steps = learn(method, config, last, gpu)
     allowed, _ = MAY_WAIT.get(model, (0, ""))
     assert sum(gpu.waits.values()) <= allowed * n_steps, gpu.waits

@@ -19,10 +19,14 @@ MODELS = under_test("models")
 
 
 def small_method(model: str, scenario: str | None = None, **flags):
-    """The method on the tiny benchmark, with its quick flags; a domain is as large as a task of classes."""
+    """The method on the tiny benchmark, with its quick flags and a memory that the first task fills.
+
+    A domain is as large as a task of classes.
+    """
     scenario = scenario or classes_of(model).scenarios[0]
     per_class = 7 if scenario == "domain-il" else 20
-    return tiny_method(model, scenario, per_class, **{**classes_of(model).quick_flags, **flags})
+    small = {"buffer_size": 24} if "buffer_size" in flags_of(model) else {}
+    return tiny_method(model, scenario, per_class, **{**small, **classes_of(model).quick_flags, **flags})
 
 
 def classes_of(model: str) -> type[Method]:

@@ -23,9 +23,11 @@ OF_PERCEPTRONS = {"taskinput", "independent", "pnn"}  # which keep their passes 
 # Their inner training of many sizes is slow to trace here: gdumb and pbcs.
 # Those of a transformer call one of two passes, with prompts or with LoRA; each is traced for ten seconds.
 OF_TRANSFORMERS = ("dualprompt", "inflora")
-# Of the others 24 are drawn, the same at every run; TEST_SEED=7 draws others. COMPILE_ALL=1 takes every
-# method, but for l2p, which says that its network runs as it is.
-N_DRAWN = 24
+# One of each kind of step is always compared: plain, with memory, logits, a teacher, exemplars, a penalty.
+ALWAYS = ("sgd", "er", "der", "xder", "lwf", "icarl", "si", "maer")
+# Of the others some are drawn, the same at every run; TEST_SEED=7 draws others, COMPILE_ALL=1 takes all of
+# them, with those of a transformer but for l2p, which says that its network runs as it is.
+N_DRAWN = 16
 ALL = bool(os.environ.get("COMPILE_ALL"))
 
 
@@ -39,10 +41,11 @@ def is_compared(name: str) -> bool:
 def compared_methods() -> list[str]:
     """Those whose step is compiled in this run of the tests."""
     every = [n for n in methods_with_code() if n not in OF_PERCEPTRONS | {"gdumb", "pbcs"} and is_compared(n)]
-    others = [n for n in every if n not in OF_TRANSFORMERS]
+    always = [n for n in every if n in OF_TRANSFORMERS + ALWAYS]
+    others = [n for n in every if n not in always]
     if ALL or len(others) <= N_DRAWN:
         return every
-    return [*OF_TRANSFORMERS, *random_draws("methods to compile").sample(others, N_DRAWN)]
+    return [*always, *random_draws("methods to compile").sample(others, N_DRAWN)]
 
 
 METHODS = compared_methods()

@@ -160,7 +160,7 @@ def test_past_gradients_of_very_different_norms():
     torch.testing.assert_close(projected, bounded_least_squares(g, past, 0.0, norms.tolist()))
 
 
-@pytest.mark.parametrize("scale", [1e-3, 1e-2, 1.0])
+@pytest.mark.parametrize("scale", [1e-3, 1e-2, 1.0, 60.0])
 def test_eps_is_the_official_codes_at_every_scale(scale):
     """Its P is GGᵀ + 1e-3 I. Relative to ‖g_k‖² it let gradients that have nearly vanished decide."""
     g, past = problem(5, 4)

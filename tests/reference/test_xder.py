@@ -45,7 +45,7 @@ def test_the_label_stays_the_largest_where_its_logit_is_positive():
 
 @pytest.mark.parametrize("largest", [-6.3e-5, 0.0, 0.0094, 3.0])
 def test_it_lowers_the_others_where_its_logit_is_not(largest):
-    """The paper's γ z_y / max would multiply by 7,244, infinity, -48 and -0.15."""
+    """The paper's γ z_y / max would multiply by 7,245, infinity, -48.6 and -0.15."""
     stored, now = torch.tensor([[-0.537, 0.0, 0.0]]), torch.tensor([[2.0, largest, largest - 4]])
     found = rectified(stored, now, torch.tensor([0]), slice(1, None), 0.85)
     assert found[0].tolist() == pytest.approx([-0.537, -0.537, -4.537], rel=1e-5)

@@ -113,7 +113,7 @@ def test_queued_steps_are_waited_for_before_an_evaluation_is_timed(folder, monke
 
 
 def origin_is(monkeypatch, commit: str, device: str, peak: int) -> None:
-    monkeypatch.setattr(environment, "code_of_this_process", lambda: GitState(commit, commit == "bb"))
+    monkeypatch.setattr(environment, "git_state", lambda: GitState(commit, commit == "bb"))
     monkeypatch.setattr(environment, "device_name", lambda device_: device)
     monkeypatch.setattr(environment, "peak_memory", lambda device_: peak)
     monkeypatch.setattr(environment, "versions", lambda: {"torch": f"2.{commit}"})

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from engram.utils import distributed
-from engram.utils.config.version import GitState, git_state
+from engram.utils.config.version import git_state
 from engram.utils.training import interleaved
 
 
@@ -28,7 +28,7 @@ class Environment:
     @classmethod
     def of_this_process(cls, device: torch.device, precision: str) -> "Environment":
         """The environment of a process that trains on `device` in a resolved precision."""
-        code = code_of_this_process()
+        code = git_state()
         return cls(code.commit, device_name(device), versions(), precision, code.dirty)
 
     @classmethod
@@ -77,12 +77,6 @@ def device_name(device: torch.device) -> str:
     return f"{prefix}cpu ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 
-@cache
-def code_of_this_process() -> GitState:
-    """What was checked out at the first call: what changes on the disk later has not been imported."""
-    return git_state()
-
-
 def versions() -> dict[str, str | None]:
     """The versions of Python and of the installed packages that numbers depend on."""
     return dict(_versions())
@@ -90,7 +84,7 @@ def versions() -> dict[str, str | None]:
 
 @cache
 def _versions() -> dict[str, str | None]:
-    """Those of `versions`, read once from the packages' files: that was a fifth of the time of tiny runs."""
+    """Those of `versions`: a process reads the packages' files once, which take as long as a tiny task."""
     installed: dict[str, str | None] = {"python": platform.python_version()}
     for package in ("torch", "torchvision", "numpy", "scipy", "scikit-learn"):
         try:
