@@ -1,4 +1,4 @@
-"""Correlations of proxies, or of other scores, with memorization scores: how much to trust a proxy.
+r"""Correlations of proxies, or of other scores, with memorization scores: how much to trust a proxy.
 
     python -m memorization.correlate --scores runs/mem/mnist.npz --against runs/mem/proxies.npz
 

@@ -95,7 +95,7 @@ def write(options: CorrelateOptions) -> None:
     print(markdown(rows))
     if not all(math.isnan(row.ms_per_1000) for row in rows):
         print("ms per 1,000: of the proxy itself; the training of the networks that it rates is not counted")
-    print("\n".join(noise_ceilings.lines(content, others, rng)))
+    print("\n".join(noise_ceilings.lines(content, others)))
     if options.out_filename:
         write_csv(rows, Path(options.out_filename).expanduser())
 

@@ -12,9 +12,7 @@ from engram.memorization.estimator import split_half_reliability
 Arrays = dict[str, NDArray[Any]]
 Rows = NDArray[np.int64]
 STORED = {"reliability": "Pearson", "reliability_spearman": "Spearman"}  # by eval_splits
-NO_HALVES = (
-    "halves of its networks give no correlation (train more where they are few; equal scores have none)"
-)
+NO_HALVES = "two halves of its networks do not correlate: train more of them, or its scores are all equal"
 
 
 class Other(NamedTuple):
@@ -26,37 +24,38 @@ class Other(NamedTuple):
     other_rows: Rows
 
 
-def lines(content: Arrays, others: Sequence[Other], rng: np.random.Generator) -> list[str]:
+def lines(content: Arrays, others: Sequence[Other]) -> list[str]:
     """Ceilings of the scores, once for each choice of rows; of a file beside them where those are unknown."""
     told: dict[bytes | str, str | None] = {}
     for other in others:
         own = other.rows.tobytes()
         if own not in told:
-            told[own] = _line(content, other.rows, "", rng)
+            told[own] = _line(content, other.rows, "")
         if told[own] is None:
-            told[other.name] = _line(other.content, other.other_rows, f" of {other.name}", rng)
+            told[other.name] = _line(other.content, other.other_rows, f" of {other.name}")
     known = [line for line in told.values() if line is not None]
     return list(dict.fromkeys(known or [_unknown(content)]))
 
 
-def _line(content: Arrays, rows: Rows, of: str, rng: np.random.Generator) -> str | None:
+def _line(content: Arrays, rows: Rows, of: str) -> str | None:
     """By how much two estimates would correlate: over these rows, or over all where outputs are not kept.
 
-    of: whose estimates, after "noise ceiling". None where it is unknown.
+    of: whose estimates, after "noise ceiling". None where it is unknown. The halves are those of eval_splits,
+    so that the same examples give the number that stands in the file.
     """
     if _has_outputs(content):
         values, member = np.exp(-content["loss"][:, rows].astype(np.float64)), content["member"][:, rows]
         made = {
-            name: split_half_reliability(values, member, MEASURES[name.lower()], rng)
+            name: split_half_reliability(values, member, MEASURES[name.lower()], np.random.default_rng(0))
             for name in STORED.values()
         }
         found = {name: r for name, r in made.items() if np.isfinite(r)}
-        by, over = f"{len(values)} networks", f"{len(rows):,} examples"
+        by, over = f"{len(values)} networks", f"{np.isfinite(content['scores'][rows]).sum():,} examples"
     elif found := _stored(content):
         by, over = "as many networks", f"all {len(content['scores']):,} examples of the file"
     if not found:
         return None
-    parts = [f"{name} {r:.3f} (proxies at most about {np.sqrt(max(r, 0)):.3f})" for name, r in found.items()]
+    parts = [f"{name} {r:z.3f} (proxies at most about {np.sqrt(max(r, 0)):.3f})" for name, r in found.items()]
     return (
         f"noise ceiling{of}: two independent estimates by {by} would correlate, over {over}, by "
         f"{', '.join(parts)}"

@@ -1,4 +1,4 @@
-"""Train R networks, each on its own random half of the training set; the raw material of the scores.
+r"""Train R networks, each on its own random half of the training set; the raw material of the scores.
 
     python -m memorization.train_splits --dataset mnist --dataset_size 0.1 --weights_dir runs/mem/mnist
     python -m memorization.train_splits --dataset cifar10 --dataset_size 0.1 --augment none --backbone mlp \

@@ -1,4 +1,4 @@
-"""In-stream memorization: which examples networks memorize while they follow a stream, and how it decays.
+r"""In-stream memorization: which examples networks memorize while they follow a stream, and how it decays.
 
     python -m memorization.train_stream --dataset digits --n_tasks 5 --buffer_size 100 --n_repeats 64 \
         --weights_dir runs/mem/stream --out_filename runs/mem/stream.npz

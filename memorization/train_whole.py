@@ -1,4 +1,4 @@
-"""Leave-one-out memorization: networks trained on everything, and on everything but one example.
+r"""Leave-one-out memorization: networks trained on everything, and on everything but one example.
 
     python -m memorization.train_whole --dataset digits --n_examples 50 --weights_dir runs/mem/loo \
         --out_filename runs/mem/loo.npz

@@ -148,6 +148,8 @@ class Method:
         assert self.optimizer is not None, "the trainer builds one for each task"
         self.optimizer.zero_grad()
         loss = self.loss(batch)
+        if not isinstance(loss, Tensor):
+            raise UserError(f"{type(self).__name__}.loss returned {loss!r}; it must return a scalar tensor")
         penalty = self.penalty()
         compat.backward(loss if penalty is None else loss + penalty)
         self.edit_gradients(batch)

@@ -38,7 +38,7 @@ from engram.utils.sweeps import process_pool, slurm_pool
 from engram.utils.sweeps.job_pool import JobPool
 from engram.utils.sweeps.run_index import RunIndex
 from engram.utils.sweeps.sweep import Sweep, ending, failure, preload
-from engram.utils.sweeps.sweep_spec import SweepSpec, read_spec
+from engram.utils.sweeps.sweep_spec import PlannedRun, SweepSpec, read_spec
 from engram.utils.tracking.mlflow_store import BROWSE
 
 
@@ -123,6 +123,19 @@ def one_value(name: str, values: list[str]) -> Any:
     return values[0] if values else "1"
 
 
+def refuse_missing_values(argv: list[str], runs: list[PlannedRun]) -> None:
+    """Raise `UserError` for a flag without a value that is no switch: `--seed $SEEDS`, which is not set."""
+    _, grid, fixed_words = split(argv)
+    alone = [name for name, values in (grid | grouped(fixed_words)).items() if not values]
+    for run in runs:
+        flags = run.config.flat()
+        for name in alone:
+            if not isinstance(flags.get(name, True), bool):
+                raise UserError(
+                    f"--{name}: its value is missing; only switches, such as --disable_log, stand alone"
+                )
+
+
 @guarded
 def main(argv: list[str] | None = None) -> int:
     """Run or print the study that the command line asks for; returns the exit code."""
@@ -137,6 +150,7 @@ def main(argv: list[str] | None = None) -> int:
     if here:  # the fork server imports torch while this process resolves the runs
         process_pool.start_server(preload(study.points()))
     runs = study.resolved()
+    refuse_missing_values(argv, runs)
     index = RunIndex({run.config.run.output_dir for run in runs})
     sweep = Sweep(runs, index, options.seeds_together)
     for line in sweep.changed_files():

@@ -84,12 +84,12 @@ def _refuse_another_checkout() -> None:
     if engram.is_installed or started.suffix != ".py":
         return
     imported = Path(engram.__file__).resolve().parent
-    for folder in started.resolve().parents[:3]:
-        if (folder / "engram.py").is_file() and folder != imported:
-            raise UserError(
-                f"{started} is of the checkout {folder}, and Python imports engram from {imported}: "
-                f"run that one's programs, or pip install -e {folder}"
-            )
+    checkouts = [folder for folder in started.resolve().parents[:3] if (folder / "engram.py").is_file()]
+    if checkouts and checkouts[0] != imported:  # the nearest: a clone may lie in another one
+        raise UserError(
+            f"{started} is of the checkout {checkouts[0]}, and Python imports engram from {imported}: "
+            f"run that one's programs, or pip install -e {checkouts[0]}"
+        )
 
 
 def _exit_code(program: Callable[[], int | None]) -> int:

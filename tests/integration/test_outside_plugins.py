@@ -230,6 +230,13 @@ def test_an_error_in_a_hook_is_told_with_its_line(files, capsys):
     )
 
 
+def test_a_loss_that_is_none_is_told_by_its_class(files, capsys):
+    text = METHOD.replace("IMPORT", "").replace("return self.options.factor", "self.options.factor")
+    (files / "my_method.py").write_text(text)
+    assert main_program.main(["--model", "my_method.py", *QUICK]) == 2
+    assert "error: Scaled.loss returned None; it must return a scalar tensor" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -141,9 +141,11 @@ def test_a_ceiling_is_taken_from_wherever_it_is_known(files, capsys):
         scores.write(folder / f"{name}.npz", {}, scores=values, **identity, **unmade | kept)
     np.save(folder / "bare.npy", values)
 
+    def given(one, other):
+        return ["--scores", str(folder / one), "--against", str(folder / other)]
+
     def last(one, other):
-        files = ["--scores", str(folder / one), "--against", str(folder / other), "--n_bootstrap", "0"]
-        correlate.run(files)
+        correlate.run([*given(one, other), "--n_bootstrap", "0"])
         return capsys.readouterr().out.splitlines()[-1].removeprefix("noise ceiling")
 
     told = "two independent estimates by as many networks would correlate, over all 60 examples of the file, "
@@ -154,12 +156,21 @@ def test_a_ceiling_is_taken_from_wherever_it_is_known(files, capsys):
     for other in ("none.npz", "p.npz"):  # other scores, and proxies, which are no scores
         assert "write the scores with eval_splits" in last("none.npz", other)
     assert "a bare vector says nothing of its noise" in last("bare.npy", "bare.npy")
-    assert last("nan.npz", "nan.npz").startswith(": unknown; halves of its networks"), "NaN is no ceiling"
+    assert last("nan.npz", "nan.npz").startswith(": unknown; two halves of its networks"), "NaN is no ceiling"
     few = {"loss": np.ones((3, 60)), "member": np.arange(180).reshape(3, 60) % 2 == 0}
     scores.write(folder / "few.npz", {}, scores=values, **identity, **few)
-    assert last("few.npz", "none.npz").startswith(": unknown; halves of its networks give no correlation")
+    assert last("few.npz", "none.npz").startswith(": unknown; two halves of its networks do not correlate")
     assert last("few.npz", "stored.npz") == f" of stored: {told}"
     assert last("nan.npz", "stored.npz") == f" of stored: {told}"
+    rng = np.random.default_rng(1)
+    member = rng.random((40, 60)) < 0.5
+    loss = rng.gamma(2.0, 1.0, (40, 60)) - 0.5 * member
+    scores.write(folder / "kept.npz", {}, scores=values, **identity, loss=loss, member=member)
+    half = np.random.default_rng(0)
+    known = split_half_reliability(np.exp(-loss), member, MEASURES["spearman"], half)
+    for n in ("0", "7"):
+        correlate.run([*given("kept.npz", "none.npz"), "--n_bootstrap", n])
+        assert f"Spearman {known:z.3f} " in capsys.readouterr().out.splitlines()[-1], "as eval_splits has it"
     assert last("half.npz", "none.npz") == f": {told.split(', Spearman')[0]}"
 
 
@@ -300,10 +311,10 @@ def test_the_noise_ceiling_is_that_of_the_examples_in_the_row(files, capsys):
     against = f"{folder / 'part.npz'},{folder / 'p.npz'}"
     correlate.run(["--scores", str(folder / "s.npz"), "--against", against, "--n_bootstrap", "0"])
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("noise ceiling")]
-    content, rng = scores.load(folder / "s.npz"), np.random.default_rng(0)
+    content = scores.load(folder / "s.npz")
     for line, n in zip(lines, (20, 60), strict=True):
         part = np.exp(-content["loss"][:, :n]), content["member"][:, :n]
-        pearson, _ = (split_half_reliability(*part, MEASURES[m], rng) for m in ("pearson", "spearman"))
+        pearson = split_half_reliability(*part, MEASURES["pearson"], np.random.default_rng(0))
         said = f"over {n} examples, by Pearson {pearson:.3f} (proxies at most about {pearson**0.5:.3f})"
         assert said in line
 

@@ -159,12 +159,24 @@ def test_a_stored_plugin_name_that_is_none_is_refused_by_name(flag, stored):
         ),
         (["--model", "er", "--lr_scheduler", "multistep"], r"needs --lr_milestones"),
         (["--model", "er", "--hidden_sizes", "10,0"], r"--hidden_sizes 0: must be >= 1"),
+        (
+            ["--model", "er", "--class_order", "1,0", "--permute_classes"],
+            r"--permute_classes: give one of them",
+        ),
         (["--model", "er", "--config", "nowhere.yaml"], r"--config nowhere.yaml: cannot be read"),
     ],
 )
 def test_bad_input_is_one_clear_error(argv, message):
     with pytest.raises(ValueError, match=message):
         config_of(*argv)
+
+
+def test_a_class_order_takes_the_place_of_the_benchmarks_permutation():
+    stream = config_of(
+        "--model", "er", "--dataset", "seq-cifar10", "--class_order", "9,8,7,6,5,4,3,2,1,0"
+    ).stream
+    assert not stream.permute_classes and stream.class_order[0] == 9
+    assert config_of("--model", "er", "--dataset", "seq-cifar10").stream.permute_classes
 
 
 def test_unknown_key_in_a_file_names_the_file(tmp_path):

@@ -189,6 +189,15 @@ def test_a_program_of_another_checkout_is_refused(tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(started, "__file__", program, raising=False)  # a process of xdist has none
     assert import_mlruns.main([str(tmp_path)]) == 2
     assert f"is of the checkout {tmp_path}, and Python imports engram from {ROOT}" in capsys.readouterr().err
+    clone = tmp_path / "clones" / "engram.py"  # within the other one
+    clone.parent.mkdir()
+    clone.touch()
+    for imported, code in ((clone, "no MLflow file store"), (tmp_path / "engram.py", str(clone.parent))):
+        monkeypatch.setattr(started, "__file__", str(clone.parent / "main.py"))
+        monkeypatch.setattr("engram.utils.door.engram.__file__", str(imported))
+        assert import_mlruns.main([str(tmp_path / "nothing")]) == 2
+        assert code in capsys.readouterr().err
+    monkeypatch.setattr("engram.utils.door.engram.__file__", str(ROOT / "engram.py"))
     for own in (ROOT / "scripts" / "sweep.py", tmp_path / "x" / "bin" / "engram", None):
         monkeypatch.setattr(started, "__file__", own and str(own))
         assert import_mlruns.main([str(tmp_path / "nothing")]) == 2

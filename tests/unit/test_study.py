@@ -99,6 +99,8 @@ def test_commands_run_the_same_configuration():
             "model sgd: .*unknown (argument|flag) --buffer_size",
         ),
         (["--model", "er", "--jobs", "0"], "--jobs 0: must be >= 1"),
+        (["--model", "er", "--seed", "--disable_log"], "--seed: its value is missing"),
+        (["--model", "er", "--permute_classes", "--", "--lr"], "--lr: its value is missing"),
     ],
 )
 def test_bad_studies(argv, message, capsys, monkeypatch):
@@ -115,7 +117,7 @@ def test_bad_studies(argv, message, capsys, monkeypatch):
     [
         ("gird: {seed: [0]}", "unknown key 'gird'; did you mean grid"),
         ("[1, 2]", "YAML file, a mapping with"),
-        ("grid: {seed: []}", "empty list"),
+        ("grid: {seed: []}", "seed has an empty list"),
         ("grid: {seed: [0]}\nruns: [{seed: 1}]", "both in the grid and in the list"),
         ("runs: {model: er}", "runs must be a list"),
         ("a: [", "not a YAML file: .* in line 2; expected"),

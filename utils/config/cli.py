@@ -59,7 +59,7 @@ def parse(argv: list[str]) -> Request:
     flags = named | _given_flags(rest, sets)
     if given.resume:
         return Request(resume=given.resume, overrides=flags)
-    layers = [(f"--config {given.config}", file), ("command line", flags)]
+    layers = [(f"--config {given.config}", file), (settings.COMMAND_LINE, flags)]
     if given.load_best_args:
         given_flags = {**file, **flags}
         layers.insert(0, best_args(chosen["model"], chosen["dataset"], given_flags, given.load_best_args))

@@ -182,6 +182,7 @@ PLUGINS = {
     "datasets": ("dataset", "benchmark"),
     "backbones": ("backbone", "architecture"),
 }
+COMMAND_LINE = "command line"  # the layer of flags that `resolve` takes from there
 # These say where and how a run is executed, not what it computes: a resumed run may change them.
 OPERATIONAL = {
     "device", "num_threads", "data_dir", "images", "output_dir", "tracking_uri", "disable_log",
@@ -249,7 +250,12 @@ def resolve(layers: list[tuple[str, dict[str, Any]]]) -> Config:
     sets = option_sets(**names)
     fields, values = fields_of(sets), {}
     for source, layer in layers:
-        values |= convert_layer(source, layer, fields)
+        given = convert_layer(source, layer, fields)
+        if source == COMMAND_LINE and given.get("class_order") and given.get("permute_classes"):
+            raise OptionError("--class_order and --permute_classes: give one of them")
+        values |= given
+    if values.get("class_order"):  # takes the place of a benchmark's own permutation
+        values["permute_classes"] = False
     config = Config(**build_sets(sets, values | names))
     consistency.check(config)
     return config

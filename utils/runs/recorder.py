@@ -211,7 +211,7 @@ class Recorder(Generic[TaskT, BatchT]):
         if self.tracker.active:
             self.run_dir.say(f"{BROWSE}{how_to_browse(self.config.log.tracking_uri, page)}")
         if self.handed_over:
-            self.run_dir.say("figures and the end of the MLflow run follow (--wait_for_log waits for them)")
+            self.run_dir.say("figures and the end of the MLflow run follow (log.txt says if not)")
         view = next(iter(record.view_names))
         self.run_dir.say(f"picture: {self.run_dir.path / matrix_stem(record, view)}.png")
         self.run_dir.say(f"results: {self.run_dir.results}")

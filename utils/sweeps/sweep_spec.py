@@ -127,7 +127,7 @@ def read_spec(path: Path) -> SweepSpec:
         raise UserError(f"{path}: runs must be a list of mappings from flags to values")
     name = str(content.get("name") or path.stem)
     return SweepSpec(
-        name, _plain(fixed), {k: _many(v) for k, v in _plain(grid).items()}, tuple(map(_plain, runs))
+        name, _plain(fixed), {k: _many(path, k, v) for k, v in _plain(grid).items()}, tuple(map(_plain, runs))
     )
 
 
@@ -152,8 +152,8 @@ def _redacted(value: Any) -> Any:
     return redact(value) if isinstance(value, str) else value
 
 
-def _many(value: Any) -> list:
+def _many(path: Path, name: str, value: Any) -> list:
     """The values of one flag of the grid."""
     if value == []:
-        raise UserError("a flag in the grid has an empty list of values; give at least one")
+        raise UserError(f"{path}: {name} has an empty list of values; give at least one")
     return value if isinstance(value, list) else [value]
