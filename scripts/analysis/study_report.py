@@ -165,6 +165,7 @@ def run(argv: list[str], text: str) -> int:
         raise UserError(f"--against: the tables of {paper.name} have the paper's comparisons; leave it out")
     check_update(args.update, folders[0].name)
     if args.out:
+        args.out = args.out.expanduser()
         check_folder(args.out, "--out")
     run_set = collect(folders)
     for line in number_moves.check_runs(run_set.runs, folders[0].name, args.update):
@@ -175,10 +176,10 @@ def run(argv: list[str], text: str) -> int:
         text = markdown(run_set, args.metrics)
     if args.update:
         update(args.update, folders[0].name, text)
-        return 0
-    print(text)
-    name_left_out(run_set)
-    if not paper:
+    else:
+        print(text)
+        name_left_out(run_set)
+    if not paper and (args.out or not args.update):
         write(run_set, f"Study {folders[0].name}", args.out or folders[0] / "report", args)
     return 0
 

@@ -47,6 +47,12 @@ def test_two_runs_of_a_seed_are_refused_by_their_folders(tmp_path):
         intervention.run(["--results", str(tmp_path)])
 
 
+def test_passes_that_no_run_counted_tell_none_apart(tmp_path):
+    write(tmp_path, a=record(0, n_iters=10, n_epochs=1), b=record(1, n_iters=10, n_epochs=5))
+    assert len(finished_runs(tmp_path, "--runs")) == 2
+    intervention.run(["--results", str(tmp_path)])
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [({"lr": 0.5}, "--lr (0.1, 0.5)"), ({"exclude": "top_10.npz"}, "--exclude (None, top_10.npz)")],

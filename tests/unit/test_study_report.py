@@ -466,13 +466,16 @@ def test_nothing_that_a_run_holds_is_markup_on_the_page(tmp_path, without_drawin
     assert "commit &lt;script&gt" in page
 
 
-def test_markers_in_a_page_of_results(folder, tmp_path):
+def test_markers_in_a_page_of_results(folder, tmp_path, monkeypatch, without_drawing):
     page = tmp_path / "RESULTS.md"
     page.write_text("before\n<!-- table digits -->\nold\n<!-- end digits -->\nafter\n")
     assert report.main([str(folder), "--update", str(page)]) == 0
     text = page.read_text()
     assert text.startswith("before\n<!-- table digits -->\n**seq-digits**") and text.endswith("after\n")
     assert "old" not in text and not (folder / "report").exists()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert report.main([str(folder), "--update", str(page), "--out=~/files", "--figures"]) == 0
+    assert (tmp_path / "files" / "report.csv").exists(), "what --out asks for is written besides"
 
 
 def test_a_sweep_spec_stands_for_the_folder_of_its_runs(folder, tmp_path, capsys):

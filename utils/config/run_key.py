@@ -20,8 +20,12 @@ def run_key(flags: dict[str, Any]) -> str:
 
 
 def computed_flags(flags: dict[str, Any], scenario: str) -> dict[str, Any]:
-    """The flags that say what a run computes, without the seed; the scenario is the one it had."""
-    return {k: v for k, v in flags.items() if k not in INCIDENTAL} | {"scenario": scenario}
+    """The flags that say what a run computes, without the seed; the scenario is the one it had.
+
+    Where steps are counted (--n_iters), --n_epochs is None: it counts for nothing.
+    """
+    computed = {k: v for k, v in flags.items() if k not in INCIDENTAL} | {"scenario": scenario}
+    return computed | ({"n_epochs": None} if flags.get("n_iters") else {})
 
 
 def command_line_of(flags: dict[str, Any]) -> str:

@@ -80,4 +80,5 @@ class MerReport(PaperReport):
             }
             for benchmark, cells in self.cells.items()
         }
-        return figure_files.save_all(figures.retained_accuracy(panels), path, formats)
+        drawn = {title: settings for title, settings in panels.items() if settings}
+        return figure_files.save_all(figures.retained_accuracy(drawn), path, formats) if drawn else []
