@@ -9,7 +9,7 @@ from engram.datasets import training_samples
 from engram.datasets.scenarios import split_classes
 from engram.models import build
 from engram.utils.runs import excluded_samples
-from engram.utils.runs.recorder import record_of
+from engram.utils.runs.record_of_run import record_of
 from engram.utils.scores import order_hash
 from engram.utils.training import memorization_groups
 from tests.conftest import synthetic_source, tiny_benchmark, tiny_config, tiny_method

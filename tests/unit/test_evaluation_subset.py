@@ -14,7 +14,7 @@ from engram.utils.config.cli import parse
 from engram.utils.config.options import OptionError
 from engram.utils.metrics.measurements import VIEWS, CurvePoint
 from engram.utils.runs import pending
-from engram.utils.runs.recorder import record_of
+from engram.utils.runs.record_of_run import record_of
 from engram.utils.runs.run_record import RunRecord
 from engram.utils.training.accuracy_log import AccuracyLog
 from engram.utils.training.evaluation import accuracies

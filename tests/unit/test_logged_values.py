@@ -10,7 +10,7 @@ import torch
 
 from engram.utils.metrics.measurements import CurvePoint, MemoryCounts
 from engram.utils.runs import system_metrics
-from engram.utils.runs.recorder import record_of
+from engram.utils.runs.record_of_run import record_of
 from engram.utils.runs.system_metrics import SystemMetrics
 from engram.utils.training.accuracy_log import AccuracyLog
 from engram.utils.training.environment import Environment

@@ -10,7 +10,7 @@ from engram.utils import checkpoint
 from engram.utils.checkpoint import CheckpointError
 from engram.utils.config.version import GitState
 from engram.utils.errors import UserError
-from engram.utils.runs.recorder import record_of
+from engram.utils.runs.record_of_run import record_of
 from engram.utils.training import environment, progress, trainer
 from engram.utils.training.accuracy_log import AccuracyLog
 from engram.utils.training.distributed_trainer import FollowerTrainer

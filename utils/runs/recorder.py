@@ -1,34 +1,30 @@
 """Everything a run leaves behind: on the terminal, in its folder and in MLflow."""
 
-import math
 import sys
 import time
 from contextlib import suppress
-from typing import Any, Generic
+from typing import Generic
 
 import numpy as np
 
-from engram.utils import bf16_speed, checkpoint, precision
+from engram.utils import checkpoint
 from engram.utils.config import registry
 from engram.utils.config.config import Config
-from engram.utils.config.outside import label
 from engram.utils.errors import DiskError
-from engram.utils.metrics import accuracy_matrix
-from engram.utils.metrics.measurements import VIEWS
 from engram.utils.runs import completion, text_summary
 from engram.utils.runs.completion import Completion
+from engram.utils.runs.introduction import introduction
 from engram.utils.runs.matrix_csv import matrix_stem
+from engram.utils.runs.record_of_run import evaluated_on, record_of
 from engram.utils.runs.run_dir import RunDir
-from engram.utils.runs.run_record import VIEW_NAMES, RunRecord, Seconds, ViewResult
+from engram.utils.runs.run_record import VIEW_NAMES, RunRecord
 from engram.utils.runs.system_metrics import SystemMetrics
 from engram.utils.tracking.background_tracker import BackgroundTracker
 from engram.utils.tracking.experiment_view import address
 from engram.utils.tracking.mlflow_store import BROWSE, how_to_browse
 from engram.utils.tracking.mlflow_tracker import open_tracker, wanted
-from engram.utils.training import environment
-from engram.utils.training.accuracy_log import AccuracyLog
 from engram.utils.training.environment import device_name
-from engram.utils.training.ports import BatchT, Stream, TaskT
+from engram.utils.training.ports import BatchT, TaskT
 from engram.utils.training.signals import InterruptedRunError
 from engram.utils.training.trainer import Trainer
 from engram.utils.training.training_curve import LOSS
@@ -62,7 +58,8 @@ class Recorder(Generic[TaskT, BatchT]):
         self._sent = time.monotonic()
 
     def __enter__(self) -> "Recorder[TaskT, BatchT]":
-        self._introduce()
+        for line in introduction(self.config, self.run_dir.path, self.trainer):
+            self.run_dir.say(line)
         self.tracker = open_tracker(
             self.config, self.run_dir.path, self.run_dir.tracking_id, self.resumed, self.background
         )
@@ -78,29 +75,6 @@ class Recorder(Generic[TaskT, BatchT]):
             self.logged_points = self.tracker.logged_steps(LOSS)
         self._log_missed_tasks()
         return self
-
-    def _introduce(self) -> None:
-        """Print where the run lies and what it computes on what."""
-        config, benchmark = self.config, self.trainer.benchmark
-        auto = " (chosen by --device auto)" if config.run.device == "auto" else ""
-        self.run_dir.say(f"run:     {self.run_dir.path}")
-        method = self.trainer.method
-        arithmetic = precision.described(config.run.precision, method.setup.precision)
-        self.run_dir.say(f"device:  {device_name(benchmark.device)}{auto}, {arithmetic}")
-        long_run = config.run.compile or self.trainer.count_steps() >= bf16_speed.LONG_RUN
-        advice = bf16_speed.advice(method.setup.precision, method.net, benchmark.device, long_run)
-        if advice:
-            self.run_dir.say(f"speed:   {advice}")
-        self.run_dir.say(
-            f"stream:  {label(config.run.dataset)}, {benchmark.scenario}, {len(benchmark.tasks)} tasks, "
-            f"{label(str(config.run.model))} on {label(str(config.run.backbone))}, seed {config.run.seed}"
-        )
-        if benchmark.on_disk:
-            self.run_dir.say(f"images:  {benchmark.on_disk}")
-        for note in benchmark.notes:
-            self.run_dir.say(f"data:    {note}")
-        if config.run.debug_mode:
-            self.run_dir.say("debug:   at most 5 steps per epoch, nothing is sent to MLflow")
 
     def __exit__(self, *exception: object) -> None:
         if self.handed_over:
@@ -247,54 +221,3 @@ class Recorder(Generic[TaskT, BatchT]):
         """Say what the disk did not take and how to go on."""
         command = f"{registry.command()} --resume {self.run_dir.path}"
         self.run_dir.say(f"error: {error}; free some space, then continue with {command}", True)
-
-
-def evaluated_on(flags: dict[str, Any]) -> str:
-    """The data that accuracies of a run with these flags are measured on: validation or test."""
-    return "validation" if flags["validation"] else "test"
-
-
-def record_of(
-    results: AccuracyLog, status: str, config: dict[str, Any], benchmark: Stream[TaskT, BatchT]
-) -> RunRecord:
-    """The record of a run as far as it has come."""
-    results.update()
-    joined = environment.join(results.environments)
-    return RunRecord(
-        config=config,
-        status=status,
-        views={view: ViewResult(results.R[view], results.metrics(view)) for view in VIEWS},
-        seed=config["seed"],
-        scenario=results.scenario,
-        evaluated_on=evaluated_on(config),
-        fwt=results.forward_transfer,
-        standard_errors=results.errors if results.sampled else {},
-        b=results.b.tolist(),
-        curve=results.curve,
-        memory=results.memory,
-        training=results.training.points,
-        groups={
-            group: {
-                view: ViewResult(
-                    R,
-                    {
-                        "forgetting": accuracy_matrix.mean_known_forgetting(R),
-                        "n_samples": results.group_sizes.get(group, math.nan),
-                    },
-                )
-                for view, R in matrices.items()
-            }
-            for group, matrices in results.groups.items()
-        },
-        seconds=Seconds(**results.seconds),
-        images_per_second=results.images_per_second,
-        peak_memory_bytes=results.peak_bytes,
-        device=joined.device,
-        precision=joined.precision,
-        versions=joined.versions,
-        git_commit=joined.git_commit,
-        git_dirty=joined.git_dirty,
-        class_order=benchmark.class_order.tolist(),
-        transforms={name: list(drawn) for name, drawn in benchmark.transforms.items()},
-        split_hash=benchmark.split_hash or None,
-    )
