@@ -5,6 +5,7 @@ then those of the second, and so on; a job trains `stack` neighbours of one kind
 """
 
 import functools
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ class LeaveOneOutPlan:
 
     def missing(self, numbers: list[int]) -> list[int]:
         """Those of these networks that have no result yet."""
-        return [number for number in numbers if not self.result(number).exists()]
+        return [number for number in numbers if not os.path.lexists(self.result(number))]
 
     def result(self, number: int) -> Path:
         """The file of a network's outputs."""

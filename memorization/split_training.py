@@ -32,7 +32,7 @@ class SplitsPlan:
         """Train and store those of a job's networks that are missing."""
         splits = self.config.splits
         store = NetworkStore(splits.weights_dir)
-        missing = [repeat for repeat in self.repeats(job) if not store.path(repeat).exists()]
+        missing = [repeat for repeat in self.repeats(job) if not store.holds("networks", repeat)]
         repeats = training.networks_to_train(missing, store.checkpoint(job))
         labels = data.labels.cpu().numpy()
         halves = [torch.from_numpy(subsets.half(labels, r, splits.subset_ratio)) for r in repeats]
@@ -61,6 +61,6 @@ def train_missing(config: SplitsConfig) -> None:
     progress = NetworkProgress("train_splits", n, n - len(missing))
     worker_pool.run_jobs(plan, worker_pool.jobs_of(missing, plan.stack), workers, progress)
     store.discard_checkpoints(
-        lambda job: all(store.path(r).exists() for r in worker_pool.whole_job(job, plan.stack))
+        lambda job: all(store.holds("networks", r) for r in worker_pool.whole_job(job, plan.stack))
     )
     print(f"networks: {n} in {store.folder} ({plan.stack} trained as one); next: memorization.eval_splits")

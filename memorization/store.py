@@ -6,6 +6,7 @@ checkpoints/0003.pt     the networks that job 3 is training
 """
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,10 @@ class NetworkStore:
         """The path of a numbered file in the subfolder `kind`."""
         return self.folder / kind / f"{number:04d}.pt"
 
+    def holds(self, kind: str, number: int) -> bool:
+        """Whether that file is there. A link that leads nowhere is, so that nothing is trained over it."""
+        return os.path.lexists(self.result(kind, number))
+
     def path(self, repeat: int) -> Path:
         """The path of a repeat's network."""
         return self.result("networks", repeat)
@@ -72,7 +77,7 @@ class NetworkStore:
 
     def missing(self, n: int) -> list[int]:
         """Those of the first `n` repeats that have no network yet."""
-        return [repeat for repeat in range(n) if not self.path(repeat).exists()]
+        return [repeat for repeat in range(n) if not self.holds("networks", repeat)]
 
     def present(self) -> list[int]:
         """The repeats that have a network, ascending."""

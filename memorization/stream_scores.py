@@ -43,7 +43,7 @@ class StreamPlan:
         """Let a job's missing networks follow the stream and write what each gives after each task."""
         members = worker_pool.job_members(job, self.stack, self.config.stream.n_repeats)
         store, classes = NetworkStore(self.config.stream.weights_dir), task_classes(self.config, data)
-        missing = [repeat for repeat in members if not store.result(RESULTS, repeat).exists()]
+        missing = [repeat for repeat in members if not store.holds(RESULTS, repeat)]
         repeats = training.networks_to_train(missing, store.checkpoint(job))
         rows = task_halves(self.config, data, repeats, classes)
         learner = StreamTraining(self.config, data, repeats, rows, classes)
@@ -81,13 +81,13 @@ def train_and_write(config: StreamConfig) -> None:
         stack = training.study_stack_size(config, len(workers), n, stream.subset_ratio / stream.n_tasks)
         settings = store.claim(config, "n_repeats", "out_filename", "store_probs", stack=stack)
     plan = StreamPlan(config, settings["stack"])
-    missing = [repeat for repeat in range(n) if not store.result(RESULTS, repeat).exists()]
+    missing = [repeat for repeat in range(n) if not store.holds(RESULTS, repeat)]
     for repeat in set(range(n)) - set(missing):  # refused now, and not when the others have been trained
         read_outputs(store.result(RESULTS, repeat), repeat)
     progress = NetworkProgress("train_stream", n, n - len(missing))
     worker_pool.run_jobs(plan, worker_pool.jobs_of(missing, plan.stack), workers, progress)
     store.discard_checkpoints(
-        lambda job: all(store.result(RESULTS, r).exists() for r in worker_pool.whole_job(job, plan.stack))
+        lambda job: all(store.holds(RESULTS, r) for r in worker_pool.whole_job(job, plan.stack))
     )
     write(config, store, {**settings, "n_networks": n})
 

@@ -10,12 +10,13 @@ from engram.utils.errors import UserError
 
 def choose(name: str) -> torch.device:
     """The device called `name`; `auto` takes CUDA when there is one."""
+    given = name
     if name.isdecimal():
         name = f"cuda:{int(name)}"
     if name == "auto":
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
-        raise UserError(f"--device {name}: choose auto, cpu, cuda, cuda:N or N")
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", name):
+        raise UserError(f"--device {given}: choose auto, cpu, cuda, cuda:N or N")
     device = torch.device(name)
     if device.type == "cuda":
         n_devices = torch.cuda.device_count()

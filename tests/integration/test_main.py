@@ -232,6 +232,7 @@ def test_the_run_folder(run, folder):
         (["--model", "er", "--bufersize", "3"], "unknown argument --bufersize; did you mean --buffer_size"),
         (["--model", "er", "--buffer_size", "-3"], "--buffer_size -3: must be >= 0"),
         (["--model", "er", "--n_tasks", "11"], "--n_tasks 11: 10 classes can be split into 1 to 10 tasks"),
+        (["--model", "er", "--device", "9" * 20], f"--device {'9' * 20}: choose auto, cpu, cuda"),
         (["--model", "er", "--device", "tpu"], "--device tpu: choose auto, cpu, cuda, cuda:N or N"),
         (["--model", "er", "--device", "cuda:99"], "--device cuda:99: this machine has"),
         (["--model", "maer", "--memorization_scores", "none.npy"], "none.npy: no such file"),

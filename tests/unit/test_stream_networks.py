@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from engram.memorization import cli, stream_scores
+from engram.memorization.store import NetworkStore
 from engram.memorization.stream import Reservoirs, StreamTraining, halves, task_of
 from engram.memorization.train_stream import StreamConfig
 from engram.memorization.training import build_network, epoch_order, learning_rate, train_to_end
@@ -232,3 +233,11 @@ def test_outputs_of_another_network_are_refused_before_the_others_are_trained(tm
     checkpoint.write({"repeat": 1}, tmp_path / "stream" / "0002.pt")
     with pytest.raises(UserError, match=r"0002\.pt: not the outputs of network 2"):
         stream_scores.train_and_write(config)
+    (tmp_path / "stream" / "0002.pt").unlink()
+    (tmp_path / "stream" / "0001.pt").symlink_to(tmp_path / "a disk that is not mounted.pt")
+    with pytest.raises(UserError, match=r"0001\.pt"):  # not trained over
+        stream_scores.train_and_write(config)
+    assert NetworkStore(str(tmp_path)).missing(2) == [0, 1]
+    (tmp_path / "networks").mkdir()
+    (tmp_path / "networks" / "0001.pt").symlink_to("0001.pt")
+    assert NetworkStore(str(tmp_path)).missing(2) == [0]
