@@ -5,7 +5,7 @@ import torch
 from engram.models.method import Method
 from engram.utils import single_samples
 from engram.utils.config.config import Config
-from engram.utils.training.trainer import DEBUG_STEPS
+from engram.utils.training.step_plan import DEBUG_STEPS
 
 
 def refuse_last_batch_of_one(method: Method, config: Config) -> None:

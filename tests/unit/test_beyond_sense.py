@@ -20,7 +20,7 @@ from engram.utils.config.consistency import MAX_NAME
 from engram.utils.errors import UserError
 from engram.utils.runs.legacy_runs import write_run_dir
 from engram.utils.tracking import legacy_file_store, mlflow_store
-from engram.utils.training.trainer import Trainer
+from engram.utils.training.step_plan import StepPlan
 from tests.conftest import ROOT, built, tiny_config, tiny_method
 from tests.unit.test_file_store import old, write_run  # noqa: F401  a fixture and its writer
 
@@ -196,11 +196,11 @@ def test_the_memory_of_this_machine():
 
 
 @pytest.mark.parametrize("flags", [{"n_epochs": 10**9}, {"n_iters": 10**9}, {"n_epochs": 3}, {"n_iters": 31}])
-def test_steps_are_counted_without_a_loop_over_epochs(flags, tmp_path):
+def test_steps_are_counted_without_a_loop_over_epochs(flags):
     method, config = tiny_method("sgd", **flags)
     steps = sum(-(-method.benchmark.n_samples(task) // 4) for task in method.benchmark.tasks)
     expected = 3 * flags["n_iters"] if "n_iters" in flags else flags["n_epochs"] * steps
-    assert Trainer(config, method, tmp_path).count_steps() == expected
+    assert StepPlan(config, method).count_steps(method.benchmark.tasks) == expected
 
 
 @pytest.mark.parametrize("n", [10**12, 2 * 10**9])

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from engram.utils.training.optimizers import build_scheduler
-from engram.utils.training.trainer import DEBUG_STEPS, Trainer
+from engram.utils.training.step_plan import DEBUG_STEPS
+from engram.utils.training.trainer import Trainer
 from tests.conftest import tiny_method
 
 
@@ -35,7 +36,7 @@ def test_every_task_gets_as_many_steps(n_iters):
     trainer = run(n_iters=n_iters)
     expected = [(task, step // 8) for task in range(3) for step in range(n_iters)]
     assert trainer.seen == expected
-    assert trainer.position.total == trainer.count_steps() == 3 * n_iters
+    assert trainer.position.total == trainer.plan.count_steps(trainer.tasks) == 3 * n_iters
 
 
 def test_tasks_of_different_size():
@@ -64,5 +65,5 @@ def test_the_scheduler_spans_the_passes_that_are_made():
     method, config = tiny_method("sgd", n_iters=20, lr_scheduler="cosine", n_epochs=50)
     optimizer = torch.optim.SGD(method.net.parameters(), lr=1.0)
     trainer = Counting(config, method, None)
-    scheduler = build_scheduler(optimizer, config.train, trainer._n_epochs(method.setup.benchmark.tasks[0]))
+    scheduler = build_scheduler(optimizer, config.train, trainer.plan.n_epochs(trainer.tasks[0]))
     assert scheduler.T_max == 3

@@ -8,7 +8,8 @@ from engram.utils.config.config import Config
 from engram.utils.config.outside import label
 from engram.utils.training.environment import device_name
 from engram.utils.training.ports import BatchT, Stream, TaskT
-from engram.utils.training.trainer import DEBUG_STEPS, Trainer
+from engram.utils.training.step_plan import DEBUG_STEPS
+from engram.utils.training.trainer import Trainer
 
 
 def introduction(config: Config, folder: Path, trainer: Trainer[TaskT, BatchT]) -> Iterator[str]:
@@ -37,7 +38,7 @@ def _device(config: Config, trainer: Trainer[TaskT, BatchT]) -> str:
 def _advice(config: Config, trainer: Trainer[TaskT, BatchT]) -> str | None:
     """The precision that would be faster, if one would."""
     method = trainer.method
-    long_run = config.run.compile or trainer.count_steps() >= bf16_speed.LONG_RUN
+    long_run = config.run.compile or trainer.plan.count_steps(trainer.tasks) >= bf16_speed.LONG_RUN
     return bf16_speed.advice(method.setup.precision, method.net, trainer.benchmark.device, long_run)
 
 

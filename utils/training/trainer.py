@@ -3,11 +3,12 @@
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Generic
 
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from engram.utils import checkpoint, single_samples
@@ -19,20 +20,10 @@ from engram.utils.training.evaluation import accuracies, memory_counts
 from engram.utils.training.evaluation_subset import draw_subset, standard_errors
 from engram.utils.training.optimizers import build_optimizer, build_scheduler, carry_over
 from engram.utils.training.ports import BatchT, Learner, State, Stream, TaskT
+from engram.utils.training.position import Position
 from engram.utils.training.progress import DivergedError, LossLog, Progress
 from engram.utils.training.signals import InterruptedRunError, SignalHandler, StoppedRunError
-
-DEBUG_STEPS = 5
-
-
-@dataclass
-class Position:
-    """The next step to run: index in the stream, epoch, step in the epoch, steps done in the whole run."""
-
-    task: int = 0
-    epoch: int = 0
-    step: int = 0
-    total: int = 0
+from engram.utils.training.step_plan import StepPlan
 
 
 class Trainer(Generic[TaskT, BatchT]):
@@ -52,6 +43,7 @@ class Trainer(Generic[TaskT, BatchT]):
         self.tasks: Sequence[TaskT] = streams.get(method.stream, lambda: self.benchmark.tasks)()
         if config.log.inference_only:  # all that is left of the stream is its last row of R
             self.tasks = self.tasks[-1:]
+        self.plan = StepPlan(config, method)
         held_out = bool(config.stream.validation)
         n_tasks, sampled = len(self.benchmark.tasks), config.log.samples_evaluation
         self.results = AccuracyLog(n_tasks, self.benchmark.scenario, held_out, sampled)
@@ -70,12 +62,12 @@ class Trainer(Generic[TaskT, BatchT]):
 
     def run(self) -> AccuracyLog:
         """Train on what is left of the stream; raises `InterruptedRunError` or `DivergedError`."""
-        self.progress = Progress(self.count_steps(), self.position.total, self.quiet)
-        self.results.training.plan(self.count_steps())
+        n_steps = self.plan.count_steps(self.tasks)
+        self.progress = Progress(n_steps, self.position.total, self.quiet)
+        self.results.training.plan(n_steps)
         if self.config.run.compile:
-            self.graph = step_graph.build(
-                self.method, self.config.train.batch_size, self.count_steps(), self.progress.say
-            )
+            size = self.config.train.batch_size
+            self.graph = step_graph.build(self.method, size, n_steps, self.progress.say)
         # a finished run that is resumed takes no step: its numbers stay those of who did
         if self.position.task < len(self.tasks) or not self.results.environments:
             self.results.record_environment(self.benchmark.device, self.method.setup.precision)
@@ -103,46 +95,71 @@ class Trainer(Generic[TaskT, BatchT]):
         with self.results.timed("data"):
             self.benchmark.train(task)
         with self.results.timed("train"):
-            scheduler = self._begin(task)
-        while self.position.epoch < self._n_epochs(task):
+            self._begin(task)
+        while self.position.epoch < self.plan.n_epochs(task):
             with self.results.timed("train"):
                 self._run_epoch(task)
-                if scheduler:
-                    scheduler.step()
+                if self.scheduler:
+                    self.scheduler.step()
             self.position.epoch, self.position.step = self.position.epoch + 1, 0
             if self._stopped_early(task):
                 break
         with self.results.timed("train"):
             self.method.end_task(task)
 
-    def _begin(self, task: TaskT) -> LRScheduler | None:
-        """Optimizer and scheduler for the task: new, or as the checkpoint left them."""
-        method, train, resumed = self.method, self.config.train, self._resumed
+    def _begin(self, task: TaskT) -> None:
+        """Make the method, an optimizer and a scheduler ready for the next step, which is in this task."""
         if self.graph:
             self.graph.forget()
-        method.enter(task)
-        method.net.train()
-        inside_task = resumed is not None and (self.position.epoch or self.position.step)
-        if not inside_task:
-            method.begin_task(task)
-            self.early_stopping.begin()
-        before = resumed["optimizer"] if resumed else method.optimizer and method.optimizer.state_dict()
-        optimizer = method.optimizer = build_optimizer(method.trainable().items(), train)
-        scheduler = self.scheduler = build_scheduler(optimizer, train, self._n_epochs(task))
-        if resumed and inside_task:
-            optimizer.load_state_dict(resumed["optimizer"])
-            if scheduler:
-                scheduler.load_state_dict(resumed["scheduler"])
-        elif train.keep_optimizer and before:
+        self.method.enter(task)
+        self.method.net.train()
+        saved, self._resumed = self._resumed, None
+        if saved is None:
+            self._begin_task(task)
+        elif self.position.inside_task:
+            self._resume_inside(task, saved)
+        else:
+            self._resume_before(task, saved)
+
+    def _begin_task(self, task: TaskT) -> None:
+        """Begin the first task of a run, or one that follows another in this process."""
+        self._prepare(task)
+        last = self.method.optimizer
+        self._build_after(task, last.state_dict() if last else None)
+
+    def _resume_before(self, task: TaskT, saved: State) -> None:
+        """Begin a task whose first step the checkpoint stands before."""
+        self._prepare(task)
+        self._build_after(task, saved["optimizer"])
+
+    def _resume_inside(self, task: TaskT, saved: State) -> None:
+        """Go on in a task that had begun when the checkpoint was written."""
+        self._build_optimizer(task).load_state_dict(saved["optimizer"])
+        if self.scheduler:
+            self.scheduler.load_state_dict(saved["scheduler"])
+
+    def _prepare(self, task: TaskT) -> None:
+        self.method.begin_task(task)
+        self.early_stopping.begin()
+
+    def _build_after(self, task: TaskT, before: State | None) -> None:
+        """Build the task's optimizer, which `--keep_optimizer` lets go on from `before`, the last task's."""
+        optimizer = self._build_optimizer(task)
+        if self.config.train.keep_optimizer and before:
             carry_over(optimizer, before)
-        self._resumed = None
-        return scheduler
+
+    def _build_optimizer(self, task: TaskT) -> Optimizer:
+        """The task's new optimizer, which the method has from here on, with its scheduler."""
+        method, train = self.method, self.config.train
+        method.optimizer = optimizer = build_optimizer(method.trainable().items(), train)
+        self.scheduler = build_scheduler(optimizer, train, self.plan.n_epochs(task))
+        return optimizer
 
     def _run_epoch(self, task: TaskT) -> None:
         size, label = self.config.train.batch_size, self._epoch_label(task)
         batches = self.benchmark.batches(task, self.position.epoch, size, self.position.step)
         self.method.epoch = self.position.epoch
-        for batch in islice(batches, self._n_steps(task, self.position.epoch) - self.position.step):
+        for batch in islice(batches, self.plan.n_steps(task, self.position.epoch) - self.position.step):
             if self.config.run.compile:
                 self.method.begin_step()
             out = self.graph.observe(batch) if self.graph else self.method.observe(batch)
@@ -225,7 +242,7 @@ class Trainer(Generic[TaskT, BatchT]):
             losses = self.losses.read_finite()
         except DivergedError as error:
             raise DivergedError(f"{error} ({label}); {self._last_good()}") from None
-        n_steps = self._n_steps(self.tasks[self.position.task], self.position.epoch)
+        n_steps = self.plan.n_steps(self.tasks[self.position.task], self.position.epoch)
         self.progress.show(f"{label} step {self.position.step}/{n_steps}", losses, self._unshown)
         self.results.n_images += self._unshown
         self._unshown = 0
@@ -270,31 +287,6 @@ class Trainer(Generic[TaskT, BatchT]):
 
     # --- small things ----------------------------------------------------------------------------
 
-    def _n_epochs(self, task: TaskT) -> int:
-        """Passes over the task's data, the last one cut short by --n_iters; 0 for a task without steps."""
-        train = self.config.train
-        if not self.method.takes_steps_in(task):
-            return 0
-        if not train.n_iters:
-            return train.n_epochs
-        return -(-train.n_iters // self.benchmark.n_steps(task, train.batch_size))
-
-    def _n_steps(self, task: TaskT, epoch: int) -> int:
-        """Steps of one pass over the task's data."""
-        train = self.config.train
-        n_steps = self.benchmark.n_steps(task, train.batch_size)
-        if train.n_iters:
-            n_steps = min(n_steps, train.n_iters - epoch * n_steps)
-        return min(n_steps, DEBUG_STEPS) if self.config.run.debug_mode else n_steps
-
-    def count_steps(self) -> int:
-        """Steps of the whole run; all passes over a task's data but the last have as many."""
-        if self.config.log.inference_only:
-            return 0
-        ahead = [task for task in self.tasks[self.config.log.start_from :] if self._n_epochs(task)]
-        last = [self._n_epochs(task) - 1 for task in ahead]
-        return sum(n * self._n_steps(t, 0) + self._n_steps(t, n) for t, n in zip(ahead, last, strict=True))
-
     def _epoch_label(self, task: TaskT) -> str:
-        epoch = f"epoch {self.position.epoch + 1}/{self._n_epochs(task)}"
+        epoch = f"epoch {self.position.epoch + 1}/{self.plan.n_epochs(task)}"
         return f"task {task.id} ({self.position.task + 1}/{len(self.tasks)}) {epoch}"
