@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from engram.backbones.heads import SharedHead
 from engram.backbones.mlp import MLP
+from engram.models.parts import kernel_layout
 
 
 class MLPKernel:
     """Plain SGD on the parameters of an MLP, in place, in the calling thread alone.
 
-    The network's parameters become views of one vector (see `models.parts.compiled`), in which each
+    The network's parameters become views of one vector (see `models.parts.kernel_layout`), in which each
     layer's weights lie input by input: same shapes and values, other strides. Parameters may be loaded,
     changed or replaced (`p.data = ...`) between calls, and a checkpoint needs nothing of the kernel.
 
@@ -24,13 +25,12 @@ class MLPKernel:
     """
 
     def __init__(self, net: MLP, lookup: Tensor | None = None):
-        from engram.models.parts import compiled  # loads Numba, so only where it is used
+        from engram.models.parts import kernel_loops  # loads Numba, so only where it is used
 
-        self.compiled, self.parameters = compiled, list(net.parameters())
+        self.loops, self.parameters = kernel_loops, list(net.parameters())
         weights = self.parameters[::2]
-        sizes = torch.tensor([weights[0].shape[1], *(len(w) for w in weights)])
-        self.sizes, self.n_inputs = sizes.numpy(), int(sizes[0])
-        self.n_units, self.n_lists = int(sizes[1:].sum()), int(sizes[:-1].sum())
+        self.layers = kernel_layout.layout([weights[0].shape[1], *(len(w) for w in weights)])
+        self.n_inputs = weights[0].shape[1]
         self.n_parameters = sum(p.numel() for p in self.parameters)
         if lookup is not None and (lookup.shape != (256,) or lookup.dtype != torch.float32):
             raise ValueError(f"a lookup table has 256 float32 entries, this one {tuple(lookup.shape)}")
@@ -77,9 +77,9 @@ class MLPKernel:
         x, y, scale, lookup = self._checked(x, y, scale)
         losses = torch.empty(len(y))
         scale_address = 0 if scale is None else scale.data_ptr()
-        data = (x.data_ptr(), y.data_ptr(), scale_address, losses.data_ptr())
-        self.compiled.sequence(
-            self._parameters(), self.copies, self.sizes, self._work(1), data, len(y), lookup,
+        addresses = (x.data_ptr(), y.data_ptr(), scale_address, losses.data_ptr())
+        self.loops.reptile(
+            self._parameters(), self.copies, self.layers, self._work(1), *addresses, len(y), lookup,
             float(lr), n_batches, float(beta), float(gamma),
         )  # fmt: skip
         return losses
@@ -87,11 +87,10 @@ class MLPKernel:
     def step(self, x: Tensor, y: Tensor, weights: Tensor, lr: float) -> Tensor:
         """One SGD step on Σ_i weights_i CE_i, `weights` (n,); returns that loss, before the step."""
         x, y, weights, lookup = self._checked(x, y, weights)
-        data = (x.data_ptr(), y.data_ptr(), weights.data_ptr())
-        vector, work = self._parameters(), self._work(len(y))
-        return torch.tensor(
-            self.compiled.step(vector, self.sizes, work, data, len(y), lookup, float(lr)), dtype=torch.float32
-        )
+        addresses = (x.data_ptr(), y.data_ptr(), weights.data_ptr())
+        vector, space = self._parameters(), self._work(len(y))
+        loss = self.loops.step(vector, self.layers, space, *addresses, len(y), lookup, float(lr))
+        return torch.tensor(loss, dtype=torch.float32)
 
     def gradients(self, x: Tensor, y: Tensor, weights: Tensor, counts: list[int]) -> Tensor:
         """(T, P) gradients of Σ_i weights_i CE_i over T parts, of `counts` samples, one after the other.
@@ -102,11 +101,12 @@ class MLPKernel:
         if sum(counts) != len(y) or min(counts, default=0) < 0:
             raise ValueError(f"parts of {counts} samples do not make {len(y)}")
         out = torch.empty(len(counts), self.n_parameters)
-        data = (x.data_ptr(), y.data_ptr(), weights.data_ptr())
-        vector, work, parts = self._parameters(), self._work(max(counts, default=0)), torch.tensor(counts)
-        self.compiled.gradients(
-            vector, self.copies[0], self.sizes, work, data, len(y), lookup, parts.long().numpy(), out.numpy()
-        )
+        addresses = (x.data_ptr(), y.data_ptr(), weights.data_ptr())
+        vector, space, parts = self._parameters(), self._work(max(counts, default=0)), torch.tensor(counts)
+        self.loops.gradients(
+            vector, self.copies[0], self.layers, space, *addresses, len(y), lookup,
+            parts.long().numpy(), out.numpy(),
+        )  # fmt: skip
         return out
 
     def state_dict(self) -> dict:
@@ -147,21 +147,9 @@ class MLPKernel:
             self.located = [p.data_ptr() for p in self.parameters]
         return self.vector.numpy()
 
-    def _work(self, n: int):
-        """Space for `n` samples at once, kept between calls; see `models.parts.compiled`."""
+    def _work(self, n: int) -> tuple:
+        """Space for `n` samples at once, kept between calls: the fields of a `Work`."""
         if n > self.room or not self.room:
-            self.room = n = max(n, 1, 2 * self.room)
-            widest, n_layers = int(self.sizes[:-1].max()), len(self.sizes) - 1
-            whole = {"dtype": torch.int32}
-            spaces = (
-                torch.empty(n, self.n_lists, **whole),  # columns of the non-zero inputs
-                torch.empty(n, self.n_lists),  # values
-                torch.empty(n, n_layers, **whole),  # counts
-                torch.empty(self.n_units),  # activations of one sample
-                torch.empty(n * self.n_units),  # deltas
-                torch.empty(widest + 1, **whole),  # ends of the lists by input
-                torch.empty(n * widest, **whole),  # samples in them
-                torch.empty(n * widest),  # and their amounts
-            )
-            self.work = tuple(space.numpy() for space in spaces)
+            self.room = max(n, 1, 2 * self.room)
+            self.work = tuple(kernel_layout.space(self.layers, self.room))
         return self.work

@@ -278,7 +278,7 @@ def test_nowhere_to_keep_compiled_code(tmp_path):
         (tmp_path / room).symlink_to(ROOT / room)
     (tmp_path / "engram.py").write_text((ROOT / "engram.py").read_text())
     (tmp_path / "models" / "parts").mkdir(parents=True)
-    for name in ("kernel.py", "compiled.py"):
+    for name in ("kernel.py", "kernel_layout.py", "kernel_loops.py"):
         (tmp_path / "models" / "parts" / name).write_text((ROOT / "models" / "parts" / name).read_text())
     (tmp_path / "models" / "parts" / "__pycache__").write_text("in the way")
     (tmp_path / "file").write_text("")
