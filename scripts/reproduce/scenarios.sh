@@ -60,6 +60,7 @@ split ebll       | --lwf_lambda 1 | --ebll_alpha 0.1 | --ebll_alpha 1 | --ebll_a
 split imm_mean   | | --imm_lambda 0.1 | --imm_lambda 0.001 | --imm_lambda 0.001
 split imm_mode   | | --imm_lambda 0.1 | --imm_lambda 0.001 | --imm_lambda 0.001
 split joint      | --model joint --n_iters 10000 | | |
+split cumulative | | | |
 perm sgd         | | | |
 perm ewc         | --ewc_mode separate $fisher | --e_lambda 500 | --e_lambda 500 | --e_lambda 1
 perm ewc_online  | --model ewc --ewc_mode online $fisher | --e_lambda 500 --gamma 0.8 | --e_lambda 1000 --gamma 0.9 | --e_lambda 5 --gamma 1

@@ -31,7 +31,7 @@ STUDIES = {
     "prompts.sh": 39,
     "prompts_small.sh": 1 + 2 * 2,
     "rehearsal.sh": 2 * 3 * (4 + 3) + 2 * 2,
-    "scenarios.sh all": 2 * 3 * 19,
+    "scenarios.sh all": 2 * 3 * 20,
     "scenarios.sh all tune": None,
     "scenarios.sh perm-small": 2 * 3 * 6,
 }
