@@ -31,9 +31,9 @@ def memorization_page() -> str:
 def _section(name: str) -> Section:
     """What the program's file says, and the flags that the file declares."""
     module = importlib.import_module(f"engram.memorization.{name}")
-    text = inspect.cleandoc(str(module.__doc__))
+    text = re.sub(r" *\\\n\s*", " ", inspect.cleandoc(str(module.__doc__)))  # a command is one line there
     own = [_titled_table(options) for options in _declared(module)]
-    return Section(name, re.sub(r"(?<=\S) {2,}", " ", text), tables=own)  # a command continued on a line
+    return Section(name, re.sub(r"(?<=\S) {2,}", " ", text), tables=own)
 
 
 def _titled_table(options: type[OptionSet]) -> PageTable:
